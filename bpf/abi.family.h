@@ -1,0 +1,63 @@
+/* The tables' keys and values that hold an address, once per family: FAM becomes v4 and v6. */
+
+struct addr_FAM {
+	__be32 word[WORDS_FAM];
+};
+
+struct vip_key_FAM {
+	struct addr_FAM address;
+};
+
+struct service_key_FAM {
+	struct addr_FAM address;
+	__be16 port;
+	u8 protocol;
+	u8 zero;
+};
+
+/* Longest-prefix key: a port range is written as the prefixes that cover it. */
+struct range_key_FAM {
+	u32 prefix_length; /* bits after this word that count */
+	u8 protocol;
+	u8 zero[3];
+	struct addr_FAM address;
+	__be16 port;
+	u8 zero_after[2];
+};
+
+/* One direction of a connection as it arrives. */
+struct flow_key_FAM {
+	struct addr_FAM source;
+	struct addr_FAM destination;
+	__be16 source_port;
+	__be16 destination_port;
+	u8 protocol;
+	u8 zero[3];
+};
+
+/* What to do with that direction: the full rewrite, so one lookup serves a packet. */
+struct flow_FAM {
+	struct addr_FAM source;
+	struct addr_FAM destination;
+	__be16 source_port;
+	__be16 destination_port;
+	u16 l3_delta; /* one's complement sum to add to the IPv4 header checksum, TTL decrement included; 0 for IPv6 */
+	u16 l4_delta; /* the same for the TCP or UDP checksum */
+	u8 destination_mac[6];
+	u8 source_mac[6];
+	u32 interface;           /* way out; with the MACs valid while next_hop_generation matches the global one */
+	u32 next_hop_generation; /* 0: never resolved */
+	u32 last_seen;           /* ticks, see TICK_SHIFT */
+	u16 farm;
+	u8 flags; /* FLOW_FLAG_*: fixed at birth */
+	u8 state; /* FLOW_STATE_* */
+	u32 backend;
+};
+
+/* A flow change for the peer: the forward entry; the reply entry follows from it. */
+struct flow_event_FAM {
+	struct flow_key_FAM key;
+	struct flow_FAM flow;
+	u8 type; /* EVENT_TYPE_* */
+	u8 zero[7];
+};

@@ -1,0 +1,75 @@
+/* Everything that lies in a pinned map: written once here, read by Python from the layout clang reports.
+ *
+ * Addresses and ports are in network byte order, everything else in the host's. A struct whose name ends in FAM is
+ * made once per address family by the flattener (see flatten.py). Sizes are asserted because padding would become
+ * part of a key.
+ */
+#pragma once
+
+/* --- the node ---------------------------------------------------------------------------------------------- */
+
+/* The fence: VIPs are served only while CLOCK_MONOTONIC is before deadline_ns. */
+struct lease {
+	u64 deadline_ns;
+	u64 epoch;
+};
+
+struct globals {
+	u32 next_hop_generation; /* raised on each neighbour, route or link event */
+	u32 hash_seed;           /* one per cluster: both nodes compute the same slots */
+};
+
+struct counter {
+	u64 packets;
+	u64 bytes;
+};
+
+struct traffic {
+	u64 packets_in; /* from clients */
+	u64 bytes_in;
+	u64 packets_out; /* from backends */
+	u64 bytes_out;
+	u64 connections; /* opened since the map was made */
+	u64 drops;
+};
+
+/* --- farms and backends ------------------------------------------------------------------------------------ */
+
+struct vip {
+	u32 flags; /* VIP_* */
+};
+
+/* What a listener does; one value per (VIP, port, protocol), replaced as a whole, so a packet sees all or nothing. */
+struct service {
+	u32 farm;
+	u32 slot_offset; /* first slot, a multiple of SLOTS_PER_CHUNK */
+	u32 slot_count;  /* 0: no backend may take new connections */
+	u8 mode;         /* MODE_* */
+	u8 scheduler;    /* SCHEDULER_* */
+	__be16 port_first; /* first port of the listener; backends keep the offset from it */
+	__be32 snat_address[4]; /* IPv4 uses the first word */
+};
+_Static_assert(sizeof(struct service) == 32, "service");
+
+struct slot_chunk {
+	u32 backend[SLOTS_PER_CHUNK];
+};
+
+struct backend {
+	__be32 address[4]; /* IPv4 uses the first word */
+	__be16 port;
+	u16 flags;
+};
+_Static_assert(sizeof(struct backend) == 20, "backend");
+
+/* --- per address family ------------------------------------------------------------------------------------ */
+
+#define WORDS_v4 1
+#define WORDS_v6 4
+#include "abi.family.h"
+_Static_assert(sizeof(struct flow_key_v4) == 16, "flow_key_v4");
+_Static_assert(sizeof(struct flow_key_v6) == 40, "flow_key_v6");
+_Static_assert(sizeof(struct flow_v4) == 48, "flow_v4");
+_Static_assert(sizeof(struct flow_v6) == 72, "flow_v6");
+_Static_assert(sizeof(struct flow_event_v4) == 72, "flow_event_v4");
+_Static_assert(sizeof(struct flow_event_v6) == 120, "flow_event_v6");

@@ -1,0 +1,136 @@
+"""The numbers the C data plane and the Python control plane share: each written here once and handed to C by the loader.
+
+This file decides names and values only. It must not know how they are compiled, pinned or counted.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+ABI_VERSION = 1
+"""Version of the pinned maps' meaning. A change of a struct's layout is noticed without it (layouts are compared);
+raise it when the same bytes come to mean something else."""
+
+MAX_FARMS = 4096
+MAX_BACKENDS = 32768
+MAX_VIPS = 4096
+MAX_SERVICES = 65536
+MAX_PORT_RANGES = 65536
+SLOTS_PER_CHUNK = 16
+MAX_SLOT_CHUNKS = 262144
+MAX_SNAT_CANDIDATES = 32
+MAX_IPV6_EXTENSIONS = 4
+
+TICK_SHIFT = 26
+"""last_seen counts ticks of 2**26 ns (67 ms) of CLOCK_MONOTONIC; 32 bits of them last nine years of uptime."""
+
+REFRESH_SHIFT = 9
+"""A flow that stays busy is reported to the peer again each time its tick crosses a multiple of 2**9 (34 s)."""
+
+LEASE_FOREVER_NS = 2**64 - 1
+"""Deadline of a node without a peer: its lease never runs out."""
+
+
+class Protocol(enum.IntEnum):
+    """IP protocol numbers a farm can balance (IANA protocol numbers registry)."""
+
+    TCP = 6
+    UDP = 17
+
+
+class Mode(enum.IntEnum):
+    """How packets reach the backend: snat hides the client behind the floating address, dnat keeps it."""
+
+    SNAT = 0
+    DNAT = 1
+
+
+class Scheduler(enum.IntEnum):
+    """How a new connection's slot is picked: by hash of the 5-tuple, in turn, or by hash of the client address."""
+
+    MAGLEV = 0
+    ROUNDROBIN = 1
+    SOURCE = 2
+
+
+class FlowFlag(enum.IntFlag):
+    """What kind of entry a flow is; set when it is made and never changed."""
+
+    FORWARD = 1  # client to backend; without it: backend to client
+    DERIVED = 2  # made from a mid-stream packet, not from a SYN
+
+
+class FlowState(enum.IntFlag):
+    """What a direction has seen. The FIN and RST bits are written to both entries of a connection."""
+
+    SEEN = 1  # a packet went this way
+    FIN_HERE = 2  # this direction sent FIN
+    FIN_THERE = 4  # the other direction sent FIN
+    RST = 8  # either side reset the connection
+    REPLICATED = 16  # entry came from the peer
+
+
+class VipFlag(enum.IntFlag):
+    """Properties of a virtual address."""
+
+    RANGES = 1  # some farm on it serves a port range: ask the range table after the exact one
+    OPEN = 2  # no guard: packets no farm serves go to the kernel
+    HOLD = 4  # address of a SNAT pool only: flow hits and ARP are fenced, nothing is served
+
+
+class EventType(enum.IntEnum):
+    """Why a flow event was put into the ring buffer for the peer."""
+
+    ESTABLISHED = 1
+    REFRESH = 2
+    CLOSED = 3
+
+
+class Kind(enum.Enum):
+    """What happened to the packets a counter counts."""
+
+    PASS = "pass"
+    FORWARD = "forward"
+    DROP = "drop"
+    EVENT = "event"
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """One line of `xlbctl stats`: where a packet ended, and the sentence that says why that is right."""
+
+    name: str
+    kind: Kind
+    reason: str
+
+
+COUNTERS: tuple[Counter, ...] = (
+    Counter("pass_not_ip", Kind.PASS, "Neither IPv4, IPv6 nor a neighbour message about a VIP: the kernel's business."),
+    Counter("pass_not_ours", Kind.PASS, "No flow and no VIP matches: the kernel's business."),
+    Counter("pass_neighbour", Kind.PASS, "ARP or neighbour solicitation for a VIP while the lease is open: the kernel answers."),
+    Counter("pass_vip_icmp", Kind.PASS, "Echo request or other ICMP to a VIP that no flow explains: the kernel answers."),
+    Counter("pass_vip_open", Kind.PASS, "No farm serves the port and the VIP's guard is off: the kernel's business."),
+    Counter("pass_unresolved", Kind.PASS, "Rewritten, but the next hop's MAC is unknown: the kernel resolves it and forwards."),
+    Counter("forward_tx", Kind.FORWARD, "Rewritten and sent out of the interface it came in by."),
+    Counter("forward_redirect", Kind.FORWARD, "Rewritten and sent out of another interface."),
+    Counter("forward_icmp_error", Kind.FORWARD, "ICMP error about a flow, translated and sent on (RFC 5508)."),
+    Counter("drop_fenced", Kind.DROP, "The lease has run out: another node may be serving this VIP."),
+    Counter("drop_fenced_neighbour", Kind.DROP, "ARP or neighbour solicitation for a VIP after the lease ran out."),
+    Counter("drop_vip_guard", Kind.DROP, "No farm serves this port of the VIP, and the guard keeps other listeners private."),
+    Counter("drop_no_backend", Kind.DROP, "The farm has no backend that may take new connections."),
+    Counter("drop_no_flow", Kind.DROP, "Mid-stream packet without a flow, and the scheduler cannot derive its backend."),
+    Counter("drop_snat_exhausted", Kind.DROP, "Every candidate source port towards this backend is taken."),
+    Counter("drop_reverse_conflict", Kind.DROP, "Another connection already owns the reply tuple of this one."),
+    Counter("drop_ttl_expired", Kind.DROP, "TTL or hop limit would reach zero here."),
+    Counter("drop_fragment", Kind.DROP, "Fragment for a VIP: without ports it cannot be assigned to a flow."),
+    Counter("drop_malformed", Kind.DROP, "Headers of a packet for a VIP are truncated or contradict each other."),
+    Counter("drop_ipv6_extension", Kind.DROP, "IPv6 extension headers of a packet for a VIP are too many or not understood."),
+    Counter("drop_protocol", Kind.DROP, "Neither TCP, UDP nor ICMP to a guarded VIP."),
+    Counter("drop_no_route", Kind.DROP, "The kernel has no route to the next hop, or forbids it."),
+    Counter("drop_too_big", Kind.DROP, "Longer than the MTU of the way out, and no ICMP error could be sent."),
+    Counter("drop_internal", Kind.DROP, "A table entry that must exist is missing: a bug, please report it."),
+    Counter("event_promoted", Kind.EVENT, "A connection was seen in both directions and moved to the lasting flow table."),
+    Counter("event_flow_table_full", Kind.EVENT, "The lasting flow table is full; the connection stays in the evictable one."),
+    Counter("event_ring_full", Kind.EVENT, "A flow event was lost because the replication ring was full: the peer resyncs."),
+)

@@ -1,0 +1,13 @@
+/* The pinned tables. PINS is the bpffs directory, MAX_FLOWS the node's max_flows (connections: two entries each). */
+#pragma once
+#include "abi.h"
+
+BPF_TABLE_PINNED("array", u32, struct lease, lease, 1, PINS "/lease");
+BPF_TABLE_PINNED("array", u32, struct globals, globals, 1, PINS "/globals");
+BPF_TABLE_PINNED("percpu_array", u32, struct counter, counters, COUNTER_COUNT, PINS "/counters");
+BPF_TABLE_PINNED("percpu_array", u32, struct traffic, farm_traffic, MAX_FARMS, PINS "/farm_traffic");
+BPF_TABLE_PINNED("percpu_array", u32, struct traffic, backend_traffic, MAX_BACKENDS, PINS "/backend_traffic");
+BPF_TABLE_PINNED("percpu_array", u32, u32, turns, MAX_FARMS, PINS "/turns");
+BPF_TABLE_PINNED("array", u32, struct slot_chunk, slots, MAX_SLOT_CHUNKS, PINS "/slots");
+BPF_TABLE_PINNED("array", u32, struct backend, backends, MAX_BACKENDS, PINS "/backends");
+#include "maps.family.h"
