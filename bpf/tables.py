@@ -1,0 +1,161 @@
+"""What the control plane may ask of the data plane, as values: operations in, counts out.
+
+`DataPlane` has two implementations: `bpf.plane.KernelPlane` on pinned maps, and the strict fake of the tests. Decides
+nothing; knows no ctypes, no file descriptors. Addresses are strings in canonical form, ports and ids are integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceKey:
+    """A listener: one port, or the range port..port_last, of a VIP. `protocol` is the IP protocol number."""
+
+    address: str
+    port: int
+    port_last: int
+    protocol: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceValue:
+    """What the listener does; see `struct service`. slot_offset is a multiple of SLOTS_PER_CHUNK."""
+
+    farm: int
+    slot_offset: int
+    slot_count: int
+    mode: int
+    scheduler: int
+    port_first: int
+    snat_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutVip:
+    """Make `address` ours; flags are VipFlag bits."""
+
+    address: str
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteVip:
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutService:
+    key: ServiceKey
+    value: ServiceValue
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteService:
+    key: ServiceKey
+
+
+@dataclass(frozen=True, slots=True)
+class PutBackend:
+    """Bind `id` (1 … MAX_BACKENDS-1; 0 means none) to an address and a port."""
+
+    id: int
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PutSlots:
+    """Write backend ids (uint32, shape (n,)) at `offset`, a multiple of SLOTS_PER_CHUNK. The last chunk is padded with 0."""
+
+    offset: int
+    backends: NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroTraffic:
+    """Reset the counters of farm ids and backend ids that are about to be reused."""
+
+    farms: tuple[int, ...] = ()
+    backends: tuple[int, ...] = ()
+
+
+Operation = PutVip | DeleteVip | PutService | DeleteService | PutBackend | PutSlots | ZeroTraffic
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTuple:
+    """A direction of a connection as it arrives: canonical addresses, host-order ports, IP protocol number."""
+
+    source: str
+    destination: str
+    source_port: int
+    destination_port: int
+    protocol: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlowEntry:
+    """One flow as people see it: the arriving tuple, the tuple it leaves with, and where it belongs."""
+
+    arrives: FlowTuple
+    leaves: FlowTuple
+    forward: bool
+    farm: int
+    backend: int
+    state: int
+    last_seen_tick: int
+    embryonic: bool
+
+
+class DataPlane(Protocol):
+    """The kernel's side of a node. Tables are named as in bpf/maps*.h; `family` is "v4" or "v6".
+
+    Columns are numpy structured arrays with the layouts of bpf/abi*.h.
+    """
+
+    def apply(self, operations: Sequence[Operation]) -> None:
+        """Execute in order, neighbours of a kind in one batch. Raises PlaneError naming the operation that failed."""
+
+    def set_lease(self, deadline_ns: int, epoch: int) -> None: ...
+    def lease(self) -> tuple[int, int]: ...
+    def bump_next_hops(self) -> None:
+        """Make every flow ask for its next hop again."""
+
+    def set_hash_seed(self, seed: int) -> None: ...
+    def hash_seed(self) -> int: ...
+    def counters(self) -> dict[str, tuple[int, int]]:
+        """Counter name to (packets, bytes), summed over CPUs."""
+
+    def farm_traffic(self) -> Array:
+        """Structured array indexed by farm id, summed over CPUs: packets_in, bytes_in, packets_out, bytes_out, connections, drops."""
+
+    def backend_traffic(self) -> Array: ...
+    def flow_slices(self, table: str, family: str, slice_size: int) -> Iterator[tuple[Array, Array]]:
+        """(keys, values) of `table` ("flows" or "embryonic"), at most about slice_size entries each; entries that come or go meanwhile may be missed or seen twice."""
+
+    def lookup_flows(self, table: str, family: str, keys: Array) -> tuple[Array, Array]:
+        """(found: bool array, values) for each key."""
+
+    def update_flows(self, family: str, keys: Array, values: Array) -> int:
+        """Insert or overwrite lasting flows in one batch; returns how many were written (fewer when the table is full)."""
+
+    def delete_flows(self, table: str, family: str, keys: Array) -> int:
+        """Delete those that still exist; returns how many did."""
+
+    def now_tick(self) -> int:
+        """The current time in flow ticks (CLOCK_MONOTONIC >> TICK_SHIFT)."""
+
+    def close(self) -> None: ...
+
+
+class PlaneError(Exception):
+    """The kernel refused an operation on the data plane; the message names it and the remedy where one is known."""
