@@ -1,0 +1,68 @@
+# `make help` lists what there is. Every target installs what it needs; nothing touches the network when all is there.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.NOTPARALLEL:
+
+PYTHON := .venv/bin/python
+SOURCES := bpf ctl sync tests bench
+PRIVILEGED_TESTS := $(wildcard tests/bpf tests/net)
+SEEDS ?= 2000
+
+.PHONY: help
+help: ## List the targets
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-22s %s\n' "$$name" "$$text"; done
+
+.PHONY: setup
+setup: ## Install Debian packages, .venv with xlbd and xlbctl, the bpffs mount (root or sudo)
+	@.ci/setup
+
+.PHONY: demo
+demo: setup ## Balance real traffic between network namespaces and show it (root, under 90 s)
+	@$(PYTHON) -m tests.demo
+
+.PHONY: test
+test: check sim test-privileged ## Everything: check, simulation, packets through the kernel, real traffic (root, under 15 min)
+
+.PHONY: test-privileged
+test-privileged: setup # without `check`
+	$(PYTHON) -m pytest $(PRIVILEGED_TESTS)
+
+.PHONY: check
+check: setup ## Format, lint, types, unit tests (no privileges, under a minute)
+	$(PYTHON) -m ruff format --check $(SOURCES)
+	$(PYTHON) -m ruff check $(SOURCES)
+	$(PYTHON) -m mypy
+	$(PYTHON) -m pytest tests/unit
+
+.PHONY: sim
+sim: setup ## Simulated histories of the pair: make sim SEEDS=100000
+ifneq ($(wildcard tests/sim),)
+	XLB_SIM_SEEDS=$(SEEDS) $(PYTHON) -m pytest tests/sim
+endif
+
+.PHONY: format
+format: setup ## Let ruff format and fix what it can
+	$(PYTHON) -m ruff format $(SOURCES)
+	$(PYTHON) -m ruff check --fix $(SOURCES)
+
+.PHONY: deb
+deb: ## Build the Debian package into dist/
+	@.ci/setup deb
+	@debian/build dist
+
+.PHONY: deb-test
+deb-test: deb ## Install the package into a bare Debian 12 root, run it and the unit tests on Debian's own module versions, purge it
+	@.ci/setup root
+	@tests/bare/deb.sh dist
+
+.PHONY: bare-test
+bare-test: ## Prove the README's two commands in a freshly bootstrapped Debian 12 root: make bare-test TARGETS="demo test"
+	@.ci/setup root
+	@tests/bare/run.sh $(TARGETS)
+
+.PHONY: clean
+clean: ## Remove what building and testing left in the checkout
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,34 @@
+"""What a skipped test means. A skip is visible everywhere (-ra) and, where XLB_NO_SKIP=1 says that every privilege is there, a failure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+SKIPS_FAIL = os.environ.get("XLB_NO_SKIP") == "1"
+
+
+def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    report.outcome = "failed"
+    report.longrepr = f"{reason}\nXLB_NO_SKIP=1 and this test is not marked may_skip, so a skip is a failure."
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    outcome = yield
+    report = outcome.get_result()
+    expected = hasattr(report, "wasxfail") or item.get_closest_marker("may_skip") is not None
+    if SKIPS_FAIL and report.skipped and not expected:
+        _fail(report)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report() -> Generator[None, Any, None]:
+    outcome = yield
+    report = outcome.get_result()
+    if SKIPS_FAIL and report.skipped:
+        _fail(report)
