@@ -1,4 +1,4 @@
-"""What a skipped test means. A skip is visible everywhere (-ra) and, where XLB_NO_SKIP=1 says that every privilege is there, a failure."""
+"""What a skipped test means: visible everywhere (-ra), and a failure where XLB_NO_SKIP=1 says every privilege is there."""
 
 from __future__ import annotations
 
