@@ -125,6 +125,12 @@ class DataPlane(Protocol):
     def apply(self, operations: Sequence[Operation]) -> None:
         """Execute in order, neighbours of a kind in one batch. Raises PlaneError naming the operation that failed."""
 
+    def vips(self) -> dict[str, int]:
+        """The virtual addresses the tables hold now, with their flags; read when pins are adopted."""
+
+    def services(self) -> dict[ServiceKey, ServiceValue]:
+        """The listeners the tables hold now, a range's prefixes joined again; read when pins are adopted."""
+
     def set_lease(self, deadline_ns: int, epoch: int) -> None: ...
     def lease(self) -> tuple[int, int]: ...
     def bump_next_hops(self) -> None:
