@@ -1,0 +1,202 @@
+"""The node's real network: `KernelNetwork` implements `ctl.network.Network` with pyroute2, and what pyroute2 lacks with
+`ctl.rtnetlink`.
+
+Does I/O only; which address belongs where is decided by the node. Methods block for milliseconds: call them in a thread.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ctl import sysctl
+from ctl.announce import announcement, send_frame
+from ctl.errors import XlbError
+from ctl.netwatch import NetlinkWatcher, attribute
+from ctl.network import Interface, InterfaceAddress, Neighbour, NetworkEvents, Route
+from ctl.rtnetlink import RouteSocket, kernel_manages_neighbours, resolve_routes
+
+_IFA_F_NODAD = 0x02
+_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
+_NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
+_SIOCETHTOOL, _ETHTOOL_GDRVINFO = 0x8946, 0x3
+
+
+class KernelNetwork:
+    """Addresses, links, routes and neighbours of the network namespace this process is in."""
+
+    def __init__(self) -> None:
+        self._watcher: NetlinkWatcher | None = None
+        self._managed = True  # until the kernel says that it does not know managed neighbours
+
+    def interfaces(self) -> Mapping[str, Interface]:
+        with _netlink() as netlink:
+            links = list(netlink.get_links())
+        found = {}
+        for link in links:
+            name, flags = attribute(link, "IFLA_IFNAME"), link["flags"]
+            found[name] = Interface(
+                name=name,
+                index=link["index"],
+                mac=attribute(link, "IFLA_ADDRESS") or "",
+                mtu=attribute(link, "IFLA_MTU") or 0,
+                up=bool(flags & _IFF_UP),
+                carrier=bool(flags & _IFF_LOWER_UP),
+                driver=driver_of(name),
+            )
+        return found
+
+    def addresses(self) -> frozenset[InterfaceAddress]:
+        names = {interface.index: interface.name for interface in self.interfaces().values()}
+        with _netlink() as netlink:
+            return frozenset(
+                InterfaceAddress(
+                    names[each["index"]], attribute(each, "IFA_LOCAL") or attribute(each, "IFA_ADDRESS"), each["prefixlen"]
+                )
+                for each in netlink.get_addr()
+                if each["index"] in names
+            )
+
+    def add_address(self, address: InterfaceAddress) -> None:
+        try:
+            with _netlink() as netlink:
+                # A VIP moves between nodes: duplicate address detection would see the peer's and refuse it for good.
+                flags = {"flags": _IFA_F_NODAD} if ":" in address.address else {}
+                index = _index(address.device)
+                netlink.addr("add", index=index, address=address.address, prefixlen=address.prefix_length, **flags)
+        except OSError as error:
+            raise _refused("add", address, error) from None
+        except Exception as error:  # pyroute2's NetlinkError is no OSError
+            if _code(error) != errno.EEXIST:
+                raise _refused("add", address, error) from None
+
+    def remove_address(self, address: InterfaceAddress) -> None:
+        try:
+            with _netlink() as netlink:
+                index = _index(address.device)
+                netlink.addr("del", index=index, address=address.address, prefixlen=address.prefix_length)
+        except Exception as error:
+            if _code(error) not in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO):
+                raise _refused("remove", address, error) from None
+
+    def announce(self, address: InterfaceAddress) -> None:
+        interface = self.interfaces().get(address.device)
+        if interface is None or not interface.carrier or not interface.mac or interface.mac == "00:00:00:00:00:00":
+            return
+        try:
+            send_frame(address.device, announcement(address.address, interface.mac))
+        except OSError as error:
+            raise _refused("announce", address, error) from None
+
+    def routes(self, destinations: Sequence[str]) -> Sequence[Route | None]:
+        return resolve_routes(destinations)
+
+    def keep_resolved(self, neighbours: Collection[tuple[int, str]]) -> None:
+        with RouteSocket() as sock:
+            for index, address in neighbours:
+                try:
+                    if self._managed:
+                        self._managed = kernel_manages_neighbours(sock, index, address)
+                    if not self._managed:
+                        sock.use_neighbour(index, address, managed=False)
+                except OSError as error:
+                    if error.errno not in (errno.ENODEV, errno.ENETDOWN, errno.EINVAL):
+                        raise XlbError(f"cannot ask the kernel to resolve neighbour {address}: {error.strerror}") from None
+
+    def release(self, neighbours: Collection[tuple[int, str]]) -> None:
+        if not self._managed:
+            return
+        with RouteSocket() as sock:
+            for index, address in neighbours:
+                try:
+                    sock.use_neighbour(index, address, managed=False)
+                except OSError:
+                    continue  # the link or the entry is gone, and with it what was to be released
+
+    @property
+    def needs_repeating(self) -> bool:
+        """Whether keep_resolved must be called again and again, because this kernel does not do it by itself."""
+        return not self._managed
+
+    def neighbours(self) -> Sequence[Neighbour]:
+        with _netlink() as netlink:
+            entries = list(netlink.get_neighbours())
+        return [
+            Neighbour(
+                each["ifindex"],
+                attribute(each, "NDA_DST"),
+                bool(each["state"] & _NUD_VALID),
+                attribute(each, "NDA_LLADDR") or "",
+            )
+            for each in entries
+            if isinstance(attribute(each, "NDA_DST"), str)
+        ]
+
+    def enable_forwarding(self, interfaces: Sequence[str]) -> Sequence[str]:
+        return sysctl.enable(interfaces)
+
+    def forwarding_problems(self, interfaces: Sequence[str]) -> Sequence[str]:
+        return sysctl.problems(interfaces)
+
+    def watch(self, events: NetworkEvents) -> None:
+        self._watcher = NetlinkWatcher(events)
+        with _netlink() as netlink:
+            dump = [*_as_events("RTM_NEWLINK", netlink.get_links()), *_as_events("RTM_NEWNEIGH", netlink.get_neighbours())]
+        self._watcher.learn(dump)
+
+    def close(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
+
+
+@contextmanager
+def _netlink() -> Iterator[Any]:
+    from pyroute2 import IPRoute  # 90 ms: only where a daemon really touches the network
+
+    with IPRoute() as netlink:
+        yield netlink
+
+
+def _as_events(event: str, messages: Any) -> list[Any]:
+    """Dumps carry the same messages as events do, without or with another event name depending on the version."""
+    found = []
+    for message in messages:
+        message["event"] = event
+        found.append(message)
+    return found
+
+
+def _index(device: str) -> int:
+    return socket.if_nametoindex(device)
+
+
+def _code(error: Exception) -> int:
+    code = getattr(error, "code", None) or getattr(error, "errno", None)
+    return code if isinstance(code, int) else 0
+
+
+def _refused(verb: str, address: InterfaceAddress, error: Exception) -> XlbError:
+    code = _code(error)
+    reason = os.strerror(code) if code else str(error)
+    return XlbError(f"cannot {verb} {address.address}/{address.prefix_length} on {address.device}: {reason}")
+
+
+def driver_of(name: str) -> str:
+    """The driver behind an interface as ethtool reports it, "" when it has none (ethtool_drvinfo of linux/ethtool.h)."""
+    buffer = array.array("B", struct.pack("=I", _ETHTOOL_GDRVINFO).ljust(196, b"\0"))
+    pointer, _ = buffer.buffer_info()
+    request = struct.pack("16sP", name.encode(), pointer).ljust(40, b"\0")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            fcntl.ioctl(sock, _SIOCETHTOOL, request)
+        except OSError:
+            return ""
+    return buffer.tobytes()[4:36].split(b"\0")[0].decode(errors="replace")
