@@ -1,0 +1,145 @@
+"""A node of the rig: the real xlbd in a namespace, with files of its own, and the real xlbctl beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.rig.namespaces import Namespace
+
+_BIN = Path(sys.executable).parent
+_TREE = Path(__file__).resolve().parents[2]
+
+
+def _command(script: str, module: str) -> list[str]:
+    """The installed script, or the same function straight from the tree where the package is not installed."""
+    if (_BIN / script).exists():
+        return [str(_BIN / script)]
+    return [sys.executable, "-c", f"import sys; sys.argv[0] = {script!r}; from {module} import main; main()"]
+
+
+class Refused(AssertionError):
+    """xlbctl exited with a status other than the expected one."""
+
+
+class Node:
+    """One xlbd with its directories. Starting and stopping is explicit, so that tests can do it again and again."""
+
+    def __init__(self, name: str, namespace: Namespace, directory: Path, bpf_dir: Path) -> None:
+        self.name, self.namespace, self.directory, self.bpf_dir = name, namespace, directory, bpf_dir
+        self.state_dir, self.run_dir, self.config, self.log = (
+            directory / part for part in ("state", "run", "node.toml", "xlbd.log")
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+        self.started_in_s = 0.0
+        directory.mkdir(parents=True)
+        self.state_dir.mkdir()
+        self.run_dir.mkdir()
+
+    def configure(self, interfaces: tuple[str, ...], xdp_mode: str, max_flows: int, extra: str = "") -> None:
+        """Write the node file; `extra` is TOML put behind it."""
+        names = ", ".join(f'"{interface}"' for interface in interfaces)
+        self.config.write_text(
+            f'[node]\nname = "{self.name}"\nstate_dir = "{self.state_dir}"\n'
+            f'run_dir = "{self.run_dir}"\nbpf_dir = "{self.bpf_dir}"\n'
+            f'[data]\ninterfaces = [{names}]\nxdp_mode = "{xdp_mode}"\nmax_flows = {max_flows}\n{extra}'
+        )
+
+    def start(self, deadline_s: float = 30, environment: Mapping[str, str] | None = None) -> Node:
+        """Start xlbd and wait until it says that it is ready, as it would to systemd."""
+        assert self.process is None or self.process.poll() is not None, f"{self.name} runs already"
+        began = time.monotonic()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            path = self.directory / "notify"
+            path.unlink(missing_ok=True)
+            notify.bind(str(path))
+            with self.log.open("ab") as log:
+                self.process = self.namespace.popen(
+                    [*_command("xlbd", "ctl.daemon"), "--config", str(self.config)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=_TREE,
+                    env={**os.environ, "NOTIFY_SOCKET": str(path), **(environment or {})},
+                )
+            self._wait_ready(notify, deadline_s)
+        self.started_in_s = time.monotonic() - began
+        return self
+
+    def _wait_ready(self, notify: socket.socket, deadline_s: float) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + deadline_s
+        exit_watch = os.pidfd_open(self.process.pid)
+        try:
+            while (left_s := deadline - time.monotonic()) > 0:
+                watched: list[Any] = [notify, exit_watch]
+                readable, _, _ = select.select(watched, [], [], left_s)
+                if notify in readable:
+                    if b"READY=1" in notify.recv(4096):
+                        return
+                elif exit_watch in readable:
+                    raise AssertionError(f"{self.name}: xlbd exited {self.process.wait()} before it was ready\n{self.tail()}")
+        finally:
+            os.close(exit_watch)
+        raise AssertionError(f"{self.name}: xlbd was not ready within {deadline_s} s\n{self.tail()}")
+
+    def tail(self, lines: int = 40) -> str:
+        """The end of the daemon's log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self, deadline_s: float = 10) -> int:
+        """SIGTERM and wait; returns the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait(deadline_s)
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        self.signal(signal.SIGKILL)
+        self.wait(10)
+
+    def wait(self, deadline_s: float) -> int:
+        assert self.process is not None
+        try:
+            return self.process.wait(deadline_s)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"{self.name}: xlbd did not exit within {deadline_s} s\n{self.tail()}") from error
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def xlbctl_command(self, *arguments: str) -> list[str]:
+        return [*_command("xlbctl", "ctl.cli.main"), "--config", str(self.config), *arguments]
+
+    def xlbctl(self, *arguments: str, expect: int = 0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run the real command on the node. Raises Refused unless it exits with `expect`."""
+        done = self.namespace.run(
+            *self.xlbctl_command(*arguments), check=False, stdin=stdin, environment={"PYTHONPATH": str(_TREE)}
+        )
+        if done.returncode != expect:
+            output = f"{done.stdout}{done.stderr}"
+            raise Refused(
+                f"xlbctl {' '.join(arguments)} exited {done.returncode}, not {expect}\n{output}\n--- xlbd:\n{self.tail(15)}"
+            )
+        return done
+
+    def json(self, *arguments: str) -> Any:
+        """The JSON document `xlbctl -o json …` prints."""
+        return json.loads(self.xlbctl("-o", "json", *arguments).stdout)
+
+    def close(self) -> None:
+        if self.running:
+            self.kill()

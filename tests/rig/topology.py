@@ -1,0 +1,274 @@
+"""Client, nodes, backends and the switch between them, as network namespaces with native XDP on veth.
+
+    client .10     lb1 .1   (lb2 .2)     b1 .21 … bN
+       │ eth0         │ eth0               │ eth0
+    ───┴──────────────┴────────────────────┴───  data     10.77.0.0/24  fd77::/64    VIP .100
+                      │ eth1               │ eth0 (with two interfaces the backends are here)
+                   ───┴────────────────────┴───  back     10.88.0.0/24  fd88::/64
+                      │ ha0 (with two nodes)
+                   ───┴───  cluster  10.99.0.0/24
+
+What a rig makes is gone when its process is, however it ends: namespaces live by descriptors, processes die with their
+parent, and a reaper that waits for the end of a pipe removes directories and pins.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from tests.rig import xdp_pass
+from tests.rig.client import Client
+from tests.rig.namespaces import Namespace
+from tests.rig.node import Node
+
+VIP4, VIP6 = "10.77.0.100", "fd77::100"
+HTTP_PORT, TCP_PORT, UDP_PORT = 8080, 7000, 7001
+CLIENT4, CLIENT6 = "10.77.0.10", "fd77::10"
+BPF_ROOT = Path("/sys/fs/bpf")
+
+_SERVER = Path(__file__).with_name("server.py")
+_BPF_FS_MAGIC = 0xCAFE4A11
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a rig is made of.
+
+    interfaces: 1, packets leave a node by the interface they came in by; 2, backends sit behind the node's second one.
+    routed: backends send what is for the client through node lb1, as mode dnat needs.
+    xdp_mode: what the nodes' files say. plain_driver: the node's eth0 is a macvlan, which has no native XDP.
+    """
+
+    backends: int = 3
+    nodes: int = 1
+    interfaces: int = 1
+    routed: bool = False
+    xdp_mode: str = "native"
+    plain_driver: bool = False
+    max_flows: int = 65536
+
+
+def why_not() -> str:
+    """Why a rig cannot be built here; empty if it can."""
+    if os.geteuid() != 0:
+        return "the rig needs root (network namespaces, XDP)"
+    if not _is_bpffs(BPF_ROOT):
+        return f"no bpffs on {BPF_ROOT}: mount -t bpf bpf {BPF_ROOT}"
+    missing = [tool for tool in ("ip", "nsenter", "setpriv") if shutil.which(tool) is None]
+    if missing:
+        return f"missing commands: {', '.join(missing)} (packages iproute2, util-linux)"
+    try:
+        Namespace("probe").close()
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def _is_bpffs(path: Path) -> bool:
+    buffer = ctypes.create_string_buffer(256)  # struct statfs begins with the word f_type
+    return (
+        ctypes.CDLL(None).statfs(str(path).encode(), buffer) == 0 and ctypes.c_long.from_buffer(buffer).value == _BPF_FS_MAGIC
+    )
+
+
+class Backend:
+    """A backend's namespace and the process that serves in it."""
+
+    def __init__(self, name: str, namespace: Namespace, address4: str, address6: str) -> None:
+        self.name, self.namespace, self.address4, self.address6 = name, namespace, address4, address6
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, *, wait: bool = True) -> None:
+        ports = [str(port) for port in (HTTP_PORT, TCP_PORT, UDP_PORT)]
+        self.process = self.namespace.popen(
+            [sys.executable, str(_SERVER), self.name, *ports], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        self._expect("ready")
+
+    def say(self, word: str) -> None:
+        """`sick` or `well`: what GET /health answers from now on."""
+        assert self.process is not None and self.process.stdin is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+        self._expect("done")
+
+    def _expect(self, word: str) -> None:
+        assert self.process is not None
+        out: IO[str] | None = self.process.stdout
+        assert out is not None
+        line = out.readline().strip()
+        assert line == word, f"backend {self.name} said {line!r} instead of {word!r}"
+
+    def kill(self) -> None:
+        """SIGKILL: the kernel resets its connections."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+        if self.process is not None:
+            self.process.wait(10)
+            for pipe in (self.process.stdin, self.process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self.process = None
+
+
+class Rig:
+    """Use as a context manager. Nodes are configured but not started; backends serve, the client is ready."""
+
+    def __init__(self, layout: Layout = Layout()) -> None:
+        self.layout = layout
+        self.id = f"{os.getpid()}-{secrets.token_hex(3)}"
+        self.directory = Path(tempfile.mkdtemp(prefix=f"xlb-rig-{self.id}-"))
+        self.namespaces: dict[str, Namespace] = {}
+        self.nodes: list[Node] = []
+        self.backends: list[Backend] = []
+        self._reaper = self._start_reaper()
+        self._ports: list[tuple[str, str]] = []
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def node(self) -> Node:
+        return self.nodes[0]
+
+    def backend(self, name: str) -> Backend:
+        return next(backend for backend in self.backends if backend.name == name)
+
+    # --- building ------------------------------------------------------------------------------------------------
+
+    def _start_reaper(self) -> subprocess.Popen[bytes]:
+        """Removes directories and pins when this process closes its end of the pipe, by whatever way it ends."""
+        pins = [str(BPF_ROOT / f"xlb-rig-{self.id}-{name}") for name in ("lb1", "lb2")]
+        script = "trap '' INT TERM HUP; cat; rm -rf -- \"$@\""
+        return subprocess.Popen(
+            ["sh", "-c", script, "rig-reaper", str(self.directory), *pins], stdin=subprocess.PIPE, start_new_session=True
+        )
+
+    def _build(self) -> None:
+        layout = self.layout
+        self.switch = self._namespace("switch")
+        bridges = ["data"] + ["back"] * (layout.interfaces == 2) + ["cluster"] * (layout.nodes == 2)
+        self.switch.ip(*(f"link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0" for bridge in bridges))
+        self.switch.ip(*(f"link set {bridge} up" for bridge in bridges))
+        self._build_client()
+        for number in range(1, layout.nodes + 1):
+            self._build_node(number)
+        for _ in range(layout.backends):
+            self.add_backend(start=False)
+        for backend in self.backends:
+            backend.start(wait=False)
+        for backend in self.backends:
+            backend.wait_ready()
+
+    def _namespace(self, name: str) -> Namespace:
+        self.namespaces[name] = namespace = Namespace(name)
+        return namespace
+
+    def _plug(
+        self, host: Namespace, device: str, bridge: str, addresses: tuple[str, ...], *, sends_by_xdp: bool = False
+    ) -> None:
+        """Lay a cable from `device` of `host` to a bridge; the switch's end is named HOST-DEVICE."""
+        port = f"{host.name}-{device}"
+        self.switch.ip(
+            f"link add {port} type veth peer name {device} netns {host.path}",
+            f"link set {port} master {bridge} up",
+        )
+        self.switch.plain_checksums(port)
+        host.plain_checksums(device)
+        if sends_by_xdp:
+            self.switch.call(lambda: xdp_pass.attach(socket.if_nametoindex(port)))
+        host.ip(f"link set {device} up", *(f"addr add {address} dev {device} nodad" for address in addresses))
+
+    def _build_client(self) -> None:
+        namespace = self._namespace("client")
+        self._plug(namespace, "eth0", "data", (f"{CLIENT4}/24", f"{CLIENT6}/64"))
+        namespace.sysctl({"net.ipv4.ip_local_port_range": "1024 65535", "net.ipv4.tcp_tw_reuse": 1})
+        self.client = Client(namespace)
+
+    def _build_node(self, number: int) -> None:
+        name = f"lb{number}"
+        namespace = self._namespace(name)
+        namespace.sysctl({"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1, "net.ipv6.conf.default.forwarding": 1})
+        addresses = (f"10.77.0.{number}/24", f"fd77::{number}/64")
+        if self.layout.plain_driver:
+            self._plug(namespace, "wire0", "data", ())
+            namespace.ip("link add eth0 link wire0 type macvlan mode bridge", "link set eth0 up")
+            namespace.ip(*(f"addr add {address} dev eth0 nodad" for address in addresses))
+        else:
+            self._plug(namespace, "eth0", "data", addresses, sends_by_xdp=True)
+        if self.layout.interfaces == 2:
+            self._plug(namespace, "eth1", "back", (f"10.88.0.{number}/24", f"fd88::{number}/64"), sends_by_xdp=True)
+        if self.layout.nodes == 2:
+            self._plug(namespace, "ha0", "cluster", (f"10.99.0.{number}/24",))
+        node = Node(name, namespace, self.directory / name, BPF_ROOT / f"xlb-rig-{self.id}-{name}")
+        interfaces = ("eth0", "eth1") if self.layout.interfaces == 2 else ("eth0",)
+        node.configure(interfaces, self.layout.xdp_mode, self.layout.max_flows)
+        self.nodes.append(node)
+
+    def add_backend(self, *, start: bool = True) -> Backend:
+        """One more backend, named b1, b2, … with addresses .21, .22, …"""
+        number = len(self.backends) + 1
+        two = self.layout.interfaces == 2
+        namespace = self._namespace(f"b{number}")
+        net4, net6 = ("10.88.0", "fd88::") if two else ("10.77.0", "fd77::")
+        address4, address6 = f"{net4}.{20 + number}", f"{net6}{20 + number}"
+        self._plug(namespace, "eth0", "back" if two else "data", (f"{address4}/24", f"{address6}/64"))
+        if two:
+            namespace.ip(f"route add default via {net4}.1", f"-6 route add default via {net6}1")
+        elif self.layout.routed:
+            namespace.ip(f"route add {CLIENT4}/32 via {net4}.1", f"-6 route add {CLIENT6}/128 via {net6}1")
+        backend = Backend(f"b{number}", namespace, address4, address6)
+        self.backends.append(backend)
+        if start:
+            backend.start()
+        return backend
+
+    # --- faults --------------------------------------------------------------------------------------------------
+
+    def cut(self, host: str, device: str = "eth0", *, silently: bool = False) -> None:
+        """Pull the cable; `silently`: the carrier stays, frames do not arrive."""
+        self.switch.ip(f"link set {host}-{device} type bridge_slave state 0" if silently else f"link set {host}-{device} down")
+
+    def mend(self, host: str, device: str = "eth0") -> None:
+        """Undo `cut`."""
+        self.switch.ip(f"link set {host}-{device} down", f"link set {host}-{device} up")
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop everything and remove every trace; may be called again."""
+        for node in self.nodes:
+            node.close()
+        for backend in self.backends:
+            backend.kill()
+        if hasattr(self, "client"):
+            self.client.close()
+        for namespace in self.namespaces.values():
+            namespace.close()
+        if self._reaper.poll() is None:
+            assert self._reaper.stdin is not None
+            self._reaper.stdin.close()
+            self._reaper.wait(10)
