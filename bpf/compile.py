@@ -1,25 +1,45 @@
-"""The compile child: `python -m bpf.compile JSON` compiles, loads and pins the data plane, then exits.
+"""The compile child: `python -m bpf.compile` compiles, loads and pins the data plane into one directory, then exits.
 
 A process of its own because LLVM costs 100 MB and a compiler error must not reach a running node. The only file that
-imports bcc. What it prints on stdout is one JSON document: the layouts clang chose.
+imports bcc. It reads one request, a JSON document, from stdin and answers with one on stdout; what clang or the verifier
+say goes to stderr. Tables already pinned in the directory are used as they are, after a check that they are the same
+tables; whatever it made itself is removed again on failure. It decides nothing about running nodes: that is loader.py.
+
+Request: pins (directory), max_flows, max_embryonic (connections), features ({name: bool}), headers (a directory of its
+own for the header tree), known ({table: fingerprint} of the pins), load (false: compile only).
+Answer: {"tables": {name: layout}, "kept": [names]} or {"error": {"kind": …, "message": …}} with kind one of
+missing, compile, table, load.
 """
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import enum
 import json
 import os
+import resource
+import signal
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from bpf import constants
+from bpf import constants, libbpf
 from bpf.flatten import flatten
 from bpf.headers import compiler_flags, make_header_tree
+from bpf.layout import TableLayout
 
 SOURCE = Path(__file__).parent / "xlb.c"
 PROGRAM = "xlb"
+
+
+class Refused(Exception):
+    """The request cannot be met; `kind` is the answer's."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def c_constants() -> list[str]:
@@ -34,19 +54,116 @@ def c_constants() -> list[str]:
     return flags
 
 
+def c_sizes(max_flows: int, max_embryonic: int, features: dict[str, bool]) -> list[str]:
+    """`-D` flags for what a node chooses. A feature that is off is not defined at all, so #if and #ifdef both work."""
+    chosen = [f"-D{name.upper()}=1" for name, on in sorted(features.items()) if on]
+    return [f"-DMAX_FLOWS={max_flows}", f"-DMAX_EMBRYONIC={max_embryonic}", *chosen]
+
+
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="xlb-headers-") as tree:
+    """Do what the request asks; raises Refused and leaves no pin it made."""
+    pins = Path(request["pins"])
+    before = {pin.name for pin in pins.iterdir()}
+    try:
+        return _build(request, pins, before)
+    except BaseException:
+        for pin in pins.iterdir():
+            if pin.name not in before:
+                pin.unlink()
+        raise
+
+
+def _build(request: dict[str, Any], pins: Path, before: set[str]) -> dict[str, Any]:
+    bcc = _import_bcc()
+    with tempfile.TemporaryDirectory(prefix="xlb-headers-", dir=request.get("headers")) as tree:
         make_header_tree(Path(tree))
         os.environ["BCC_KERNEL_SOURCE"] = tree
-        if "/usr/lib/python3/dist-packages" not in sys.path:
-            sys.path.append("/usr/lib/python3/dist-packages")
-        from bcc import BPF
+        flags = c_sizes(request["max_flows"], request["max_embryonic"], request.get("features", {}))
+        try:
+            module = bcc.BPF(text=flatten(SOURCE), cflags=[*compiler_flags(), *c_constants(), f'-DPINS="{pins}"', *flags])
+        except Exception as error:
+            raise Refused("compile", str(error)) from error
+    tables = _describe(bcc.lib, module.module)
+    kept = _check_kept(bcc.lib, module.module, tables, before, request.get("known", {}))
+    if request.get("load", True):
+        try:
+            function = module.load_func(PROGRAM, bcc.BPF.XDP)
+        except Exception as error:
+            raise Refused("load", str(error)) from error
+        libbpf.obj_pin(function.fd, pins / PROGRAM)
+    return {"tables": {name: dataclasses.asdict(table) for name, table in tables.items()}, "kept": kept}
 
-        flags = [f'-DPINS="{request["pins"]}"', f"-DMAX_FLOWS={request['max_flows']}", f"-DMAX_EMBRYONIC={request['max_embryonic']}"]
-        module = BPF(text=flatten(SOURCE), cflags=[*compiler_flags(), *c_constants(), *flags])
-        function = module.load_func(PROGRAM, BPF.XDP)
-        return {"fd": function.fd, "tables": [name.decode() for name in (k if isinstance(k, bytes) else k.encode() for k in module.tables)]}
+
+def _import_bcc() -> Any:
+    if "/usr/lib/python3/dist-packages" not in sys.path:
+        sys.path.append("/usr/lib/python3/dist-packages")  # a virtual environment may not see Debian's packages
+    try:
+        import bcc
+
+        return bcc if hasattr(bcc, "BPF") else _wrong_bcc()
+    except ImportError as error:
+        raise Refused("missing", f"bcc for Python is missing ({error}): apt install python3-bpfcc") from error
+
+
+def _wrong_bcc() -> Any:
+    raise Refused("missing", "the Python module bcc is not the BPF compiler: pip uninstall bcc, apt install python3-bpfcc")
+
+
+def _describe(lib: Any, module: Any) -> dict[str, TableLayout]:
+    """The layout of each table as clang laid it out."""
+    lib.bpf_num_tables.restype, lib.bpf_num_tables.argtypes = ctypes.c_size_t, (ctypes.c_void_p,)
+    lib.bpf_table_name.restype = ctypes.c_char_p
+    for function in (lib.bpf_table_name, lib.bpf_table_key_size_id, lib.bpf_table_leaf_size_id):
+        function.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    tables = {}
+    for number in range(lib.bpf_num_tables(module)):
+        name = lib.bpf_table_name(module, number)
+        kind = lib.bpf_table_type_id(module, number)
+        is_ring = kind == libbpf.MapType.RINGBUF
+        tables[name.decode()] = TableLayout(
+            type=kind,
+            max_entries=lib.bpf_table_max_entries_id(module, number),
+            key_size=0 if is_ring else lib.bpf_table_key_size_id(module, number),
+            value_size=0 if is_ring else lib.bpf_table_leaf_size_id(module, number),
+            key=json.loads(lib.bpf_table_key_desc(module, name)),
+            value=json.loads(lib.bpf_table_leaf_desc(module, name)),
+            meaning=" ".join(counter.name for counter in constants.COUNTERS) if name == b"counters" else "",
+        )
+    return tables
+
+
+def _check_kept(lib: Any, module: Any, tables: dict[str, TableLayout], before: set[str], known: dict[str, str]) -> list[str]:
+    """Names of the tables that were pinned before; raises Refused if one of them is not what the source describes."""
+    kept = sorted(before & tables.keys())
+    for name in kept:
+        wanted, found = tables[name], libbpf.map_info(lib.bpf_table_fd(module, name.encode()))
+        now = (wanted.type, wanted.key_size, wanted.value_size, wanted.max_entries)
+        was = (found.type, found.key_size, found.value_size, found.max_entries)
+        labels = ("map type", "bytes of key", "bytes of value", "entries")
+        differences = [f"{label} {a}, now {b}" for label, a, b in zip(labels, was, now, strict=True) if a != b]
+        if not differences and known.get(name, wanted.fingerprint()) != wanted.fingerprint():
+            differences = ["other fields of the same total size"]
+        if differences:
+            raise Refused("table", f"table {name} has {'; '.join(differences)}")
+    return kept
+
+
+def _prepare_process() -> None:
+    """End with the parent, and lift the limit kernels before 5.11 put on map memory."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (OSError, ValueError):
+        return  # not permitted: newer kernels do not count it
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    _prepare_process()
+    answer_fd = os.dup(1)
+    os.dup2(2, 1)  # nothing but the answer reaches stdout
+    try:
+        answer = main(json.load(sys.stdin))
+    except Refused as refusal:
+        answer = {"error": {"kind": refusal.kind, "message": str(refusal)}}
+    os.write(answer_fd, json.dumps(answer).encode())
+    sys.exit(1 if "error" in answer else 0)

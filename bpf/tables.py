@@ -142,11 +142,17 @@ class DataPlane(Protocol):
         """Counter name to (packets, bytes), summed over CPUs."""
 
     def farm_traffic(self) -> Array:
-        """Structured array indexed by farm id, summed over CPUs: packets_in, bytes_in, packets_out, bytes_out, connections, drops."""
+        """Structured array indexed by farm id, summed over CPUs.
+
+        Fields: packets_in, bytes_in, packets_out, bytes_out, connections, drops.
+        """
 
     def backend_traffic(self) -> Array: ...
     def flow_slices(self, table: str, family: str, slice_size: int) -> Iterator[tuple[Array, Array]]:
-        """(keys, values) of `table` ("flows" or "embryonic"), at most about slice_size entries each; entries that come or go meanwhile may be missed or seen twice."""
+        """(keys, values) of `table` ("flows" or "embryonic"), at most about slice_size entries each.
+
+        Entries that come or go meanwhile may be missed or seen twice.
+        """
 
     def lookup_flows(self, table: str, family: str, keys: Array) -> tuple[Array, Array]:
         """(found: bool array, values) for each key."""
@@ -164,4 +170,11 @@ class DataPlane(Protocol):
 
 
 class PlaneError(Exception):
-    """The kernel refused an operation on the data plane; the message names it and the remedy where one is known."""
+    """The kernel refused an operation on the data plane; the message names it and the remedy where one is known.
+
+    `log` is what the compiler or the verifier said in full, empty for other errors.
+    """
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
