@@ -22,9 +22,8 @@ import zmq
 import zmq.asyncio
 
 from ctl.errors import InvalidInput, XlbError
+from ctl.protocol import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
 
-PROTOCOL_VERSION = 1
-MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 MAX_QUEUED_MESSAGES = 128
 MAX_REQUESTS_IN_FLIGHT = 32
 MAX_COMMAND_LENGTH = 64

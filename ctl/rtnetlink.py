@@ -1,6 +1,6 @@
 """Two rtnetlink requests in bulk that pyroute2 does not serve here: route lookups, and neighbours the kernel manages.
 
-Ten thousand backends are looked up whenever a route changes: pyroute2 takes 0.4 ms of Python per lookup, this file 5 µs.
+Ten thousand backends are looked up whenever a route changes: pyroute2 takes 0.2 ms of Python per lookup, this file 5 µs.
 Managed neighbours (NDA_FLAGS_EXT, Linux 5.16) are unknown to the pyroute2 of Debian 12. Does I/O only, and blocks.
 Layouts: rtnetlink(7), linux/neighbour.h, linux/rtnetlink.h.
 """
