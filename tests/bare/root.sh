@@ -23,7 +23,7 @@ debian_sources() {
 # in_root COMMAND — runs it by bash in the root, in mount and process namespaces of its own that end with it.
 in_root() {
     env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 TERM="${TERM:-dumb}" CI=true \
-        XLB_NO_SKIP="${XLB_NO_SKIP:-}" http_proxy="${http_proxy:-}" https_proxy="${https_proxy:-}" no_proxy="${no_proxy:-}" \
+        XLB_NO_SKIP="${XLB_NO_SKIP:-1}" http_proxy="${http_proxy:-}" https_proxy="${https_proxy:-}" no_proxy="${no_proxy:-}" \
         PIP_INDEX_URL="${PIP_INDEX_URL:-https://pypi.org/simple}" PIP_CERT=/etc/ssl/certs/ca-certificates.crt \
         unshare --mount --pid --fork --kill-child --propagation private -- bash -c '
             set -euo pipefail

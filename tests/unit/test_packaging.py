@@ -1,0 +1,57 @@
+"""What stands in several files because their readers differ says the same in all of them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from ctl.nodefile import load
+
+TOP = Path(__file__).resolve().parents[2]
+
+
+def _version() -> str:
+    return str(tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"])
+
+
+def test_every_changelog_ends_at_the_project_version() -> None:
+    debian = re.match(r"xlb \(([^)]+)\)", (TOP / "debian/changelog").read_text())
+    users = re.search(r"^## \[(\d[^]]*)\]", (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert debian is not None
+    assert users is not None
+    assert [debian[1], users[1]] == [_version(), _version()]
+
+
+def test_the_packaged_node_file_is_valid() -> None:
+    node = load(TOP / "debian/node.toml")
+    assert node.data.interfaces == ("eth0",)
+
+
+def _targets() -> set[str]:
+    return set(re.findall(r"^([a-z][a-z0-9-]*):", (TOP / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("document", ["README.md", ".ci/run", "CHANGELOG.md"])
+def test_make_commands_in_documents_exist(document: str) -> None:
+    text = (TOP / document).read_text()
+    named = set(re.findall(r"(?:`|^ *)make ([a-z][a-z0-9-]*)", text, re.MULTILINE))
+    assert named
+    assert named <= _targets()
+
+
+def test_make_help_lists_every_target() -> None:
+    described = set(re.findall(r"^([a-z][a-z0-9-]*):.*## ", (TOP / "Makefile").read_text(), re.MULTILINE))
+    assert _targets() - described == {"test-privileged"}  # a part of `test`
+
+
+def test_the_unit_starts_what_the_package_installs() -> None:
+    unit = (TOP / "debian/xlb.xlbd.service").read_text()
+    scripts = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["scripts"]
+    started = re.search(r"^ExecStart=/usr/bin/(\S+) --config (\S+)$", unit, re.MULTILINE)
+    assert started is not None
+    assert started[1] in scripts
+    installed = dict(line.split() for line in (TOP / "debian/xlb.install").read_text().splitlines())
+    assert started[2] == f"/{installed['debian/node.toml']}/node.toml"
