@@ -7,8 +7,8 @@ tables; whatever it made itself is removed again on failure. It decides nothing 
 
 Request: pins (directory), max_flows, max_embryonic (connections), features ({name: bool}), headers (a directory of its
 own for the header tree), known ({table: fingerprint} of the pins), load (false: compile only).
-Answer: {"tables": {name: layout}, "kept": [names]} or {"error": {"kind": …, "message": …}} with kind one of
-missing, compile, table, load.
+Answer: {"tables": {name: layout}, "kept": [names]} or {"error": {"kind": …, "message": …, "table": …}} with
+kind one of missing, compile, table (a pinned one is not what the source describes), load (the verifier said no).
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ PROGRAM = "xlb"
 
 
 class Refused(Exception):
-    """The request cannot be met; `kind` is the answer's."""
+    """The request cannot be met; `kind` and `table` are the answer's."""
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, table: str = "") -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.table = kind, table
 
 
 def c_constants() -> list[str]:
@@ -144,7 +144,7 @@ def _check_kept(lib: Any, module: Any, tables: dict[str, TableLayout], before: s
         if not differences and known.get(name, wanted.fingerprint()) != wanted.fingerprint():
             differences = ["other fields of the same total size"]
         if differences:
-            raise Refused("table", f"table {name} has {'; '.join(differences)}")
+            raise Refused("table", f"table {name} has {'; '.join(differences)}", name)
     return kept
 
 
@@ -164,6 +164,6 @@ if __name__ == "__main__":
     try:
         answer = main(json.load(sys.stdin))
     except Refused as refusal:
-        answer = {"error": {"kind": refusal.kind, "message": str(refusal)}}
+        answer = {"error": {"kind": refusal.kind, "message": str(refusal), "table": refusal.table}}
     os.write(answer_fd, json.dumps(answer).encode())
     sys.exit(1 if "error" in answer else 0)

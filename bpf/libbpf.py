@@ -12,6 +12,7 @@ import enum
 import errno
 import functools
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -191,7 +192,18 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 
 _Print = ct.CFUNCTYPE(ct.c_int, ct.c_int, ct.c_char_p, ct.c_void_p)
-_SILENT = _Print(lambda level, text, arguments: 0)  # what goes wrong is in the exception
+_said = threading.local()
+
+
+def _hear(level: int, text: bytes, arguments: int) -> int:
+    """Keep what libbpf would print: only there does the kernel's own sentence about a refused attachment appear."""
+    line = ct.create_string_buffer(512)
+    ct.CDLL(None).vsnprintf(line, ct.c_size_t(512), text, ct.c_void_p(arguments))
+    _said.line = line.value.decode(errors="replace").strip()
+    return 0
+
+
+_HEAR = _Print(_hear)
 
 
 @functools.cache
@@ -204,7 +216,7 @@ def _library() -> ct.CDLL:
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, ct.c_int
-    library.libbpf_set_print(_SILENT)
+    library.libbpf_set_print(_HEAR)
     return library
 
 
@@ -411,13 +423,18 @@ def test_run(fd: int, packet: bytes, ifindex: int = 0, repeat: int = 1) -> TestR
 def xdp_attach(ifindex: int, fd: int, flags: int, old_fd: int | None = None) -> None:
     """Put program `fd` on an interface, -1 to remove. flags: XDP_FLAGS_*.
 
-    old_fd: with XDP_FLAGS_REPLACE the program that must be there, so that nobody else's is replaced (EEXIST).
+    old_fd: the program that must be there, so that nobody else's is replaced (EEXIST).
+    Raises OSError with the kernel's own sentence where it gave one, e.g. "Peer MTU is too large to set XDP".
     """
     options = _AttachOptions(ct.sizeof(_AttachOptions), 0 if old_fd is None else old_fd, 0)
     if old_fd is not None:
         flags |= XDP_FLAGS_REPLACE
     pointer = None if old_fd is None else ct.byref(options)
-    _checked(_library().bpf_xdp_attach(ifindex, fd, flags, pointer), f"attach XDP to interface {ifindex}")
+    _said.line = ""
+    code = _library().bpf_xdp_attach(ifindex, fd, flags, pointer)
+    if code < 0:
+        reason = _said.line.rpartition("Kernel error message: ")[2]
+        raise OSError(-code, reason or os.strerror(-code))
 
 
 def xdp_query(ifindex: int) -> XdpState:
