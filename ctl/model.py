@@ -1,7 +1,8 @@
 """What a node is configured to do: virtual addresses, farms, backends. Immutable values and their invariants.
 
-Decides what a valid configuration is. Must not know files, sockets, the kernel or the time. A change makes a new
-`Config` that shares every farm it did not touch, so that "did this farm change" is an identity test.
+Decides what can be said; whether it makes sense is decided in ctl/validate.py. Must not know files, sockets, the kernel
+or the time. A change makes a new `Config` that shares every farm it did not touch, so that "did this farm change" is an
+identity test.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ class HealthCheck:
     host: str = ""  # HTTP Host header; empty: the backend's address
 
 
+def format_endpoint(address: str, port: int | str) -> str:
+    """ADDR:PORT, an IPv6 address in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A server of a farm. `id` is its index in the kernel's backend table, unique on the node, kept for life."""
@@ -74,6 +80,11 @@ class Backend:
     weight: int = 1  # 0: no new connections
     priority: int = 0  # lower is preferred; a tier serves only when no lower-numbered tier has a backend that can
     draining: bool = False
+
+    @property
+    def endpoint(self) -> str:
+        """What names the backend within its farm, for people and for hashing."""
+        return format_endpoint(self.address, self.port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +105,16 @@ class Farm:
     idle_timeout_s: int = 0  # 0: DEFAULT_IDLE_TIMEOUT_S of the protocol
     health: HealthCheck = HealthCheck()
     backends: tuple[Backend, ...] = ()
+
+    @property
+    def ports(self) -> str:
+        """The listener's port or range as people write it: "80", "8000-8010"."""
+        return str(self.port) if self.port == self.port_last else f"{self.port}-{self.port_last}"
+
+    @property
+    def idle_timeout(self) -> int:
+        """Seconds of silence after which a connection is forgotten."""
+        return self.idle_timeout_s or DEFAULT_IDLE_TIMEOUT_S[self.protocol]
 
 
 @dataclass(frozen=True, slots=True)
