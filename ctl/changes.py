@@ -80,7 +80,7 @@ def farm_set(config: Config, arguments: Arguments) -> Config:
     """name and any of farm_add's fields; those of `health` that are not given stay."""
     name = arguments.get("name")
     fields = Fields(arguments, f"farm.{name}" if isinstance(name, str) else "farm", FARM_FIELDS)
-    farm = read_farm(fields, _farm(config, fields.text("name")))
+    farm = read_farm(fields, find_farm(config, fields.text("name")))
     check_farm(farm)
     return _with_farm(config, farm)
 
@@ -170,11 +170,6 @@ CHANGES: Mapping[str, Change] = MappingProxyType(
 )
 
 
-def find_farm(config: Config, name: str) -> Farm:
-    """The farm of that name. Raises InvalidInput with the closest name there is."""
-    return _farm(config, name)
-
-
 class _Ids:
     """Hands out ids that neither the old configuration nor this change uses.
 
@@ -256,7 +251,8 @@ def _with_backend(config: Config, farm: Farm, backend: Backend) -> Config:
     )
 
 
-def _farm(config: Config, name: str) -> Farm:
+def find_farm(config: Config, name: str) -> Farm:
+    """The farm of that name. Raises InvalidInput with the closest name there is."""
     if name not in config.farms:
         remedy = suggest(name, config.farms) or "; xlbctl farm list shows them"
         raise InvalidInput(f'there is no farm "{name[:64]}"{remedy}', "farm")
@@ -264,11 +260,11 @@ def _farm(config: Config, name: str) -> Farm:
 
 
 def _named_farm(config: Config, arguments: Arguments) -> Farm:
-    return _farm(config, Fields(arguments, "farm", ("name",)).text("name"))
+    return find_farm(config, Fields(arguments, "farm", ("name",)).text("name"))
 
 
 def _backend_arguments(config: Config, arguments: Arguments, known: Iterable[str]) -> tuple[Fields, Farm]:
-    farm = _farm(config, Fields(arguments, "", ("farm", *BACKEND_FIELDS)).text("farm"))
+    farm = find_farm(config, Fields(arguments, "", ("farm", *BACKEND_FIELDS)).text("farm"))
     rest = {name: value for name, value in arguments.items() if name != "farm"}
     return Fields(rest, f"farm.{farm.name}.backend", tuple(known)), farm
 

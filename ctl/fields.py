@@ -46,10 +46,11 @@ class Fields:
         if not isinstance(values, Mapping):
             raise InvalidInput(f"expected a table of settings, got {_described(values)}", place)
         self._values: dict[str, object] = {}
-        for name, value in values.items():
+        for given, value in values.items():
+            name = str(given)
             name = name if name in known else ALIASES.get(name, name)
             if name not in known:
-                raise InvalidInput(f"no such setting{suggest(str(name), known)}", self.key(str(name)[:64]))
+                raise InvalidInput(f"no such setting{suggest(name, known)}", self.key(name[:64]))
             if name in self._values:
                 raise InvalidInput("is given twice", self.key(name))
             self._values[name] = value
