@@ -10,10 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ctl.client import Client
 from tests.rig.namespaces import Namespace
 
 _BIN = Path(sys.executable).parent
@@ -41,6 +41,7 @@ class Node:
         )
         self.process: subprocess.Popen[bytes] | None = None
         self.started_in_s = 0.0
+        self.tree = _TREE  # where xlbd's code comes from; another copy is another version
         directory.mkdir(parents=True)
         self.state_dir.mkdir()
         self.run_dir.mkdir()
@@ -54,8 +55,8 @@ class Node:
             f'[data]\ninterfaces = [{names}]\nxdp_mode = "{xdp_mode}"\nmax_flows = {max_flows}\n{extra}'
         )
 
-    def start(self, deadline_s: float = 30, environment: Mapping[str, str] | None = None) -> Node:
-        """Start xlbd and wait until it says that it is ready, as it would to systemd."""
+    def start(self, *options: str, deadline_s: float = 30) -> Node:
+        """Start xlbd with `options` and wait until it says that it is ready, as it would to systemd."""
         assert self.process is None or self.process.poll() is not None, f"{self.name} runs already"
         began = time.monotonic()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
@@ -64,16 +65,26 @@ class Node:
             notify.bind(str(path))
             with self.log.open("ab") as log:
                 self.process = self.namespace.popen(
-                    [*_command("xlbd", "ctl.daemon"), "--config", str(self.config)],
+                    self.xlbd_command(*options),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    cwd=_TREE,
-                    env={**os.environ, "NOTIFY_SOCKET": str(path), **(environment or {})},
+                    cwd=self.tree,
+                    env={**os.environ, "PYTHONPATH": str(self.tree), "NOTIFY_SOCKET": str(path)},
                 )
             self._wait_ready(notify, deadline_s)
         self.started_in_s = time.monotonic() - began
         return self
+
+    def xlbd_command(self, *options: str) -> list[str]:
+        return [*_command("xlbd", "ctl.daemon"), "--config", str(self.config), *options]
+
+    def start_refused(self, *prefix: str, deadline_s: float = 20) -> tuple[int, str]:
+        """Start xlbd, behind `prefix` on the command line, where it must not come up: its exit status and what it logged."""
+        done = self.namespace.run(
+            *prefix, *self.xlbd_command(), check=False, timeout_s=deadline_s, environment={"PYTHONPATH": str(self.tree)}
+        )
+        return done.returncode, done.stderr
 
     def _wait_ready(self, notify: socket.socket, deadline_s: float) -> None:
         assert self.process is not None
@@ -127,7 +138,7 @@ class Node:
     def xlbctl(self, *arguments: str, expect: int = 0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run the real command on the node. Raises Refused unless it exits with `expect`."""
         done = self.namespace.run(
-            *self.xlbctl_command(*arguments), check=False, stdin=stdin, environment={"PYTHONPATH": str(_TREE)}
+            *self.xlbctl_command(*arguments), check=False, stdin=stdin, environment={"PYTHONPATH": str(self.tree)}
         )
         if done.returncode != expect:
             output = f"{done.stdout}{done.stderr}"
@@ -135,6 +146,11 @@ class Node:
                 f"xlbctl {' '.join(arguments)} exited {done.returncode}, not {expect}\n{output}\n--- xlbd:\n{self.tail(15)}"
             )
         return done
+
+    def call(self, command: str, **arguments: Any) -> Any:
+        """Ask the daemon without a process for the question: quick set-up and polling."""
+        with Client(self.run_dir / "control.sock") as client:
+            return client.call(command, arguments)
 
     def json(self, *arguments: str) -> Any:
         """The JSON document `xlbctl -o json …` prints."""

@@ -65,7 +65,7 @@ def why_not() -> str:
         return "the rig needs root (network namespaces, XDP)"
     if not _is_bpffs(BPF_ROOT):
         return f"no bpffs on {BPF_ROOT}: mount -t bpf bpf {BPF_ROOT}"
-    missing = [tool for tool in ("ip", "nsenter", "setpriv") if shutil.which(tool) is None]
+    missing = [tool for tool in ("ip", "bridge", "nsenter", "setpriv") if shutil.which(tool) is None]
     if missing:
         return f"missing commands: {', '.join(missing)} (packages iproute2, util-linux)"
     try:
@@ -136,6 +136,7 @@ class Rig:
         self.namespaces: dict[str, Namespace] = {}
         self.nodes: list[Node] = []
         self.backends: list[Backend] = []
+        self._pins = BPF_ROOT / f"xlb-rig-{self.id}-"  # what all its nodes' bpf_dirs begin with
         self._reaper = self._start_reaper()
         self._ports: list[tuple[str, str]] = []
         try:
@@ -161,10 +162,11 @@ class Rig:
 
     def _start_reaper(self) -> subprocess.Popen[bytes]:
         """Removes directories and pins when this process closes its end of the pipe, by whatever way it ends."""
-        pins = [str(BPF_ROOT / f"xlb-rig-{self.id}-{name}") for name in ("lb1", "lb2")]
-        script = "trap '' INT TERM HUP; cat; rm -rf -- \"$@\""
+        script = 'trap \'\' INT TERM HUP; cat; rm -rf -- "$1" "$2"*'
         return subprocess.Popen(
-            ["sh", "-c", script, "rig-reaper", str(self.directory), *pins], stdin=subprocess.PIPE, start_new_session=True
+            ["sh", "-c", script, "rig-reaper", str(self.directory), str(self._pins)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
 
     def _build(self) -> None:
@@ -223,7 +225,7 @@ class Rig:
             self._plug(namespace, "eth1", "back", (f"10.88.0.{number}/24", f"fd88::{number}/64"), sends_by_xdp=True)
         if self.layout.nodes == 2:
             self._plug(namespace, "ha0", "cluster", (f"10.99.0.{number}/24",))
-        node = Node(name, namespace, self.directory / name, BPF_ROOT / f"xlb-rig-{self.id}-{name}")
+        node = Node(name, namespace, self.directory / name, Path(f"{self._pins}{name}"))
         interfaces = ("eth0", "eth1") if self.layout.interfaces == 2 else ("eth0",)
         node.configure(interfaces, self.layout.xdp_mode, self.layout.max_flows)
         self.nodes.append(node)
@@ -237,9 +239,9 @@ class Rig:
         address4, address6 = f"{net4}.{20 + number}", f"{net6}{20 + number}"
         self._plug(namespace, "eth0", "back" if two else "data", (f"{address4}/24", f"{address6}/64"))
         if two:
-            namespace.ip(f"route add default via {net4}.1", f"-6 route add default via {net6}1")
+            namespace.ip(f"route add default via {net4}.1", f"route add default via {net6}1")
         elif self.layout.routed:
-            namespace.ip(f"route add {CLIENT4}/32 via {net4}.1", f"-6 route add {CLIENT6}/128 via {net6}1")
+            namespace.ip(f"route add {CLIENT4}/32 via {net4}.1", f"route add {CLIENT6}/128 via {net6}1")
         backend = Backend(f"b{number}", namespace, address4, address6)
         self.backends.append(backend)
         if start:
@@ -250,11 +252,15 @@ class Rig:
 
     def cut(self, host: str, device: str = "eth0", *, silently: bool = False) -> None:
         """Pull the cable; `silently`: the carrier stays, frames do not arrive."""
-        self.switch.ip(f"link set {host}-{device} type bridge_slave state 0" if silently else f"link set {host}-{device} down")
+        if silently:
+            self.switch.run("bridge", "link", "set", "dev", f"{host}-{device}", "state", "disabled")
+        else:
+            self.switch.ip(f"link set {host}-{device} down")
 
     def mend(self, host: str, device: str = "eth0") -> None:
         """Undo `cut`."""
-        self.switch.ip(f"link set {host}-{device} down", f"link set {host}-{device} up")
+        self.switch.ip(f"link set {host}-{device} up")
+        self.switch.run("bridge", "link", "set", "dev", f"{host}-{device}", "state", "forwarding")
 
     # --- the end -------------------------------------------------------------------------------------------------
 

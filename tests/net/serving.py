@@ -1,0 +1,76 @@
+"""A rig whose node serves: the farms the net tests use, set up through the control socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tests.rig import HTTP_PORT, TCP_PORT, UDP_PORT, VIP4, VIP6, Answer, Layout, Node, Rig, http_get, tcp_connect, udp_exchange
+
+VIPS = {4: VIP4, 6: VIP6}
+PORTS = {"http": 80, "tcp": TCP_PORT, "udp": UDP_PORT}
+BACKEND_PORTS = {"http": HTTP_PORT, "tcp": TCP_PORT, "udp": UDP_PORT}
+
+
+class Serving:
+    """A started node with both VIPs, and short names for what tests ask of it."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.node: Node = rig.node
+        self.node.call("vip.add", address=f"{VIP4}/24", device="eth0")
+        self.node.call("vip.add", address=f"{VIP6}/64", device="eth0")
+
+    def add_farm(self, service: str, family: int = 4, weights: Sequence[int] | None = None, **fields: Any) -> str:
+        """A farm for `service` (http, tcp, udp) over the rig's backends; returns its name, e.g. tcp4.
+
+        weights: one per backend, default 1 each for all. fields: of the farm, e.g. scheduler="roundrobin".
+        """
+        name = fields.pop("name", f"{service}{family}")
+        port = fields.pop("port", PORTS[service])
+        mode = "dnat" if self.rig.layout.routed else "snat"
+        proto = "udp" if service == "udp" else "tcp"
+        self.node.call("farm.add", **{"name": name, "vip": VIPS[family], "port": port, "proto": proto, "mode": mode} | fields)
+        for number, backend in enumerate(self.rig.backends):
+            if weights is None or number < len(weights):
+                address = backend.address4 if family == 4 else backend.address6
+                weight = weights[number] if weights else 1
+                self.node.call("backend.add", farm=name, address=address, port=BACKEND_PORTS[service], weight=weight)
+        return name
+
+    def backend(self, farm: str, name: str) -> dict[str, Any]:
+        """What `farm show` says of backend `name`."""
+        addresses = {self.rig.backend(name).address4, self.rig.backend(name).address6}
+        found: dict[str, Any] = next(b for b in self.node.call("farm.show", name=farm)["backends"] if b["address"] in addresses)
+        return found
+
+    def state(self, farm: str, name: str) -> str:
+        return str(self.backend(farm, name)["state"])
+
+    def counters(self) -> dict[str, int]:
+        """Counter name to packets."""
+        counters = self.node.call("stats")["counters"]
+        return {name: value["packets"] for name, value in counters.items()}
+
+    # Requests from the client, one each.
+
+    def http(self, family: int = 4, path: str = "/", timeout_s: float = 5) -> Answer:
+        return self.rig.client.run(http_get(VIPS[family], PORTS["http"], path, timeout_s))
+
+    def tcp(self, family: int = 4, timeout_s: float = 5, port: int = PORTS["tcp"]) -> Answer:
+        return self.rig.client.run(tcp_connect(VIPS[family], port, timeout_s))
+
+    def udp(self, family: int = 4, data: bytes = b"?", timeout_s: float = 2, source_port: int = 0) -> Answer:
+        return self.rig.client.run(udp_exchange(VIPS[family], PORTS["udp"], data, timeout_s, source_port))
+
+
+SIMPLE = Layout()
+
+
+@contextmanager
+def serving(layout: Layout = SIMPLE) -> Iterator[Serving]:
+    """Build, start, serve, and take down."""
+    with Rig(layout) as rig:
+        rig.node.start()
+        yield Serving(rig)

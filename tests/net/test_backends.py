@@ -1,0 +1,168 @@
+"""Backends come, go, drain, fall ill and get weights while clients keep asking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.net.serving import BACKEND_PORTS, PORTS, VIPS, Serving, serving
+from tests.rig import HTTP_PORT, HeldConnections, Layout, Tally, http_get, repeat, tcp_connect, wait_until
+
+QUICK_HTTP: dict[str, Any] = {"kind": "http", "path": "/health", "interval_ms": 100, "timeout_ms": 100, "rise": 2, "fall": 2}
+QUICK_TCP: dict[str, Any] = {"kind": "tcp", "interval_ms": 100, "timeout_ms": 100, "rise": 2, "fall": 2}
+
+
+@pytest.fixture
+def site() -> Iterator[Serving]:
+    with serving() as serve:
+        yield serve
+
+
+def connect_many(site: Serving, count: int = 200, family: int = 4) -> Tally:
+    return site.rig.client.run(repeat(lambda: tcp_connect(VIPS[family], PORTS["tcp"]), count, Tally()))
+
+
+@pytest.mark.parametrize("scheduler", ["maglev", "roundrobin"])
+def test_weights_are_honoured(site: Serving, scheduler: str) -> None:
+    site.add_farm("tcp", weights=(1, 2, 3), scheduler=scheduler)
+    tally = connect_many(site, 12_000)
+    assert tally.failures == []
+    for name, share in tally.shares().items():
+        assert share == pytest.approx(int(name[1]) / 6, abs=0.02)
+    assert sum(backend["new_connections"] for backend in site.node.call("farm.show", name="tcp4")["backends"]) == 12_000
+
+
+def test_a_draining_backend_keeps_its_connections_and_gets_no_new_ones(site: Serving) -> None:
+    site.add_farm("tcp")
+    held = HeldConnections(VIPS[4], PORTS["tcp"], 90)
+    site.rig.client.run(held.open())
+    kept = len(held.on_backend("b1"))
+    assert kept > 0
+    address = f"{site.rig.backend('b1').address4}:{BACKEND_PORTS['tcp']}"
+    site.node.xlbctl("backend", "drain", "tcp4", address)
+    assert site.state("tcp4", "b1") == "drain"
+    tally = connect_many(site)
+    assert tally.failures == []
+    assert set(tally.by_backend) == {"b2", "b3"}
+    assert site.rig.client.run(held.confirm()) == 0
+    assert (held.broken, held.wrong_bytes) == ([], 0)
+    site.rig.client.run(held.close())
+
+
+def test_adding_a_backend_moves_no_connection(site: Serving) -> None:
+    site.add_farm("tcp")
+    held = HeldConnections(VIPS[4], PORTS["tcp"], 200)
+    site.rig.client.run(held.open())
+    added = site.rig.add_backend()
+    site.node.xlbctl("backend", "add", "tcp4", f"{added.address4}:{BACKEND_PORTS['tcp']}", "--weight", "2")
+    tally = connect_many(site)
+    assert tally.failures == []
+    assert set(tally.by_backend) == {"b1", "b2", "b3", "b4"}
+    assert site.rig.client.run(held.confirm()) == 0
+    assert (held.broken, held.wrong_bytes) == ([], 0)
+    site.rig.client.run(held.close())
+
+
+def test_a_removed_backend_gets_nothing_new(site: Serving) -> None:
+    site.add_farm("tcp")
+    site.node.xlbctl("backend", "remove", "tcp4", f"{site.rig.backend('b2').address4}:{BACKEND_PORTS['tcp']}")
+    tally = connect_many(site)
+    assert tally.failures == []
+    assert set(tally.by_backend) == {"b1", "b3"}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_dead_backend_is_taken_out_and_comes_back_by_itself(site: Serving, family: int) -> None:
+    farm = site.add_farm("tcp", family, health=QUICK_TCP)
+    wait_until(lambda: all(site.state(farm, name) == "up" for name in ("b1", "b2", "b3")), "all backends up")
+    site.rig.backend("b2").kill()
+    wait_until(lambda: site.state(farm, "b2") == "down", "b2 noticed as down")
+    assert "refused" in site.backend(farm, "b2")["last_error"]
+    tally = connect_many(site, family=family)
+    assert tally.failures == []
+    assert set(tally.by_backend) == {"b1", "b3"}
+    site.rig.backend("b2").start()
+    wait_until(lambda: site.state(farm, "b2") == "up", "b2 back by itself")
+    tally = connect_many(site, family=family)
+    assert tally.failures == []
+    assert set(tally.by_backend) == {"b1", "b2", "b3"}
+
+
+def test_a_backend_that_answers_an_error_status_is_taken_out(site: Serving) -> None:
+    site.add_farm("http", health=QUICK_HTTP)
+    wait_until(lambda: site.state("http4", "b3") == "up", "b3 up")
+    site.rig.backend("b3").say("sick")
+    wait_until(lambda: site.state("http4", "b3") == "down", "b3 noticed as sick")
+    assert "503" in site.backend("http4", "b3")["last_error"]
+    tally = site.rig.client.run(repeat(lambda: http_get(VIPS[4], PORTS["http"]), 100, Tally()))
+    assert set(tally.by_backend) == {"b1", "b2"}
+    site.rig.backend("b3").say("well")
+    wait_until(lambda: site.state("http4", "b3") == "up", "b3 back by itself")
+
+
+def test_a_backend_whose_cable_is_cut_times_out_of_the_farm(site: Serving) -> None:
+    site.add_farm("tcp", health=QUICK_TCP)
+    site.rig.cut("b1", silently=True)
+    wait_until(lambda: site.state("tcp4", "b1") == "down", "b1 noticed as silent")
+    tally = connect_many(site)
+    assert tally.failures == []
+    assert set(tally.by_backend) == {"b2", "b3"}
+    site.rig.mend("b1")
+    wait_until(lambda: site.state("tcp4", "b1") == "up", "b1 back by itself")
+
+
+def test_lower_tiers_serve_only_while_no_higher_one_is_up(site: Serving) -> None:
+    site.add_farm("tcp", weights=(1,), health=QUICK_TCP)
+    address = f"{site.rig.backend('b2').address4}:{BACKEND_PORTS['tcp']}"
+    site.node.xlbctl("backend", "add", "tcp4", address, "--priority", "1")
+    assert set(connect_many(site).by_backend) == {"b1"}
+    site.rig.backend("b1").kill()
+    wait_until(lambda: site.state("tcp4", "b1") == "down", "b1 noticed as down")
+    assert set(connect_many(site).by_backend) == {"b2"}
+    site.rig.backend("b1").start()
+    wait_until(lambda: site.state("tcp4", "b1") == "up", "b1 back by itself")
+    assert set(connect_many(site).by_backend) == {"b1"}
+
+
+@pytest.mark.parametrize("policy", ["drop", "all"])
+def test_what_happens_when_all_backends_are_down(site: Serving, policy: str) -> None:
+    """The health check asks a port nobody listens on, so the servers themselves still answer."""
+    site.add_farm("tcp", all_down=policy, health=QUICK_TCP | {"port": 9})
+    wait_until(lambda: all(site.state("tcp4", name) == "down" for name in ("b1", "b2", "b3")), "all backends down")
+    if policy == "all":
+        assert set(connect_many(site).by_backend) == {"b1", "b2", "b3"}
+    else:
+        before = site.counters()["drop_no_backend"]
+        assert site.tcp(timeout_s=0.3).error == "TimeoutError"
+        assert site.counters()["drop_no_backend"] > before
+
+
+def test_a_farm_can_be_stopped_and_started(site: Serving) -> None:
+    site.add_farm("tcp")
+    held = HeldConnections(VIPS[4], PORTS["tcp"], 20)
+    site.rig.client.run(held.open())
+    site.node.xlbctl("farm", "stop", "tcp4")
+    assert site.tcp(timeout_s=0.3).error != ""
+    site.node.xlbctl("farm", "start", "tcp4")
+    assert site.tcp().error == ""
+    assert site.rig.client.run(held.confirm()) == 0
+    site.rig.client.run(held.close())
+
+
+@pytest.mark.parametrize("scheduler", ["maglev", "source"])
+def test_source_hashing_keeps_a_client_on_its_backend(site: Serving, scheduler: str) -> None:
+    site.add_farm("tcp", scheduler=scheduler)
+    assert len(connect_many(site).by_backend) == (1 if scheduler == "source" else 3)
+
+
+def test_backends_in_two_interface_mode_are_checked_over_the_second() -> None:
+    with serving(Layout(interfaces=2)) as site:
+        site.add_farm("http", health=QUICK_HTTP | {"port": HTTP_PORT})
+        wait_until(lambda: all(site.state("http4", name) == "up" for name in ("b1", "b2", "b3")), "all backends up")
+        site.rig.cut("b2")
+        wait_until(lambda: site.state("http4", "b2") == "down", "b2 noticed as down")
+        tally = site.rig.client.run(repeat(lambda: http_get(VIPS[4], PORTS["http"]), 100, Tally()))
+        assert tally.failures == []
+        assert set(tally.by_backend) == {"b1", "b3"}

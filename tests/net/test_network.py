@@ -1,0 +1,262 @@
+"""The network around the node changes; the VIP stays private; what `xlbctl` says is what happens on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import pytest
+
+from bpf import libbpf
+from tests.net.serving import BACKEND_PORTS, PORTS, VIPS, Serving, serving
+from tests.rig import HeldConnections, Layout, Rig, Tally, repeat, tcp_connect, udp_exchange, wait_until
+
+both_families = pytest.mark.parametrize("family", [4, 6])
+PRIVATE_PORT = 2222
+
+
+@pytest.fixture(scope="module", params=["native", "generic"])
+def site(request: pytest.FixtureRequest) -> Iterator[Serving]:
+    with serving(Layout(xdp_mode=request.param)) as serve:
+        for family in (4, 6):
+            serve.add_farm("tcp", family)
+            serve.add_farm("udp", family)
+        yield serve
+
+
+@both_families
+def test_no_packet_is_lost_when_the_node_forgets_its_neighbours(site: Serving, family: int) -> None:
+    node = site.node.namespace
+    for _ in range(5):
+        assert site.udp(family).error == ""
+        node.run("ip", "neigh", "flush", "dev", "eth0")
+        answer = site.udp(family, timeout_s=3)
+        assert answer.error == "", "a datagram is sent once: it was lost"
+
+
+def test_held_connections_continue_when_the_node_forgets_its_neighbours(site: Serving) -> None:
+    held = HeldConnections(VIPS[4], PORTS["tcp"], 50, pause_s=0.01)
+    site.rig.client.run(held.open())
+    site.node.namespace.run("ip", "neigh", "flush", "dev", "eth0")
+    assert site.rig.client.run(held.confirm()) == 0
+    assert (held.broken, held.wrong_bytes) == ([], 0)
+    site.rig.client.run(held.close())
+
+
+def test_a_backend_that_changes_its_mac_keeps_its_connections(site: Serving) -> None:
+    held = HeldConnections(VIPS[4], PORTS["tcp"], 30, pause_s=0.01)
+    site.rig.client.run(held.open())
+    assert held.on_backend("b1")
+    backend = site.rig.backend("b1").namespace
+    backend.ip("link set eth0 address 02:00:00:00:b1:b1", "neigh flush dev eth0")
+
+    def speak() -> None:
+        """Anything that makes the backend ask for the node's MAC, and so tell its own."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            one.sendto(b"", ("10.77.0.1", 9))
+
+    backend.call(speak)
+    assert site.rig.client.run(held.confirm()) == 0
+    assert (held.broken, held.wrong_bytes) == ([], 0)
+    site.rig.client.run(held.close())
+
+
+@pytest.mark.parametrize("host", ["lb1", "client", "b1"])
+def test_held_connections_continue_after_a_link_flap(site: Serving, host: str) -> None:
+    held = HeldConnections(VIPS[4], PORTS["tcp"], 50, pause_s=0.01)
+    site.rig.client.run(held.open())
+    site.rig.cut(host)
+    assert site.rig.client.run(held.confirm(deadline_s=0.2)) > 0
+    site.rig.mend(host)
+    assert site.rig.client.run(held.confirm()) == 0
+    assert (held.broken, held.wrong_bytes) == ([], 0)
+    site.rig.client.run(held.close())
+
+
+@both_families
+def test_ipv6_and_ipv4_vips_survive_a_link_flap(site: Serving, family: int) -> None:
+    site.rig.cut("lb1")
+    site.rig.mend("lb1")
+    wait_until(lambda: not site.udp(family, timeout_s=0.3).error, "the VIP serves again")
+
+
+@both_families
+def test_what_listens_on_the_node_is_not_reachable_by_the_vip(site: Serving, family: int) -> None:
+    node_address = "10.77.0.1" if family == 4 else "fd77::1"
+
+    def listen() -> socket.socket:
+        return socket.create_server(("::", PRIVATE_PORT), family=socket.AF_INET6, dualstack_ipv6=True)
+
+    def reach(address: str) -> bool:
+        with socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_STREAM) as one:
+            one.settimeout(0.3)
+            try:
+                one.connect((address, PRIVATE_PORT))
+            except OSError:
+                return False
+            return True
+
+    with closing(site.node.namespace.call(listen)):
+        assert site.rig.client.namespace.call(lambda: reach(node_address))
+        before = site.counters()["drop_vip_guard"]
+        assert not site.rig.client.namespace.call(lambda: reach(VIPS[family]))
+        assert site.counters()["drop_vip_guard"] > before
+
+
+def test_a_vip_without_guard_is_an_address_like_any_other(site: Serving) -> None:
+    site.node.xlbctl("vip", "add", "10.77.0.101/24", "--dev", "eth0", "--no-guard")
+
+    def exchange() -> bytes:
+        with socket.create_connection(("10.77.0.101", PRIVATE_PORT), 3) as one:
+            one.sendall(b"x")
+            return one.recv(1)
+
+    with closing(site.node.namespace.call(lambda: socket.create_server(("10.77.0.101", PRIVATE_PORT)))) as server:
+        pending = site.rig.client.start(_in_executor(lambda: site.rig.client.namespace.call(exchange)))
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(connection.recv(1))
+            assert pending.result(5) == b"x"
+    site.node.xlbctl("vip", "delete", "10.77.0.101")
+
+
+async def _in_executor(function: Callable[[], bytes]) -> bytes:
+    return await asyncio.get_running_loop().run_in_executor(None, function)
+
+
+@both_families
+def test_the_vip_answers_echo_requests(site: Serving, family: int) -> None:
+    def ping() -> int:
+        kind, protocol = (socket.AF_INET, socket.IPPROTO_ICMP) if family == 4 else (socket.AF_INET6, socket.IPPROTO_ICMPV6)
+        request, reply = (8, 0) if family == 4 else (128, 129)
+        with socket.socket(kind, socket.SOCK_RAW, protocol) as one:
+            one.settimeout(3)
+            body = struct.pack("!BBHHH", request, 0, 0, 77, 1)
+            if family == 4:
+                total = sum(struct.unpack("!4H", body))
+                body = struct.pack("!BBHHH", request, 0, ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF, 77, 1)
+            one.sendto(body, (VIPS[family], 0))
+            while True:
+                packet, (sender, *_) = one.recvfrom(2048)
+                offset = 20 if family == 4 else 0
+                if (
+                    sender == VIPS[family]
+                    and packet[offset] == reply
+                    and packet[offset + 4 : offset + 6] == struct.pack("!H", 77)
+                ):
+                    return reply
+
+    assert site.rig.client.namespace.call(ping) in (0, 129)
+
+
+@both_families
+def test_an_icmp_error_of_a_backend_reaches_the_client(site: Serving, family: int) -> None:
+    """A closed UDP port on the backend is a refused one for the client."""
+    name = site.add_farm("udp", family, name=f"closed{family}", port=4444)
+    for backend in site.node.call("farm.show", name=name)["backends"]:
+        site.node.call("backend.remove", farm=name, address=backend["address"], port=backend["port"])
+    backend = site.rig.backend("b1")
+    site.node.call("backend.add", farm=name, address=backend.address4 if family == 4 else backend.address6, port=4445)
+    answer = site.rig.client.run(udp_exchange(VIPS[family], 4444))
+    assert "refused" in answer.error.lower()
+    site.node.call("farm.delete", name=name)
+
+
+@both_families
+def test_conn_show_says_what_really_happens(site: Serving, family: int) -> None:
+    address = "10.77.0.10" if family == 4 else "fd77::10"
+
+    def written(host: str, port: int) -> str:
+        return f"{host}:{port}" if family == 4 else f"[{host}]:{port}"
+
+    for port in range(41_000, 41_012):
+        question = f"{written(address, port)} -> {written(VIPS[family], PORTS['tcp'])}"
+        before = site.node.json("conn", "show", question)
+
+        def talk(port: int = port, question: str = question) -> tuple[str, str]:
+            with socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_STREAM) as one:
+                one.settimeout(5)
+                one.bind((address, port))
+                one.connect((VIPS[family], PORTS["tcp"]))
+                name, peer, peer_port = one.recv(200).decode().split()
+                during = site.node.json("conn", "show", question)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            assert during["exists"]
+            assert during["leaves"]["source"] == written(peer, int(peer_port))
+            return name, str(during["backend"])
+
+        name, backend = site.rig.client.namespace.call(talk)
+        real = site.rig.backend(name)
+        assert backend == written(real.address4 if family == 4 else real.address6, BACKEND_PORTS["tcp"])
+        assert before["farm"] == f"tcp{family}"
+        assert before["backend"] == backend, "foretold before the first packet"
+
+
+@pytest.mark.parametrize("service", ["tcp", "udp"])
+def test_idle_flows_are_forgotten(service: str) -> None:
+    with serving() as site:
+        farm = site.add_farm(service, idle_timeout_s=1)
+        if service == "tcp":
+            held = HeldConnections(VIPS[4], PORTS["tcp"], 100, pause_s=3600)
+            site.rig.client.run(held.open())
+        else:
+            site.rig.client.run(repeat(lambda: udp_exchange(VIPS[4], PORTS["udp"]), 100, Tally()))
+        assert site.node.call("conn.count", farm=farm)["connections"] >= 100
+        wait_until(
+            lambda: site.node.call("conn.count", farm=farm)["connections"] == 0, "idle flows gone", deadline_s=30, every_s=0.2
+        )
+        assert site.tcp().error == "" if service == "tcp" else site.udp().error == ""
+
+
+def test_closed_connections_are_forgotten_long_before_the_idle_timeout() -> None:
+    with serving() as site:
+        site.add_farm("tcp")
+        held = HeldConnections(VIPS[4], PORTS["tcp"], 100)
+        site.rig.client.run(held.open())
+        assert site.rig.client.run(held.confirm()) == 0
+        assert site.node.call("conn.count", farm="tcp4")["connections"] == 100
+        site.rig.client.run(held.close())
+        wait_until(lambda: site.node.call("conn.count", farm="tcp4")["connections"] == 0, "closed flows gone", 60, every_s=0.2)
+
+
+def test_a_driver_without_native_xdp_is_served_in_generic_mode() -> None:
+    with serving(Layout(plain_driver=True, xdp_mode="auto")) as site:
+        site.add_farm("tcp")
+        (interface,) = site.node.json("status")["interfaces"]
+        assert interface["xdp_mode"] == "generic"
+        tally = site.rig.client.run(repeat(lambda: tcp_connect(VIPS[4], PORTS["tcp"]), 100, Tally()))
+        assert tally.failures == []
+        assert site.counters()["forward_tx"] > 300
+
+
+def test_a_driver_with_native_xdp_is_served_natively_by_itself() -> None:
+    with serving(Layout(xdp_mode="auto", interfaces=2)) as site:
+        assert {interface["xdp_mode"] for interface in site.node.json("status")["interfaces"]} == {"native"}
+
+
+def test_native_mode_on_a_driver_without_it_is_refused_with_the_remedy() -> None:
+    with Rig(Layout(backends=1, plain_driver=True, xdp_mode="native")) as rig:
+        code, log = rig.node.start_refused()
+        assert code == 1
+        assert "eth0" in log
+        assert "generic" in log
+
+
+def xdp_mode_of(rig: Rig) -> libbpf.AttachMode:
+    index = rig.node.namespace.interface_index("eth0")
+    return rig.node.namespace.call(lambda: libbpf.xdp_query(index)).mode
+
+
+def test_stopping_detaches_nothing_unless_asked() -> None:
+    with serving() as site:
+        site.add_farm("tcp")
+        assert site.node.stop() == 0
+        assert xdp_mode_of(site.rig) is libbpf.AttachMode.NATIVE
+        assert site.tcp().error == ""
+        site.node.start("--detach")
+        assert site.node.stop() == 0
+        assert xdp_mode_of(site.rig) is libbpf.AttachMode.NONE
+        assert not site.node.bpf_dir.exists() or not list(site.node.bpf_dir.iterdir())

@@ -1,0 +1,108 @@
+"""The daemon may stop, crash or be upgraded: connections that exist do not notice."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bpf import libbpf
+from tests.net.serving import PORTS, VIPS, Serving, serving
+from tests.rig import HeldConnections, Layout, Tally, http_get, repeat
+
+HELD = 1000
+
+
+@pytest.fixture(scope="module", params=["native", "generic"])
+def site(request: pytest.FixtureRequest) -> Iterator[Serving]:
+    with serving(Layout(xdp_mode=request.param)) as serve:
+        serve.add_farm("http")
+        serve.add_farm("tcp", 4)
+        serve.add_farm("tcp", 6)
+        yield serve
+
+
+@pytest.fixture
+def held(site: Serving) -> Iterator[HeldConnections]:
+    connections = HeldConnections(VIPS[4], PORTS["tcp"], HELD)
+    site.rig.client.run(connections.open())
+    yield connections
+    site.rig.client.run(connections.close())
+
+
+def assert_unharmed(site: Serving, held: HeldConnections) -> None:
+    assert site.rig.client.run(held.confirm()) == 0
+    assert held.broken == []
+    assert held.wrong_bytes == 0
+
+
+def test_stop_and_start_under_load(site: Serving, held: HeldConnections) -> None:
+    assert site.node.stop() == 0
+    assert_unharmed(site, held)
+    assert site.http().error == "", "new connections are served while the daemon is away"
+    site.node.start()
+    assert_unharmed(site, held)
+    assert {farm["name"] for farm in site.node.call("farm.list")} == {"http4", "tcp4", "tcp6"}
+
+
+def test_kill_and_start_under_load(site: Serving, held: HeldConnections) -> None:
+    site.node.kill()
+    assert_unharmed(site, held)
+    assert site.http().error == "", "new connections are served while the daemon is dead"
+    site.node.start()
+    assert_unharmed(site, held)
+    assert site.node.call("conn.count", farm="tcp4")["connections"] >= HELD
+
+
+def test_requests_do_not_fail_while_the_daemon_is_killed_and_started_again_and_again(site: Serving) -> None:
+    tally = Tally()
+    requests = site.rig.client.start(repeat(lambda: http_get(VIPS[4], PORTS["http"]), None, tally, concurrency=4))
+    for _ in range(3):
+        site.node.kill()
+        site.node.start()
+    tally.stop()
+    requests.result(30)
+    assert tally.failures == []
+    assert tally.done > 100
+
+
+def test_a_changed_farm_survives_a_crash_right_after_the_answer(site: Serving) -> None:
+    site.node.xlbctl("farm", "add", "late", "--vip", VIPS[6], "--port", "99")
+    site.node.kill()
+    site.node.start()
+    assert "late" in {farm["name"] for farm in site.node.call("farm.list")}
+    site.node.xlbctl("farm", "delete", "late")
+
+
+def test_upgrading_the_program_under_load(site: Serving, held: HeldConnections) -> None:
+    """Another version of the C: the new program replaces the old one on the interface and finds all its connections."""
+    before = program_on(site)
+    tally = Tally()
+    requests = site.rig.client.start(repeat(lambda: http_get(VIPS[4], PORTS["http"]), None, tally, concurrency=4))
+    site.node.stop()
+    site.node.tree = another_version(site.rig.directory / "upgraded")
+    site.node.start()
+    assert program_on(site) not in (0, before)
+    assert_unharmed(site, held)
+    tally.stop()
+    requests.result(30)
+    assert tally.failures == []
+    assert site.node.call("conn.count", farm="tcp4")["connections"] >= HELD
+
+
+def program_on(site: Serving) -> int:
+    """Id of the XDP program on the node's interface."""
+    index = site.node.namespace.interface_index("eth0")
+    return site.node.namespace.call(lambda: libbpf.xdp_query(index)).program_id
+
+
+def another_version(tree: Path) -> Path:
+    """A copy of the code whose data plane differs."""
+    here = Path(__file__).resolve().parents[2]
+    for package in ("bpf", "ctl", "sync"):
+        shutil.copytree(here / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tree / "bpf" / "xlb.c").open("a") as source:
+        source.write("\nstatic const u32 another_version = 1;\n")
+    return tree

@@ -1,0 +1,95 @@
+"""The rig itself: what it promises to the tests that stand on it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bpf import libbpf
+from tests.rig import HTTP_PORT, TCP_PORT, HeldConnections, Layout, Rig, http_get, tcp_connect, transfer, udp_exchange
+from tests.rig.payload import count_wrong, payload
+from tests.rig.topology import UDP_PORT
+
+_CHILD = """
+import signal, sys
+from tests.rig import Rig
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+with Rig() as rig:
+    rig.node.bpf_dir.mkdir()
+    print(rig.directory, rig.node.bpf_dir, rig._reaper.pid, *(backend.process.pid for backend in rig.backends), flush=True)
+    if sys.argv[1] == "raise":
+        raise ValueError
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM", "SIGINT", "raise"])
+def test_nothing_is_left_whatever_way_the_process_ends(end: str) -> None:
+    child = subprocess.Popen([sys.executable, "-c", _CHILD, end], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert child.stdout is not None
+    directory, bpf_dir, *pids = child.stdout.readline().split()
+    assert Path(directory).is_dir()
+    assert Path(bpf_dir).is_dir()
+    watches = [os.pidfd_open(int(pid)) for pid in pids]
+    if end != "raise":
+        child.send_signal(signal.Signals[end])
+    assert child.wait(20) != 0
+    child.stdout.close()
+    for watch in watches:
+        assert select.select([watch], [], [], 10)[0], "a process of the rig outlived it"
+        os.close(watch)
+    assert not Path(directory).exists()
+    assert not Path(bpf_dir).exists()
+
+
+def test_client_reaches_backends_without_a_node() -> None:
+    with Rig(Layout(backends=2)) as rig:
+        backend = rig.backends[1]
+        for address in (backend.address4, backend.address6):
+            answer = rig.client.run(http_get(address, HTTP_PORT, "/bytes/1000"))
+            assert (answer.backend, answer.status, answer.body) == ("b2", 200, payload(0, 0, 1000))
+            assert rig.client.run(tcp_connect(address, TCP_PORT)).backend == "b2"
+            assert rig.client.run(udp_exchange(address, UDP_PORT, b"hello")).body == b"hello"
+            assert rig.client.run(transfer(address, TCP_PORT, 5_000_000)) == (5_000_000, 0)
+
+
+def test_nodes_are_plugged_for_native_xdp() -> None:
+    with Rig(Layout(backends=1, interfaces=2)) as rig:
+        for port in ("lb1-eth0", "lb1-eth1"):
+            query = functools.partial(libbpf.xdp_query, rig.switch.interface_index(port))
+            assert rig.switch.call(query).mode is libbpf.AttachMode.NATIVE
+
+
+def test_a_dying_backend_breaks_held_connections_and_is_noticed() -> None:
+    with Rig(Layout(backends=1)) as rig:
+        held = HeldConnections(rig.backends[0].address4, TCP_PORT, 50, pause_s=0.01)
+        rig.client.run(held.open())
+        assert rig.client.run(held.confirm()) == 0
+        assert not held.broken
+        rig.backends[0].kill()
+        assert rig.client.run(held.confirm()) == 50
+        assert len(held.broken) == 50
+
+
+def test_a_cut_cable_stalls_held_connections_and_mending_it_continues_them() -> None:
+    with Rig(Layout(backends=1)) as rig:
+        held = HeldConnections(rig.backends[0].address4, TCP_PORT, 5, pause_s=0.01)
+        rig.client.run(held.open())
+        rig.cut("b1", silently=True)
+        assert rig.client.run(held.confirm(deadline_s=0.5)) == 5
+        rig.mend("b1")
+        assert rig.client.run(held.confirm()) == 0
+        assert not held.broken
+
+
+@pytest.mark.parametrize(("connection", "offset", "wrong"), [(7, 0, 0), (7, 3, 0), (8, 0, 12), (7, 8, 13)])
+def test_payload_names_connection_and_place(connection: int, offset: int, wrong: int) -> None:
+    stream = payload(7, 0, 100)
+    assert count_wrong(connection, offset, stream[offset if wrong == 0 else 0 :]) == wrong
