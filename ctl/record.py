@@ -1,0 +1,132 @@
+"""The configuration as lines of JSON: the format of farms.jsonl and of what a pair exchanges.
+
+Header, one line per VIP and farm, and a trailer with the digest of all before it, so that a cut or damaged text is never taken
+for a shorter configuration. Decides the format and its version; knows no files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any
+
+from ctl.errors import InvalidInput, XlbError
+from ctl.model import AllDown, Backend, CheckKind, Config, Farm, HealthCheck, Mode, Protocol, Scheduler, Vip
+from ctl.validate import check_config
+
+FORMAT_VERSION = 1
+MAX_BYTES = 256 << 20
+"""More than the tables' limits allow to be configured; a longer text is damaged or hostile."""
+
+_ENUMS = {"protocol": Protocol, "mode": Mode, "scheduler": Scheduler, "all_down": AllDown, "kind": CheckKind}
+_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Vip, Farm, Backend, HealthCheck)}
+
+
+class DamagedRecord(Exception):
+    """The text is not a complete configuration; the message says what is wrong with it."""
+
+
+class NewerRecord(XlbError):
+    """The text was written by a later version of xlb."""
+
+
+class Encoder:
+    """Configurations to text. Remembers each farm's line, so that a change costs what it touches."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, tuple[Farm, bytes]] = {}
+
+    def encode(self, config: Config) -> bytes:
+        """The whole record; `decode` of it is `config`."""
+        known, self._lines = self._lines, {}
+        header = {
+            "xlb": "farms",
+            "version": FORMAT_VERSION,
+            "generation": config.generation,
+            "hash_seed": config.hash_seed,
+            "next_id": config.next_id,
+        }
+        lines = [_line(header)]
+        lines += [_line({"vip": _values(vip)}) for vip in config.vips.values()]
+        for name, farm in config.farms.items():
+            entry = known.get(name)
+            if entry is None or entry[0] is not farm:
+                entry = (farm, _line({"farm": _farm_values(farm)}))
+            self._lines[name] = entry
+            lines.append(entry[1])
+        body = b"".join(lines)
+        return body + _line({"sha256": hashlib.sha256(body).hexdigest()})
+
+
+def decode(text: bytes) -> Config:
+    """The configuration a record holds. Raises DamagedRecord, or NewerRecord naming the remedy."""
+    lines = text.splitlines(keepends=True)
+    if not lines:
+        raise DamagedRecord("it is empty")
+    header = _object(lines[0], 1)
+    version = header.get("version")
+    if header.get("xlb") != "farms" or not isinstance(version, int):
+        raise DamagedRecord("its first line is no header")
+    if version > FORMAT_VERSION:
+        raise NewerRecord(f"written in format {version} by a later xlb; this one reads up to {FORMAT_VERSION}: upgrade xlb")
+    body = b"".join(lines[:-1])
+    trailer = _object(lines[-1], len(lines))
+    if len(lines) < 2 or set(trailer) != {"sha256"} or not lines[-1].endswith(b"\n"):
+        raise DamagedRecord(f"it ends in line {len(lines)} without the closing digest")
+    if trailer["sha256"] != hashlib.sha256(body).hexdigest():
+        raise DamagedRecord("its digest does not match its lines")
+    try:
+        return _config(header, [_object(line, number) for number, line in enumerate(lines[1:-1], 2)])
+    except (InvalidInput, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedRecord(f"it holds a value that cannot be: {error}") from error
+
+
+def _line(values: Mapping[str, object]) -> bytes:
+    return json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def _object(line: bytes, number: int) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        raise DamagedRecord(f"line {number} is not JSON") from None
+    if not isinstance(value, dict):
+        raise DamagedRecord(f"line {number} is not a JSON object")
+    return value
+
+
+def _values(value: Vip | Backend | HealthCheck) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in _NAMES[type(value)]}
+
+
+def _farm_values(farm: Farm) -> dict[str, Any]:
+    values = {name: getattr(farm, name) for name in _NAMES[Farm]}
+    return values | {"health": _values(farm.health), "backends": [_values(backend) for backend in farm.backends]}
+
+
+def _enums(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _ENUMS[name](value) if name in _ENUMS else value for name, value in values.items()}
+
+
+def _config(header: Mapping[str, Any], lines: list[dict[str, Any]]) -> Config:
+    vips: dict[str, Vip] = {}
+    farms: dict[str, Farm] = {}
+    for line in lines:
+        ((kind, values),) = line.items()
+        if kind == "vip":
+            vips[values["address"]] = Vip(**values)
+        elif kind == "farm":
+            health = HealthCheck(**_enums(values["health"]))
+            backends = tuple(Backend(**each) for each in values["backends"])
+            farms[values["name"]] = Farm(**_enums(values) | {"health": health, "backends": backends})
+        else:
+            raise ValueError(f"a line about {kind}")
+    if len(vips) + len(farms) != len(lines):
+        raise ValueError("a name that is listed twice")
+    numbers = {name: int(header[name]) for name in ("generation", "hash_seed", "next_id")}
+    config = Config(vips=MappingProxyType(vips), farms=MappingProxyType(farms), **numbers)
+    check_config(config)
+    return config
