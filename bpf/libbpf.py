@@ -98,6 +98,12 @@ class TestRun:
     duration_ns: int
 
 
+class BatchError(OSError):
+    """A batch that stopped on the way: `done` elements were written."""
+
+    done = 0
+
+
 class _MapInfo(ct.Structure):
     _fields_ = (
         *((name, ct.c_uint32) for name in ("type", "id", "key_size", "value_size", "max_entries", "map_flags")),
@@ -339,14 +345,14 @@ def lookup_each(fd: int, keys: Items, values: Items) -> NDArray[np.bool_]:
 
 
 def update_batch(fd: int, keys: Items, values: Items, flags: int = UPDATE_ANY) -> int:
-    """Write all elements in one call; returns how many. Raises OSError whose `done` attribute is how many were written."""
+    """Write all elements in one call; returns how many. Raises BatchError."""
     count, options = ct.c_uint32(len(keys)), _BatchOptions(ct.sizeof(_BatchOptions), flags, 0)
     if len(keys) == 0:
         return 0
     code = _library().bpf_map_update_batch(fd, _address(keys), _address(values), ct.byref(count), ct.byref(options))
     if code < 0:
-        failure = _error(code, f"write {len(keys)} map elements")
-        failure.done = count.value if count.value < len(keys) else 0  # type: ignore[attr-defined]
+        failure = BatchError(-code, f"write {len(keys)} map elements: {os.strerror(-code)}")
+        failure.done = count.value if count.value < len(keys) else 0
         raise failure
     return count.value
 

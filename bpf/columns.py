@@ -1,0 +1,98 @@
+"""People's values as table columns and back: addresses, port ranges, flow tuples. Pure; knows no file descriptor.
+
+Columns are numpy structured arrays as layout.py describes them.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from bpf.constants import FlowFlag
+from bpf.tables import Array, FlowEntry, FlowTuple
+
+Family = Literal["v4", "v6"]
+
+PORT_BITS = 16
+ADDRESS_BYTES: dict[str, int] = {"v4": 4, "v6": 16}
+
+
+def family_of(address: str) -> Family:
+    """ "v6" for an IPv6 address in text, "v4" otherwise."""
+    return "v6" if ":" in address else "v4"
+
+
+@functools.lru_cache(maxsize=65536)
+def address_bytes(address: str) -> bytes:
+    """Network order. Raises ValueError naming what is no address."""
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    except OSError as error:
+        raise ValueError(f"{address!r} is not an IP address") from error
+
+
+def address_text(raw: bytes) -> str:
+    """Canonical text of 4 or 16 bytes in network order."""
+    return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
+
+
+def address_column(addresses: Iterable[str], width: int) -> Array:
+    """One V{width} item per address, padded with zeros where a table has room for either family."""
+    packed = b"".join(address_bytes(address).ljust(width, b"\0") for address in addresses)
+    return np.frombuffer(packed, dtype=f"V{width}")
+
+
+def port_prefixes(first: int, last: int) -> list[tuple[int, int]]:
+    """The fewest (port, prefix length in bits) that cover first..last and nothing else, at most 30.
+
+    Raises ValueError unless 0 <= first <= last <= 65535.
+    """
+    if not 0 <= first <= last < 1 << PORT_BITS:
+        raise ValueError(f"{first}-{last} is not a range of ports")
+    prefixes = []
+    while first <= last:
+        free_bits = min((first & -first).bit_length() - 1 if first else PORT_BITS, (last - first + 1).bit_length() - 1)
+        prefixes.append((first, PORT_BITS - free_bits))
+        first += 1 << free_bits
+    return prefixes
+
+
+def encode_flow_keys(tuples: Sequence[FlowTuple], key: np.dtype[Any]) -> Array:
+    """Keys of the flow tables, of type `key`. All tuples are of its family."""
+    width = key["source"].itemsize
+    if any(len(address_bytes(each.source)) != width or len(address_bytes(each.destination)) != width for each in tuples):
+        raise ValueError("a flow of the other address family")
+    keys = np.zeros(len(tuples), dtype=key)
+    keys["source"] = address_column((each.source for each in tuples), width)
+    keys["destination"] = address_column((each.destination for each in tuples), width)
+    for name in ("source_port", "destination_port", "protocol"):
+        keys[name] = [getattr(each, name) for each in tuples]
+    return keys
+
+
+def decode_flows(table: str, keys: Array, values: Array) -> list[FlowEntry]:
+    """The rows of a slice as people see them; pass only the rows asked for, this is Python per flow."""
+    return [_entry(table == "embryonic", key, value) for key, value in zip(keys, values, strict=True)]
+
+
+def _entry(embryonic: bool, key: Any, value: Any) -> FlowEntry:
+    protocol = int(key["protocol"])
+    return FlowEntry(
+        arrives=_tuple(key, protocol),
+        leaves=_tuple(value, protocol),
+        forward=bool(int(value["flags"]) & FlowFlag.FORWARD),
+        farm=int(value["farm"]),
+        backend=int(value["backend"]),
+        state=int(value["state"]),
+        last_seen_tick=int(value["last_seen"]),
+        embryonic=embryonic,
+    )
+
+
+def _tuple(row: Any, protocol: int) -> FlowTuple:
+    source, destination = address_text(row["source"].tobytes()), address_text(row["destination"].tobytes())
+    return FlowTuple(source, destination, int(row["source_port"]), int(row["destination_port"]), protocol)
