@@ -6,7 +6,7 @@ say goes to stderr. Tables already pinned in the directory are used as they are,
 tables; whatever it made itself is removed again on failure. It decides nothing about running nodes: that is loader.py.
 
 Request: pins (directory), max_flows, max_embryonic (connections), features ({name: bool}), headers (a directory of its
-own for the header tree), known ({table: fingerprint} of the pins), load (false: compile only).
+own for the header tree), known ({table: fingerprint} of the pins), load (false: compile only), source (the C file, default xlb.c).
 Answer: {"tables": {name: layout}, "kept": [names]} or {"error": {"kind": …, "message": …, "table": …}} with
 kind one of missing, compile, table (a pinned one is not what the source describes), load (the verifier said no).
 """
@@ -44,7 +44,8 @@ class Refused(Exception):
 
 def c_constants() -> list[str]:
     """`-D` flags for every number and enum member of `bpf.constants`, e.g. -DMODE_SNAT=0, -DCOUNTER_PASS_NOT_IP=0."""
-    flags = [f"-D{name}={value}" for name, value in vars(constants).items() if name.isupper() and isinstance(value, int)]
+    numbers = {name: value for name, value in vars(constants).items() if name.isupper() and isinstance(value, int)}
+    flags = [f"-D{name}={value}{'ULL' if value >= 1 << 31 else ''}" for name, value in numbers.items()]
     for kind in vars(constants).values():
         if isinstance(kind, type) and issubclass(kind, enum.IntEnum | enum.IntFlag):
             prefix = "".join("_" + c if c.isupper() else c for c in kind.__name__).lstrip("_").upper()
@@ -79,8 +80,9 @@ def _build(request: dict[str, Any], pins: Path, before: set[str]) -> dict[str, A
         make_header_tree(Path(tree))
         os.environ["BCC_KERNEL_SOURCE"] = tree
         flags = c_sizes(request["max_flows"], request["max_embryonic"], request.get("features", {}))
+        source = Path(request.get("source", SOURCE))
         try:
-            module = bcc.BPF(text=flatten(SOURCE), cflags=[*compiler_flags(), *c_constants(), f'-DPINS="{pins}"', *flags])
+            module = bcc.BPF(text=flatten(source), cflags=[*compiler_flags(), *c_constants(), f'-DPINS="{pins}"', *flags])
         except Exception as error:
             raise Refused("compile", str(error)) from error
     tables = _describe(bcc.lib, module.module)

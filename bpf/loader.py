@@ -44,12 +44,16 @@ _REMEDY = "start xlbd with --replace-pins, which makes new tables and drops all 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What a node asks of the data plane. max_flows counts connections; a feature is a C macro in lower case."""
+    """What a node asks of the data plane. max_flows counts connections; a feature is a C macro in lower case.
+
+    source: the C file; only tests name another one.
+    """
 
     bpf_dir: Path
     run_dir: Path
     max_flows: int = 1048576
     features: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
+    source: Path = compile.SOURCE
 
     @property
     def max_embryonic(self) -> int:
@@ -58,7 +62,7 @@ class Build:
     def identity(self) -> str:
         """Equal for two builds whose programs and tables are the same. Cheap: no compiler is asked."""
         digest = hashlib.sha256()
-        parts = [flatten(compile.SOURCE), *compile.c_constants(), *compiler_flags(), os.uname().release]
+        parts = [flatten(self.source), *compile.c_constants(), *compiler_flags(), os.uname().release]
         parts += compile.c_sizes(self.max_flows, self.max_embryonic, dict(self.features))
         for part in parts:
             digest.update(part.encode() + b"\0")
@@ -258,6 +262,7 @@ def _ask_child(build: Build, directory: Path, known: Mapping[str, str]) -> tuple
     with tempfile.TemporaryDirectory(dir=build.run_dir, prefix="compile-") as scratch:
         request = {
             "pins": str(directory),
+            "source": str(build.source),
             "max_flows": build.max_flows,
             "max_embryonic": build.max_embryonic,
             "features": dict(build.features),
