@@ -1,0 +1,79 @@
+"""`xlbctl backend`: the servers of a farm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ctl.cli.base import Session, XlbGroup, pass_session
+from ctl.cli.options import ENDPOINT, endpoint_argument, farm_argument, format_endpoint, number
+from ctl.cli.output import show
+
+WEIGHT = number(0)
+PRIORITY = number(0)
+
+
+@click.group(cls=XlbGroup, examples=["xlbctl backend add web 10.77.0.11:8080", "xlbctl backend drain web 10.77.0.11:8080"])
+def backend() -> None:
+    """Backends: the servers a farm spreads its connections over."""
+
+
+@backend.command(
+    "add",
+    examples=[
+        "xlbctl backend add web 10.77.0.11:8080",
+        "xlbctl backend add web 10.77.0.12:8080 --weight 3",
+        "xlbctl backend add web [2001:db8::13]:8080 --priority 1",
+    ],
+)
+@farm_argument
+@click.argument("endpoint", type=ENDPOINT, metavar="ADDR:PORT")
+@click.option("--weight", type=WEIGHT, default=1, help="Share of new connections; 0 gives none.")
+@click.option("--priority", type=PRIORITY, default=0, help="Serves only while no backend with a lower number is up.")
+@pass_session
+def add(session: Session, farm: str, endpoint: tuple[str, int], weight: int, priority: int) -> None:
+    """Add a server to a farm."""
+    _change(session, "add", farm, endpoint, "added", weight=weight, priority=priority)
+
+
+@backend.command(
+    "set", examples=["xlbctl backend set web 10.77.0.12:8080 --weight 5", "xlbctl backend set web 10.77.0.12:8080 --priority 1"]
+)
+@farm_argument
+@endpoint_argument
+@click.option("--weight", type=WEIGHT, help="Share of new connections; 0 gives none.")
+@click.option("--priority", type=PRIORITY, help="Serves only while no backend with a lower number is up.")
+@click.option("--drain/--no-drain", "draining", default=None, help="Take no new connections / take them again.")
+@click.pass_context
+def set_(ctx: click.Context, /, farm: str, endpoint: tuple[str, int], **fields: Any) -> None:
+    """Change what is given and keep the rest; live connections stay where they are."""
+    if all(value is None for value in fields.values()):
+        raise click.UsageError("nothing to change: give --weight, --priority or --drain", ctx)
+    session = ctx.find_object(Session)
+    assert session is not None
+    _change(session, "set", farm, endpoint, "changed", **fields)
+
+
+@backend.command("drain", examples=["xlbctl backend drain web 10.77.0.11:8080"])
+@farm_argument
+@endpoint_argument
+@pass_session
+def drain(session: Session, farm: str, endpoint: tuple[str, int]) -> None:
+    """Give a server no new connections and let the ones it has finish; 'backend set … --no-drain' ends it."""
+    _change(session, "drain", farm, endpoint, "draining")
+
+
+@backend.command("remove", examples=["xlbctl backend remove web 10.77.0.11:8080"])
+@farm_argument
+@endpoint_argument
+@pass_session
+def remove(session: Session, farm: str, endpoint: tuple[str, int]) -> None:
+    """Take a server out of a farm; its connections end, so drain it first to let them finish."""
+    _change(session, "remove", farm, endpoint, "removed")
+
+
+def _change(session: Session, verb: str, farm: str, endpoint: tuple[str, int], done: str, **fields: Any) -> None:
+    address, port = endpoint
+    result = session.call(f"backend.{verb}", farm=farm, address=address, port=port, **fields)
+    show(session.json, result, lambda _: click.echo(f"backend {format_endpoint(address, port)} of {farm} {done}"))

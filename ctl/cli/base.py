@@ -1,0 +1,229 @@
+"""What every xlbctl command shares: the session, examples in --help, did-you-mean, and one sentence per error.
+
+Decides how commands are found, how they fail and what `-o` and `--config` mean. Must not know any command's business.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from ctl.errors import InvalidInput, XlbError
+
+if TYPE_CHECKING:
+    from ctl.client import Client
+
+DEFAULT_SOCKET = Path("/run/xlb/control.sock")  # of a machine without a node file
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+@dataclass(slots=True)
+class Session:
+    """What the command line said about the daemon to ask and the form of the answer."""
+
+    config: Path | None = None
+    output: str = "table"
+    timeout_ms: int = 30_000
+    _client: Client | None = field(default=None, repr=False)
+
+    @property
+    def json(self) -> bool:
+        """Whether stdout carries one JSON document and nothing else."""
+        return self.output == "json"
+
+    def socket_path(self) -> Path:
+        """Where the daemon of this node file listens."""
+        from ctl import nodefile
+
+        if self.config is None and not nodefile.DEFAULT_PATH.exists():
+            return DEFAULT_SOCKET
+        return Path(nodefile.load(self.config or nodefile.DEFAULT_PATH).control_endpoint.removeprefix("ipc://"))
+
+    def call(self, command: str, **args: Any) -> Any:
+        """Ask the daemon for `command`; arguments that are None were not given and are left out."""
+        if self._client is None:
+            from ctl.client import Client
+
+            self._client = Client(self.socket_path(), self.timeout_ms)
+        return self._client.call(command, {name: value for name, value in args.items() if value is not None})
+
+    def close(self) -> None:
+        """Disconnect, if a connection was ever needed."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+pass_session = click.make_pass_decorator(Session)
+
+
+def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Callback of a session option: keep what was given, at whichever level of the command it stood."""
+
+    def callback(ctx: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+        session = ctx.find_root().ensure_object(Session)
+        if value is not None:
+            setattr(session, name, value)
+        return value
+
+    return callback
+
+
+def _session_options() -> list[click.Parameter]:
+    """`-o` and `--config`, accepted before and after the command's name."""
+    return [
+        click.Option(
+            ["-o", "--output"],
+            type=click.Choice(["table", "json"]),
+            expose_value=False,
+            callback=_store("output"),
+            help="Tables for people or one JSON document for programs.  [default: table]",
+        ),
+        click.Option(
+            ["--config"],
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            envvar="XLB_CONFIG",
+            expose_value=False,
+            callback=_store("config"),
+            metavar="FILE",
+            help="Node file of the daemon to ask.  [default: /etc/xlb/node.toml]",
+        ),
+    ]
+
+
+class XlbCommand(click.Command):
+    """A command whose help ends with examples that work."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"], "show_default": True})
+        super().__init__(*args, **kwargs)
+        self.examples = tuple(examples)
+        self.params += _session_options()
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples where click puts the epilog."""
+        write_examples(self.examples, formatter)
+        super().format_epilog(ctx, formatter)
+
+
+class XlbGroup(click.Group):
+    """A noun: finds its verbs, suggests the one that was meant."""
+
+    command_class = XlbCommand
+    group_class = type
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
+        super().__init__(*args, **kwargs)
+        self.examples = tuple(examples)
+        self.params += _session_options()
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples where click puts the epilog."""
+        write_examples(self.examples, formatter)
+        super().format_epilog(ctx, formatter)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs in the order they were written, which is the one they are used in."""
+        return list(self.commands)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Without a verb, show the help on stderr: that is wrong usage, whatever click's version makes of it."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(InvalidInput.exit_code)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or fail naming the one that looks most like it."""
+        name = args[0]
+        if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
+            known = self.list_commands(ctx)
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(known)}"
+            ctx.fail(f"no such command '{name}'; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+class RootGroup(XlbGroup):
+    """`xlbctl` itself: imports a noun's file only when it is asked for, and turns every error into one sentence."""
+
+    def __init__(self, *args: Any, lazy: dict[str, str], **kwargs: Any) -> None:
+        """`lazy` maps a command's name to "module:attribute"."""
+        super().__init__(*args, **kwargs)
+        self.lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All nouns, in the order of the contract."""
+        return list(self.lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the noun's file and return its command."""
+        if cmd_name not in self.lazy:
+            return None
+        module, attribute = self.lazy[cmd_name].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        """Run and exit with the contract's code: 0 done, 1 refused or failed, 2 invalid."""
+        kwargs |= {"prog_name": "xlbctl", "standalone_mode": False}
+        run: Callable[..., Any] = super().main
+        if not standalone_mode:
+            return run(*args, **kwargs)
+        try:
+            sys.exit(run(*args, **kwargs) or 0)
+        except XlbError as error:
+            fail(str(error), error.exit_code)
+        except click.UsageError as error:
+            fail(usage_sentence(error), InvalidInput.exit_code)
+        except click.ClickException as error:
+            fail(error.format_message(), XlbError.exit_code)
+        except click.Abort:
+            fail("interrupted", EXIT_INTERRUPTED)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, then let the daemon's connection go."""
+        try:
+            return super().invoke(ctx)
+        finally:
+            ctx.ensure_object(Session).close()
+
+
+def fail(message: str, exit_code: int) -> NoReturn:
+    """Say why on stderr and exit."""
+    click.echo(f"xlbctl: {message}", err=True)
+    sys.exit(exit_code)
+
+
+def usage_sentence(error: click.UsageError) -> str:
+    """One line that names the argument at fault and where to read more."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter) and error.param is not None:
+        message = f"{parameter_key(error.param)}: {' '.join(error.message.split()).rstrip('.')}"
+    if error.ctx is not None:
+        message += f" (see '{error.ctx.command_path} --help')"
+    return message
+
+
+def parameter_key(parameter: click.Parameter) -> str:
+    """How people name a parameter: an option's long form, an argument's metavar."""
+    if isinstance(parameter, click.Option):
+        return max(parameter.opts, key=len)
+    return parameter.human_readable_name
+
+
+def write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
+    """Add an Examples section: command lines as they are typed, never re-wrapped."""
+    if not examples:
+        return
+    with formatter.section("Examples"):
+        for example in examples:
+            formatter.write(f"{'':>{formatter.current_indent}}{example}\n")

@@ -1,0 +1,109 @@
+"""`xlbctl conn`: the connections in the kernel's flow tables."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from ctl.cli.base import Session, XlbGroup, pass_session
+from ctl.cli.options import CONNECTION, ENDPOINT, complete_backend, complete_farm, format_endpoint, number, yes_option
+from ctl.cli.output import Column, show
+from ctl.model import Protocol
+
+DEFAULT_LIMIT = 1000
+MAX_LIMIT = 50_000
+
+CONNECTION_COLUMNS = (
+    Column("PROTO"),
+    Column("CLIENT"),
+    Column("VIP"),
+    Column("BACKEND"),
+    Column("FARM"),
+    Column("STATE"),
+    Column("IDLE", right=True),
+)
+
+
+@click.group(cls=XlbGroup, examples=["xlbctl conn count", 'xlbctl conn show "192.0.2.7:40000 -> 10.77.0.100:80"'])
+def conn() -> None:
+    """Connections: who is talking to which backend, and why."""
+
+
+def _farm_option(command: Any) -> Any:
+    return click.option("--farm", shell_complete=complete_farm, help="Only connections of this farm.")(command)
+
+
+@conn.command("list", examples=["xlbctl conn list", "xlbctl conn list --farm web --limit 20"])
+@_farm_option
+@click.option("--limit", type=number(1, MAX_LIMIT), default=DEFAULT_LIMIT, metavar="N", help="Show so many at most.")
+@pass_session
+def list_(session: Session, farm: str | None, limit: int) -> None:
+    """List connections as the kernel has them now."""
+    show(session.json, session.call("conn.list", farm=farm, limit=limit), _print_connections)
+
+
+@conn.command("count", examples=["xlbctl conn count", "xlbctl conn count --farm web -o json"])
+@_farm_option
+@pass_session
+def count_(session: Session, farm: str | None) -> None:
+    """Count connections."""
+    show(session.json, session.call("conn.count", farm=farm), _print_count)
+
+
+@conn.command(
+    "show",
+    examples=[
+        'xlbctl conn show "192.0.2.7:40000 -> 10.77.0.100:80"',
+        'xlbctl conn show --proto udp "[2001:db8::7]:5353 -> [2001:db8::100]:53"',
+    ],
+)
+@click.argument("connection", type=CONNECTION, nargs=1, metavar='"SRC:PORT -> DST:PORT"')
+@click.option("--proto", "protocol", type=click.Choice([str(p.value) for p in Protocol]), default="tcp", help="Transport.")
+@pass_session
+def show_(session: Session, connection: tuple[tuple[str, int], tuple[str, int]], protocol: str) -> None:
+    """Say which farm, backend and rewrite a connection gets, and why; it need not exist."""
+    (source, source_port), (destination, destination_port) = connection
+    result = session.call(
+        "conn.show",
+        source=source,
+        source_port=source_port,
+        destination=destination,
+        destination_port=destination_port,
+        protocol=protocol,
+    )
+    show(session.json, result, _print_explanation)
+
+
+@conn.command(
+    "flush",
+    examples=[
+        "xlbctl conn flush --farm web",
+        "xlbctl conn flush --farm web --backend 10.77.0.11:8080",
+        "xlbctl conn flush --yes",
+    ],
+)
+@_farm_option
+@click.option(
+    "--backend", type=ENDPOINT, metavar="ADDR:PORT", shell_complete=complete_backend, help="Only those to this server."
+)
+@yes_option
+@pass_session
+def flush(session: Session, farm: str | None, backend: tuple[str, int] | None, yes: bool) -> None:
+    """Forget connections. Without a filter, and at a terminal, it asks first: clients of all farms notice."""
+    if farm is None and backend is None and not yes and sys.stdin.isatty():
+        click.confirm("Break every connection through this node?", abort=True, err=True)
+    text = format_endpoint(*backend) if backend else None
+    show(session.json, session.call("conn.flush", farm=farm, backend=text), _print_flushed)
+
+
+def _print_count(answer: Any) -> None:
+    click.echo(str(answer))
+
+
+def _print_connections(answer: Any) -> None:
+    raise AssertionError
+
+
+_print_explanation = _print_flushed = _print_connections

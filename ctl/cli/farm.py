@@ -1,0 +1,200 @@
+"""`xlbctl farm`: the services."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ctl.cli.base import Session, XlbGroup, pass_session
+from ctl.cli.options import collect_farm_fields, complete_farm, farm_options, format_endpoint
+from ctl.cli.output import Column, byte_count, count, duration, print_fields, print_table, share, show
+
+FARM_COLUMNS = (
+    Column("NAME"),
+    Column("VIP"),
+    Column("PROTO"),
+    Column("MODE"),
+    Column("SCHEDULER"),
+    Column("STATE", state=True),
+    Column("UP", right=True),
+    Column("CONNECTIONS", right=True),
+)
+BACKEND_COLUMNS = (
+    Column("BACKEND"),
+    Column("WEIGHT", right=True),
+    Column("PRIORITY", right=True),
+    Column("STATE", state=True),
+    Column("CONNECTIONS", right=True),
+    Column("NEW", right=True),
+    Column("SHARE", right=True),
+    Column("PACKETS", right=True),
+    Column("BYTES", right=True),
+    Column("SINCE"),
+    Column("LAST ERROR"),
+)
+
+
+@click.group(
+    cls=XlbGroup,
+    examples=["xlbctl farm add web --vip 10.77.0.100 --port 80", "xlbctl farm show web", "xlbctl farm set web --check http"],
+)
+def farm() -> None:
+    """Farms: services on a virtual address, balanced over backends."""
+
+
+@farm.command(
+    "add",
+    examples=[
+        "xlbctl farm add web --vip 10.77.0.100 --port 80",
+        "xlbctl farm add web --vip 10.77.0.100 --port 80 --check http --check-path /health --check-status 200",
+        "xlbctl farm add dns --vip 2001:db8::100 --port 53 --proto udp --mode dnat --scheduler source",
+    ],
+)
+@click.argument("name")
+@farm_options(adding=True)
+@pass_session
+def add(session: Session, /, name: str, **options: Any) -> None:
+    """Create a farm; add backends to it with 'xlbctl backend add'."""
+    result = session.call("farm.add", name=name, **collect_farm_fields(options))
+    show(session.json, result, lambda farm: click.echo(f"farm {name} added: {listener(farm)}"))
+
+
+@farm.command("list", examples=["xlbctl farm list", "xlbctl farm list -o json"])
+@pass_session
+def list_(session: Session) -> None:
+    """List the farms."""
+    show(session.json, session.call("farm.list"), _print_farms)
+
+
+@farm.command("show", examples=["xlbctl farm show web", "xlbctl farm show web -o json"])
+@click.argument("name", shell_complete=complete_farm)
+@pass_session
+def show_(session: Session, name: str) -> None:
+    """Show a farm's settings, and its backends with state, load and last health error."""
+    show(session.json, session.call("farm.show", name=name), print_farm)
+
+
+@farm.command(
+    "set",
+    examples=[
+        "xlbctl farm set web --scheduler roundrobin",
+        "xlbctl farm set web --check http --check-path /health --check-interval-ms 1000",
+        "xlbctl farm set web --check none",
+    ],
+)
+@click.argument("name", shell_complete=complete_farm)
+@farm_options(adding=False)
+@click.pass_context
+def set_(ctx: click.Context, /, name: str, **options: Any) -> None:
+    """Change what is given and keep the rest; live connections stay where they are."""
+    fields = collect_farm_fields(options)
+    if not fields:
+        raise click.UsageError("nothing to change: give at least one option", ctx)
+    session = ctx.find_object(Session)
+    assert session is not None
+    result = session.call("farm.set", name=name, **fields)
+    show(session.json, result, lambda farm: click.echo(f"farm {name} changed: {listener(farm)}"))
+
+
+def _verb(verb: str, done: str, text: str) -> Callable[..., None]:
+    """Make one of the commands that name a farm and say nothing else."""
+
+    @farm.command(verb, help=text, examples=[f"xlbctl farm {verb} web"])
+    @click.argument("name", shell_complete=complete_farm)
+    @pass_session
+    def command(session: Session, name: str) -> None:
+        result = session.call(f"farm.{verb}", name=name)
+        show(session.json, result, lambda _: click.echo(f"farm {name} {done}"))
+
+    return command
+
+
+delete = _verb("delete", "deleted", "Remove a farm with its backends; its connections end.")
+start = _verb("start", "started", "Take connections again after a stop.")
+stop = _verb("stop", "stopped", "Take no connections any more, keep the settings.")
+
+
+def listener(farm: dict[str, Any]) -> str:
+    """Return where a farm listens and how it forwards, in one phrase."""
+    return f"{format_endpoint(farm['vip'], farm['port'])} {farm['proto']}, {farm['mode']}, {farm['scheduler']}"
+
+
+def farm_state(farm: dict[str, Any]) -> str:
+    """Return "stopped", or whether any backend serves: "up", "down"."""
+    if not farm["enabled"]:
+        return "stopped"
+    return "up" if any(backend["state"] == "up" for backend in farm["backends"]) else "down"
+
+
+def _print_farms(farms: list[dict[str, Any]]) -> None:
+    rows = [
+        (
+            farm["name"],
+            format_endpoint(farm["vip"], farm["port"]),
+            farm["proto"],
+            farm["mode"],
+            farm["scheduler"],
+            farm_state(farm),
+            f"{sum(backend['state'] == 'up' for backend in farm['backends'])}/{len(farm['backends'])}",
+            count(farm["connections"]),
+        )
+        for farm in farms
+    ]
+    print_table(FARM_COLUMNS, rows, "No farms yet: create one with 'xlbctl farm add NAME --vip ADDR --port PORT'.")
+
+
+def print_farm(farm: dict[str, Any]) -> None:
+    """Write a farm for people: settings, then its backends."""
+    fields = [
+        ("farm", farm["name"]),
+        ("state", farm_state(farm)),
+        ("listens on", f"{format_endpoint(farm['vip'], farm['port'])} {farm['proto']}"),
+        ("mode", farm["mode"] + (f", backends see {farm['snat_address'] or farm['vip']}" if farm["mode"] == "snat" else "")),
+        ("scheduler", farm["scheduler"]),
+        ("health check", check_sentence(farm["health"])),
+        ("all down", {"drop": "drop new connections", "all": "try every backend"}.get(farm["all_down"], farm["all_down"])),
+        ("idle timeout", f"{farm['idle_timeout_s']} s"),
+    ]
+    print_fields(fields)
+    click.echo()
+    total = sum(backend["new_connections"] for backend in farm["backends"])
+    rows = [backend_row(backend, total) for backend in farm["backends"]]
+    print_table(BACKEND_COLUMNS, rows, f"No backends yet: add one with 'xlbctl backend add {farm['name']} ADDR:PORT'.")
+
+
+def backend_row(backend: dict[str, Any], farm_total: int) -> tuple[str, ...]:
+    """Return a backend's line; `farm_total` is what its share of new connections is a share of."""
+    new, since = backend["new_connections"], backend["state_for_s"]
+    return (
+        format_endpoint(backend["address"], backend["port"]),
+        str(backend["weight"]),
+        str(backend["priority"]),
+        backend["state"],
+        count(backend["connections"]),
+        count(new),
+        share(new, farm_total),
+        count(backend["packets"]),
+        byte_count(backend["bytes"]),
+        "" if since is None else f"{duration(since)} ago",
+        error_sentence(backend),
+    )
+
+
+def error_sentence(backend: dict[str, Any]) -> str:
+    """Return what the last failed health check found, and how long ago."""
+    if not backend["last_error"]:
+        return ""
+    when = backend["last_error_s"]
+    return f"{backend['last_error']}" + ("" if when is None else f" ({duration(when)} ago)")
+
+
+def check_sentence(check: dict[str, Any]) -> str:
+    """Return how a farm's backends are probed, in one sentence."""
+    if check["kind"] == "none":
+        return "none"
+    what = f"http GET {check['path']} answers {check['status']}" if check["kind"] == "http" else "tcp connect"
+    port = f" on port {check['port']}" if check["port"] else ""
+    timing = f"every {check['interval_ms']} ms, {check['timeout_ms']} ms each"
+    return f"{what}{port}, {timing}, up after {check['rise']} good in a row, down after {check['fall']} bad"

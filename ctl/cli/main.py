@@ -1,0 +1,45 @@
+"""`xlbctl`: the list of its commands. Each is imported when it is asked for, so that `vip list` does not pay for `top`."""
+
+from __future__ import annotations
+
+import click
+
+from ctl.cli.base import RootGroup
+
+COMMANDS = {
+    "vip": "ctl.cli.vip:vip",
+    "farm": "ctl.cli.farm:farm",
+    "backend": "ctl.cli.backend:backend",
+    "apply": "ctl.cli.config:apply",
+    "diff": "ctl.cli.config:diff",
+    "export": "ctl.cli.config:export",
+    "cluster": "ctl.cli.cluster:cluster",
+    "conn": "ctl.cli.conn:conn",
+    "stats": "ctl.cli.stats:stats",
+    "top": "ctl.cli.top:top",
+    "doctor": "ctl.cli.system:doctor",
+    "version": "ctl.cli.system:version",
+    "completion": "ctl.cli.system:completion",
+}
+
+
+@click.group(
+    cls=RootGroup,
+    lazy=COMMANDS,
+    examples=[
+        "xlbctl vip add 10.77.0.100/24 --dev eth0",
+        "xlbctl farm add web --vip 10.77.0.100 --port 80 --check http",
+        "xlbctl backend add web 10.77.0.11:8080 --weight 2",
+        "xlbctl farm show web",
+        "xlbctl top",
+    ],
+)
+def main() -> None:
+    """Control xlb, the XDP load balancer: ask and change the xlbd that runs on this node.
+
+    Exits with 0 when done, 1 when refused or failed, 2 when the input is invalid; the reason stands on stderr.
+    """
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""Types and option sets that several commands share, and what they accept.
+
+Decides which texts are an endpoint, an address, ports or a connection. Must not know what is configured.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ctl.model import AllDown, CheckKind, Mode, Protocol, Scheduler
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from ctl.cli.base import Session
+
+    ParamType = click.ParamType[Any]  # generic in newer versions than Debian's
+else:
+    ParamType = click.ParamType
+
+COMPLETION_TIMEOUT_MS = 500
+_CONNECTION = re.compile(r"\s*(\S+?)\s*(?:->|→|>|,|\s)\s*(\S+)\s*")
+
+
+def parse_port(text: str) -> int:
+    """Return a port from 1 to 65535; raises ValueError with what was expected."""
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:6]) <= 65535:
+        raise ValueError(f"'{text}' is not a port; expected 1 to 65535")
+    return int(text)
+
+
+def parse_address(text: str) -> str:
+    """Return an IPv4 or IPv6 address in its canonical form; raises ValueError with what was expected."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        raise ValueError(f"'{text}' is not an IP address; expected something like 10.0.0.1 or 2001:db8::1") from None
+    if getattr(address, "scope_id", None):
+        raise ValueError(f"'{text}' has a zone; expected an address without %{address.scope_id}")  # type: ignore[union-attr]
+    return str(address)
+
+
+def parse_endpoint(text: str) -> tuple[str, int]:
+    """Return address and port of ADDR:PORT or [ADDR]:PORT; raises ValueError with what was expected."""
+    address, colon, port = text.rpartition(":")
+    if not colon or not address or (":" in address and not (address.startswith("[") and address.endswith("]"))):
+        raise ValueError(f"'{text}' is not ADDR:PORT; expected something like 10.0.0.1:80 or [2001:db8::1]:80")
+    return parse_address(address), parse_port(port)
+
+
+def format_endpoint(address: str, port: int | str) -> str:
+    """Return ADDR:PORT, IPv6 in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def parse_connection(text: str) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Return source and destination of "SRC:PORT -> DST:PORT"; raises ValueError with what was expected."""
+    match = _CONNECTION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"'{text}' is not a connection; expected \"SRC:PORT -> DST:PORT\"")
+    source, destination = parse_endpoint(match[1]), parse_endpoint(match[2])
+    if (":" in source[0]) != (":" in destination[0]):
+        raise ValueError(f"'{text}' mixes IPv4 and IPv6; expected both ends of one family")
+    return source, destination
+
+
+class _Parsed(ParamType):
+    """A parameter whose text a function turns into a value, its ValueError being the sentence for the user."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse `value`, unless it already is one."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _parse_ports(text: str) -> int | str:
+    first, dash, last = text.partition("-")
+    if not dash:
+        return parse_port(text)
+    if parse_port(first) > parse_port(last):
+        raise ValueError(f"'{text}' runs backwards; expected a range like 8000-8010")
+    return f"{int(first)}-{int(last)}" if int(first) != int(last) else int(first)
+
+
+def _parse_prefix(text: str) -> str:
+    address, slash, prefix = text.partition("/")
+    if not slash:
+        raise ValueError(f"'{text}' has no prefix length; expected something like 10.0.0.100/24 or 2001:db8::100/64")
+    address = parse_address(address)
+    longest = 128 if ":" in address else 32
+    if not (prefix.isascii() and prefix.isdigit() and int(prefix[:4]) <= longest):
+        raise ValueError(f"'{prefix}' is not a prefix length; expected 0 to {longest}")
+    return f"{address}/{int(prefix)}"
+
+
+def _parse_vip_address(text: str) -> str:
+    """Of `vip delete`: a prefix, as `vip list` shows it, may follow and does not matter."""
+    return parse_address(text.partition("/")[0])
+
+
+def number(first: int, last: int = 2**31 - 1) -> ParamType:
+    """Return the type of a whole number from `first` to `last`."""
+    expected = f"expected a whole number from {first} to {last}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"'{text}' is no number; {expected}") from None
+        if not first <= value <= last:
+            raise ValueError(f"{value} is out of range; {expected}")
+        return value
+
+    return _Parsed("N", parse)
+
+
+ADDRESS = _Parsed("ADDR", parse_address)
+ADDRESS_WITH_PREFIX = _Parsed("ADDR/PREFIX", _parse_prefix)
+ENDPOINT = _Parsed("ADDR:PORT", parse_endpoint)
+PORTS = _Parsed("PORT[-LAST]", _parse_ports)
+PORT = _Parsed("PORT", parse_port)
+VIP_ADDRESS = _Parsed("ADDR", _parse_vip_address)
+CONNECTION = _Parsed("SRC:PORT -> DST:PORT", parse_connection)
+
+
+def complete_from_daemon(list_names: Callable[[Session, dict[str, Any]], list[str]]) -> Callable[..., list[CompletionItem]]:
+    """Return a completion that asks the daemon; without one, or with a slow one, it offers nothing."""
+
+    def complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        from ctl.cli.base import Session
+        from ctl.errors import XlbError
+
+        session = ctx.find_root().ensure_object(Session)
+        session.timeout_ms = COMPLETION_TIMEOUT_MS
+        try:
+            return [CompletionItem(name) for name in list_names(session, ctx.params) if name.startswith(incomplete)]
+        except XlbError:
+            return []
+        finally:
+            session.close()
+
+    return complete
+
+
+def _farm_names(session: Session, _params: dict[str, Any]) -> list[str]:
+    return sorted(farm["name"] for farm in session.call("farm.list"))
+
+
+def _backend_names(session: Session, params: dict[str, Any]) -> list[str]:
+    backends = session.call("farm.show", name=params.get("farm"))["backends"]
+    return [format_endpoint(backend["address"], backend["port"]) for backend in backends]
+
+
+def _vip_names(session: Session, _params: dict[str, Any]) -> list[str]:
+    return [vip["address"] for vip in session.call("vip.list")]
+
+
+complete_farm = complete_from_daemon(_farm_names)
+complete_backend = complete_from_daemon(_backend_names)
+complete_vip = complete_from_daemon(_vip_names)
+
+
+def farm_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """FARM, completed from what is configured."""
+    return click.argument("farm", shell_complete=complete_farm)(command)
+
+
+def endpoint_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """ADDR:PORT of an existing backend, completed from the farm's."""
+    return click.argument("endpoint", type=ENDPOINT, metavar="ADDR:PORT", shell_complete=complete_backend)(command)
+
+
+def yes_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--yes`: ask nothing."""
+    return click.option("--yes", is_flag=True, help="Do not ask for confirmation.")(command)
+
+
+def file_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`-f FILE`: the farms file, "-" for standard input."""
+    return click.option(
+        "-f",
+        "--file",
+        "path",
+        required=True,
+        type=click.Path(path_type=Path, allow_dash=True),
+        metavar="FILE|-",
+        help="Farms file (TOML).",
+    )(command)
+
+
+def _choice(kind: Any) -> click.Choice[str]:
+    return click.Choice([str(member.value) for member in kind])
+
+
+def farm_options(adding: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """All that can be said about a farm. `farm add` shows the defaults; `farm set` changes only what is given."""
+
+    def default(text: str) -> str:
+        return f"  [default: {text}]" if adding else ""
+
+    options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
+        click.option(
+            "--vip", type=ADDRESS, required=adding, shell_complete=complete_vip, help="Virtual address it listens on."
+        ),
+        click.option("--port", type=PORTS, required=adding, help="Port, or range like 8000-8010."),
+        click.option("--proto", type=_choice(Protocol), help=f"Transport.{default('tcp')}"),
+        click.option(
+            "--mode", type=_choice(Mode), help=f"snat hides the client's address from backends, dnat keeps it.{default('snat')}"
+        ),
+        click.option(
+            "--scheduler",
+            type=_choice(Scheduler),
+            help=f"maglev: hash of the connection; source: hash of the client; roundrobin: in turn.{default('maglev')}",
+        ),
+        click.option("--snat-address", type=ADDRESS, help=f"Address backends see in mode snat.{default('the VIP')}"),
+        click.option(
+            "--all-down", type=_choice(AllDown), help=f"With no backend up: drop new connections or try all.{default('drop')}"
+        ),
+        click.option(
+            "--idle-timeout",
+            "idle_timeout_s",
+            type=number(0),
+            metavar="SECONDS",
+            help=f"Forget connections silent for so long.{default('900 for tcp, 120 for udp')}",
+        ),
+        *_check_options(default),
+    ]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _check_options(default: Callable[[str], str]) -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    positive = number(1)
+    return [
+        click.option("--check", "check_kind", type=_choice(CheckKind), help=f"How backends are probed.{default('none')}"),
+        click.option("--check-interval-ms", type=positive, metavar="MS", help=f"Time between probes.{default('2000')}"),
+        click.option("--check-timeout-ms", type=positive, metavar="MS", help=f"Longest wait for an answer.{default('1000')}"),
+        click.option(
+            "--check-rise", type=positive, metavar="N", help=f"Successes in a row that bring a backend up.{default('2')}"
+        ),
+        click.option("--check-fall", type=positive, metavar="N", help=f"Failures in a row that take it down.{default('3')}"),
+        click.option("--check-port", type=PORT, help="Port to probe." + default("the backend's own")),
+        click.option("--check-path", metavar="PATH", help=f"Path to GET (http).{default('/')}"),
+        click.option("--check-status", metavar="STATUS", help=f"Accepted status or range (http).{default('200-399')}"),
+        click.option("--check-host", metavar="HOST", help="Host header (http)." + default("the backend's address")),
+    ]
+
+
+def collect_farm_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what was given as the request's fields, the health check's under "health"."""
+    given = {name: value for name, value in options.items() if value is not None}
+    health = {name.removeprefix("check_"): given.pop(name) for name in list(given) if name.startswith("check_")}
+    return given | ({"health": health} if health else {})

@@ -1,0 +1,69 @@
+"""`xlbctl doctor`, `version`, `completion`: about the installation rather than the traffic."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import click
+
+from ctl.cli.base import Session, XlbCommand, pass_session
+from ctl.cli.output import Column, print_fields, print_table, show
+from ctl.errors import XlbError
+
+DOCTOR_COLUMNS = (Column("CHECK"), Column("RESULT", state=True), Column("FINDING"), Column("REMEDY"))
+
+
+@click.command("doctor", cls=XlbCommand, examples=["xlbctl doctor", "xlbctl doctor -o json"])
+@click.pass_context
+def doctor(ctx: click.Context) -> None:
+    """Check what the node needs, one line each with the remedy; exits 1 if anything failed."""
+    session = ctx.find_object(Session)
+    assert session is not None
+    checks = session.call("doctor")
+    show(session.json, checks, _print_checks)
+    ctx.exit(0 if all(check["ok"] for check in checks) else 1)
+
+
+@click.command("version", cls=XlbCommand, examples=["xlbctl version", "xlbctl version -o json"])
+@pass_session
+def version(session: Session) -> None:
+    """Show the versions of xlbctl, of the running xlbd and of what it stands on."""
+    versions: dict[str, Any] = {"xlbctl": importlib.metadata.version("xlb")}
+    problem = ""
+    try:
+        versions |= session.call("status")["versions"]
+    except XlbError as error:
+        versions |= {"xlbd": None, "kernel": platform.release()}
+        problem = str(error)
+    show(session.json, versions, lambda _: print_fields((name, value or "not running") for name, value in versions.items()))
+    if problem:
+        click.echo(f"xlbctl: {problem}", err=True)
+
+
+@click.command(
+    "completion",
+    cls=XlbCommand,
+    examples=[
+        "xlbctl completion bash > /etc/bash_completion.d/xlbctl",
+        'xlbctl completion zsh > "${fpath[1]}/_xlbctl"',
+        "xlbctl completion fish > ~/.config/fish/completions/xlbctl.fish",
+    ],
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Write the script that lets a shell complete commands, options, farms and backends."""
+    from click.shell_completion import get_completion_class
+
+    complete = get_completion_class(shell)
+    assert complete is not None
+    script = complete(ctx.find_root().command, {}, "xlbctl", "_XLBCTL_COMPLETE").source()
+    session = ctx.ensure_object(Session)
+    show(session.json, {"shell": shell, "script": script}, lambda _: click.echo(script))
+
+
+def _print_checks(checks: list[dict[str, Any]]) -> None:
+    rows = [(c["name"], "ok" if c["ok"] else "failed", c["message"], "" if c["ok"] else c["remedy"]) for c in checks]
+    print_table(DOCTOR_COLUMNS, rows, "xlbd ran no checks.")

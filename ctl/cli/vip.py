@@ -1,0 +1,57 @@
+"""`xlbctl vip`: the floating addresses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ctl.cli.base import Session, XlbGroup, pass_session
+from ctl.cli.options import ADDRESS_WITH_PREFIX, VIP_ADDRESS, complete_vip
+from ctl.cli.output import Column, print_table, show
+
+COLUMNS = (Column("ADDRESS"), Column("DEVICE"), Column("GUARD"))
+
+
+@click.group(cls=XlbGroup, examples=["xlbctl vip add 10.77.0.100/24 --dev eth0", "xlbctl vip list"])
+def vip() -> None:
+    """Virtual IP addresses: the ones clients connect to, and which move between nodes."""
+
+
+@vip.command(
+    "add",
+    examples=[
+        "xlbctl vip add 10.77.0.100/24 --dev eth0",
+        "xlbctl vip add 2001:db8::100/64 --dev eth0",
+        "xlbctl vip add 10.77.0.101/24 --dev eth0 --no-guard",
+    ],
+)
+@click.argument("address", type=ADDRESS_WITH_PREFIX, metavar="ADDR/PREFIX")
+@click.option("--dev", "device", required=True, metavar="INTERFACE", help="Interface the address is added to.")
+@click.option("--guard/--no-guard", default=True, help="Answer only the farms' ports and ICMP on this address.")
+@pass_session
+def add(session: Session, address: str, device: str, guard: bool) -> None:
+    """Add a virtual address to an interface."""
+    added = session.call("vip.add", address=address, device=device, guard=guard)
+    show(session.json, added, lambda _: click.echo(f"vip {address} added on {device}"))
+
+
+@vip.command("list", examples=["xlbctl vip list", "xlbctl vip list -o json"])
+@pass_session
+def list_(session: Session) -> None:
+    """List the virtual addresses."""
+    show(session.json, session.call("vip.list"), _print_vips)
+
+
+@vip.command("delete", examples=["xlbctl vip delete 10.77.0.100"])
+@click.argument("address", type=VIP_ADDRESS, metavar="ADDR", shell_complete=complete_vip)
+@pass_session
+def delete(session: Session, address: str) -> None:
+    """Remove a virtual address that no farm uses any more."""
+    result = session.call("vip.delete", address=address)
+    show(session.json, result, lambda _: click.echo(f"vip {address} deleted"))
+
+
+def _print_vips(vips: list[dict[str, Any]]) -> None:
+    rows = [(f"{vip['address']}/{vip['prefix_length']}", vip["device"], "on" if vip["guard"] else "off") for vip in vips]
+    print_table(COLUMNS, rows, "No virtual addresses yet: add one with 'xlbctl vip add ADDR/PREFIX --dev INTERFACE'.")

@@ -1,0 +1,6 @@
+"""What both ends of the control socket must agree on; the protocol stands in docs/ARCHITECTURE.md."""
+
+from __future__ import annotations
+
+PROTOCOL_VERSION = 1
+MAX_MESSAGE_BYTES = 8 << 20
