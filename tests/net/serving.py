@@ -27,7 +27,7 @@ class Serving:
 
         weights: one per backend, default 1 each for all. fields: of the farm, e.g. scheduler="roundrobin".
         """
-        name = fields.pop("name", f"{service}{family}")
+        name: str = fields.pop("name", f"{service}{family}")
         port = fields.pop("port", PORTS[service])
         mode = "dnat" if self.rig.layout.routed else "snat"
         proto = "udp" if service == "udp" else "tcp"

@@ -14,7 +14,6 @@ parent, and a reaper that waits for the end of a pipe removes directories and pi
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import shutil
@@ -27,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from bpf.bpffs import is_bpffs
 from tests.rig import xdp_pass
 from tests.rig.client import Client
 from tests.rig.namespaces import Namespace
@@ -38,7 +38,6 @@ CLIENT4, CLIENT6 = "10.77.0.10", "fd77::10"
 BPF_ROOT = Path("/sys/fs/bpf")
 
 _SERVER = Path(__file__).with_name("server.py")
-_BPF_FS_MAGIC = 0xCAFE4A11
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ def why_not() -> str:
     """Why a rig cannot be built here; empty if it can."""
     if os.geteuid() != 0:
         return "the rig needs root (network namespaces, XDP)"
-    if not _is_bpffs(BPF_ROOT):
+    if not is_bpffs(BPF_ROOT):
         return f"no bpffs on {BPF_ROOT}: mount -t bpf bpf {BPF_ROOT}"
     missing = [tool for tool in ("ip", "bridge", "nsenter", "setpriv") if shutil.which(tool) is None]
     if missing:
@@ -73,13 +72,6 @@ def why_not() -> str:
     except OSError as error:
         return str(error)
     return ""
-
-
-def _is_bpffs(path: Path) -> bool:
-    buffer = ctypes.create_string_buffer(256)  # struct statfs begins with the word f_type
-    return (
-        ctypes.CDLL(None).statfs(str(path).encode(), buffer) == 0 and ctypes.c_long.from_buffer(buffer).value == _BPF_FS_MAGIC
-    )
 
 
 class Backend:
