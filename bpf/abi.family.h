@@ -51,7 +51,8 @@ struct flow_FAM {
 	u16 farm;
 	u8 flags; /* FLOW_FLAG_*: fixed at birth */
 	u8 state; /* FLOW_STATE_* */
-	u32 backend;
+	u16 backend;
+	u16 mtu; /* longest IP packet the way out takes, in bytes; valid with the MACs */
 };
 
 /* A flow change for the peer: the forward entry; the reply entry follows from it. */
@@ -60,4 +61,11 @@ struct flow_event_FAM {
 	struct flow_FAM flow;
 	u8 type; /* EVENT_TYPE_* */
 	u8 zero[7];
+};
+
+/* Both entries of a connection while they are made. */
+struct pair_FAM {
+	struct flow_FAM forward;
+	struct flow_FAM reply;
+	struct flow_key_FAM reply_key;
 };

@@ -61,6 +61,7 @@ struct backend {
 	u16 flags;
 };
 _Static_assert(sizeof(struct backend) == 20, "backend");
+_Static_assert(MAX_FARMS <= 65536 && MAX_BACKENDS <= 65536, "struct flow has 16 bits for a farm's and a backend's id");
 
 /* --- per address family ------------------------------------------------------------------------------------ */
 

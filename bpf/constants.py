@@ -20,6 +20,8 @@ MAX_PORT_RANGES = 65536
 SLOTS_PER_CHUNK = 16
 MAX_SLOT_CHUNKS = 262144
 MAX_SNAT_CANDIDATES = 32
+FIRST_SNAT_PORT = 1024
+"""Source ports below it are never given to a connection towards a backend: they are privileged there."""
 MAX_IPV6_EXTENSIONS = 4
 
 TICK_SHIFT = 26
@@ -27,6 +29,9 @@ TICK_SHIFT = 26
 
 REFRESH_SHIFT = 9
 """A flow that stays busy is reported to the peer again each time its tick crosses a multiple of 2**9 (34 s)."""
+
+RING_BYTES = 8 * 1024 * 1024
+"""Size of each replication ring, a power of two: 100,000 IPv4 or 62,000 IPv6 flow events."""
 
 LEASE_FOREVER_NS = 2**64 - 1
 """Deadline of a node without a peer: its lease never runs out."""
@@ -112,9 +117,11 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("pass_vip_icmp", Kind.PASS, "Echo request or other ICMP to a VIP that no flow explains: the kernel answers."),
     Counter("pass_vip_open", Kind.PASS, "No farm serves the port and the VIP's guard is off: the kernel's business."),
     Counter("pass_unresolved", Kind.PASS, "Rewritten, but the next hop's MAC is unknown: the kernel resolves it and forwards."),
+    Counter("pass_too_big", Kind.PASS, "Rewritten, longer than the MTU of the way out, and its sender allows fragments: the kernel makes them."),
     Counter("forward_tx", Kind.FORWARD, "Rewritten and sent out of the interface it came in by."),
     Counter("forward_redirect", Kind.FORWARD, "Rewritten and sent out of another interface."),
     Counter("forward_icmp_error", Kind.FORWARD, "ICMP error about a flow, translated and sent on (RFC 5508)."),
+    Counter("forward_too_big", Kind.FORWARD, "Longer than the MTU of the way out: its sender was told so (RFC 1191, RFC 4443)."),
     Counter("drop_fenced", Kind.DROP, "The lease has run out: another node may be serving this VIP."),
     Counter("drop_fenced_neighbour", Kind.DROP, "ARP or neighbour solicitation for a VIP after the lease ran out."),
     Counter("drop_vip_guard", Kind.DROP, "No farm serves this port of the VIP, and the guard keeps other listeners private."),
@@ -134,3 +141,7 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("event_flow_table_full", Kind.EVENT, "The lasting flow table is full; the connection stays in the evictable one."),
     Counter("event_ring_full", Kind.EVENT, "A flow event was lost because the replication ring was full: the peer resyncs."),
 )
+
+FIRST_FORWARD = next(number for number, counter in enumerate(COUNTERS) if counter.kind is Kind.FORWARD)
+FIRST_DROP = next(number for number, counter in enumerate(COUNTERS) if counter.kind is Kind.DROP)
+"""COUNTERS is ordered by kind, so that a verdict's number tells the data plane what to do with the packet."""

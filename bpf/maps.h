@@ -10,4 +10,20 @@ BPF_TABLE_PINNED("percpu_array", u32, struct traffic, backend_traffic, MAX_BACKE
 BPF_TABLE_PINNED("percpu_array", u32, u32, turns, MAX_FARMS, PINS "/turns");
 BPF_TABLE_PINNED("array", u32, struct slot_chunk, slots, MAX_SLOT_CHUNKS, PINS "/slots");
 BPF_TABLE_PINNED("array", u32, struct backend, backends, MAX_BACKENDS, PINS "/backends");
+
+#ifdef REPLICATION
+/* bcc has a macro for ring buffers and one for pinned tables, but none for both; its rewriter goes by the members. */
+#define RING_PINNED(RECORD, NAME, BYTES, PATH)                                                                                   \
+	struct NAME##_table_t {                                                                                                  \
+		int key;                                                                                                         \
+		RECORD leaf;                                                                                                     \
+		int (*ringbuf_output)(void *, u64, u64);                                                                         \
+		void *(*ringbuf_reserve)(u64);                                                                                   \
+		void (*ringbuf_discard)(void *, u64);                                                                            \
+		void (*ringbuf_submit)(void *, u64);                                                                             \
+		u32 max_entries;                                                                                                 \
+	};                                                                                                                       \
+	__attribute__((section("maps/ringbuf:" PATH))) struct NAME##_table_t NAME = { .max_entries = (BYTES) }
+#endif
+
 #include "maps.family.h"

@@ -1,19 +1,60 @@
-/* The data plane's entry. */
+/* The data plane, from the top: parse, flow lookup, fence, and on a miss VIP, service, selection; rewrite; next hop; out.
+ *
+ * Each step lies in a file of its own and answers a verdict (a counter's number) or GO_ON. Files *.family.h are compiled
+ * once for IPv4 and once for IPv6. bcc inlines everything into this one program.
+ */
 #include <uapi/linux/bpf.h>
+#include <uapi/linux/errno.h>
 #include <uapi/linux/if_ether.h>
 #include <uapi/linux/in.h>
+#include <uapi/linux/in6.h>
 #include <uapi/linux/ip.h>
 #include <uapi/linux/ipv6.h>
 #include <uapi/linux/tcp.h>
 #include <uapi/linux/udp.h>
 #include "maps.h"
+#include "parse.h"
+#include "checksum.h"
+#include "ipv4.h"
+#include "ipv6.h"
+#include "fence.h"
+#include "count.h"
+#include "select.h"
+#include "select.family.h"
+#include "event.family.h"
+#include "flow.h"
+#include "flow.family.h"
+#include "too_big.family.h"
+#include "next_hop.family.h"
+#include "rewrite.family.h"
+#include "icmp.family.h"
+#include "neighbour.h"
+#include "way.family.h"
+
+static __always_inline u32 find_way(struct packet *packet)
+{
+	if (packet->network > packet->end)
+		return COUNTER_PASS_NOT_IP;
+	switch (packet->ethernet->h_proto) {
+	case htons(ETH_P_IP):
+		return handle_v4(packet);
+	case htons(ETH_P_IPV6):
+		return handle_v6(packet);
+	case htons(ETH_P_ARP):
+		return handle_arp(packet);
+	}
+	return COUNTER_PASS_NOT_IP;
+}
 
 int xlb(struct xdp_md *context)
 {
-	u32 zero = 0;
-	struct lease *held = lease.lookup(&zero);
+	struct packet packet = {
+		.context = context,
+		.ethernet = (void *)(long)context->data,
+		.network = (void *)(long)context->data + sizeof(struct ethhdr),
+		.end = (void *)(long)context->data_end,
+		.frame_bytes = context->data_end - context->data,
+	};
 
-	if (!held)
-		return XDP_ABORTED;
-	return XDP_PASS;
+	return leave(&packet, find_way(&packet));
 }

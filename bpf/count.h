@@ -1,0 +1,62 @@
+/* The one exit: every packet is counted here under its verdict, and the verdict's number says where it goes. */
+#pragma once
+#include "parse.h"
+
+static __always_inline void count(struct packet *packet, u32 verdict_or_event)
+{
+	struct counter *counter = counters.lookup(&verdict_or_event);
+
+	if (!counter)
+		return;
+	counter->packets++;
+	counter->bytes += packet->frame_bytes;
+}
+
+/* A packet of a flow goes on to its other end. */
+static __always_inline void count_traffic(struct packet *packet, u32 farm, u32 backend, bool from_client)
+{
+	struct traffic *of_farm = farm_traffic.lookup(&farm);
+	struct traffic *of_backend = backend_traffic.lookup(&backend);
+
+	if (!of_farm || !of_backend)
+		return;
+	if (from_client) {
+		of_farm->packets_in++;
+		of_farm->bytes_in += packet->frame_bytes;
+		of_backend->packets_in++;
+		of_backend->bytes_in += packet->frame_bytes;
+	} else {
+		of_farm->packets_out++;
+		of_farm->bytes_out += packet->frame_bytes;
+		of_backend->packets_out++;
+		of_backend->bytes_out += packet->frame_bytes;
+	}
+}
+
+static __always_inline void count_connection(u32 farm, u32 backend)
+{
+	struct traffic *of_farm = farm_traffic.lookup(&farm);
+	struct traffic *of_backend = backend_traffic.lookup(&backend);
+
+	if (of_farm)
+		of_farm->connections++;
+	if (of_backend)
+		of_backend->connections++;
+}
+
+static __always_inline int leave(struct packet *packet, u32 verdict)
+{
+	count(packet, verdict);
+	if (verdict < FIRST_FORWARD)
+		return XDP_PASS;
+	if (verdict >= FIRST_DROP) {
+		struct traffic *of_farm = packet->farm ? farm_traffic.lookup(&packet->farm) : NULL;
+
+		if (of_farm)
+			of_farm->drops++;
+		return XDP_DROP;
+	}
+	if (packet->interface == packet->context->ingress_ifindex)
+		return XDP_TX;
+	return bpf_redirect(packet->interface, 0);
+}

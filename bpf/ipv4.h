@@ -1,0 +1,144 @@
+/* What IPv4 does in its own way; ipv6.h has the same functions for IPv6. Decides nothing about a packet's way. */
+#pragma once
+#include "parse.h"
+#include "checksum.h"
+
+#define ICMP_PROTOCOL_v4 IPPROTO_ICMP
+#define ONE_HOP htons(0x0100) /* a TTL of one as it lies in the header's fifth word: TTL, protocol */
+#define FRAGMENT_BITS htons(0x3fff) /* more fragments, or an offset */
+#define DONT_FRAGMENT htons(0x4000)
+
+/* Addresses and protocol into `key`, ports where there are some. GO_ON, or the verdict if the packet is for a VIP. */
+static __always_inline u32 parse_v4(struct packet *packet, struct flow_key_v4 *key)
+{
+	struct iphdr *ip = packet->network;
+	u32 header_bytes, verdict;
+
+	if ((void *)(ip + 1) > packet->end)
+		return COUNTER_DROP_MALFORMED;
+	key->source.word[0] = ip->saddr;
+	key->destination.word[0] = ip->daddr;
+	key->protocol = packet->protocol = ip->protocol;
+	header_bytes = ip->ihl * 4;
+	packet->ip_bytes = ntohs(ip->tot_len);
+	if (ip->version != 4 || header_bytes < sizeof(*ip) || packet->ip_bytes < header_bytes ||
+	    packet->ip_bytes + sizeof(struct ethhdr) > packet->frame_bytes)
+		return COUNTER_DROP_MALFORMED;
+	if (ip->frag_off & FRAGMENT_BITS)
+		return COUNTER_DROP_FRAGMENT;
+	packet->transport = packet->network + header_bytes;
+	return parse_transport(packet, packet->ip_bytes - header_bytes);
+}
+
+static __always_inline u8 hops_left_v4(struct packet *packet)
+{
+	return ((struct iphdr *)packet->network)->ttl;
+}
+
+/* l3_delta from the addresses' part of it. */
+static __always_inline u16 header_delta_v4(u16 addresses)
+{
+	return fold(addresses + (u32)(u16)~ONE_HOP);
+}
+
+/* New addresses; one hop less unless the kernel will take it off. */
+static __always_inline void rewrite_network_v4(struct packet *packet, struct flow_v4 *flow, bool take_hop)
+{
+	struct iphdr *ip = packet->network;
+
+	if (take_hop) {
+		ip->ttl--;
+		ip->check = changed_checksum(ip->check, flow->l3_delta);
+	} else {
+		ip->check = changed_checksum(ip->check, flow->l3_delta + ONE_HOP);
+	}
+	ip->saddr = flow->source.word[0];
+	ip->daddr = flow->destination.word[0];
+}
+
+static __always_inline void fill_route_question_v4(struct bpf_fib_lookup *question, struct packet *packet, struct flow_v4 *flow)
+{
+	question->family = 2; /* AF_INET */
+	question->tos = ((struct iphdr *)packet->network)->tos;
+	question->ipv4_src = flow->source.word[0];
+	question->ipv4_dst = flow->destination.word[0];
+}
+
+static __always_inline bool may_be_fragmented_v4(struct packet *packet)
+{
+	return !(((struct iphdr *)packet->network)->frag_off & DONT_FRAGMENT);
+}
+
+/* --- ICMP -------------------------------------------------------------------------------------------------- */
+
+/* Destination unreachable, time exceeded, parameter problem (RFC 792). */
+static __always_inline bool is_icmp_error_v4(u8 type)
+{
+	return type == 3 || type == 11 || type == 12;
+}
+
+/* The header quoted in an ICMP error: its addresses, swapped, into `key`. Its transport header, NULL if it is unusable. */
+static __always_inline void *parse_quoted_v4(struct packet *packet, void *quoted, struct flow_key_v4 *key)
+{
+	struct iphdr *ip = quoted;
+
+	if ((void *)(ip + 1) > packet->end || ip->version != 4 || ip->ihl < 5 || ip->frag_off & htons(0x1fff))
+		return NULL;
+	key->source.word[0] = ip->daddr;
+	key->destination.word[0] = ip->saddr;
+	key->protocol = ip->protocol;
+	return quoted + ip->ihl * 4;
+}
+
+/* Give the quoted header the addresses its sender had written; the delta that makes for the ICMP checksum. It is none:
+ * the quoted header's own checksum keeps that header's sum as it was. */
+static __always_inline u32 restore_quoted_v4(void *quoted, struct flow_v4 *flow)
+{
+	struct iphdr *ip = quoted;
+
+	ip->check = changed_checksum(ip->check, flow->l3_delta + ONE_HOP);
+	ip->saddr = flow->destination.word[0];
+	ip->daddr = flow->source.word[0];
+	return 0;
+}
+
+/* Send the outer header the flow's way; the delta that makes for the ICMP checksum, which knows no addresses in IPv4. */
+static __always_inline u32 rewrite_outer_v4(struct packet *packet, struct flow_v4 *flow, bool take_hop)
+{
+	struct iphdr *ip = packet->network;
+	u32 before = sum_words(&ip->saddr, 2);
+	u32 after = sum_words(flow->source.word, 1) + sum_words(flow->destination.word, 1);
+
+	u16 addresses = difference(before, after);
+
+	ip->check = changed_checksum(ip->check, take_hop ? header_delta_v4(addresses) : addresses);
+	ip->ttl -= take_hop;
+	ip->saddr = flow->source.word[0];
+	ip->daddr = flow->destination.word[0];
+	return 0;
+}
+
+/* --- an ICMP error of our own ------------------------------------------------------------------------------ */
+
+#define QUOTE_BYTES_v4 68 /* the longest header and 8 bytes; what is longer than an MTU has that many (RFC 791: 68) */
+#define ERROR_HEADER_BYTES_v4 (sizeof(struct iphdr) + sizeof(struct icmp_header))
+
+/* Fragmentation needed (RFC 792, RFC 1191), in front of the quoted packet, which begins at ip + 1 + sizeof(struct icmp_header). */
+static __always_inline void write_too_big_v4(struct iphdr *ip, u32 mtu)
+{
+	struct iphdr *quoted = (void *)ip + ERROR_HEADER_BYTES_v4;
+	struct icmp_header *icmp = (void *)(ip + 1);
+
+	*ip = (struct iphdr){
+		.version = 4,
+		.ihl = 5,
+		.tot_len = htons(ERROR_HEADER_BYTES_v4 + QUOTE_BYTES_v4),
+		.ttl = 64,
+		.protocol = IPPROTO_ICMP,
+		.saddr = quoted->daddr,
+		.daddr = quoted->saddr,
+	};
+	ip->check = ~fold(sum_words((__be32 *)ip, sizeof(*ip) / 4));
+	*icmp = (struct icmp_header){ .type = 3, .code = 4, .rest = htonl(mtu & 0xffff) };
+	icmp->checksum = ~fold(sum_words((__be32 *)icmp, (sizeof(struct icmp_header) + QUOTE_BYTES_v4) / 4));
+}

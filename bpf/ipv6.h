@@ -1,0 +1,172 @@
+/* What IPv6 does in its own way; ipv4.h has the same functions for IPv4. Decides nothing about a packet's way. */
+#pragma once
+#include "parse.h"
+#include "checksum.h"
+
+#define ICMP_PROTOCOL_v6 IPPROTO_ICMPV6
+#define NEIGHBOUR_SOLICITATION 135
+
+struct neighbour_solicitation {
+	u8 type;
+	u8 code;
+	__be16 checksum;
+	__be32 reserved;
+	struct addr_v6 target;
+};
+
+/* Step over the extension headers whose content does not matter here. GO_ON, or the verdict if the packet is for a VIP. */
+static __always_inline u32 skip_extensions(struct packet *packet, struct ipv6hdr *ip)
+{
+	void *header = ip + 1;
+	u8 protocol = ip->nexthdr;
+
+#pragma unroll
+	for (int i = 0; i <= MAX_IPV6_EXTENSIONS; i++) {
+		u8 *extension = header;
+
+		if (protocol == IPPROTO_FRAGMENT)
+			return COUNTER_DROP_FRAGMENT;
+		if (protocol != IPPROTO_HOPOPTS && protocol != IPPROTO_DSTOPTS && protocol != IPPROTO_ROUTING) {
+			packet->protocol = protocol;
+			packet->transport = header;
+			return GO_ON;
+		}
+		if (header + 8 > packet->end)
+			return COUNTER_DROP_MALFORMED;
+		if (protocol == IPPROTO_ROUTING && extension[3]) /* segments left: the destination is a stop on the way */
+			return COUNTER_DROP_IPV6_EXTENSION;
+		protocol = extension[0];
+		header += 8 + extension[1] * 8;
+	}
+	return COUNTER_DROP_IPV6_EXTENSION;
+}
+
+static __always_inline u32 parse_v6(struct packet *packet, struct flow_key_v6 *key)
+{
+	struct ipv6hdr *ip = packet->network;
+	u32 header_bytes, verdict;
+
+	if ((void *)(ip + 1) > packet->end)
+		return COUNTER_DROP_MALFORMED;
+	__builtin_memcpy(&key->source, &ip->saddr, 2 * sizeof(ip->saddr));
+	packet->ip_bytes = sizeof(*ip) + ntohs(ip->payload_len);
+	if (ip->version != 6 || packet->ip_bytes + sizeof(struct ethhdr) > packet->frame_bytes)
+		return COUNTER_DROP_MALFORMED;
+	verdict = skip_extensions(packet, ip);
+	if (verdict != GO_ON)
+		return verdict;
+	key->protocol = packet->protocol;
+	header_bytes = packet->transport - packet->network;
+	if (packet->ip_bytes < header_bytes)
+		return COUNTER_DROP_MALFORMED;
+	return parse_transport(packet, packet->ip_bytes - header_bytes);
+}
+
+static __always_inline u8 hops_left_v6(struct packet *packet)
+{
+	return ((struct ipv6hdr *)packet->network)->hop_limit;
+}
+
+static __always_inline u16 header_delta_v6(u16 addresses)
+{
+	return 0;
+}
+
+static __always_inline void write_addresses(struct ipv6hdr *ip, struct addr_v6 *source, struct addr_v6 *destination)
+{
+	__builtin_memcpy(&ip->saddr, source, sizeof(*source));
+	__builtin_memcpy(&ip->daddr, destination, sizeof(*destination));
+}
+
+static __always_inline void rewrite_network_v6(struct packet *packet, struct flow_v6 *flow, bool take_hop)
+{
+	struct ipv6hdr *ip = packet->network;
+
+	ip->hop_limit -= take_hop;
+	write_addresses(ip, &flow->source, &flow->destination);
+}
+
+static __always_inline void fill_route_question_v6(struct bpf_fib_lookup *question, struct packet *packet, struct flow_v6 *flow)
+{
+	question->family = 10; /* AF_INET6 */
+	question->flowinfo = *(__be32 *)packet->network & htonl(0x0fffffff);
+	__builtin_memcpy(question->ipv6_src, &flow->source, sizeof(flow->source));
+	__builtin_memcpy(question->ipv6_dst, &flow->destination, sizeof(flow->destination));
+}
+
+/* Only the sender of an IPv6 packet fragments it. */
+static __always_inline bool may_be_fragmented_v6(struct packet *packet)
+{
+	return false;
+}
+
+/* --- ICMPv6 ------------------------------------------------------------------------------------------------ */
+
+/* Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443). */
+static __always_inline bool is_icmp_error_v6(u8 type)
+{
+	return type >= 1 && type <= 4;
+}
+
+static __always_inline void *parse_quoted_v6(struct packet *packet, void *quoted, struct flow_key_v6 *key)
+{
+	struct ipv6hdr *ip = quoted;
+
+	if ((void *)(ip + 1) > packet->end || ip->version != 6)
+		return NULL;
+	__builtin_memcpy(&key->source, &ip->daddr, sizeof(ip->daddr));
+	__builtin_memcpy(&key->destination, &ip->saddr, sizeof(ip->saddr));
+	key->protocol = ip->nexthdr;
+	return ip + 1;
+}
+
+/* Delta of replacing a header's addresses by the flow's. */
+static __always_inline u32 address_delta(struct ipv6hdr *ip, struct flow_v6 *flow)
+{
+	return difference(sum_words((__be32 *)&ip->saddr, 8), sum_words(flow->source.word, 4) + sum_words(flow->destination.word, 4));
+}
+
+static __always_inline u32 restore_quoted_v6(void *quoted, struct flow_v6 *flow)
+{
+	u32 change = address_delta(quoted, flow);
+
+	write_addresses(quoted, &flow->destination, &flow->source);
+	return change;
+}
+
+static __always_inline u32 rewrite_outer_v6(struct packet *packet, struct flow_v6 *flow, bool take_hop)
+{
+	struct ipv6hdr *ip = packet->network;
+	u32 change = address_delta(ip, flow);
+
+	ip->hop_limit -= take_hop;
+	write_addresses(ip, &flow->source, &flow->destination);
+	return change;
+}
+
+/* --- an ICMPv6 error of our own ---------------------------------------------------------------------------- */
+
+#define QUOTE_BYTES_v6 504 /* with the ICMP header what one bpf_csum_diff takes on any kernel; every MTU is 1280 or more */
+#define ERROR_HEADER_BYTES_v6 (sizeof(struct ipv6hdr) + sizeof(struct icmp_header))
+
+/* Packet too big (RFC 4443), in front of the quoted packet. */
+static __always_inline void write_too_big_v6(struct ipv6hdr *ip, u32 mtu)
+{
+	struct ipv6hdr *quoted = (void *)ip + ERROR_HEADER_BYTES_v6;
+	struct icmp_header *icmp = (void *)(ip + 1);
+	u64 sum;
+
+	*ip = (struct ipv6hdr){
+		.version = 6,
+		.payload_len = htons(sizeof(struct icmp_header) + QUOTE_BYTES_v6),
+		.nexthdr = IPPROTO_ICMPV6,
+		.hop_limit = 64,
+		.saddr = quoted->daddr,
+		.daddr = quoted->saddr,
+	};
+	*icmp = (struct icmp_header){ .type = 2, .rest = htonl(mtu) };
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)icmp, sizeof(struct icmp_header) + QUOTE_BYTES_v6, 0);
+	sum = (sum & 0xffff) + (sum >> 16); /* helpers return 32 bits of sum */
+	sum += sum_words((__be32 *)&ip->saddr, 8) + ip->payload_len + htons(IPPROTO_ICMPV6);
+	icmp->checksum = ~fold(sum);
+}
