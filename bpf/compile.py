@@ -6,7 +6,8 @@ say goes to stderr. Tables already pinned in the directory are used as they are,
 tables; whatever it made itself is removed again on failure. It decides nothing about running nodes: that is loader.py.
 
 Request: pins (directory), max_flows, max_embryonic (connections), features ({name: bool}), headers (a directory of its
-own for the header tree), known ({table: fingerprint} of the pins), load (false: compile only), source (the C file, default xlb.c).
+own for the header tree), known ({table: fingerprint} of the pins), load (false: compile only), source (the C
+file, default xlb.c).
 Answer: {"tables": {name: layout}, "kept": [names]} or {"error": {"kind": …, "message": …, "table": …}} with
 kind one of missing, compile, table (a pinned one is not what the source describes), load (the verifier said no).
 """

@@ -19,6 +19,7 @@ import numpy as np
 
 from bpf import columns, libbpf
 from bpf.constants import COUNTERS, MAX_BACKENDS, MAX_FARMS, MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK, TICK_SHIFT
+from bpf.events import FlowEvents
 from bpf.layout import Layouts
 from bpf.loader import PROGRAM
 from bpf.pinned import Table, sum_over_cpus
@@ -306,9 +307,10 @@ class KernelPlane:
         """Sizes of every table, for `status` and `doctor`."""
         return {name: libbpf.map_info(table.fd) for name, table in self._tables.items()}
 
-    def table_fd(self, name: str) -> int:
-        """The descriptor of a table, for readers that map it; KeyError if this build has none of that name."""
-        return self._tables[name].fd
+    def flow_events(self, family: str) -> FlowEvents | None:
+        """A reader of the ring that replication drains; None if the program was compiled without it."""
+        table = self._tables.get(f"events_{family}")
+        return None if table is None else FlowEvents(table.fd, table.value, table.max_entries)
 
 
 def _batch_of(operation: Operation) -> tuple[type, Any]:

@@ -1,0 +1,240 @@
+"""Puts the pinned program on interfaces and takes it off again, without ever touching anybody else's.
+
+Decides native or generic mode, and whose a program is. Acts in the network namespace of the calling thread. Knows neither
+the tables nor how the program was made.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bpf import libbpf
+from bpf.libbpf import AttachMode, XdpState
+from bpf.loader import PROGRAM, program_path
+from bpf.tables import PlaneError
+
+Mode = Literal["auto", "native", "generic"]
+
+_FLAGS = {AttachMode.NATIVE: libbpf.XDP_FLAGS_DRV_MODE, AttachMode.GENERIC: libbpf.XDP_FLAGS_SKB_MODE}
+_WANTED = {"native": AttachMode.NATIVE, "generic": AttachMode.GENERIC}
+_NO_FALLBACK = frozenset({errno.EPERM, errno.ENODEV, errno.EEXIST, errno.EBUSY, errno.ENOMEM})
+_SIOCETHTOOL, _ETHTOOL_GDRVINFO = 0x8946, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """How the program sits on an interface. `reason`: why not natively, empty otherwise; driver "" if the kernel names none."""
+
+    interface: str
+    mode: Literal["native", "generic"]
+    driver: str
+    reason: str
+
+
+def attach(bpf_dir: Path, interfaces: Sequence[str], xdp_mode: Mode = "auto") -> dict[str, Attachment]:
+    """Put the program pinned in bpf_dir on every interface, in place of an older xlb's at one stroke.
+
+    auto: native where the driver can, else generic. Doing it again changes nothing. An interface that already has xlb in a
+    mode that fits keeps the mode.
+    Raises PlaneError, with every interface as it was, when one does not exist, has somebody else's XDP program, or cannot
+    have the mode asked for.
+    """
+    ours = _open_program(bpf_dir)
+    before: dict[str, tuple[int, XdpState]] = {}
+    done: dict[str, Attachment] = {}
+    try:
+        own_id = libbpf.program_info(ours).id
+        for name in interfaces:
+            before[name] = _checked_state(name, own_id)
+        for name, (index, state) in before.items():
+            done[name] = _attach_one(name, index, state, ours, own_id, xdp_mode)
+    except PlaneError:
+        for name in done:
+            index, state = before[name]
+            if state.program_id == 0:
+                _remove(index, libbpf.xdp_query(index))
+        raise
+    finally:
+        os.close(ours)
+    return done
+
+
+def detach(bpf_dir: Path, interfaces: Sequence[str]) -> list[str]:
+    """Take xlb off the interfaces; returns those that had it. Missing interfaces and other programs are left alone."""
+    taken = []
+    own_id = _own_id(bpf_dir)
+    for name in interfaces:
+        try:
+            index = socket.if_nametoindex(name)
+        except OSError:
+            continue
+        state = libbpf.xdp_query(index)
+        if state.program_id and is_ours(state.program_id, own_id) and state.mode in _FLAGS:
+            _remove(index, state)
+            taken.append(name)
+    return taken
+
+
+def attached(bpf_dir: Path, interfaces: Sequence[str]) -> dict[str, Attachment | None]:
+    """What `status` shows: how the pinned program sits on each interface now, None where it does not."""
+    own_id = _own_id(bpf_dir)
+    found: dict[str, Attachment | None] = {}
+    for name in interfaces:
+        found[name] = None
+        try:
+            state = libbpf.xdp_query(socket.if_nametoindex(name))
+        except OSError:
+            continue
+        if state.program_id and state.program_id == own_id:
+            found[name] = _attachment(name, state.mode, "")
+    return found
+
+
+def is_ours(program_id: int, own_id: int) -> bool:
+    """Whether a loaded program is the pinned one or another build of xlb."""
+    return program_id == own_id or _program_name(program_id) == PROGRAM
+
+
+def driver(interface: str) -> str:
+    """Name of the interface's driver, "" if it has none or is gone."""
+    information = array.array("B", struct.pack("=I", _ETHTOOL_GDRVINFO) + bytes(192))
+    address, _ = information.buffer_info()
+    request = struct.pack("16sP", interface.encode()[:15], address) + bytes(16)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        try:
+            fcntl.ioctl(asker.fileno(), _SIOCETHTOOL, request)
+        except OSError:
+            return ""
+    return information.tobytes()[4:36].split(b"\0")[0].decode(errors="replace")
+
+
+def _open_program(bpf_dir: Path) -> int:
+    try:
+        return libbpf.obj_get(program_path(bpf_dir))
+    except OSError as error:
+        raise PlaneError(f"no program is pinned in {bpf_dir}: {os.strerror(error.errno or 0)}") from error
+
+
+def _own_id(bpf_dir: Path) -> int:
+    """Id of the pinned program, 0 if there is none."""
+    try:
+        fd = libbpf.obj_get(program_path(bpf_dir))
+    except OSError:
+        return 0
+    try:
+        return libbpf.program_info(fd).id
+    finally:
+        os.close(fd)
+
+
+def _checked_state(name: str, own_id: int) -> tuple[int, XdpState]:
+    """Index and XDP state of an interface that xlb may use."""
+    try:
+        index = socket.if_nametoindex(name)
+    except OSError as error:
+        raise PlaneError(f"interface {name} does not exist: correct data.interfaces in the node file") from error
+    state = libbpf.xdp_query(index)
+    if state.mode in (AttachMode.SEVERAL, AttachMode.OFFLOADED) or (state.program_id and not is_ours(state.program_id, own_id)):
+        title = _program_name(state.program_id) or "without a name"
+        raise PlaneError(
+            f"interface {name} already has the XDP program {state.program_id} ({title}), "
+            f"which is not xlb's: stop what put it there, or remove it with: ip link set dev {name} xdp off"
+        )
+    return index, state
+
+
+def _program_name(program_id: int) -> str:
+    try:
+        fd = libbpf.program_by_id(program_id)
+    except OSError:
+        return ""  # gone meanwhile, or not for us to see
+    try:
+        return libbpf.program_info(fd).name
+    finally:
+        os.close(fd)
+
+
+def _attach_one(name: str, index: int, state: XdpState, ours: int, own_id: int, xdp_mode: Mode) -> Attachment:
+    wanted = _WANTED.get(xdp_mode)
+    if state.program_id and wanted in (None, state.mode):
+        if state.program_id != own_id:
+            _replace(name, index, state, ours)
+        kept = "kept the mode it was attached in before; detach it to try native mode again"
+        return _attachment(name, state.mode, kept if wanted is None and state.mode is AttachMode.GENERIC else "")
+    if state.program_id:
+        _remove(index, state)
+    try:
+        return _attach_fresh(name, index, ours, xdp_mode)
+    except PlaneError:
+        if state.program_id:
+            libbpf.xdp_attach(index, ours, _FLAGS[state.mode])
+        raise
+
+
+def _attach_fresh(name: str, index: int, ours: int, xdp_mode: Mode) -> Attachment:
+    """Onto an interface without a program."""
+    new = libbpf.XDP_FLAGS_UPDATE_IF_NOEXIST
+    if xdp_mode == "generic":
+        _attach_or_explain(name, index, ours, new | libbpf.XDP_FLAGS_SKB_MODE)
+        return _attachment(name, AttachMode.GENERIC, "the node file asks for generic mode")
+    try:
+        libbpf.xdp_attach(index, ours, new | libbpf.XDP_FLAGS_DRV_MODE)
+        return _attachment(name, AttachMode.NATIVE, "")
+    except OSError as error:
+        reason = error.strerror or os.strerror(error.errno or 0)
+        if xdp_mode == "native" or error.errno in _NO_FALLBACK:
+            raise _explained(name, error, "native ") from error
+    _attach_or_explain(name, index, ours, new | libbpf.XDP_FLAGS_SKB_MODE)
+    return _attachment(name, AttachMode.GENERIC, f"native mode failed: {reason}")
+
+
+def _attach_or_explain(name: str, index: int, ours: int, flags: int) -> None:
+    try:
+        libbpf.xdp_attach(index, ours, flags)
+    except OSError as error:
+        raise _explained(name, error, "") from error
+
+
+def _explained(name: str, error: OSError, mode: str) -> PlaneError:
+    if error.errno == errno.EPERM:
+        return PlaneError(f"attaching XDP to {name} needs root or CAP_NET_ADMIN and CAP_BPF")
+    remedy = ""
+    if mode:
+        remedy = '; set data.xdp_mode = "auto" or "generic" in the node file, or remove what the driver objects to'
+    return PlaneError(
+        f"{mode}XDP on interface {name} (driver {driver(name) or 'without a name'}) failed: "
+        f"{error.strerror or os.strerror(error.errno or 0)}{remedy}"
+    )
+
+
+def _replace(name: str, index: int, state: XdpState, ours: int) -> None:
+    """Exchange an older xlb for this one; no packet sees the interface without a program."""
+    old = libbpf.program_by_id(state.program_id)
+    try:
+        libbpf.xdp_attach(index, ours, _FLAGS[state.mode], old)
+    except OSError as error:
+        raise _explained(name, error, "") from error
+    finally:
+        os.close(old)
+
+
+def _remove(index: int, state: XdpState) -> None:
+    """Take off the program of `state`, unless somebody exchanged it meanwhile."""
+    old = libbpf.program_by_id(state.program_id)
+    try:
+        libbpf.xdp_attach(index, -1, _FLAGS[state.mode], old)
+    finally:
+        os.close(old)
+
+
+def _attachment(name: str, mode: AttachMode, reason: str) -> Attachment:
+    return Attachment(name, "native" if mode is AttachMode.NATIVE else "generic", driver(name), reason)
