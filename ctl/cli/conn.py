@@ -32,7 +32,7 @@ def conn() -> None:
 
 
 def _farm_option(command: Any) -> Any:
-    return click.option("--farm", shell_complete=complete_farm, help="Only connections of this farm.")(command)
+    return click.option("--farm", shell_complete=complete_farm, metavar="FARM", help="Only connections of this farm.")(command)
 
 
 @conn.command("list", examples=["xlbctl conn list", "xlbctl conn list --farm web --limit 20"])

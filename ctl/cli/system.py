@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from typing import Any
 
@@ -11,6 +10,7 @@ import click
 from ctl.cli.base import Session, XlbCommand, pass_session
 from ctl.cli.output import Column, print_fields, print_table, show
 from ctl.errors import XlbError
+from ctl.version import package_version
 
 DOCTOR_COLUMNS = (Column("CHECK"), Column("RESULT", state=True), Column("FINDING"), Column("REMEDY"))
 
@@ -30,7 +30,7 @@ def doctor(ctx: click.Context) -> None:
 @pass_session
 def version(session: Session) -> None:
     """Show the versions of xlbctl, of the running xlbd and of what it stands on."""
-    versions: dict[str, Any] = {"xlbctl": importlib.metadata.version("xlb")}
+    versions: dict[str, Any] = {"xlbctl": package_version()}
     problem = ""
     try:
         versions |= session.call("status")["versions"]
