@@ -154,6 +154,9 @@ class DataPlane(Protocol):
         Entries that come or go meanwhile may be missed or seen twice.
         """
 
+    def encode_flow_keys(self, family: str, tuples: Sequence[FlowTuple]) -> Array:
+        """Keys for `lookup_flows` and `delete_flows`."""
+
     def lookup_flows(self, table: str, family: str, keys: Array) -> tuple[Array, Array]:
         """(found: bool array, values) for each key."""
 

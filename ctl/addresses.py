@@ -6,16 +6,14 @@ Does I/O only; which address belongs where is decided by the node. Methods block
 
 from __future__ import annotations
 
-import array
 import errno
-import fcntl
 import os
 import socket
-import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from bpf.attach import driver
 from ctl import sysctl
 from ctl.announce import announcement, send_frame
 from ctl.errors import XlbError
@@ -26,7 +24,6 @@ from ctl.rtnetlink import RouteSocket, kernel_manages_neighbours, resolve_routes
 _IFA_F_NODAD = 0x02
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
-_SIOCETHTOOL, _ETHTOOL_GDRVINFO = 0x8946, 0x3
 
 
 class KernelNetwork:
@@ -49,7 +46,7 @@ class KernelNetwork:
                 mtu=attribute(link, "IFLA_MTU") or 0,
                 up=bool(flags & _IFF_UP),
                 carrier=bool(flags & _IFF_LOWER_UP),
-                driver=driver_of(name),
+                driver=driver(name),
             )
         return found
 
@@ -64,36 +61,36 @@ class KernelNetwork:
                 if each["index"] in names
             )
 
-    def add_address(self, address: InterfaceAddress) -> None:
-        try:
-            with _netlink() as netlink:
+    def add_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:
+        with _netlink() as netlink:
+            for each in addresses:
                 # A VIP moves between nodes: duplicate address detection would see the peer's and refuse it for good.
-                flags = {"flags": _IFA_F_NODAD} if ":" in address.address else {}
-                index = _index(address.device)
-                netlink.addr("add", index=index, address=address.address, prefixlen=address.prefix_length, **flags)
-        except OSError as error:
-            raise _refused("add", address, error) from None
-        except Exception as error:  # pyroute2's NetlinkError is no OSError
-            if _code(error) != errno.EEXIST:
-                raise _refused("add", address, error) from None
+                flags = {"flags": _IFA_F_NODAD} if ":" in each.address else {}
+                try:
+                    netlink.addr("add", index=_index(each.device), address=each.address, prefixlen=each.prefix_length, **flags)
+                except Exception as error:  # pyroute2's NetlinkError is no OSError
+                    if _code(error) != errno.EEXIST:
+                        raise _refused("add", each, error) from None
 
-    def remove_address(self, address: InterfaceAddress) -> None:
-        try:
-            with _netlink() as netlink:
-                index = _index(address.device)
-                netlink.addr("del", index=index, address=address.address, prefixlen=address.prefix_length)
-        except Exception as error:
-            if _code(error) not in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO):
-                raise _refused("remove", address, error) from None
+    def remove_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:
+        with _netlink() as netlink:
+            for each in addresses:
+                try:
+                    netlink.addr("del", index=_index(each.device), address=each.address, prefixlen=each.prefix_length)
+                except Exception as error:
+                    if _code(error) not in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO):
+                        raise _refused("remove", each, error) from None
 
-    def announce(self, address: InterfaceAddress) -> None:
-        interface = self.interfaces().get(address.device)
-        if interface is None or not interface.carrier or not interface.mac or interface.mac == "00:00:00:00:00:00":
-            return
-        try:
-            send_frame(address.device, announcement(address.address, interface.mac))
-        except OSError as error:
-            raise _refused("announce", address, error) from None
+    def announce(self, addresses: Sequence[InterfaceAddress]) -> None:
+        interfaces = self.interfaces()
+        for each in addresses:
+            interface = interfaces.get(each.device)
+            if interface is None or not interface.carrier or interface.mac in ("", "00:00:00:00:00:00"):
+                continue
+            try:
+                send_frame(each.device, announcement(each.address, interface.mac))
+            except OSError as error:
+                raise _refused("announce", each, error) from None
 
     def routes(self, destinations: Sequence[str]) -> Sequence[Route | None]:
         return resolve_routes(destinations)
@@ -187,16 +184,3 @@ def _refused(verb: str, address: InterfaceAddress, error: Exception) -> XlbError
     code = _code(error)
     reason = os.strerror(code) if code else str(error)
     return XlbError(f"cannot {verb} {address.address}/{address.prefix_length} on {address.device}: {reason}")
-
-
-def driver_of(name: str) -> str:
-    """The driver behind an interface as ethtool reports it, "" when it has none (ethtool_drvinfo of linux/ethtool.h)."""
-    buffer = array.array("B", struct.pack("=I", _ETHTOOL_GDRVINFO).ljust(196, b"\0"))
-    pointer, _ = buffer.buffer_info()
-    request = struct.pack("16sP", name.encode(), pointer).ljust(40, b"\0")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        try:
-            fcntl.ioctl(sock, _SIOCETHTOOL, request)
-        except OSError:
-            return ""
-    return buffer.tobytes()[4:36].split(b"\0")[0].decode(errors="replace")

@@ -23,21 +23,20 @@ class ProbeFailed(Exception):
 
 
 async def probe(check: HealthCheck, address: str, port: int) -> None:
-    """Run one probe of `check` against address:port (the check's own port wins where it names one).
+    """Run one probe of `check` against address:port.
 
     Raises ProbeFailed with the reason.
     """
-    target = check.port or port
     try:
         async with asyncio.timeout(check.timeout_ms / 1000):
             if check.kind is CheckKind.TCP:
-                await _probe_tcp(address, target)
+                await _probe_tcp(address, port)
             elif check.kind is CheckKind.HTTP:
-                await _probe_http(check, address, target)
+                await _probe_http(check, address, port)
     except TimeoutError:
-        raise ProbeFailed(f"no answer from {_endpoint(address, target)} within {check.timeout_ms} ms") from None
+        raise ProbeFailed(f"no answer from {_endpoint(address, port)} within {check.timeout_ms} ms") from None
     except OSError as error:
-        raise ProbeFailed(f"{_endpoint(address, target)}: {_reason(error)}") from None
+        raise ProbeFailed(f"{_endpoint(address, port)}: {_reason(error)}") from None
 
 
 async def _probe_tcp(address: str, port: int) -> None:

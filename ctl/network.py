@@ -69,14 +69,14 @@ class Network(Protocol):
 
     def addresses(self) -> frozenset[InterfaceAddress]: ...
 
-    def add_address(self, address: InterfaceAddress) -> None:
-        """Raises XlbError when the kernel refuses; an address that is there already is no error."""
+    def add_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:
+        """Raises XlbError at the first the kernel refuses; an address that is there already is no error."""
 
-    def remove_address(self, address: InterfaceAddress) -> None:
+    def remove_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:
         """An address that is gone already is no error."""
 
-    def announce(self, address: InterfaceAddress) -> None:
-        """Tell the link where the address is now: gratuitous ARP or unsolicited neighbour advertisement."""
+    def announce(self, addresses: Sequence[InterfaceAddress]) -> None:
+        """Tell the links where the addresses are now: gratuitous ARP or unsolicited neighbour advertisement."""
 
     def routes(self, destinations: Sequence[str]) -> Sequence[Route | None]:
         """The way to each destination; None where there is none."""

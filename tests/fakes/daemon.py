@@ -1,0 +1,126 @@
+"""A whole daemon in this process, unprivileged: the real node, store and control socket on a fake plane and network."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bpf.attach import Attachment
+from ctl import nodefile
+from ctl.client import Client
+from ctl.node import CONTROL_SOCKET, Node, Origin
+from ctl.nodefile import NodeSettings
+from tests.fakes.network import FakeNetwork
+from tests.fakes.plane import FakePlane
+
+DEADLINE_S = 10.0
+
+NODE_FILE = """\
+[node]
+name = "lb1"
+state_dir = "{directory}/state"
+run_dir = "{directory}/run"
+bpf_dir = "{directory}/bpf"
+[data]
+interfaces = ["eth0"]
+"""
+
+
+class FakeAttacher:
+    """Implements `ctl.node.Attacher`."""
+
+    def __init__(self) -> None:
+        self.on: dict[str, Attachment] = {}
+
+    def attach(self, interfaces: Sequence[str]) -> Mapping[str, Attachment]:
+        done = {name: Attachment(name, "native", "fake", "") for name in interfaces}
+        self.on |= done
+        return done
+
+    def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
+        return [name for name in interfaces if self.on.pop(name, None)]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningDaemon:
+    """A daemon in a thread. `plane` and `network` may be looked at while nothing is being changed."""
+
+    socket_path: Path
+    config: Path
+    plane: FakePlane
+    network: FakeNetwork
+    attacher: FakeAttacher
+    node: Node
+    loop: asyncio.AbstractEventLoop
+
+    def call(self, command: str, **arguments: Any) -> Any:
+        """Ask over the real control socket."""
+        with Client(self.socket_path) as client:
+            return client.call(command, arguments)
+
+    def on_loop(self, function: Any, *arguments: Any) -> Any:
+        """Run a function on the daemon's loop and return what it returns."""
+        done: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(function(*arguments))
+            except BaseException as error:
+                done.set_exception(error)
+
+        self.loop.call_soon_threadsafe(run)
+        return done.result(DEADLINE_S)
+
+
+def write_node_file(directory: Path) -> NodeSettings:
+    """A node file whose directories lie below `directory`; returns it checked."""
+    for name in ("state", "run", "bpf"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    path = directory / "node.toml"
+    if not path.exists():
+        path.write_text(NODE_FILE.format(directory=directory))
+    return nodefile.load(path)
+
+
+@contextlib.contextmanager
+def running_daemon(
+    directory: Path, plane: FakePlane | None = None, network: FakeNetwork | None = None, detach: bool = False
+) -> Iterator[RunningDaemon]:
+    """Start a daemon whose files lie in `directory`; it is stopped at the end.
+
+    Given the plane of an earlier one, it is a restart that adopts pins. Raises what the node raises when it cannot start.
+    """
+    settings = write_node_file(directory)
+    plane, network, attacher = plane or FakePlane(), network or FakeNetwork(), FakeAttacher()
+    started: Future[tuple[Node, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def serve() -> None:
+        node = Node(settings, plane, network, attacher, Origin("built", 1.0))
+        stop = asyncio.Event()
+        try:
+            await node.start()
+        except BaseException as error:
+            await node.stop(detach=False)
+            started.set_exception(error)
+            return
+        started.set_result((node, asyncio.get_running_loop(), stop))
+        await stop.wait()
+        await node.stop(detach)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="xlbd", daemon=True)
+    thread.start()
+    node, loop, stop = started.result(DEADLINE_S)
+    try:
+        yield RunningDaemon(
+            settings.node.run_dir / CONTROL_SOCKET, directory / "node.toml", plane, network, attacher, node, loop
+        )
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive(), "the daemon did not stop"

@@ -1,0 +1,75 @@
+"""A kernel network in memory: implements `ctl.network.Network` and lets a test make events happen."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from ctl.errors import XlbError
+from ctl.network import Interface, InterfaceAddress, Neighbour, NetworkEvents, Route
+
+
+class FakeNetwork:
+    """Interfaces eth0 and eth1; everything is on eth0's link unless `gateways` names a way."""
+
+    def __init__(self) -> None:
+        self.links = {
+            name: Interface(name, index, f"02:00:00:00:00:{index:02x}", 1500, True, True, "fake")
+            for index, name in ((2, "eth0"), (3, "eth1"))
+        }
+        self.present: set[InterfaceAddress] = set()
+        self.gateways: dict[str, str] = {}
+        self.announced: list[InterfaceAddress] = []
+        self.kept: set[tuple[int, str]] = set()
+        self.asked: list[tuple[int, str]] = []
+        self.problems: list[str] = []
+        self.refuse_addresses = False
+        self.events: NetworkEvents | None = None
+        self.closed = False
+
+    @property
+    def needs_repeating(self) -> bool:
+        return False
+
+    def interfaces(self) -> Mapping[str, Interface]:
+        return dict(self.links)
+
+    def addresses(self) -> frozenset[InterfaceAddress]:
+        return frozenset(self.present)
+
+    def add_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:
+        for each in addresses:
+            if self.refuse_addresses or each.device not in self.links:
+                raise XlbError(f"cannot add {each.address}/{each.prefix_length} on {each.device}: refused by the test")
+            self.present.add(each)
+
+    def remove_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:
+        self.present -= set(addresses)
+
+    def announce(self, addresses: Sequence[InterfaceAddress]) -> None:
+        assert self.present >= set(addresses), f"{addresses} announced before they were added"
+        self.announced += addresses
+
+    def routes(self, destinations: Sequence[str]) -> Sequence[Route | None]:
+        return [Route(2, self.gateways.get(destination, "")) for destination in destinations]
+
+    def keep_resolved(self, neighbours: Collection[tuple[int, str]]) -> None:
+        self.kept |= set(neighbours)
+        self.asked += neighbours
+
+    def release(self, neighbours: Collection[tuple[int, str]]) -> None:
+        self.kept -= set(neighbours)
+
+    def neighbours(self) -> Sequence[Neighbour]:
+        return [Neighbour(index, address, True, "02:00:00:00:01:01") for index, address in sorted(self.kept)]
+
+    def enable_forwarding(self, interfaces: Sequence[str]) -> Sequence[str]:
+        return []
+
+    def forwarding_problems(self, interfaces: Sequence[str]) -> Sequence[str]:
+        return list(self.problems)
+
+    def watch(self, events: NetworkEvents) -> None:
+        self.events = events
+
+    def close(self) -> None:
+        self.closed = True

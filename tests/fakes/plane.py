@@ -1,0 +1,266 @@
+"""A data plane in memory that refuses every illegal operation, so that a wrong plan fails a unit test.
+
+Stricter than the kernel: it also refuses what would be legal but wrong, such as overwriting slots a listener still uses.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from bpf import columns, constants
+from bpf.tables import (
+    Array,
+    DeleteService,
+    DeleteVip,
+    FlowTuple,
+    Operation,
+    PlaneError,
+    PutBackend,
+    PutService,
+    PutSlots,
+    PutVip,
+    ServiceKey,
+    ServiceValue,
+    ZeroTraffic,
+)
+
+_ADDRESS = {"v4": "V4", "v6": "V16"}
+
+
+def key_dtype(family: str) -> np.dtype[Any]:
+    """struct flow_key_FAM as numpy sees it."""
+    address = _ADDRESS[family]
+    return np.dtype(
+        [
+            ("source", address),
+            ("destination", address),
+            ("source_port", ">u2"),
+            ("destination_port", ">u2"),
+            ("protocol", "u1"),
+            ("zero", "u1", (3,)),
+        ]
+    )
+
+
+def flow_dtype(family: str) -> np.dtype[Any]:
+    """struct flow_FAM as numpy sees it."""
+    address = _ADDRESS[family]
+    return np.dtype(
+        [
+            ("source", address),
+            ("destination", address),
+            ("source_port", ">u2"),
+            ("destination_port", ">u2"),
+            ("l3_delta", "u2"),
+            ("l4_delta", "u2"),
+            ("destination_mac", "u1", (6,)),
+            ("source_mac", "u1", (6,)),
+            ("interface", "u4"),
+            ("next_hop_generation", "u4"),
+            ("last_seen", "u4"),
+            ("farm", "u2"),
+            ("flags", "u1"),
+            ("state", "u1"),
+            ("backend", "u4"),
+        ]
+    )
+
+
+TRAFFIC = np.dtype([(name, "u8") for name in ("packets_in", "bytes_in", "packets_out", "bytes_out", "connections", "drops")])
+
+
+class FakePlane:
+    """Implements `bpf.tables.DataPlane`. Tests may set `fail_next` to make the next operation of a kind fail, and `tick`."""
+
+    def __init__(self, max_flows: int = 4096) -> None:
+        self.vip_flags: dict[str, int] = {}
+        self.listeners: dict[ServiceKey, ServiceValue] = {}
+        self.backends: dict[int, tuple[str, int]] = {}
+        self.slots = np.zeros(constants.MAX_SLOT_CHUNKS * constants.SLOTS_PER_CHUNK, dtype=np.uint32)
+        self.farm_counts = np.zeros(constants.MAX_FARMS, dtype=TRAFFIC)
+        self.backend_counts = np.zeros(constants.MAX_BACKENDS, dtype=TRAFFIC)
+        self.flow_tables: dict[tuple[str, str], dict[bytes, bytes]] = {
+            (table, family): {} for table in ("flows", "embryonic") for family in ("v4", "v6")
+        }
+        self.max_flows = max_flows
+        self.tick = 1_000_000
+        self.next_hop_bumps = 0
+        self.operations = 0
+        self.applied: list[Operation] = []
+        self.fail_next: type[Operation] | None = None
+        self.closed = False
+        self._lease = (0, 0)
+        self._seed = 0
+
+    def apply(self, operations: Sequence[Operation]) -> None:
+        assert not self.closed, "operation on a closed plane"
+        for operation in operations:
+            if self.fail_next is not None and isinstance(operation, self.fail_next):
+                self.fail_next = None
+                raise PlaneError(f"the test makes this fail: {type(operation).__name__}")
+            self._execute(operation)
+            self.applied.append(operation)
+            self.operations += 1
+
+    def _execute(self, operation: Operation) -> None:
+        match operation:
+            case PutVip(address, flags):
+                _canonical(address)
+                self.vip_flags[address] = flags
+            case DeleteVip(address):
+                _require(address in self.vip_flags, f"delete of unknown VIP {address}")
+                users = [key for key in self.listeners if key.address == address]
+                _require(not users, f"delete of VIP {address} while {users[:1]} listens on it")
+                del self.vip_flags[address]
+            case PutService(key, value):
+                self._put_service(key, value)
+            case DeleteService(key):
+                _require(key in self.listeners, f"delete of unknown listener {key}")
+                del self.listeners[key]
+            case PutBackend(number, address, port):
+                self._put_backend(number, address, port)
+            case PutSlots(offset, backends):
+                self._put_slots(offset, backends)
+            case ZeroTraffic(farms, backends):
+                self.farm_counts[list(farms)] = 0
+                self.backend_counts[list(backends)] = 0
+
+    def _put_service(self, key: ServiceKey, value: ServiceValue) -> None:
+        _canonical(key.address)
+        _canonical(value.snat_address)
+        _require(key.address in self.vip_flags, f"listener {key} before its VIP")
+        _require(0 < key.port <= key.port_last < 65536, f"ports of {key}")
+        _require(key.protocol in set(constants.Protocol), f"protocol of {key}")
+        if key.port != key.port_last:
+            _require(bool(self.vip_flags[key.address] & constants.VipFlag.RANGES), f"range {key} on a VIP without RANGES")
+        _require(0 < value.farm < constants.MAX_FARMS, f"farm id {value.farm}")
+        _require(value.slot_offset % constants.SLOTS_PER_CHUNK == 0, f"slot offset {value.slot_offset}")
+        run = self.slots[value.slot_offset : value.slot_offset + value.slot_count]
+        _require(len(run) == value.slot_count, f"slots of {key} end after the table")
+        for number in np.unique(run):
+            _require(int(number) in self.backends, f"slots of {key} name backend {number}, which was never put")
+            _require(
+                (":" in self.backends[int(number)][0]) == (":" in key.address),
+                f"backend {number} is of another family than {key}",
+            )
+        self.listeners[key] = value
+
+    def _put_backend(self, number: int, address: str, port: int) -> None:
+        _canonical(address)
+        _require(0 < number < constants.MAX_BACKENDS, f"backend id {number}")
+        _require(0 < port < 65536, f"port {port} of backend {number}")
+        if self.backends.get(number, (address, port)) != (address, port):
+            _require(number not in self.live_backends(), f"backend id {number} is in use for {self.backends.get(number)}")
+        self.backends[number] = (address, port)
+
+    def _put_slots(self, offset: int, backends: Array) -> None:
+        _require(offset % constants.SLOTS_PER_CHUNK == 0, f"slot offset {offset}")
+        _require(backends.dtype == np.uint32 and backends.ndim == 1 and len(backends) > 0, "slots are a row of uint32")
+        end = offset + -(-len(backends) // constants.SLOTS_PER_CHUNK) * constants.SLOTS_PER_CHUNK
+        _require(end <= len(self.slots), f"slots {offset}..{end} end after the table")
+        for key, value in self.listeners.items():
+            free = value.slot_count == 0 or end <= value.slot_offset or offset >= value.slot_offset + value.slot_count
+            _require(free, f"slots {offset}..{end} are in use by {key}")
+        self.slots[offset:end] = 0
+        self.slots[offset : offset + len(backends)] = backends
+
+    def live_backends(self) -> set[int]:
+        """Ids that some listener may pick now."""
+        return {number for key in self.listeners for number in self.turn(key)}
+
+    def turn(self, key: ServiceKey) -> list[int]:
+        """The slots of a listener, as XDP would read them."""
+        value = self.listeners[key]
+        return [int(number) for number in self.slots[value.slot_offset : value.slot_offset + value.slot_count]]
+
+    def vips(self) -> dict[str, int]:
+        return dict(self.vip_flags)
+
+    def services(self) -> dict[ServiceKey, ServiceValue]:
+        return dict(self.listeners)
+
+    def set_lease(self, deadline_ns: int, epoch: int) -> None:
+        self._lease = (deadline_ns, epoch)
+
+    def lease(self) -> tuple[int, int]:
+        return self._lease
+
+    def bump_next_hops(self) -> None:
+        self.next_hop_bumps += 1
+
+    def set_hash_seed(self, seed: int) -> None:
+        _require(0 <= seed < 2**32, f"hash seed {seed}")
+        self._seed = seed
+
+    def hash_seed(self) -> int:
+        return self._seed
+
+    def counters(self) -> dict[str, tuple[int, int]]:
+        return {counter.name: (0, 0) for counter in constants.COUNTERS}
+
+    def farm_traffic(self) -> Array:
+        return self.farm_counts.copy()
+
+    def backend_traffic(self) -> Array:
+        return self.backend_counts.copy()
+
+    def flow_slices(self, table: str, family: str, slice_size: int) -> Iterator[tuple[Array, Array]]:
+        entries = list(self.flow_tables[table, family].items())
+        for start in range(0, len(entries), slice_size):
+            part = entries[start : start + slice_size]
+            yield (
+                np.frombuffer(b"".join(key for key, _ in part), dtype=key_dtype(family)).copy(),
+                np.frombuffer(b"".join(value for _, value in part), dtype=flow_dtype(family)).copy(),
+            )
+
+    def encode_flow_keys(self, family: str, tuples: Sequence[FlowTuple]) -> Array:
+        return columns.encode_flow_keys(tuples, key_dtype(family))
+
+    def lookup_flows(self, table: str, family: str, keys: Array) -> tuple[Array, Array]:
+        entries = self.flow_tables[table, family]
+        found = np.array([key.tobytes() in entries for key in keys], dtype=bool)
+        values = np.zeros(len(keys), dtype=flow_dtype(family))
+        for index in np.flatnonzero(found):
+            values[index] = np.frombuffer(entries[keys[index].tobytes()], dtype=flow_dtype(family))[0]
+        return found, values
+
+    def update_flows(self, family: str, keys: Array, values: Array) -> int:
+        return self._update("flows", family, keys, values)
+
+    def put_embryonic(self, family: str, keys: Array, values: Array) -> int:
+        """What XDP does on a new connection; only tests need it."""
+        return self._update("embryonic", family, keys, values)
+
+    def _update(self, table: str, family: str, keys: Array, values: Array) -> int:
+        _require(keys.dtype == key_dtype(family) and values.dtype == flow_dtype(family), f"columns of {table}_{family}")
+        entries = self.flow_tables[table, family]
+        written = 0
+        for key, value in zip(keys, values, strict=True):
+            if len(entries) >= 2 * self.max_flows and key.tobytes() not in entries:
+                break
+            entries[key.tobytes()] = value.tobytes()
+            written += 1
+        return written
+
+    def delete_flows(self, table: str, family: str, keys: Array) -> int:
+        entries = self.flow_tables[table, family]
+        return sum(entries.pop(key.tobytes(), None) is not None for key in keys)
+
+    def now_tick(self) -> int:
+        return self.tick
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise PlaneError(f"fake plane refuses: {message}")
+
+
+def _canonical(address: str) -> None:
+    _require(str(ipaddress.ip_address(address)) == address, f"{address} is not in canonical form")
