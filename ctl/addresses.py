@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -144,9 +145,8 @@ class KernelNetwork:
 
     def watch(self, events: NetworkEvents) -> None:
         self._watcher = NetlinkWatcher(events)
-        with _netlink() as netlink:
-            dump = [*_as_events("RTM_NEWLINK", netlink.get_links()), *_as_events("RTM_NEWNEIGH", netlink.get_neighbours())]
-        self._watcher.learn(dump)
+        with ThreadPoolExecutor(1) as thread:  # pyroute2 0.9 runs an event loop of its own, which cannot be done inside ours
+            self._watcher.learn(thread.submit(_links_and_neighbours).result())
 
     def close(self) -> None:
         if self._watcher is not None:
@@ -160,6 +160,11 @@ def _netlink() -> Iterator[Any]:
 
     with IPRoute() as netlink:
         yield netlink
+
+
+def _links_and_neighbours() -> list[Any]:
+    with _netlink() as netlink:
+        return [*_as_events("RTM_NEWLINK", netlink.get_links()), *_as_events("RTM_NEWNEIGH", netlink.get_neighbours())]
 
 
 def _as_events(event: str, messages: Any) -> list[Any]:
