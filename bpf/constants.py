@@ -113,15 +113,23 @@ class Counter:
 COUNTERS: tuple[Counter, ...] = (
     Counter("pass_not_ip", Kind.PASS, "Neither IPv4, IPv6 nor a neighbour message about a VIP: the kernel's business."),
     Counter("pass_not_ours", Kind.PASS, "No flow and no VIP matches: the kernel's business."),
-    Counter("pass_neighbour", Kind.PASS, "ARP or neighbour solicitation for a VIP while the lease is open: the kernel answers."),
+    Counter(
+        "pass_neighbour", Kind.PASS, "ARP or neighbour solicitation for a VIP while the lease is open: the kernel answers."
+    ),
     Counter("pass_vip_icmp", Kind.PASS, "Echo request or other ICMP to a VIP that no flow explains: the kernel answers."),
     Counter("pass_vip_open", Kind.PASS, "No farm serves the port and the VIP's guard is off: the kernel's business."),
     Counter("pass_unresolved", Kind.PASS, "Rewritten, but the next hop's MAC is unknown: the kernel resolves it and forwards."),
-    Counter("pass_too_big", Kind.PASS, "Rewritten, longer than the MTU of the way out, and its sender allows fragments: the kernel makes them."),
+    Counter(
+        "pass_too_big",
+        Kind.PASS,
+        "Rewritten, longer than the MTU of the way out, and its sender allows fragments: the kernel makes them.",
+    ),
     Counter("forward_tx", Kind.FORWARD, "Rewritten and sent out of the interface it came in by."),
     Counter("forward_redirect", Kind.FORWARD, "Rewritten and sent out of another interface."),
     Counter("forward_icmp_error", Kind.FORWARD, "ICMP error about a flow, translated and sent on (RFC 5508)."),
-    Counter("forward_too_big", Kind.FORWARD, "Longer than the MTU of the way out: its sender was told so (RFC 1191, RFC 4443)."),
+    Counter(
+        "forward_too_big", Kind.FORWARD, "Longer than the MTU of the way out: its sender was told so (RFC 1191, RFC 4443)."
+    ),
     Counter("drop_fenced", Kind.DROP, "The lease has run out: another node may be serving this VIP."),
     Counter("drop_fenced_neighbour", Kind.DROP, "ARP or neighbour solicitation for a VIP after the lease ran out."),
     Counter("drop_vip_guard", Kind.DROP, "No farm serves this port of the VIP, and the guard keeps other listeners private."),

@@ -1,0 +1,267 @@
+"""The bed on which the pinned program is run, packet by packet, with BPF_PROG_TEST_RUN.
+
+    clients ── gateway ── in0 [ program ] out0 ── backends
+                           └── backends on the same side (one-interface wiring)
+
+A private namespace gives `bpf_fib_lookup` real routes and permanent neighbours to answer from. Nothing is sent: a test
+gives a frame in and gets the verdict and the frame as it would leave. Each test finds empty flow tables and no VIP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bpf import libbpf, loader
+from bpf.constants import LEASE_FOREVER_NS, Mode, Protocol, Scheduler, VipFlag
+from bpf.plane import KernelPlane
+from bpf.tables import (
+    DeleteService,
+    DeleteVip,
+    FlowEntry,
+    FlowTuple,
+    PutBackend,
+    PutService,
+    PutSlots,
+    PutVip,
+    ServiceKey,
+    ServiceValue,
+    ZeroTraffic,
+)
+from tests.rig.namespaces import Namespace
+
+T = TypeVar("T")
+
+MAX_FLOWS = 64
+SEED = 0x5EED
+
+GATEWAY_MAC = "02:00:00:00:01:fe"
+NODE_IN_MAC = "02:00:00:00:01:01"
+NODE_OUT_MAC = "02:00:00:00:02:01"
+SMALL_MTU = 1300
+
+
+def backend_mac(number: int) -> str:
+    return f"02:00:00:00:02:{number:02x}"
+
+
+def near_mac(number: int) -> str:
+    return f"02:00:00:00:01:{number:02x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Addresses of one IP version. far(n) lies behind out0, near(n) behind in0, n from 11 to 19 is resolved."""
+
+    name: str
+    vip: str
+    other_vip: str
+    snat: str
+    client: str
+    far_net: str
+    near_net: str
+    unroutable: str
+    bits: int
+    header_bytes: int
+
+    def far(self, number: int) -> str:
+        return f"{self.far_net}{number}"
+
+    def near(self, number: int) -> str:
+        return f"{self.near_net}{number}"
+
+
+V4 = Family("v4", "192.0.2.10", "192.0.2.20", "192.0.2.30", "198.51.100.7", "10.2.0.", "10.1.0.", "10.9.0.1", 32, 20)
+V6 = Family("v6", "2001:db8::10", "2001:db8::20", "2001:db8::30", "2001:db8:c::7", "fd02::", "fd01::", "fd09::1", 128, 40)
+FAMILIES = (V4, V6)
+
+UNRESOLVED, SMALL = 99, 50  # backends without a neighbour entry, and behind a route with SMALL_MTU
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one packet: its verdict's name, the XDP action, the frame, and every counter that moved."""
+
+    verdict: str
+    action: int
+    frame: bytes
+    moved: Mapping[str, int]
+
+
+PASS, DROP, TX, REDIRECT = 2, 1, 3, 4
+
+
+@dataclass(slots=True)
+class Bed:
+    """One node: namespace, pins, plane."""
+
+    features: Mapping[str, bool] = field(default_factory=dict)
+    namespace: Namespace = field(init=False)
+    plane: KernelPlane = field(init=False)
+    _stack: contextlib.ExitStack = field(init=False)
+    _inside: ThreadPoolExecutor = field(init=False)
+    in0: int = field(init=False)
+    out0: int = field(init=False)
+
+    def __enter__(self) -> Bed:
+        with contextlib.ExitStack() as stack:
+            name = f"xlb-bed-{secrets.token_hex(4)}"
+            self.namespace = Namespace(name)
+            stack.callback(self.namespace.close)
+            self._wire()
+            run_dir = Path(os.environ.get("TMPDIR", "/tmp")) / name
+            stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
+            pins = Path("/sys/fs/bpf") / name
+            stack.callback(loader.remove_pins, pins)
+            loaded = loader.ensure(loader.Build(pins, run_dir, MAX_FLOWS, self.features))
+            self.plane = KernelPlane(pins, loaded.layouts)
+            stack.callback(self.plane.close)
+            self._inside = ThreadPoolExecutor(1, initializer=self.namespace.enter)
+            stack.callback(self._inside.shutdown)
+            self._attach(loader.program_path(pins))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def inside(self, function: Callable[[], T]) -> T:
+        """Run in the namespace."""
+        return self._inside.submit(function).result()
+
+    def _wire(self) -> None:
+        lines = [
+            f"link add in0 address {NODE_IN_MAC} type veth peer name in1",
+            f"link add out0 address {NODE_OUT_MAC} type veth peer name out1",
+            *(f"link set {name} up" for name in ("in0", "in1", "out0", "out1")),
+            "addr add 10.1.0.1/24 dev in0",
+            "addr add 10.2.0.1/24 dev out0",
+            "addr add fd01::1/64 dev in0 nodad",
+            "addr add fd02::1/64 dev out0 nodad",
+        ]
+        for net, device, mac in (
+            ("10.1.0.", "in0", near_mac),
+            ("fd01::", "in0", near_mac),
+            ("10.2.0.", "out0", backend_mac),
+            ("fd02::", "out0", backend_mac),
+        ):
+            lines += [f"neigh add {net}{n} lladdr {mac(n)} dev {device} nud permanent" for n in (*range(11, 20), SMALL)]
+        lines += [
+            f"neigh add 10.1.0.254 lladdr {GATEWAY_MAC} dev in0 nud permanent",
+            f"neigh add fd01::fe lladdr {GATEWAY_MAC} dev in0 nud permanent",
+            "route add default via 10.1.0.254",
+            "route add ::/0 via fd01::fe",
+            "route add blackhole 10.9.0.0/16",
+            "route add unreachable fd09::/64",
+            f"route add 10.2.0.{SMALL} dev out0 mtu {SMALL_MTU}",
+            f"route add fd02::{SMALL} dev out0 mtu {SMALL_MTU}",
+        ]
+        self.namespace.sysctl({"net.ipv4.conf.all.forwarding": 1, "net.ipv6.conf.all.forwarding": 1})
+        self.namespace.ip(*lines)
+        self.in0, self.out0 = (self.namespace.interface_index(name) for name in ("in0", "out0"))
+
+    def _attach(self, program: Path) -> None:
+        """A test run with an ingress interface needs that interface's receive queue, which veth sets up for XDP."""
+        fd = libbpf.obj_get(program)
+        try:
+            for index in (self.in0, self.out0):
+                self.inside(lambda index=index: libbpf.xdp_attach(index, fd, libbpf.XDP_FLAGS_DRV_MODE))
+        finally:
+            os.close(fd)
+
+    # --- what a test does ------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Nothing configured, nothing remembered, the lease open."""
+        plane = self.plane
+        plane.apply([*(DeleteService(key) for key in plane.services()), *(DeleteVip(address) for address in plane.vips())])
+        plane.apply([ZeroTraffic(tuple(range(1, 16)), tuple(range(1, 64)))])
+        for family in FAMILIES:
+            for table in ("flows", "embryonic"):
+                self.clear(table, family)
+        plane.set_lease(LEASE_FOREVER_NS, 1)
+        plane.set_hash_seed(SEED)
+        plane.bump_next_hops()
+
+    def clear(self, table: str, family: Family) -> None:
+        for keys, _ in list(self.plane.flow_slices(table, family.name, 4096)):
+            self.plane.delete_flows(table, family.name, keys)
+
+    def farm(
+        self,
+        vip: str,
+        *backends: tuple[str, int],
+        port: int = 80,
+        port_last: int = 0,
+        protocol: int = Protocol.TCP,
+        mode: int = Mode.SNAT,
+        scheduler: int = Scheduler.MAGLEV,
+        snat: str = "",
+        flags: int = 0,
+        slots: tuple[int, ...] = (),
+        farm: int = 1,
+        first_backend: int = 0,
+    ) -> None:
+        """A VIP with one farm. Backend n (from 1, or first_backend) is the n-th of `backends`; slots default to one turn."""
+        first = first_backend or farm * 8
+        ids = tuple(range(first, first + len(backends)))
+        chosen = tuple(ids[n] for n in slots) if slots else ids
+        offset = 1024 * farm
+        key = ServiceKey(vip, port, port_last or port, protocol)
+        if port_last:
+            flags |= VipFlag.RANGES
+        self.plane.apply(
+            [
+                PutVip(vip, flags),
+                *(PutBackend(number, *backend) for number, backend in zip(ids, backends, strict=True)),
+                PutSlots(offset, np.array(chosen or (0,), dtype=np.uint32)),
+                PutService(key, ServiceValue(farm, offset, len(chosen), mode, scheduler, port, snat or vip)),
+            ]
+        )
+
+    def send(self, frame: bytes, side: str = "in0") -> Outcome:
+        """Run one frame as if it had come in by `side`. Fails unless exactly one verdict was counted, with the frame's bytes."""
+        before = self.plane.counters()
+        index = self.in0 if side == "in0" else self.out0
+        run = self.inside(lambda: self.plane.test_run(frame, index))
+        after = self.plane.counters()
+        moved = {name: packets - before[name][0] for name, (packets, _) in after.items() if packets != before[name][0]}
+        verdicts = [name for name in moved if not name.startswith("event_")]
+        assert len(verdicts) == 1 and moved[verdicts[0]] == 1, f"one packet must be counted once: {moved}"
+        assert after[verdicts[0]][1] - before[verdicts[0]][1] == len(frame), "a verdict counts the bytes of the frame"
+        action = {"pass": (PASS,), "drop": (DROP,), "forward": (TX, REDIRECT)}[verdicts[0].split("_")[0]]
+        assert run.action in action, f"{verdicts[0]} ended in XDP action {run.action}"
+        return Outcome(verdicts[0], run.action, run.packet, moved)
+
+    def flows(self, table: str, family: Family) -> dict[FlowTuple, FlowEntry]:
+        """Every entry of a table by the tuple it is found with."""
+        found: dict[FlowTuple, FlowEntry] = {}
+        for keys, values in self.plane.flow_slices(table, family.name, 4096):
+            found |= {entry.arrives: entry for entry in self.plane.decode_flows(table, keys, values)}
+        return found
+
+    def table_state(self, family: Family) -> tuple[Any, ...]:
+        """Everything that packets can change in the flow tables, to compare."""
+        return tuple(
+            sorted(
+                (keys.tobytes(), values.tobytes())
+                for table in ("flows", "embryonic")
+                for keys, values in self.plane.flow_slices(table, family.name, 4096)
+            )
+        )
+
+
+def why_not() -> str:
+    """Why the bed cannot be made here; empty when it can."""
+    if os.geteuid() != 0:
+        return "needs root: loads XDP programs and makes network namespaces"
+    return ""

@@ -1,0 +1,45 @@
+"""Beds for the packet tests: one program per kind of build and session, emptied before each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.bpf.bed import FAMILIES, Bed, Family, why_not
+
+
+@pytest.fixture(scope="session")
+def _single_bed() -> Iterator[Bed]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with Bed() as bed:
+        yield bed
+
+
+@pytest.fixture(scope="session")
+def _paired_bed() -> Iterator[Bed]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with Bed({"replication": True}) as bed:
+        yield bed
+
+
+@pytest.fixture
+def bed(_single_bed: Bed) -> Bed:
+    """The program as a node without a peer runs it."""
+    _single_bed.reset()
+    return _single_bed
+
+
+@pytest.fixture
+def paired_bed(_paired_bed: Bed) -> Bed:
+    """The program with replication compiled in."""
+    _paired_bed.reset()
+    return _paired_bed
+
+
+@pytest.fixture(params=FAMILIES, ids=lambda family: family.name)
+def family(request: pytest.FixtureRequest) -> Family:
+    chosen: Family = request.param
+    return chosen

@@ -1,0 +1,110 @@
+"""Frames in and expected frames out, made by scapy, which computes every checksum anew."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Packet, Raw
+
+from bpf.constants import Protocol
+from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, V4, Family
+
+PAYLOAD = b"xlb: odd number of bytes."
+
+
+def network(family: Family, source: str, destination: str, ttl: int = 64, **fields: Any) -> Packet:
+    if family is V4:
+        return IP(src=source, dst=destination, ttl=ttl, **fields)
+    return IPv6(src=source, dst=destination, hlim=ttl, **fields)
+
+
+def transport(protocol: int, source_port: int, destination_port: int, flags: str = "A", **fields: Any) -> Packet:
+    if protocol == Protocol.UDP:
+        return UDP(sport=source_port, dport=destination_port, **fields)
+    return TCP(sport=source_port, dport=destination_port, flags=flags, seq=7, ack=9, window=1000, **fields)
+
+
+def from_client(
+    family: Family,
+    protocol: int = Protocol.TCP,
+    flags: str = "S",
+    *,
+    source: str = "",
+    source_port: int = 40000,
+    destination: str = "",
+    port: int = 80,
+    payload: bytes = PAYLOAD,
+    ttl: int = 64,
+    **fields: Any,
+) -> Packet:
+    """A client's frame to a VIP, as the gateway hands it to the node."""
+    ip = network(family, source or family.client, destination or family.vip, ttl, **fields)
+    return Ether(src=GATEWAY_MAC, dst=NODE_IN_MAC) / ip / transport(protocol, source_port, port, flags) / Raw(payload)
+
+
+def from_backend(
+    family: Family,
+    source: str,
+    destination: str,
+    destination_port: int,
+    protocol: int = Protocol.TCP,
+    flags: str = "SA",
+    *,
+    port: int = 8080,
+    source_mac: str = "02:00:00:00:02:0b",
+    node_mac: str = NODE_OUT_MAC,
+    payload: bytes = PAYLOAD,
+    ttl: int = 64,
+) -> Packet:
+    """A backend's frame to wherever the connection seems to come from."""
+    ip = network(family, source, destination, ttl)
+    return Ether(src=source_mac, dst=node_mac) / ip / transport(protocol, port, destination_port, flags) / Raw(payload)
+
+
+def rewritten(
+    packet: Packet,
+    source: tuple[str, int],
+    destination: tuple[str, int],
+    macs: tuple[str, str] | None,
+    hops: int = 1,
+) -> bytes:
+    """`packet` between other ends, `hops` fewer to go, checksums computed from scratch. macs: source, destination."""
+    out = packet.copy()
+    if macs:
+        out[Ether].src, out[Ether].dst = macs
+    ip = out[IP] if IP in out else out[IPv6]
+    ip.src, ip.dst = source[0], destination[0]
+    if IP in out:
+        ip.ttl -= hops
+        del ip.chksum
+    else:
+        ip.hlim -= hops
+    layer = out[TCP] if TCP in out else out[UDP]
+    layer.sport, layer.dport = source[1], destination[1]
+    if not (UDP in out and out[UDP].chksum == 0):
+        del layer.chksum
+    return bytes(out)
+
+
+def arp(target: str, operation: int = 1) -> bytes:
+    packet = Ether(src=GATEWAY_MAC, dst="ff:ff:ff:ff:ff:ff") / ARP(
+        op=operation, hwsrc=GATEWAY_MAC, psrc="10.1.0.254", pdst=target
+    )
+    return bytes(packet)
+
+
+def solicitation(target: str) -> bytes:
+    multicast = str(
+        ipaddress.ip_address(int(ipaddress.ip_address("ff02::1:ff00:0")) | int(ipaddress.ip_address(target)) & 0xFFFFFF)
+    )
+    packet = Ether(src=GATEWAY_MAC) / IPv6(src="fd01::fe", dst=multicast, hlim=255) / ICMPv6ND_NS(tgt=target)
+    return bytes(packet)
+
+
+def echo_request(family: Family, destination: str) -> bytes:
+    ping = ICMP(type=8, id=1, seq=1) if family is V4 else ICMPv6EchoRequest(id=1, seq=1)
+    return bytes(Ether(src=GATEWAY_MAC, dst=NODE_IN_MAC) / network(family, family.client, destination) / ping / Raw(PAYLOAD))
