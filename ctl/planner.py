@@ -247,7 +247,7 @@ class _Round:
             offset, count = place
         key, value = service_key(farm), _service_value(farm, offset, count)
         before = self.services.get(key)
-        if before != value:
+        if self.old.adopted or before != value:
             self.service_puts.append(PutService(key, value))
             self.services[key] = value
             if before is not None:
@@ -314,6 +314,10 @@ class _Round:
             "remove farms, or make the weights within a farm more alike, which makes its table smaller"
         )
 
+    def _ranges_before(self, address: str) -> int:
+        """Range listeners of a VIP are asked until they are gone, so that what replaces them is in place first."""
+        return self.old.vips.get(address, 0) & VipFlag.RANGES
+
     def _operations(self, stale: list[ServiceKey], vips: dict[str, int]) -> tuple[Operation, ...]:
         operations: list[Operation] = []
         new_backends = tuple(put.id for put in self.backend_puts)
@@ -322,12 +326,17 @@ class _Round:
         operations += self.backend_puts
         operations += self.slot_puts
         first = [key for key in stale if any(_share_prefixes(key, put.key) for put in self.service_puts)]
+        operations += _vip_puts(self.old.vips, {each: flags | self._ranges_before(each) for each, flags in vips.items()})
         operations += [DeleteService(key) for key in first]
         operations += self.service_puts
-        operations += [PutVip(address, flags) for address, flags in vips.items() if self.old.vips.get(address) != flags]
         operations += [DeleteService(key) for key in stale if key not in first]
+        operations += [PutVip(each, flags) for each, flags in vips.items() if self._ranges_before(each) & ~flags]
         operations += [DeleteVip(address) for address in self.old.vips if address not in vips]
         return tuple(operations)
+
+
+def _vip_puts(old: Mapping[str, int], new: Mapping[str, int]) -> list[PutVip]:
+    return [PutVip(address, flags) for address, flags in new.items() if old.get(address) != flags]
 
 
 def _share_prefixes(one: ServiceKey, other: ServiceKey) -> bool:
