@@ -50,8 +50,7 @@ class Serving:
 
     def counters(self) -> dict[str, int]:
         """Counter name to packets."""
-        counters = self.node.call("stats")["counters"]
-        return {name: value["packets"] for name, value in counters.items()}
+        return {counter["name"]: counter["packets"] for counter in self.node.call("stats")["counters"]}
 
     # Requests from the client, one each.
 

@@ -204,9 +204,9 @@ def test_idle_flows_are_forgotten(service: str) -> None:
             site.rig.client.run(held.open())
         else:
             site.rig.client.run(repeat(lambda: udp_exchange(VIPS[4], PORTS["udp"]), 100, Tally()))
-        assert site.node.call("conn.count", farm=farm)["connections"] >= 100
+        assert site.node.call("conn.count", farm=farm)["total"] >= 100
         wait_until(
-            lambda: site.node.call("conn.count", farm=farm)["connections"] == 0, "idle flows gone", deadline_s=30, every_s=0.2
+            lambda: site.node.call("conn.count", farm=farm)["total"] == 0, "idle flows gone", deadline_s=30, every_s=0.2
         )
         assert site.tcp().error == "" if service == "tcp" else site.udp().error == ""
 
@@ -217,9 +217,9 @@ def test_closed_connections_are_forgotten_long_before_the_idle_timeout() -> None
         held = HeldConnections(VIPS[4], PORTS["tcp"], 100)
         site.rig.client.run(held.open())
         assert site.rig.client.run(held.confirm()) == 0
-        assert site.node.call("conn.count", farm="tcp4")["connections"] == 100
+        assert site.node.call("conn.count", farm="tcp4")["total"] == 100
         site.rig.client.run(held.close())
-        wait_until(lambda: site.node.call("conn.count", farm="tcp4")["connections"] == 0, "closed flows gone", 60, every_s=0.2)
+        wait_until(lambda: site.node.call("conn.count", farm="tcp4")["total"] == 0, "closed flows gone", 60, every_s=0.2)
 
 
 def test_a_driver_without_native_xdp_is_served_in_generic_mode() -> None:

@@ -205,7 +205,6 @@ class Rig:
     def _build_node(self, number: int) -> None:
         name = f"lb{number}"
         namespace = self._namespace(name)
-        namespace.sysctl({"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1, "net.ipv6.conf.default.forwarding": 1})
         addresses = (f"10.77.0.{number}/24", f"fd77::{number}/64")
         if self.layout.plain_driver:
             self._plug(namespace, "wire0", "data", ())
