@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 
-from ctl.model import CheckKind, HealthCheck
+from ctl.model import CheckKind, HealthCheck, format_endpoint
 
 MAX_STATUS_LINE_BYTES = 4096
 
@@ -34,9 +34,9 @@ async def probe(check: HealthCheck, address: str, port: int) -> None:
             elif check.kind is CheckKind.HTTP:
                 await _probe_http(check, address, port)
     except TimeoutError:
-        raise ProbeFailed(f"no answer from {_endpoint(address, port)} within {check.timeout_ms} ms") from None
+        raise ProbeFailed(f"no answer from {format_endpoint(address, port)} within {check.timeout_ms} ms") from None
     except OSError as error:
-        raise ProbeFailed(f"{_endpoint(address, port)}: {_reason(error)}") from None
+        raise ProbeFailed(f"{format_endpoint(address, port)}: {_reason(error)}") from None
 
 
 async def _probe_tcp(address: str, port: int) -> None:
@@ -49,7 +49,7 @@ async def _probe_tcp(address: str, port: int) -> None:
 
 async def _probe_http(check: HealthCheck, address: str, port: int) -> None:
     """GET with HTTP/1.1 (RFC 9112); only the status line is read."""
-    host = check.host or _endpoint(address, port)
+    host = check.host or format_endpoint(address, port)
     request = (
         f"GET {check.path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {_USER_AGENT}\r\nAccept: */*\r\nConnection: close\r\n\r\n"
     )
@@ -94,10 +94,6 @@ def status_range(text: str) -> tuple[int, int]:
     """First and last accepted status of "200" or "200-399"."""
     low, _, high = text.partition("-")
     return int(low), int(high or low)
-
-
-def _endpoint(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _reason(error: OSError) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ctl.checker import ProbeFailed, probe
 from ctl.health import HealthChecks, Probe, Transition
-from ctl.model import Config, HealthCheck
+from ctl.model import Config, HealthCheck, format_endpoint
 
 MAX_PROBES = 512
 FILE_NAME = "health.json"
@@ -89,7 +89,14 @@ class CheckRunner:
     def _report(self, transition: Transition) -> None:
         level = logging.INFO if transition.up else logging.WARNING
         state = "up" if transition.up else "down"
-        log.log(level, "farm %s: backend %s is %s: %s", transition.farm, _endpoint(transition), state, transition.reason)
+        log.log(
+            level,
+            "farm %s: backend %s is %s: %s",
+            transition.farm,
+            format_endpoint(transition.address, transition.port),
+            state,
+            transition.reason,
+        )
         self._changed(transition)
 
     def save_down(self) -> None:
@@ -113,8 +120,3 @@ def load_down(run_dir: Path) -> frozenset[int]:
 def now_ms() -> int:
     """The event loop's clock, which all health states use."""
     return int(asyncio.get_running_loop().time() * 1000)
-
-
-def _endpoint(transition: Transition) -> str:
-    address = f"[{transition.address}]" if ":" in transition.address else transition.address
-    return f"{address}:{transition.port}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from bpf.tables import FlowEntry, FlowTuple
 from ctl import changes, flows, validate
 from ctl.errors import InvalidInput, XlbError
 from ctl.flows import FlowSelection
-from ctl.model import Backend, Config, Farm, Protocol
+from ctl.model import Backend, Config, Farm, Protocol, format_endpoint
 
 if TYPE_CHECKING:
     from ctl.node import Node
@@ -66,7 +67,7 @@ class ConnectionCommands:
         names, now_tick = Names(self._node.config), self._node.plane.now_tick()
         found = connection_view(entry, names, now_tick) if entry is not None else None
         down, seed = self._node.checks.checks.down, self._node.config.hash_seed
-        return explain(arriving, found, self._node.config, down, seed)
+        return await asyncio.to_thread(explain, arriving, found, self._node.config, down, seed)
 
     def _selection(self, arguments: Arguments) -> FlowSelection:
         """Raises InvalidInput or XlbError naming the farm or backend there is not."""
@@ -108,18 +109,18 @@ def connection_view(entry: FlowEntry, names: Names, now_tick: int) -> dict[str, 
     client_side = entry.forward
     return {
         "protocol": constants.Protocol(arrives.protocol).name.lower(),
-        "client": _text(arrives.source, arrives.source_port)
+        "client": format_endpoint(arrives.source, arrives.source_port)
         if client_side
-        else _text(leaves.destination, leaves.destination_port),
-        "vip": _text(arrives.destination, arrives.destination_port)
+        else format_endpoint(leaves.destination, leaves.destination_port),
+        "vip": format_endpoint(arrives.destination, arrives.destination_port)
         if client_side
-        else _text(leaves.source, leaves.source_port),
-        "backend": _text(leaves.destination, leaves.destination_port)
+        else format_endpoint(leaves.source, leaves.source_port),
+        "backend": format_endpoint(leaves.destination, leaves.destination_port)
         if client_side
-        else _text(arrives.source, arrives.source_port),
-        "backend_sees": _text(leaves.source, leaves.source_port)
+        else format_endpoint(arrives.source, arrives.source_port),
+        "backend_sees": format_endpoint(leaves.source, leaves.source_port)
         if client_side
-        else _text(arrives.destination, arrives.destination_port),
+        else format_endpoint(arrives.destination, arrives.destination_port),
         "farm": names.farm(entry.farm),
         "backend_known": backend is not None,
         "direction": "forward" if client_side else "reply",
@@ -136,10 +137,6 @@ def flow_state(entry: FlowEntry) -> str:
     if state & (constants.FlowState.FIN_HERE | constants.FlowState.FIN_THERE):
         return "closing"
     return "opening" if entry.embryonic else "established"
-
-
-def _text(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _endpoint(text: object) -> tuple[str, int]:

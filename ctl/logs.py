@@ -11,6 +11,7 @@ import os
 import sys
 
 LEVELS = ("debug", "info", "warning", "error")
+OURS = ("ctl", "bpf", "sync")
 
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
@@ -24,7 +25,7 @@ class _JournalFormatter(logging.Formatter):
 
 
 def set_up_logging(level: str) -> None:
-    """Send every logger of the process to stderr at `level` (one of LEVELS)."""
+    """Send our loggers to stderr from `level` (one of LEVELS) on, and warnings of everybody else."""
     handler = logging.StreamHandler(sys.stderr)
     if stderr_is_journal():
         handler.setFormatter(_JournalFormatter("%(message)s"))
@@ -32,9 +33,9 @@ def set_up_logging(level: str) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    for noisy in ("asyncio", "pyroute2"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    root.setLevel(logging.WARNING)  # libraries, whose debug messages would bury ours
+    for package in OURS:
+        logging.getLogger(package).setLevel(level.upper())
 
 
 def stderr_is_journal() -> bool:

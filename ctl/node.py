@@ -125,8 +125,14 @@ class Node:
         for sentence in await asyncio.to_thread(self.network.enable_forwarding, self.settings.data.interfaces):
             log.info("%s", sentence)
         self.network.watch(self._events())
-        for job in (self.lag.run(), self.checks.run(), self.next_hops.run(), self.sweeper.run(), self._replan_when_wanted()):
-            self._spawn(job)
+        for name, job in (
+            ("loop lag", self.lag.run()),
+            ("health checks", self.checks.run()),
+            ("neighbour keeping", self.next_hops.run()),
+            ("flow expiry", self.sweeper.run()),
+            ("planning", self._replan_when_wanted()),
+        ):
+            self._spawn(job, name, vital=True)
         self.next_hops.wake()
         self._start_watchdog()
         self.started.set()
@@ -185,25 +191,26 @@ class Node:
     def _start_watchdog(self) -> None:
         interval_s = watchdog_interval_s()
         if interval_s is not None:
-            self._spawn(self._feed_watchdog(interval_s))
+            self._spawn(self._feed_watchdog(interval_s), "watchdog", vital=True)
 
     async def _feed_watchdog(self, interval_s: float) -> None:
         while True:
             self._notifier.alive()
             await asyncio.sleep(interval_s)
 
-    def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(job, name=job.__qualname__)
+    def _spawn(self, job: Coroutine[Any, Any, None], name: str, vital: bool = False) -> None:
+        """Run beside everything else. A `vital` part that fails ends the daemon: its successor starts afresh."""
+        task = asyncio.get_running_loop().create_task(job, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(lambda ended: self._ended(ended, vital))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None], vital: bool) -> None:
         self._tasks.discard(task)
         if task.cancelled() or task.exception() is None:
             return
-        log.error("a part of xlbd failed", exc_info=task.exception())
-        if not self.failed.done():
-            self.failed.set_result(f"{task.get_name()} failed: {task.exception()!r}")
+        log.error("failed: %s", task.get_name(), exc_info=task.exception())
+        if vital and not self.failed.done():
+            self.failed.set_result(f"{task.get_name()} failed ({task.exception()!r})")
 
     # --- changes ---------------------------------------------------------------------------------------------
 
@@ -224,7 +231,7 @@ class Node:
             self.next_hops.wake()
         gone = before_change - after_change
         if gone:  # what was removed serves no longer; draining is how one lets connections finish
-            self._spawn(self._flush(FlowSelection(backends=frozenset(gone))))
+            self._spawn(self._flush(FlowSelection(backends=gone)), "flow removal")
         self._notifier.status(self.summary())
 
     def _transition(self, transition: Transition) -> None:
@@ -233,7 +240,7 @@ class Node:
             # A UDP client would talk to the dead backend for as long as it goes on; TCP notices and connects anew, and
             # a connection may outlive a failed check.
             selection = FlowSelection(backends=frozenset({transition.backend_id}), protocol=Transport.UDP)
-            self._spawn(self._flush(selection))
+            self._spawn(self._flush(selection), "flow removal")
 
     async def _flush(self, selection: FlowSelection) -> None:
         try:
@@ -274,13 +281,13 @@ class Node:
     def _link_changed(self, name: str, state: str) -> None:
         if name not in self.settings.data.interfaces:
             if state == "new" and any(vip.device == name for vip in self.config.vips.values()):
-                self._spawn(self._follow_addresses())
+                self._spawn(self._follow_addresses(), "addresses")
             return
         log.log(logging.INFO if state in ("up", "new") else logging.WARNING, "interface %s is %s", name, state)
         if state == "gone":
             self.attachments.pop(name, None)
         elif state == "new":
-            self._spawn(self._reattach(name))
+            self._spawn(self._reattach(name), f"attaching {name}")
 
     async def _reattach(self, name: str) -> None:
         try:
@@ -292,7 +299,7 @@ class Node:
     def _address_lost(self, _index: int, address: str) -> None:
         if address in self.config.vips:
             log.warning("vip %s was removed from its interface by somebody else; putting it back", address)
-            self._spawn(self._follow_addresses())
+            self._spawn(self._follow_addresses(), "addresses")
 
     async def _follow_addresses(self) -> None:
         try:
