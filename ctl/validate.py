@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections.abc import Collection, Iterable, Mapping
 
+from bpf.columns import port_prefixes
 from bpf.constants import MAX_BACKENDS, MAX_FARMS, MAX_PORT_RANGES, MAX_VIPS
 from ctl.errors import InvalidInput
 from ctl.model import Backend, CheckKind, Config, Farm, HealthCheck, Vip
@@ -186,23 +187,11 @@ def check_listener(others: Iterable[Farm], farm: Farm, place: str = "") -> None:
             )
 
 
-def range_prefixes(first: int, last: int) -> int:
-    """How many port prefixes cover first..last: the entries a range needs in the kernel's longest-prefix table."""
-    count = 0
-    while first <= last:
-        span = first & -first if first else 1 << 16
-        while first + span - 1 > last:
-            span >>= 1
-        first += span
-        count += 1
-    return count
-
-
 def check_limits(vips: Collection[str], farms: Collection[Farm]) -> None:
     """The kernel's tables have room for all of it. Raises InvalidInput."""
     backends = sum(len(farm.backends) for farm in farms)
     held = {farm.snat_address for farm in farms if farm.snat_address}.difference(vips)
-    ranges = sum(range_prefixes(farm.port, farm.port_last) for farm in farms if farm.port != farm.port_last)
+    ranges = sum(len(port_prefixes(farm.port, farm.port_last)) for farm in farms if farm.port != farm.port_last)
     for key, number, limit in (
         ("vip", len(vips) + len(held), MAX_VIPS),
         ("farm", len(farms), MAX_FARMS - 1),
