@@ -1,0 +1,52 @@
+"""Takes from the kernel what xlbd left there: programs on interfaces, the VIPs' addresses, pins. The package's removal runs it.
+
+Decides nothing. Connections and farms in state_dir are not its business. Expects that xlbd has stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from bpf import attach, loader
+from bpf.tables import PlaneError
+from ctl import nodefile
+from ctl.addresses import KernelNetwork
+from ctl.daemon import locked_run_dir
+from ctl.errors import XlbError
+from ctl.vips import VipAddresses
+
+
+def uninstall(bpf_dir: Path, run_dir: Path) -> list[str]:
+    """Undo it all; returns one sentence for each thing done. Raises XlbError or PlaneError, also while xlbd runs."""
+    done = []
+    network = KernelNetwork()
+    try:
+        with locked_run_dir(run_dir):
+            done += [f"XDP was taken off {name}" for name in attach.detach(bpf_dir, sorted(network.interfaces()))]
+            addresses = VipAddresses(network, run_dir)
+            done += [
+                f"{each.address}/{each.prefix_length} was taken off {each.device}" for each in sorted(addresses.ours, key=str)
+            ]
+            addresses.withdraw()
+            if bpf_dir.exists():
+                loader.remove_pins(bpf_dir)
+                done.append(f"{bpf_dir} was removed")
+    finally:
+        network.close()
+    return done
+
+
+def main() -> None:
+    """`python -m ctl.uninstall [NODE FILE]`: exit 0 when nothing of xlb is left in the kernel."""
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else nodefile.DEFAULT_PATH
+    try:
+        node = nodefile.load(path).node
+        for sentence in uninstall(node.bpf_dir, node.run_dir):
+            print(sentence)
+    except (XlbError, PlaneError) as error:
+        sys.exit(f"xlb: what it left in the kernel stays there: {error}")
+
+
+if __name__ == "__main__":
+    main()

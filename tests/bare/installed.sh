@@ -1,0 +1,60 @@
+#!/bin/bash
+# Judges the installed package without systemd, in network and mount namespaces of its own: starts it on a veth, adds a
+# farm, upgrades and removes it, and looks at what the kernel holds. Run in a bare root by deb.sh.
+set -euo pipefail
+[ "${1:-}" = inside ] || exec unshare --net --mount bash "$0" inside
+check() { if "${@:2}"; then printf 'ok      %s\n' "$1"; else printf 'FAILED  %s\n' "$1"; exit 1; fi; }
+refute() { if "${@:2}"; then printf 'FAILED  %s\n' "$1"; exit 1; else printf 'ok      %s\n' "$1"; fi; }
+until_true() { for _ in $(seq 300); do if "$@" > /dev/null 2>&1; then return; fi; sleep 0.1; done; return 1; }
+xdp_on() { ip -details link show dev "$1" | grep -q xdp; }
+vip_on() { ip address show dev "$1" | grep -q 10.77.0.100; }
+show_log() { cat /tmp/xlbd.log >&2; }
+
+mount -t sysfs sysfs /sys
+mount -t bpf bpf /sys/fs/bpf
+cd /
+for name in bpf ctl sync; do refute "$name is not importable by other programs" python3 -c "import $name" 2> /dev/null; done
+check "xlbctl --help" xlbctl --help > /dev/null
+check "the packaged node file is valid" xlbd --check-config
+check "manual pages" test -e /usr/share/man/man8/xlbctl.8.gz -a -e /usr/share/man/man8/xlbd.8.gz
+check "completion" bash -n /usr/share/bash-completion/completions/xlbctl
+check "group xlb" getent group xlb > /dev/null
+
+ip link add eth0 type veth peer name peer0
+ip link set eth0 up
+ip link set peer0 up
+ip address add 10.77.0.1/24 dev eth0
+trap show_log ERR
+xlbd 2> /tmp/xlbd.log &
+daemon=$!
+check "xlbd serves" until_true xlbctl vip list
+xlbctl vip add 10.77.0.100/24 --dev eth0
+xlbctl farm add web --vip 10.77.0.100 --port 80
+xlbctl backend add web 10.77.0.11:80
+check "XDP is on eth0" xdp_on eth0
+check "the VIP is on eth0" vip_on eth0
+
+# The next version: the same files under a higher number.
+dpkg-deb --raw-extract /root/xlb.deb /tmp/next
+sed -i 's/^Version: .*/&+next/' /tmp/next/DEBIAN/control
+dpkg-deb --build /tmp/next /tmp/next.deb > /dev/null
+kill "$daemon"
+wait "$daemon"
+apt-get -q -y install /tmp/next.deb > /tmp/log 2>&1 || { cat /tmp/log; exit 1; }
+check "an upgrade leaves XDP on eth0" xdp_on eth0
+xlbd 2> /tmp/xlbd.log &
+daemon=$!
+check "the new version adopts the pins and the farms" until_true xlbctl farm show web
+check "adopted" grep -q adopted /tmp/xlbd.log
+kill "$daemon"
+wait "$daemon"
+
+apt-get -q -y purge xlb > /tmp/log 2>&1 || { cat /tmp/log; exit 1; }
+refute "purge leaves no XDP program" xdp_on eth0
+refute "purge leaves no VIP" vip_on eth0
+check "purge leaves the node's own address" ip address show dev eth0 to 10.77.0.1
+check "purge leaves no pins" test -z "$(ls /sys/fs/bpf)"
+for path in /var/lib/xlb /run/xlb /etc/xlb /usr/lib/xlb; do refute "purge leaves no $path" test -e $path; done
+refute "purge leaves no group xlb" getent group xlb > /dev/null
+apt-get -q -y install /root/xlb.deb > /tmp/log 2>&1 || { cat /tmp/log; exit 1; }
+check "installs again after a purge" xlbd --check-config
