@@ -49,7 +49,7 @@ EVERYTHING = FlowSelection()
 def remove(plane: DataPlane, selection: FlowSelection) -> int:
     """Delete both directions of every selected connection; returns how many entries that were."""
     removed = 0
-    for table, family, keys, values in _slices(plane):
+    for table, family, keys, values in slices(plane):
         chosen = selection.matches(keys, values)
         if chosen.any():
             removed += plane.delete_flows(table, family, keys[chosen])
@@ -59,7 +59,7 @@ def remove(plane: DataPlane, selection: FlowSelection) -> int:
 def count(plane: DataPlane, selection: FlowSelection) -> int:
     """Connections, i.e. forward entries."""
     return sum(
-        int(np.count_nonzero(_forward(values) & selection.matches(keys, values))) for _, _, keys, values in _slices(plane)
+        int(np.count_nonzero(_forward(values) & selection.matches(keys, values))) for _, _, keys, values in slices(plane)
     )
 
 
@@ -67,7 +67,7 @@ def collect(plane: DataPlane, selection: FlowSelection, limit: int) -> tuple[lis
     """At most `limit` connections, and how many there are."""
     entries: list[FlowEntry] = []
     total = 0
-    for table, _, keys, values in _slices(plane):
+    for table, _, keys, values in slices(plane):
         rows = np.flatnonzero(_forward(values) & selection.matches(keys, values))
         total += len(rows)
         wanted = rows[: limit - len(entries)]
@@ -92,7 +92,8 @@ def _forward(values: Array) -> Array:
     return chosen
 
 
-def _slices(plane: DataPlane) -> Iterator[tuple[str, str, Array, Array]]:
+def slices(plane: DataPlane) -> Iterator[tuple[str, str, Array, Array]]:
+    """(table, family, keys, values) of every flow table, in slices."""
     for table in TABLES:
         for family in FAMILIES:
             for keys, values in plane.flow_slices(table, family, SLICE_ENTRIES):

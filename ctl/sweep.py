@@ -15,8 +15,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
 
-from bpf.tables import DataPlane, FlowEntry, PlaneError
-from ctl import flows
+import numpy as np
+
+from bpf.constants import MAX_BACKENDS
+from bpf.tables import Array, DataPlane, FlowEntry, PlaneError
+from ctl import expiry, flows
 from ctl.flows import FlowSelection
 from ctl.model import Config
 
@@ -82,7 +85,39 @@ class Sweeper:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _sweep(self) -> SweepResult:
-        return SweepResult()
+        started = time.monotonic()
+        timeouts = expiry.timeout_ticks(self._config())
+        counts = np.zeros(MAX_BACKENDS, dtype=np.intp)
+        entries = {f"{table}_{family}": 0 for table in flows.TABLES for family in flows.FAMILIES}
+        removed = 0
+        for table, family, keys, values in flows.slices(self._plane):
+            counts += expiry.count_connections(values)[0]
+            entries[f"{table}_{family}"] += len(keys)
+            removed += self._expire(table, family, keys, values, timeouts)
+        used = np.flatnonzero(counts)
+        connections = dict(zip(used.tolist(), counts[used].tolist(), strict=True))
+        return SweepResult(connections, entries, removed, (time.monotonic() - started) * 1000)
+
+    def _expire(self, table: str, family: str, keys: Array, values: Array, timeouts: expiry.Ticks) -> int:
+        """Delete the idle connections of a slice, both directions; returns how many entries."""
+        now_tick = self._plane.now_tick()
+        idle = expiry.candidates(values, now_tick, timeouts)
+        if not idle.any():
+            return 0
+        keys, values = keys[idle], values[idle]
+        pair_keys = expiry.pair_keys(keys, values)
+        found, pairs = self._plane.lookup_flows(table, family, pair_keys)
+        if not found.all():  # while a connection moves to the lasting table its directions lie apart for a moment
+            other = flows.TABLES[1 - flows.TABLES.index(table)]
+            missing = np.flatnonzero(~found)
+            found[missing], pairs[missing] = self._plane.lookup_flows(other, family, pair_keys[missing])
+        gone, pair_gone = expiry.expired(keys, values, found, pairs, now_tick, timeouts)
+        removed = 0
+        for where in flows.TABLES:
+            chosen = pair_keys[pair_gone] if where != table else np.concatenate([keys[gone], pair_keys[pair_gone]])
+            if len(chosen):
+                removed += self._plane.delete_flows(where, family, chosen)
+        return removed
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
