@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from ctl.cli.base import Session, XlbGroup, pass_session
-from ctl.cli.options import ENDPOINT, endpoint_argument, farm_argument, format_endpoint, number
+from ctl.cli.options import ENDPOINT, endpoint_argument, farm_argument, number
 from ctl.cli.output import show
+from ctl.model import format_endpoint
 
 WEIGHT = number(0)
 PRIORITY = number(0)

@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from ctl.cli.base import Session, XlbGroup, pass_session
-from ctl.cli.options import CONNECTION, ENDPOINT, complete_backend, complete_farm, format_endpoint, number, yes_option
-from ctl.cli.output import Column, show
-from ctl.model import Protocol
+from ctl.cli.options import CONNECTION, ENDPOINT, complete_backend, complete_farm, number, yes_option
+from ctl.cli.output import Column, print_fields, print_table, printable, show
+from ctl.model import Protocol, format_endpoint
 
 DEFAULT_LIMIT = 1000
-MAX_LIMIT = 50_000
+MAX_LIMIT = 20_000
 
 CONNECTION_COLUMNS = (
     Column("PROTO"),
@@ -98,12 +98,34 @@ def flush(session: Session, farm: str | None, backend: tuple[str, int] | None, y
     show(session.json, session.call("conn.flush", farm=farm, backend=text), _print_flushed)
 
 
-def _print_count(answer: Any) -> None:
-    click.echo(str(answer))
+def _print_connections(answer: dict[str, Any]) -> None:
+    rows = [
+        (c["protocol"], c["client"], c["vip"], c["backend"], c["farm"], c["state"], f"{c['idle_s']:.1f} s")
+        for c in answer["connections"]
+    ]
+    print_table(CONNECTION_COLUMNS, rows, "No connections.")
+    if answer["total"] > len(rows):
+        click.echo(f"{answer['total'] - len(rows)} more not shown: use --limit or --farm", err=True)
 
 
-def _print_connections(answer: Any) -> None:
-    raise AssertionError
+def _print_count(answer: dict[str, Any]) -> None:
+    click.echo(str(answer["total"]))
 
 
-_print_explanation = _print_flushed = _print_connections
+def _print_flushed(answer: dict[str, Any]) -> None:
+    click.echo(f"{answer['removed']} flow entries removed (a connection has two)")
+
+
+def _print_explanation(answer: dict[str, Any]) -> None:
+    """The outcome first, then the steps that lead to it."""
+    existing = "an existing connection" if answer["exists"] else "a new connection"
+    outcomes = {
+        "forward": f"{existing}, forwarded to {answer['backend']}",
+        "either": "a new connection, forwarded to the next backend in turn",
+    }
+    fields = [("outcome", outcomes.get(answer["verdict"], f"{answer['verdict']}: {answer['why']}"))]
+    fields += [(name, answer[name]) for name in ("farm", "rewrite") if answer[name]]
+    print_fields(fields)
+    click.echo()
+    for position, step in enumerate(answer["steps"], 1):
+        click.echo(f"{position}. {printable(step)}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctl.model import AllDown, CheckKind, Mode, Protocol, Scheduler
+from ctl.model import AllDown, CheckKind, Mode, Protocol, Scheduler, format_endpoint
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -53,11 +53,6 @@ def parse_endpoint(text: str) -> tuple[str, int]:
     if not colon or not address or (":" in address and not (address.startswith("[") and address.endswith("]"))):
         raise ValueError(f"'{text}' is not ADDR:PORT; expected something like 10.0.0.1:80 or [2001:db8::1]:80")
     return parse_address(address), parse_port(port)
-
-
-def format_endpoint(address: str, port: int | str) -> str:
-    """Return ADDR:PORT, IPv6 in brackets."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def parse_connection(text: str) -> tuple[tuple[str, int], tuple[str, int]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import click
 
 from ctl.cli.base import Session, XlbCommand
-from ctl.cli.options import format_endpoint
-from ctl.cli.output import Column, bit_rate, byte_count, count, print_table, show
+from ctl.cli.output import Column, bit_rate, byte_count, count, print_json, print_table
 from ctl.cli.rates import Sample, rates, sample
+from ctl.model import format_endpoint
 
 COUNTER_COLUMNS = (Column("COUNTER"), Column("KIND", state=True), Column("PACKETS", right=True), Column("WHY"))
 FARM_COLUMNS = (
@@ -50,12 +52,13 @@ def stats(ctx: click.Context, everything: bool, watch: bool, interval: float, pr
         with contextlib.suppress(KeyboardInterrupt):
             _watch(session, everything, interval)
         return
-    answer = session.call("stats")
+    answer, farms, counts = take_sample(session)
     if prometheus:
-        farms = session.call("farm.list")
-        click.echo("\n".join(prometheus_lines(answer, farms)))
-        return
-    show(session.json, answer, lambda _: _print_totals(session, answer, everything))
+        click.echo("\n".join(prometheus_lines(answer, farms, counts)))
+    elif session.json:
+        print_json(answer | {"farms": {name: asdict(load) for name, load in counts.farms.items()}})
+    else:
+        _print_tables(answer["counters"], counts, everything, as_rates=False)
 
 
 def take_sample(session: Session) -> tuple[dict[str, Any], list[dict[str, Any]], Sample]:
@@ -69,16 +72,11 @@ def _watch(session: Session, everything: bool, interval: float) -> None:
     while True:
         time.sleep(interval)
         answer, _, after = take_sample(session)
-        if click.get_text_stream("stdout").isatty():
+        if sys.stdout.isatty():
             click.clear()
         click.echo(f"per second, over {after.at_s - before.at_s:.1f} s")
         _print_tables(answer["counters"], rates(before, after), everything, as_rates=True)
         before = after
-
-
-def _print_totals(session: Session, answer: dict[str, Any], everything: bool) -> None:
-    counts = sample(0.0, answer["counters"], session.call("farm.list"))
-    _print_tables(answer["counters"], counts, everything, as_rates=False)
 
 
 def _print_tables(counters: list[dict[str, Any]], counts: Sample, everything: bool, as_rates: bool) -> None:
@@ -98,12 +96,11 @@ def _print_tables(counters: list[dict[str, Any]], counts: Sample, everything: bo
     print_table(FARM_COLUMNS, farm_rows, "No farm has had traffic.")
 
 
-def prometheus_lines(answer: dict[str, Any], farms: list[dict[str, Any]]) -> Iterator[str]:
+def prometheus_lines(answer: dict[str, Any], farms: list[dict[str, Any]], counts: Sample) -> Iterator[str]:
     """Return the counts in Prometheus' text exposition format 0.0.4."""
     yield from _family("xlb_packets_total", "counter", "Packets by where they ended.")
     for counter in answer["counters"]:
         yield _line("xlb_packets_total", {"verdict": counter["name"], "kind": counter["kind"]}, counter["packets"])
-    counts = sample(0.0, answer["counters"], farms)
     for name, text in PROMETHEUS_LOADS:
         metric = f"xlb_farm_{name}_total"
         yield from _family(metric, "counter", f"{text[:-1]} of a farm.")

@@ -16,10 +16,10 @@ import click
 
 from ctl.cli.base import Session, XlbCommand, pass_session
 from ctl.cli.farm import farm_state
-from ctl.cli.options import format_endpoint
 from ctl.cli.output import Column, bit_rate, colour_refused, count, plain_lines, printable, rich_table, share
 from ctl.cli.rates import Load, Sample, rates
 from ctl.cli.stats import take_sample
+from ctl.model import format_endpoint
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

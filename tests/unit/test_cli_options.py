@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctl.cli import options
+from ctl.model import format_endpoint
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_what_is_no_endpoint(text: str, why: str) -> None:
 
 @given(st.ip_addresses(), st.integers(1, 65535))
 def test_an_endpoint_survives_formatting(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> None:
-    assert options.parse_endpoint(options.format_endpoint(str(address), port)) == (str(address), port)
+    assert options.parse_endpoint(format_endpoint(str(address), port)) == (str(address), port)
 
 
 @given(st.text())
