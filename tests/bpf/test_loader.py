@@ -1,0 +1,279 @@
+"""Pins are adopted, upgraded, replaced or refused, and a start that fails leaves them as they were."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bpf import constants, libbpf, loader
+from bpf.layout import Layouts
+from bpf.tables import PlaneError
+from tests.bpf.bed import why_not
+from tests.bpf.small import Small, small_plane
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+OTHER_VERDICT = ("return XDP_PASS", "return XDP_DROP")
+ONE_MORE_FIELD = ("u32 extra; u32 more;", "u32 extra; u32 more; u64 another;")
+RENAMED_FIELD = ("u32 extra;", "u32 renamed;")
+ONE_MORE_TABLE = ("int xlb(", 'BPF_TABLE_PINNED("array", u32, u32, fresh, 1, PINS "/fresh");\nint xlb(')
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Small]:
+    with small_plane(tmp_path) as made:
+        yield made
+
+
+def put(small: Small, layouts: Layouts, name: str, number: int, count: int) -> None:
+    table = small.table(layouts, name)
+    values = np.zeros(1, table.value)
+    values["count"] = count
+    table.put(np.array([number], "u4").view(table.key), values)
+    table.close()
+
+
+def counts(small: Small, layouts: Layouts, name: str) -> dict[int, int]:
+    table = small.table(layouts, name)
+    found: dict[int, int] = {}
+    for keys, values in table.slices(16):
+        found |= dict(zip(keys.view("u4").tolist(), values["count"].tolist(), strict=True))
+    table.close()
+    return found
+
+
+def verdict(small: Small) -> int:
+    fd = libbpf.obj_get(loader.program_path(small.build.bpf_dir))
+    try:
+        return libbpf.test_run(fd, bytes(64)).action
+    finally:
+        os.close(fd)
+
+
+def test_builds_from_nothing_then_adopts(small: Small) -> None:
+    first = small.ensure()
+    program = small.program_id()
+    before = small.snapshot()
+    second = small.ensure()
+    assert (first.how, second.how) == ("built", "adopted")
+    assert second.layouts == first.layouts
+    assert small.program_id() == program
+    assert small.snapshot() == before
+    assert before["beside"] == [small.build.bpf_dir.name] and before["run_dir"] == ["layout.json"]
+
+
+def test_adoption_loads_no_compiler_and_takes_no_time(small: Small) -> None:
+    small.ensure()
+    build = f"loader.Build(Path({str(small.build.bpf_dir)!r}), Path({str(small.build.run_dir)!r}), 64, {{}}, "
+    build += f"Path({str(small.build.source)!r}))"
+    script = f"import sys; from pathlib import Path; from bpf import loader; took = loader.ensure({build}); "
+    script += "print(took.how, took.took_ms, 'bcc' in sys.modules)"
+    started = time.monotonic()
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert time.monotonic() - started < 5  # generous: the machine may be busy
+    how, _, has_bcc = output.split()
+    assert (how, has_bcc) == ("adopted", "False")
+
+
+def test_an_upgrade_keeps_the_tables_and_replaces_the_program(small: Small) -> None:
+    first = small.ensure()
+    put(small, first.layouts, "things", 1, 41)
+    small.write(OTHER_VERDICT)
+    second = small.ensure()
+    assert second.how == "upgraded"
+    assert verdict(small) == 1
+    assert counts(small, second.layouts, "things") == {1: 42}  # 41, and the test run of the new program counted on
+    assert small.ensure().how == "adopted"
+
+
+def test_an_upgrade_may_add_and_drop_tables(small: Small) -> None:
+    first = small.ensure()
+    put(small, first.layouts, "things", 7, 1)
+    small.write(ONE_MORE_TABLE)
+    assert set(small.ensure().layouts.tables) == {"things", "counters", "fresh"}
+    assert (small.build.bpf_dir / "fresh").exists()
+    small.write(OTHER_VERDICT)
+    last = small.ensure()
+    assert not (small.build.bpf_dir / "fresh").exists()
+    assert counts(small, last.layouts, "things") == {7: 1}
+
+
+def test_a_feature_is_a_macro_and_part_of_the_build(small: Small) -> None:
+    small.write(("return XDP_PASS;", "\n#ifdef STRICT\nreturn XDP_DROP;\n#endif\nreturn XDP_PASS;"))
+    small.ensure(features={"strict": False})
+    assert verdict(small) == 2
+    assert small.ensure(features={"strict": True}).how == "upgraded"
+    assert verdict(small) == 1
+
+
+def test_counters_of_another_number_start_afresh_and_flows_stay(small: Small) -> None:
+    first = small.ensure()
+    put(small, first.layouts, "things", 7, 1)
+    put(small, first.layouts, "counters", 0, 99)
+    small.write(("counters, 4", "counters, 5"))
+    second = small.ensure()
+    assert second.how == "upgraded"
+    table = small.table(second.layouts, "counters")
+    assert table.all_values()["count"].tolist() == [0] * 5
+    table.close()
+    assert counts(small, second.layouts, "things") == {7: 1}
+
+
+def refused(small: Small, replace_pins: bool = False, **fields: object) -> PlaneError:
+    """The error of a start that must change nothing."""
+    before, program = small.snapshot(), small.program_id()
+    with pytest.raises(PlaneError) as caught:
+        small.ensure(replace_pins, **fields)
+    assert small.snapshot() == before
+    assert small.program_id() == program
+    return caught.value
+
+
+def test_another_abi_version_is_refused(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.ensure()
+    monkeypatch.setattr(constants, "ABI_VERSION", constants.ABI_VERSION + 1)
+    message = str(refused(small))
+    assert f"ABI version {constants.ABI_VERSION - 1}" in message and f"xlb's is {constants.ABI_VERSION}" in message
+    assert str(small.build.bpf_dir) in message and "--replace-pins" in message
+
+
+def test_another_max_flows_is_refused(small: Small) -> None:
+    small.ensure()
+    message = str(refused(small, max_flows=128))
+    assert "max_flows = 64" in message and "128" in message and "--replace-pins" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (ONE_MORE_FIELD, "bytes of value 16, now 24"),
+        (RENAMED_FIELD, "other fields of the same total size"),
+        (('"hash", struct key', '"lru_hash", struct key'), "map type 1, now 9"),
+        (("things, MAX_FLOWS", "things, 2 * MAX_FLOWS"), "entries 64, now 128"),
+    ],
+)
+def test_another_layout_is_refused(small: Small, change: tuple[str, str], said: str) -> None:
+    put(small, small.ensure().layouts, "things", 7, 1)
+    small.write(change)
+    message = str(refused(small))
+    assert "table things" in message and said in message and "--replace-pins" in message
+    small.write()
+    assert counts(small, small.ensure().layouts, "things") == {7: 1}
+
+
+def test_replacing_makes_new_tables(small: Small) -> None:
+    put(small, small.ensure().layouts, "things", 7, 1)
+    small.write(ONE_MORE_FIELD)
+    done = small.ensure(replace_pins=True, max_flows=128)
+    assert done.how == "replaced"
+    assert counts(small, done.layouts, "things") == {}
+    assert small.snapshot()["beside"] == [small.build.bpf_dir.name]
+    assert small.ensure(max_flows=128).how == "adopted"
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "other json"])
+def test_a_lost_layout_file_costs_a_compilation_and_no_connection(small: Small, damage: str) -> None:
+    put(small, small.ensure().layouts, "things", 7, 1)
+    file = small.build.run_dir / "layout.json"
+    if damage == "lost":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:50] if damage == "cut" else b"[1]")
+    again = small.ensure()
+    assert again.how == "upgraded"
+    assert counts(small, again.layouts, "things") == {7: 1}
+    assert json.loads(file.read_text())["identity"] == again.layouts.identity
+
+
+def test_a_compile_error_names_the_line_and_changes_nothing(small: Small) -> None:
+    small.ensure()
+    small.write(("struct key key = {1};", "struct key key = {nonsense};"))
+    error = refused(small)
+    assert "small.c" in str(error) and "use of undeclared identifier 'nonsense'" in str(error)
+    assert "\n" not in str(error)
+    assert "nonsense" in error.log
+
+
+def test_a_program_the_verifier_refuses_changes_nothing(small: Small) -> None:
+    small.ensure()
+    small.write(("return XDP_PASS;", "return *((u32 *)(long)context->data + 9);"))
+    error = refused(small)
+    assert "the kernel refused the data plane" in str(error) and "packet" in str(error)
+    assert "invalid access to packet" in error.log
+
+
+def test_a_child_killed_half_way_leaves_nothing(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It dies with its tables pinned and the program not yet."""
+    small.ensure()
+    small.write(ONE_MORE_TABLE)
+    killer = tmp_path / "python"
+    script = "import os, runpy; from bpf import libbpf; libbpf.obj_pin = lambda *a: os.kill(os.getpid(), 9); "
+    script += "runpy.run_module('bpf.compile', run_name='__main__')"
+    killer.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{script}"\n')
+    killer.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(killer))
+        assert "signal 9" in str(refused(small))
+    assert small.ensure().how == "upgraded"
+
+
+def test_what_a_killed_start_left_is_cleared(small: Small) -> None:
+    put(small, small.ensure().layouts, "things", 7, 1)
+    for suffix in ("-building", "-old"):
+        left = small.build.bpf_dir.with_name(small.build.bpf_dir.name + suffix)
+        left.mkdir()
+        os.link(small.build.bpf_dir / "things", left / "things")
+    again = small.ensure()
+    assert counts(small, again.layouts, "things") == {7: 1}
+    assert small.snapshot()["beside"] == [small.build.bpf_dir.name]
+
+
+def test_a_missing_pin_is_made_again(small: Small) -> None:
+    put(small, small.ensure().layouts, "things", 7, 1)
+    (small.build.bpf_dir / "counters").unlink()
+    again = small.ensure()
+    assert again.how == "upgraded" and (small.build.bpf_dir / "counters").exists()
+    assert counts(small, again.layouts, "things") == {7: 1}
+
+
+@pytest.mark.parametrize("replace_pins", [False, True])
+def test_pins_of_somebody_else_are_refused(small: Small, replace_pins: bool) -> None:
+    small.ensure()
+    (small.build.bpf_dir / loader.BUILD_LINK).unlink()
+    names = set(small.build.bpf_dir.iterdir())
+    with pytest.raises(PlaneError, match="choose another bpf_dir"):
+        small.ensure(replace_pins)
+    assert set(small.build.bpf_dir.iterdir()) == names
+
+
+def test_a_directory_that_is_no_bpffs_is_refused_with_the_command(small: Small, tmp_path: Path) -> None:
+    with pytest.raises(PlaneError, match=f"mount -t bpf bpf {tmp_path}"):
+        small.ensure(bpf_dir=tmp_path / "pins")
+
+
+def test_no_privilege_is_one_sentence(small: Small) -> None:
+    script = "import os; from pathlib import Path; from bpf import loader\nos.setuid(65534)\n"
+    script += f"loader.ensure(loader.Build(Path('{small.build.bpf_dir}'), Path('{small.build.run_dir}')))"
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "needs root, or the capabilities CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN" in child.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("raise ImportError('gone')", "apt install python3-bpfcc"), ("", "pip uninstall bcc")]
+)
+def test_a_missing_or_wrong_bcc_is_named(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    (tmp_path / "bcc.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(PlaneError, match=said):
+        small.ensure()
+    assert not small.build.bpf_dir.exists()
