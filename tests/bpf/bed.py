@@ -25,6 +25,7 @@ from bpf import libbpf, loader
 from bpf.constants import LEASE_FOREVER_NS, Mode, Protocol, Scheduler, VipFlag
 from bpf.plane import KernelPlane
 from bpf.tables import (
+    Array,
     DeleteService,
     DeleteVip,
     FlowEntry,
@@ -162,8 +163,8 @@ class Bed:
             "route add ::/0 via fd01::fe",
             "route add blackhole 10.9.0.0/16",
             "route add unreachable fd09::/64",
-            f"route add 10.2.0.{SMALL} dev out0 mtu {SMALL_MTU}",
-            f"route add fd02::{SMALL} dev out0 mtu {SMALL_MTU}",
+            f"route add 10.2.0.{SMALL} dev out0 mtu lock {SMALL_MTU}",
+            f"route add fd02::{SMALL} dev out0 mtu lock {SMALL_MTU}",
         ]
         self.namespace.sysctl({"net.ipv4.conf.all.forwarding": 1, "net.ipv6.conf.all.forwarding": 1})
         self.namespace.ip(*lines)
@@ -191,6 +192,20 @@ class Bed:
         plane.set_lease(LEASE_FOREVER_NS, 1)
         plane.set_hash_seed(SEED)
         plane.bump_next_hops()
+
+    def ids(self, *numbers: int) -> Array:
+        """Backend ids as PutSlots takes them."""
+        return np.array(numbers, dtype=np.uint32)
+
+    def blank_flows(self, family: Family, count: int) -> Array:
+        """Entries that lead nowhere."""
+        return np.zeros(count, dtype=self.plane.flow_dtypes(family.name)[1])
+
+    def fill_flows(self, family: Family) -> None:
+        """Leave no room in `flows`."""
+        tuples = [FlowTuple(family.far(200), family.client, 1, port, Protocol.TCP) for port in range(1, 2 * MAX_FLOWS + 1)]
+        keys = self.plane.encode_flow_keys(family.name, tuples)
+        assert self.plane.update_flows(family.name, keys, self.blank_flows(family, len(keys))) == len(keys)
 
     def clear(self, table: str, family: Family) -> None:
         for keys, _ in list(self.plane.flow_slices(table, family.name, 4096)):
@@ -229,7 +244,7 @@ class Bed:
         )
 
     def send(self, frame: bytes, side: str = "in0") -> Outcome:
-        """Run one frame as if it had come in by `side`. Fails unless exactly one verdict was counted, with the frame's bytes."""
+        """Run one frame as if it had come in by `side`. Fails unless exactly one verdict was counted, with all its bytes."""
         before = self.plane.counters()
         index = self.in0 if side == "in0" else self.out0
         run = self.inside(lambda: self.plane.test_run(frame, index))

@@ -91,16 +91,13 @@ def rewritten(
 
 
 def arp(target: str, operation: int = 1) -> bytes:
-    packet = Ether(src=GATEWAY_MAC, dst="ff:ff:ff:ff:ff:ff") / ARP(
-        op=operation, hwsrc=GATEWAY_MAC, psrc="10.1.0.254", pdst=target
-    )
-    return bytes(packet)
+    question = ARP(op=operation, hwsrc=GATEWAY_MAC, psrc="10.1.0.254", pdst=target)
+    return bytes(Ether(src=GATEWAY_MAC, dst="ff:ff:ff:ff:ff:ff") / question)
 
 
 def solicitation(target: str) -> bytes:
-    multicast = str(
-        ipaddress.ip_address(int(ipaddress.ip_address("ff02::1:ff00:0")) | int(ipaddress.ip_address(target)) & 0xFFFFFF)
-    )
+    last_bytes = int(ipaddress.ip_address(target)) & 0xFFFFFF
+    multicast = str(ipaddress.ip_address(int(ipaddress.ip_address("ff02::1:ff00:0")) | last_bytes))
     packet = Ether(src=GATEWAY_MAC) / IPv6(src="fd01::fe", dst=multicast, hlim=255) / ICMPv6ND_NS(tgt=target)
     return bytes(packet)
 

@@ -65,7 +65,7 @@ def test_counts_by_farm_and_backend(bed: Bed, family: Family) -> None:
     answer = bytes(from_backend(family, family.far(11), family.vip, 40000))
     bed.send(first)
     bed.send(answer, "out0")
-    bed.send(first[:14] + first[14:])
+    bed.send(first)
     for row in (bed.plane.farm_traffic()[3], bed.plane.backend_traffic()[21]):
         assert (row["packets_in"], row["bytes_in"]) == (2, 2 * len(first))
         assert (row["packets_out"], row["bytes_out"]) == (1, len(answer))
@@ -111,7 +111,7 @@ def test_a_port_range_keeps_the_offset(bed: Bed, family: Family, protocol: Proto
     bed.farm(family.vip, (family.far(11), 30000), port=10001, port_last=10999, protocol=protocol, mode=mode)
     seen = (family.vip if mode is Mode.SNAT else family.client, 40000)
     for port in (10001, 10500, 10999):
-        first = from_client(family, protocol, port=port, source_port=40000 + port % 2 * 0)
+        first = from_client(family, protocol, port=port, source_port=40000)
         out = bed.send(bytes(first))
         assert out.frame == rewritten(first, seen, (family.far(11), 30000 + port - 10001), (NODE_OUT_MAC, backend_mac(11)))
     for port in (10000, 11000):
@@ -134,8 +134,8 @@ def test_a_midstream_packet_is_derived_again(bed: Bed, family: Family) -> None:
     bed.clear("embryonic", family)
     again = bed.send(bytes(from_client(family, flags="A")))
     assert again.verdict == "forward_redirect"
-    assert again.frame[: 14 + family.header_bytes - 8][:12] == first.frame[:12]
+    assert again.frame[:12] == first.frame[:12]  # the same backend's MAC
     (entry,) = [entry for entry in bed.flows("embryonic", family).values() if entry.forward]
     assert entry.arrives == FlowTuple(family.client, family.vip, 40000, 80, Protocol.TCP)
-    keys, values = next(iter(bed.plane.flow_slices("embryonic", family.name, 64)))
+    _, values = next(iter(bed.plane.flow_slices("embryonic", family.name, 64)))
     assert all(flags & FlowFlag.DERIVED for flags in values["flags"])
