@@ -62,6 +62,28 @@ bare-test: ## Prove the README's two commands in a freshly bootstrapped Debian 1
 	@.ci/setup root
 	@tests/bare/run.sh $(TARGETS)
 
+.PHONY: vagrant-box
+vagrant-box: deb ## Build the Vagrant box from Debian's packages (kept until its recipe changes)
+	@.ci/setup vm
+	@install -D -m 644 dist/xlb_*.deb vagrant/work/xlb.deb
+	@vagrant/build-box "$$PWD/vagrant/work/xlb.deb"
+
+.PHONY: vagrant-up
+vagrant-up: vagrant-box ## Start two virtual machines with the package installed (XLB_RIG=qemu: without Vagrant)
+	@vagrant/rig up
+
+.PHONY: vagrant-test
+vagrant-test: setup vagrant-up ## Judge the package in the two virtual machines, then take them down (KEEP=1: leave them)
+	@trap '[ -n "$(KEEP)" ] || vagrant/rig down' EXIT; vagrant/rig run $(CURDIR)/$(PYTHON) -m pytest -p no:cacheprovider ../tests/vm
+
+.PHONY: vagrant-ssh
+vagrant-ssh: ## Log in: make vagrant-ssh NODE=lb1
+	@vagrant/rig ssh $(or $(NODE),lb1)
+
+.PHONY: vagrant-down
+vagrant-down: ## Stop the virtual machines and everything they needed
+	@vagrant/rig down
+
 .PHONY: clean
 clean: ## Remove what building and testing left in the checkout
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
