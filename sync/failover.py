@@ -1,0 +1,308 @@
+"""Which node of the pair serves: the failover machine (states and transitions: states.py).
+
+Decides role, epoch and lease of one node from what it hears and when. Must not know sockets, clocks, files or the
+kernel: `now_ns` is an argument, and what is to be done comes back as effects, to be carried out in order.
+
+Three layers: lease.py (what a node says, and how long it may serve), handover.py (leaving service on request), and this
+file (whom to follow, when to claim, when to take over).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sync.failover_types import (
+    AdvertHeard,
+    Announce,
+    ApplyReplicated,
+    CarrierChanged,
+    CloseLease,
+    Effect,
+    EpochPersisted,
+    Event,
+    ExtendLease,
+    FailoverConfig,
+    FlowsFlushed,
+    Heartbeat,
+    HeartbeatHeard,
+    MaintenanceRequested,
+    Role,
+    RoleChanged,
+    Serve,
+    ShutdownRequested,
+    StandingChanged,
+    StopServing,
+    SwitchoverRequested,
+    Tick,
+    VoteAnswered,
+)
+from sync.handover import Handover
+from sync.lease import NEVER_NS
+from sync.session import SessionGuard
+from sync.states import State
+
+ANNOUNCE_AFTER_HEARTBEATS = (1, 5, 25)
+
+
+class Failover(Handover):
+    """One node's machine. Feed it events with `handle`, carry out the effects, and send a Tick by `next_wakeup_ns`.
+
+    boot: random non-zero number of this run; epoch, reserved: as last persisted (0, 0 on a new node).
+    """
+
+    def __init__(
+        self, config: FailoverConfig, boot: int, epoch: int, reserved: int, now_ns: int, maintenance: bool = False
+    ) -> None:
+        super().__init__(config, boot, epoch, reserved, now_ns, maintenance)
+        self._guard = SessionGuard()
+
+    def start(self) -> list[Effect]:
+        """First effects of a run: whatever a run before left open is closed."""
+        self._out = [CloseLease(), StopServing()]
+        self._reserve()
+        self._send()
+        return self._out
+
+    def handle(self, event: Event, now_ns: int) -> list[Effect]:
+        """Take in one event at `now_ns`; returns the effects. Never raises for anything a peer can send."""
+        out: list[Effect] = []
+        self._out = out
+        now = self._now = max(now_ns, self._now)
+        if now - self._last_event_ns > self.config.timing.stall_ns:
+            self._awake_since_ns = now
+        self._last_event_ns = now
+        if self.state is State.STOPPED:
+            return out
+        if self.serving and now >= self.deadline_ns:
+            # Never just extend: the peer may have taken over meanwhile.
+            late = self._late_text(self.deadline_ns)
+            self._step_down(State.BACKUP, f"the lease ran out {late} ago, {self.config.peer} may serve by now")
+        _HANDLERS[type(event)](self, event)
+        return out
+
+    def _tick(self, event: Tick) -> None:
+        now, timing = self._now, self.config.timing
+        if self._request and now >= self._request_until_ns:
+            self._request_timed_out()
+        if self.state is State.CANDIDATE and not self._peer_fresh:
+            self._enter(State.BACKUP, f"{self.config.peer} fell silent before it granted epoch {self._claim}")
+        if self.state is State.BACKUP and not self._take_over_by_silence():
+            self._claim_if_better()
+        if not self._could_fail_back():
+            self._settled_since_ns = now
+        if self._announce_ns and now >= self._announce_ns[0]:
+            del self._announce_ns[0]
+            self._out.append(Announce())
+        alone_ns = self._acked_ns + timing.alone_ns
+        if now >= self._next_beat_ns or (self.serving and self._sent_ns < alone_ns <= now):
+            self._send()
+
+    # --- heartbeats -------------------------------------------------------------------------------------------------
+
+    def _heartbeat(self, event: HeartbeatHeard) -> None:
+        beat = event.heartbeat
+        if not self._guard.accept(beat.boot, beat.sequence):
+            return
+        self._peer, self._peer_heard_ns = beat, self._now
+        if self.serving:
+            self._active_hears(beat)
+        elif self.state is State.CANDIDATE:
+            self._candidate_hears(beat)
+        else:
+            self._follower_hears(beat)
+
+    def _active_hears(self, beat: Heartbeat) -> None:
+        if beat.role is Role.ACTIVE:
+            if self._outranked(beat.epoch):
+                self._step_down(State.BACKUP, f"{self.config.peer} serves too, with the higher epoch {beat.epoch}")
+                self._follower_hears(beat)
+            else:
+                self._announce_ns = [self._now]
+                self._next_beat_ns = self._now  # the sooner it hears of this epoch, the sooner it closes
+            return
+        self._keep_ahead()
+        self._acknowledged(beat)
+        if self._down and beat.can_serve:
+            self._step_down(State.FAULT, f"no carrier on {self._down_text()}, and {self.config.peer} can serve")
+        elif self.state is State.OFFERING:
+            self._continue_offer()
+        elif beat.wants and not self._unable_peer():
+            self._offer("failback")
+
+    def _outranked(self, epoch: int) -> bool:
+        """Of two that serve the higher epoch stays; names decide should two epochs ever be equal."""
+        return (epoch, self.config.peer) > (self.epoch, self.config.node)
+
+    def _keep_ahead(self) -> None:
+        """If the peer or the configuration knows of a later term than this one, begin a still later one without a pause."""
+        peer = self._peer
+        above = max(self._version[0], peer.epoch if peer and peer.role is not Role.ACTIVE else 0)
+        if not self.serving or above <= self.epoch:
+            return
+        if self._epochs.reserved > above:
+            self._epochs.spend()
+            self._out.append(ExtendLease(self.deadline_ns, self.epoch, self.deadline_ns))
+            self._out.append(RoleChanged(self.role, self.epoch, f"epoch raised to {self.epoch}: term {above} was known"))
+        self._reserve(above)
+
+    def _candidate_hears(self, beat: Heartbeat) -> None:
+        claim, peer = self._claim, self.config.peer
+        if beat.role is Role.ACTIVE and not beat.offering:
+            self._yield(beat, f"{peer} serves with epoch {beat.epoch}")
+        elif beat.claim > claim or beat.epoch >= claim:
+            self._yield(beat, f"{peer} knows of epoch {max(beat.claim, beat.epoch)}")
+        elif beat.role is Role.LEFT:
+            self._open(self._now, f"{peer} has left")
+        elif self._granted(beat):
+            self._open(beat.echo_sent_ns, f"{peer} granted it")
+        elif beat.offering:
+            self._send()  # until it closes, it needs acknowledgements like any active
+
+    def _granted(self, beat: Heartbeat) -> bool:
+        """Whether the peer promised after it heard this very claim, and the promise is fresh enough to serve on."""
+        if beat.grants != self._claim or beat.echo_boot != self.boot:
+            return False
+        return self._claim_since_ns <= beat.echo_sent_ns <= self._now < beat.echo_sent_ns + self.config.timing.lease_ns
+
+    def _yield(self, beat: Heartbeat, why: str) -> None:
+        self._enter(State.BACKUP, f"claim of epoch {self._claim} withdrawn: {why}")
+        self._follower_hears(beat)
+
+    def _follower_hears(self, beat: Heartbeat) -> None:
+        """Not serving and not claiming: promise, or claim, or note that the peer has gone."""
+        self._epochs.seen(beat.epoch)
+        self._grants = beat.epoch if beat.role is Role.ACTIVE else beat.claim if beat.claim > self.epoch else 0
+        self._reserve()
+        if not self._grants:
+            if beat.role is Role.LEFT and self.state is State.BACKUP and self.can_serve and self._epochs.reserved:
+                self._open(self._now, f"{self.config.peer} has left")
+            else:
+                self._claim_if_better()
+            return
+        if beat.role is Role.ACTIVE:
+            self._peer_serves(beat)
+        if beat.offering and self.state is State.BACKUP and self.can_serve and self._epochs.reserved:
+            self._claim_epoch(f"{self.config.peer} offers to hand over")
+        else:
+            self._send()
+
+    def _peer_serves(self, beat: Heartbeat) -> None:
+        why = f"{self.config.peer} serves with epoch {beat.epoch}"
+        if self._request:
+            self._finish_request()
+        if self.state is State.BACKUP and self.why != why:
+            self.why = why
+            self._out.append(RoleChanged(self.role, self.epoch, why))
+
+    def _could_fail_back(self) -> bool:
+        peer = self._peer
+        following = peer is not None and peer.role is Role.ACTIVE and self._peer_fresh
+        return following and self.state is State.BACKUP and self._in_step
+
+    # --- elections --------------------------------------------------------------------------------------------------
+
+    def _take_over_by_silence(self) -> bool:
+        now, timing = self._now, self.config.timing
+        listened = now >= max(self._awake_since_ns + timing.listen_ns, self._quiet_until_ns)
+        if not (self.can_serve and listened and now >= self._silence_ends_ns):
+            return False
+        self._reserve()
+        basis_ns = self._vote_basis_ns()
+        if basis_ns is None:
+            self._ask_vote()
+        elif self._epochs.reserved:
+            self._open(basis_ns, f"{self.config.peer} silent on every path for {self._late_text(now - timing.takeover_ns)}")
+            return True
+        return False
+
+    def _claim_if_better(self) -> None:
+        """Two that are alive and do not serve rank themselves; the peer's grant makes a wrong guess harmless."""
+        peer = self._peer
+        if self.state is not State.BACKUP or not self.can_serve or not self._epochs.reserved:
+            return
+        if peer is None or not self._peer_fresh or peer.role in (Role.ACTIVE, Role.LEFT) or peer.claim:
+            return
+        mine = (True, self._in_step, self._version, self.config.priority, self.config.node)
+        theirs = (peer.can_serve, peer.in_step, peer.version, peer.priority, self.config.peer)
+        if mine > theirs:
+            self._claim_epoch(f"{self.config.peer} is {peer.role.value} and ranks lower")
+
+    def _claim_epoch(self, why: str) -> None:
+        self._claim, self._claim_since_ns = self._epochs.reserved, self._now
+        self._enter(State.CANDIDATE, f"claiming epoch {self._claim}: {why}")
+        self._send()
+
+    def _open(self, basis_ns: int, why: str) -> None:
+        """Become active with the reserved epoch; the lease counts from `basis_ns`."""
+        now, timing = self._now, self.config.timing
+        self._epochs.spend()
+        self._enter(State.ACTIVE, f"serving with epoch {self.epoch}: {why}")
+        self._in_step, self._acked_ns, self._grants, self._request = True, basis_ns, 0, ""
+        self._out.append(ApplyReplicated())
+        self._send()
+        self._extend(basis_ns, now + timing.alone_ns)
+        self._out.append(Serve(self.epoch))
+        self._announce_ns = [now + count * timing.heartbeat_ns for count in ANNOUNCE_AFTER_HEARTBEATS]
+        self._reserve()
+
+    # --- everything else that happens to this node ------------------------------------------------------------------
+
+    def _advert(self, event: AdvertHeard) -> None:
+        if event.priority == 0:
+            self._advert_heard_ns = NEVER_NS
+            return
+        self._advert_heard_ns = self._now
+        if self.serving and not self._peer_fresh:
+            # No epoch in an advertisement: RFC 9568 (6.4.3) decides by priority, then by address.
+            if (event.priority, event.sender_is_greater) > (self.config.priority, False):
+                self._step_down(
+                    State.BACKUP, f"{self.config.peer} advertises priority {event.priority} and nothing else is heard"
+                )
+            else:
+                self._announce_ns = [self._now]
+
+    def _carrier(self, event: CarrierChanged) -> None:
+        (self._down.discard if event.up else self._down.add)(event.interface)
+        peer, text = self._peer, f"no carrier on {self._down_text()}"
+        if self._down and self.serving:
+            if peer and self._peer_fresh and peer.role is Role.BACKUP and peer.can_serve:
+                self._step_down(State.FAULT, f"{text}, and {self.config.peer} can serve")
+            else:
+                self.why = f"serving with epoch {self.epoch} in spite of {text}: {self.config.peer} cannot serve"
+        elif self._down and self.state in (State.BACKUP, State.CANDIDATE):
+            self._enter(State.FAULT, text)
+            self._send()
+        elif not self._down and self.state is State.FAULT:
+            self._enter(State.BACKUP, "every tracked interface has its carrier again")
+            self._send()
+
+    def _down_text(self) -> str:
+        return ", ".join(sorted(self._down))
+
+    def _epoch_persisted(self, event: EpochPersisted) -> None:
+        self._epochs.persisted(event.reserved)
+        self._keep_ahead()
+        self._claim_if_better()
+
+    def _standing(self, event: StandingChanged) -> None:
+        self._in_step, self._version = event.in_step or self.serving, event.version
+        if not self.serving:
+            self._epochs.seen(event.version[0])
+            self._reserve()
+        self._keep_ahead()
+
+
+_HANDLERS: dict[type, Callable[[Failover, Any], None]] = {
+    Tick: Failover._tick,
+    HeartbeatHeard: Failover._heartbeat,
+    AdvertHeard: Failover._advert,
+    CarrierChanged: Failover._carrier,
+    VoteAnswered: Failover._vote_answered,
+    EpochPersisted: Failover._epoch_persisted,
+    StandingChanged: Failover._standing,
+    FlowsFlushed: Failover._flows_flushed,
+    SwitchoverRequested: Failover._switchover,
+    MaintenanceRequested: Failover._maintenance,
+    ShutdownRequested: Failover._shutdown,
+}

@@ -1,0 +1,260 @@
+"""The lower layer of the failover machine: what a node says about itself, and its lease.
+
+Decides when the lease may be extended and what each heartbeat carries; `handover.py` and `failover.py` build on it and
+decide who serves. Must not know sockets, clocks, files or the kernel.
+
+A lease needs a promise. The deadline is `sent + lease_ns` of a heartbeat which the peer acknowledged with `grants`: the
+peer then stays closed until it has heard nothing for takeover_ns (see timing.py). Only when acknowledgements stay away
+for alone_ns while this node is awake does it extend by itself: with a vote configured, from the moment it asked for a
+vote it then got; without one, from the moment it sends, because the peer is probably dead (if it is cut off
+instead, both serve until the cut heals: two nodes without a vote cannot know better).
+"""
+
+from __future__ import annotations
+
+from sync.epochs import Epochs
+from sync.failover_types import (
+    AskVote,
+    CloseLease,
+    Effect,
+    ExtendLease,
+    FailoverConfig,
+    FlushFlows,
+    Heartbeat,
+    Role,
+    RoleChanged,
+    SendAdvert,
+    SendHeartbeat,
+    Status,
+    StopServing,
+    Vote,
+    VoteAnswered,
+)
+from sync.states import OUT_OF_SERVICE, ROLES, TRANSITIONS, State
+from sync.timing import NS_PER_MS
+
+NEVER_NS = -(1 << 62)
+
+
+class Lease:
+    """State, lease, promises and heartbeats of one node."""
+
+    def __init__(
+        self, config: FailoverConfig, boot: int, epoch: int, reserved: int, now_ns: int, maintenance: bool = False
+    ) -> None:
+        self.config, self.boot = config, boot
+        self.state = State.MAINTENANCE if maintenance else State.BACKUP
+        self.why = "maintenance" if maintenance else f"{config.node} starts and listens"
+        self.deadline_ns = 0
+        self._epochs = Epochs(config.parity, epoch, reserved)
+        self._now = self._last_event_ns = self._awake_since_ns = now_ns
+        self._quiet_until_ns = now_ns + config.timing.start_wait_ns  # silence counts only from then on
+        self._peer: Heartbeat | None = None
+        self._peer_heard_ns = self._advert_heard_ns = NEVER_NS
+        self._acked_ns = NEVER_NS  # when the last heartbeat that the peer acknowledged was sent
+        self._sent_ns = NEVER_NS
+        self._next_beat_ns = now_ns
+        self._sequence = 0
+        self._claim = self._claim_since_ns = self._grants = 0
+        self._vote_asked_ns = self._vote_since_ns = self._vote_question_ns = NEVER_NS
+        self._announce_ns: list[int] = []
+        self._in_step, self._version = False, (0, 0)
+        self._down: set[str] = set()
+        self._flush_number, self._flushed = 0, False
+        self._request, self._request_until_ns = "", 0  # what the operator asked for and is not done
+        self._settled_since_ns = now_ns  # since when this node could take the VIPs back
+        self._out: list[Effect] = []
+
+    # --- what others may ask ----------------------------------------------------------------------------------------
+
+    @property
+    def role(self) -> Role:
+        """What this node tells others it is."""
+        return ROLES[self.state]
+
+    @property
+    def epoch(self) -> int:
+        """The highest term this node knows of; its own when it serves."""
+        return self._epochs.current
+
+    @property
+    def serving(self) -> bool:
+        """Whether this node holds the lease, as far as it knows."""
+        return self.state is State.ACTIVE or self.state is State.OFFERING
+
+    @property
+    def can_serve(self) -> bool:
+        """Whether this node may become or stay active."""
+        leaving = self._request in ("maintenance", "shutdown") and not self.serving
+        return not self._down and self.state not in OUT_OF_SERVICE and not leaving
+
+    @property
+    def next_wakeup_ns(self) -> int:
+        """When to send the next Tick at the latest."""
+        timing, wake_ns = self.config.timing, self._next_beat_ns
+        if self.serving:
+            alone_ns = self._acked_ns + timing.alone_ns
+            return min(wake_ns, alone_ns if alone_ns > self._now else wake_ns, self.deadline_ns)
+        silence_ns = max(self._silence_ends_ns, self._quiet_until_ns, self._awake_since_ns + timing.listen_ns)
+        return min(wake_ns, silence_ns) if silence_ns > self._now else wake_ns
+
+    def explain(self, now_ns: int) -> str:
+        """One sentence: what this node does now, and why."""
+        if not self.serving:
+            return self.why
+        carried = "acknowledged by" if now_ns - self._acked_ns < self.config.timing.alone_ns else "not acknowledged by"
+        return f"{self.why}; heartbeats are {carried} {self.config.peer}"
+
+    def status(self, now_ns: int) -> Status:
+        """The machine as people see it at `now_ns`."""
+        takeover_ns = self.config.timing.takeover_ns
+        paths = {"cluster": now_ns - self._peer_heard_ns < takeover_ns, "data": now_ns - self._advert_heard_ns < takeover_ns}
+        heard_ns = max(self._peer_heard_ns, self._advert_heard_ns)
+        return Status(
+            node=self.config.node,
+            role=self.role,
+            epoch=self.epoch,
+            lease_ns_left=max(0, self.deadline_ns - now_ns),
+            why=self.explain(now_ns),
+            peer=self.config.peer,
+            peer_role=self._peer.role.value if self._peer else "",
+            peer_alive=any(paths.values()),
+            peer_silent_ns=now_ns - heard_ns if heard_ns != NEVER_NS else -1,
+            paths=paths,
+        )
+
+    @property
+    def _peer_fresh(self) -> bool:
+        return self._now - self._peer_heard_ns < self.config.timing.takeover_ns
+
+    @property
+    def _silence_ends_ns(self) -> int:
+        return max(self._peer_heard_ns, self._advert_heard_ns) + self.config.timing.takeover_ns
+
+    # --- lease ------------------------------------------------------------------------------------------------------
+
+    def _extend(self, basis_ns: int, void_after_ns: int) -> None:
+        deadline_ns = basis_ns + self.config.timing.lease_ns
+        if deadline_ns > self.deadline_ns:
+            self.deadline_ns = deadline_ns
+            self._out.append(ExtendLease(deadline_ns, self.epoch, void_after_ns))
+
+    def _acknowledged(self, beat: Heartbeat) -> None:
+        """Count the lease from the heartbeat that the peer says it heard, if it promises to follow."""
+        sent_ns = beat.echo_sent_ns
+        if beat.grants == self.epoch and beat.echo_boot == self.boot and self._acked_ns < sent_ns <= self._now:
+            self._acked_ns = sent_ns
+            self._extend(sent_ns, sent_ns + self.config.timing.lease_ns)
+
+    def _extend_alone(self) -> None:
+        now, timing = self._now, self.config.timing
+        unheard = now - self._acked_ns >= timing.alone_ns
+        awake = now - self._awake_since_ns >= timing.alone_ns
+        if unheard and awake and self.config.vote is Vote.NONE:
+            self._extend(now, now + timing.alone_ns)
+
+    def _step_down(self, state: State, why: str, handover: bool = False) -> None:
+        """Close the lease first, then tell the others."""
+        self._out += [CloseLease(handover), StopServing(), SendAdvert(0, self._now + self.config.timing.alone_ns)]
+        self._out.append(FlushFlows(self._next_flush()))
+        self.deadline_ns = 0
+        self._announce_ns = []
+        self._quiet_until_ns = self._now + self.config.timing.takeover_ns
+        self._enter(state, why)
+        self._reserve()
+        self._send()
+
+    def _next_flush(self) -> int:
+        self._flush_number, self._flushed = self._flush_number + 1, False
+        return self._flush_number
+
+    def _enter(self, state: State, why: str) -> None:
+        assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
+        if state is not State.CANDIDATE:
+            self._claim = 0
+        self.state, self.why = state, why
+        self._out.append(RoleChanged(ROLES[state], self.epoch, why))
+
+    def _reserve(self, above: int = 0) -> None:
+        """Have an unspent epoch on disk before it is needed, so that a takeover waits for no disk."""
+        peer = self._peer
+        persist = self._epochs.reserve(max(above, peer.epoch, peer.claim) if peer else above)
+        if persist:
+            self._out.append(persist)
+
+    # --- heartbeats and votes ---------------------------------------------------------------------------------------
+
+    def _send(self) -> None:
+        """Say everything about this node, then extend the lease where nobody but this node can."""
+        now, timing, peer = self._now, self.config.timing, self._peer
+        self._sequence += 1
+        self._sent_ns = now
+        heartbeat = Heartbeat(
+            boot=self.boot,
+            sequence=self._sequence,
+            sent_ns=now,
+            role=ROLES[self.state],
+            epoch=self.epoch,
+            priority=self.config.priority,
+            claim=self._claim,
+            grants=self._grants,
+            echo_boot=peer.boot if peer else 0,
+            echo_sequence=peer.sequence if peer else 0,
+            echo_sent_ns=peer.sent_ns if peer else 0,
+            echo_held_ns=now - self._peer_heard_ns if peer else 0,
+            version=self._version,
+            in_step=self._in_step,
+            can_serve=self.can_serve,
+            offering=self.state is State.OFFERING,
+            wants=self._wants(),
+        )
+        self._out.append(SendHeartbeat(heartbeat))
+        if self.serving:
+            self._next_beat_ns = now + timing.heartbeat_ns
+            self._out.append(SendAdvert(self.config.priority, now + timing.alone_ns))
+            self._extend_alone()
+        elif self._claim:
+            self._next_beat_ns = now + timing.heartbeat_ns
+        else:
+            # Later than the active's next one, which is answered at once anyway.
+            self._next_beat_ns = now + timing.heartbeat_ns * 3 // 2
+        vote = self.config.vote
+        if vote is Vote.GATEWAY or (vote is Vote.WITNESS and self.serving):
+            self._ask_vote()
+
+    def _wants(self) -> bool:
+        """Whether to ask the active peer for the VIPs: this node is the preferred one and has been ready for long."""
+        peer, config = self._peer, self.config
+        if not config.failback or self.state is not State.BACKUP or peer is None or peer.role is not Role.ACTIVE:
+            return False
+        return config.priority > peer.priority and self._now - self._settled_since_ns >= config.timing.failback_delay_ns
+
+    def _ask_vote(self) -> None:
+        if self._now - self._vote_question_ns >= self.config.timing.heartbeat_ns // 2:
+            self._vote_question_ns = self._now
+            self._out.append(AskVote(self._now))
+
+    def _vote_answered(self, event: VoteAnswered) -> None:
+        timing = self.config.timing
+        if not event.granted or not self._vote_asked_ns < event.asked_ns <= self._now:
+            return
+        if event.asked_ns - self._vote_asked_ns > 3 * timing.heartbeat_ns:
+            self._vote_since_ns = event.asked_ns
+        self._vote_asked_ns = event.asked_ns
+        if not self.serving:
+            if self._now >= self._silence_ends_ns:
+                self._next_beat_ns = self._now  # silence is judged by a Tick only
+        elif event.asked_ns >= self._acked_ns + timing.alone_ns:
+            # A vote asked for while acknowledgements came may be older than the cut it is to decide.
+            self._extend(event.asked_ns, event.asked_ns + timing.lease_ns)
+
+    def _vote_basis_ns(self) -> int | None:
+        """From when a lease may be counted as far as the vote goes; None: no vote now."""
+        now, timing, vote = self._now, self.config.timing, self.config.vote
+        if vote is Vote.NONE:
+            return now
+        held = vote is Vote.WITNESS or now - self._vote_since_ns >= timing.takeover_ns
+        return self._vote_asked_ns if held and now - self._vote_asked_ns < timing.alone_ns else None
+
+    def _late_text(self, since_ns: int) -> str:
+        return f"{(self._now - since_ns) // NS_PER_MS} ms"

@@ -1,0 +1,91 @@
+"""The pair's times and the inequality that keeps two leases from overlapping.
+
+Decides which times fit together. Must not know clocks: all values are durations.
+
+Why no two leases overlap. An active node's deadline is always `sent + lease`, where `sent` is its own clock when it sent
+a heartbeat that the peer heard (or may yet hear). The peer opens its own lease no earlier than `heard + takeover` on its
+own clock. In real time `heard >= sent`. A clock that runs wrong by at most `drift` (a fraction) turns a duration d into
+something between d*(1-drift) and d*(1+drift) of real time, and the kernel reads a clock that steps every `tick`, so it
+may serve for one tick more. Hence
+
+    takeover * (1 - drift) >= (lease + tick) * (1 + drift)
+
+is what `check_timing` asks for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sync.errors import TimingError
+
+NS_PER_MS = 1_000_000
+COARSE_TICK_NS = 4 * NS_PER_MS
+"""Step of the kernel's coarse clock at HZ=250."""
+
+DRIFT_PPM = 1000
+"""Bound on how wrong a node's monotonic clock may run: NTP slews by at most 500 ppm, bad crystals add 100."""
+
+MIN_HEARTBEAT_MS = 5
+MAX_HEARTBEAT_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The durations of one node's failover, all in nanoseconds."""
+
+    heartbeat_ns: int
+    lease_ns: int
+    takeover_ns: int
+    start_wait_ns: int = 0  # 0: three times takeover
+    handover_timeout_ns: int = 2000 * NS_PER_MS
+    failback_delay_ns: int = 10_000 * NS_PER_MS
+    alone_ns: int = field(init=False)  # no acknowledgement for so long: the peer no longer carries the lease
+    stall_ns: int = field(init=False)  # this machine heard nothing, not even its timer, for so long: it slept
+    listen_ns: int = field(init=False)  # a node that slept listens so long before it believes in silence
+
+    def __post_init__(self) -> None:
+        if not self.start_wait_ns:
+            object.__setattr__(self, "start_wait_ns", 3 * self.takeover_ns)
+        object.__setattr__(self, "alone_ns", self.lease_ns // 2)
+        object.__setattr__(self, "stall_ns", 2 * self.heartbeat_ns)
+        object.__setattr__(self, "listen_ns", 2 * self.heartbeat_ns)
+
+    @staticmethod
+    def from_ms(heartbeat_ms: int, lease_ms: int, takeover_ms: int, **more_ns: int) -> Timing:
+        """The times as the node file gives them; keyword arguments are further fields in nanoseconds."""
+        return Timing(heartbeat_ms * NS_PER_MS, lease_ms * NS_PER_MS, takeover_ms * NS_PER_MS, **more_ns)
+
+
+def smallest_takeover_ns(lease_ns: int, tick_ns: int = COARSE_TICK_NS, drift_ppm: int = DRIFT_PPM) -> int:
+    """The least takeover time with which no overlap is possible (see the module's inequality)."""
+    million = 1_000_000
+    return -(-(lease_ns + tick_ns) * (million + drift_ppm) // (million - drift_ppm))
+
+
+def check_timing(timing: Timing, tick_ns: int = COARSE_TICK_NS, drift_ppm: int = DRIFT_PPM) -> None:
+    """Raise TimingError, naming the key and the remedy, unless the times keep two leases apart.
+
+    tick_ns: step of the node's coarse clock (1/HZ); drift_ppm: bound on either clock's error.
+    """
+    heartbeat_ms = timing.heartbeat_ns / NS_PER_MS
+    if not MIN_HEARTBEAT_MS <= heartbeat_ms <= MAX_HEARTBEAT_MS:
+        raise TimingError("heartbeat_ms", f"{heartbeat_ms:g} is not between {MIN_HEARTBEAT_MS} and {MAX_HEARTBEAT_MS}")
+    if 2 * timing.lease_ns < 5 * timing.heartbeat_ns:
+        raise TimingError(
+            "lease_ms",
+            f"{timing.lease_ns / NS_PER_MS:g} is less than two and a half heartbeats ({heartbeat_ms:g} ms each): "
+            "one late heartbeat would close the lease; raise it or lower heartbeat_ms",
+        )
+    least_ns = smallest_takeover_ns(timing.lease_ns, tick_ns, drift_ppm)
+    if timing.takeover_ns < least_ns:
+        raise TimingError(
+            "takeover_ms",
+            f"{timing.takeover_ns / NS_PER_MS:g} is too short for lease_ms = {timing.lease_ns / NS_PER_MS:g}: with a kernel "
+            f"clock step of {tick_ns / NS_PER_MS:g} ms and clocks wrong by up to {drift_ppm} ppm it must be at least "
+            f"{-(-least_ns // NS_PER_MS)}, or both nodes could answer at once",
+        )
+    if timing.start_wait_ns < timing.takeover_ns:
+        raise TimingError(
+            "start_wait_ms", "must not be shorter than takeover_ms: a promise made before a restart must end first"
+        )
