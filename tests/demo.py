@@ -17,6 +17,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.rule import Rule
 from rich.table import Table
@@ -77,7 +78,7 @@ class Demo:
 
     def xlbctl(self, line: str) -> None:
         """Type a command on the node."""
-        self.say(f"[dim]lb1 #[/] [bold cyan]xlbctl {line}[/]")
+        self.console.print(f"[dim]lb1 #[/] [bold cyan]xlbctl {escape(line)}[/]", highlight=False, soft_wrap=True)
         self.console.out(self.rig.node.xlbctl(*shlex.split(line)).stdout.rstrip(), highlight=False)
 
     def check(self, good: bool, text: str) -> None:
@@ -256,7 +257,7 @@ class Demo:
             self.say(f"\n[bold red]{len(self.faults)} checks failed[/] in {took_s:.0f} s:")
             for fault in self.faults:
                 self.say(f"  {fault}")
-            self.say(self.rig.node.tail())
+            self.console.out(self.rig.node.tail(), highlight=False)
         else:
             self.say(f"\n[bold green]Everything held[/] ({took_s:.0f} s).")
         return 1 if self.faults else 0
@@ -316,6 +317,9 @@ def main() -> int:
             for step in (demo.configure, demo.balance, demo.hold, demo.drain, demo.add, demo.kill_backend, demo.crash_daemon):
                 step()
             return demo.summary()
+    except AssertionError as error:  # a command refused, a condition that never came, a daemon that did not start
+        console.print(f"\n[bold red]The demo stopped:[/] {escape(str(error))}", highlight=False)
+        return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
