@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 @dataclass(slots=True)
 class Node:
-    """A namespace with two veths, a and b, whose far ends are a1 and b1, and a bridge, which has no native XDP."""
+    """A namespace with two veths, va and vb, whose far ends are va1 and vb1, and a bridge, which has no native XDP."""
 
     small: Small
     namespace: Namespace
@@ -47,7 +47,7 @@ class Node:
 
     def refused(self, interfaces: Sequence[str], mode: Mode = "auto") -> str:
         """The sentence of an attempt that must change nothing."""
-        before = {name: self.on(name) for name in ("a", "b", "bridge")}
+        before = {name: self.on(name) for name in ("va", "vb", "bridge")}
         with pytest.raises(PlaneError) as caught:
             self.attach(interfaces, mode)
         assert {name: self.on(name) for name in before} == before
@@ -64,8 +64,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
 @pytest.fixture
 def node(small: Small) -> Iterator[Node]:
     namespace = Namespace(f"xlb-attach-{secrets.token_hex(4)}")
-    links = [f"link add {name} type veth peer name {name}1" for name in ("a", "b")]
-    ups = [f"link set {name} up" for name in ("a", "b", "a1", "b1")]
+    links = [f"link add {name} type veth peer name {name}1" for name in ("va", "vb")]
+    ups = [f"link set {name} up" for name in ("va", "vb", "va1", "vb1")]
     namespace.ip(*links, *ups, "link add bridge type bridge")
     yield Node(small, namespace)
     namespace.close()
@@ -75,102 +75,102 @@ NATIVE, GENERIC, NOTHING = AttachMode.NATIVE, AttachMode.GENERIC, (AttachMode.NO
 
 
 def test_auto_is_native_where_the_driver_can(node: Node) -> None:
-    done = node.attach(["a", "bridge"])
-    assert done["a"] == Attachment("a", "native", "veth", "")
+    done = node.attach(["va", "bridge"])
+    assert done["va"] == Attachment("va", "native", "veth", "")
     assert (done["bridge"].mode, done["bridge"].driver) == ("generic", "bridge")
     assert "native mode failed: " in done["bridge"].reason and "does not support XDP" in done["bridge"].reason
     program = node.small.program_id()
-    assert (node.on("a"), node.on("bridge")) == ((NATIVE, program), (GENERIC, program))
+    assert (node.on("va"), node.on("bridge")) == ((NATIVE, program), (GENERIC, program))
 
 
 def test_auto_gives_the_kernels_reason(node: Node) -> None:
-    node.namespace.ip("link set a1 mtu 9000")
-    assert "Peer MTU is too large" in node.attach(["a"])["a"].reason
+    node.namespace.ip("link set va1 mtu 9000")
+    assert "Peer MTU is too large" in node.attach(["va"])["va"].reason
 
 
 def test_doing_it_again_changes_nothing(node: Node) -> None:
-    node.attach(["a", "bridge"])
-    before = node.on("a"), node.on("bridge")
-    again = node.attach(["a", "bridge"])
-    assert (node.on("a"), node.on("bridge")) == before
-    assert (again["a"].mode, again["bridge"].mode) == ("native", "generic")
+    node.attach(["va", "bridge"])
+    before = node.on("va"), node.on("bridge")
+    again = node.attach(["va", "bridge"])
+    assert (node.on("va"), node.on("bridge")) == before
+    assert (again["va"].mode, again["bridge"].mode) == ("native", "generic")
 
 
 def test_status_says_what_is_there(node: Node) -> None:
-    node.attach(["a", "bridge"])
-    found = node.attached(["a", "bridge", "b", "missing"])
+    node.attach(["va", "bridge"])
+    found = node.attached(["va", "bridge", "vb", "missing"])
     assert [(name, each and each.mode) for name, each in found.items()] == [
-        ("a", "native"),
+        ("va", "native"),
         ("bridge", "generic"),
-        ("b", None),
+        ("vb", None),
         ("missing", None),
     ]
 
 
 def test_native_without_the_driver_is_refused(node: Node) -> None:
-    message = node.refused(["a", "bridge"], "native")
+    message = node.refused(["va", "bridge"], "native")
     assert "interface bridge (driver bridge)" in message and "data.xdp_mode" in message
 
 
 def test_generic_is_generic(node: Node) -> None:
-    assert node.attach(["a"], "generic")["a"].mode == "generic"
-    assert node.on("a")[0] is GENERIC
+    assert node.attach(["va"], "generic")["va"].mode == "generic"
+    assert node.on("va")[0] is GENERIC
 
 
 def test_the_mode_may_be_changed_and_comes_back_if_it_cannot(node: Node) -> None:
-    node.attach(["a"], "generic")
-    node.namespace.ip("link set a1 mtu 9000")
-    node.refused(["a"], "native")
-    node.namespace.ip("link set a1 mtu 1500")
-    node.attach(["a"], "native")
-    assert node.on("a")[0] is NATIVE
+    node.attach(["va"], "generic")
+    node.namespace.ip("link set va1 mtu 9000")
+    node.refused(["va"], "native")
+    node.namespace.ip("link set va1 mtu 1500")
+    node.attach(["va"], "native")
+    assert node.on("va")[0] is NATIVE
 
 
 def test_a_missing_interface_is_named(node: Node) -> None:
-    assert "interface eth77 does not exist" in node.refused(["a", "eth77"])
+    assert "interface eth77 does not exist" in node.refused(["va", "eth77"])
 
 
 @pytest.mark.parametrize("mode", ["auto", "native", "generic"])
 def test_somebody_elses_program_stays(node: Node, mode: Mode) -> None:
-    node.namespace.call(lambda: xdp_pass.attach(socket.if_nametoindex("b")))
-    theirs = node.on("b")
-    message = node.refused(["a", "b"], mode)
-    assert f"interface b already has the XDP program {theirs[1]} (rig_pass)" in message
-    assert "ip link set dev b xdp off" in message
-    assert node.detach(["b"]) == []
-    assert node.on("b") == theirs
+    node.namespace.call(lambda: xdp_pass.attach(socket.if_nametoindex("vb")))
+    theirs = node.on("vb")
+    message = node.refused(["va", "vb"], mode)
+    assert f"interface vb already has the XDP program {theirs[1]} (rig_pass)" in message
+    assert "ip link set dev vb xdp off" in message
+    assert node.detach(["vb"]) == []
+    assert node.on("vb") == theirs
 
 
 def test_an_older_build_is_replaced_in_its_mode(node: Node, tmp_path: Path) -> None:
-    node.attach(["a"], "native")
+    node.attach(["va"], "native")
     node.attach(["bridge"])
     old = node.small.program_id()
     with small_plane(tmp_path) as newer:
         newer.write(("return XDP_PASS", "return XDP_DROP"))
         newer.ensure()
         upgraded = Node(newer, node.namespace)
-        upgraded.attach(["a", "bridge"])
+        upgraded.attach(["va", "bridge"])
         new = newer.program_id()
         assert new != old
-        assert (upgraded.on("a"), upgraded.on("bridge")) == ((NATIVE, new), (GENERIC, new))
+        assert (upgraded.on("va"), upgraded.on("bridge")) == ((NATIVE, new), (GENERIC, new))
 
 
 def test_detach_takes_off_only_ours(node: Node) -> None:
-    node.attach(["a", "bridge"])
-    assert node.detach(["a", "bridge", "b", "missing"]) == ["a", "bridge"]
-    assert node.on("a") == node.on("bridge") == NOTHING
+    node.attach(["va", "bridge"])
+    assert node.detach(["va", "bridge", "vb", "missing"]) == ["va", "bridge"]
+    assert node.on("va") == node.on("bridge") == NOTHING
 
 
 def test_nothing_pinned_is_said(node: Node, tmp_path: Path) -> None:
     empty = tmp_path / "pins"
     with pytest.raises(PlaneError, match=f"no program is pinned in {empty}"):
-        node.namespace.call(lambda: attach.attach(empty, ["a"]))
+        node.namespace.call(lambda: attach.attach(empty, ["va"]))
 
 
 def test_without_pins_ours_is_known_by_its_name(node: Node, tmp_path: Path) -> None:
-    node.attach(["a"])
-    assert node.namespace.call(lambda: attach.detach(tmp_path / "pins", ["a"])) == ["a"]
-    assert node.on("a") == NOTHING
+    node.attach(["va"])
+    assert node.namespace.call(lambda: attach.detach(tmp_path / "pins", ["va"])) == ["va"]
+    assert node.on("va") == NOTHING
 
 
 def test_what_is_not_there_has_no_driver() -> None:
