@@ -226,6 +226,17 @@ def _library() -> ct.CDLL:
     return library
 
 
+def library_version() -> str | None:
+    """libbpf's version, e.g. "1.1"; None where it is not installed."""
+    try:
+        function = _library().libbpf_version_string
+    except OSError:
+        return None
+    function.argtypes, function.restype = (), ct.c_char_p
+    text: bytes = function()
+    return text.decode().removeprefix("v")
+
+
 def _error(code: int, what: str) -> OSError:
     """An OSError for a negative libbpf result; libbpf 1.x returns -errno."""
     return OSError(-code, f"{what}: {os.strerror(-code)}")

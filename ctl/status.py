@@ -11,20 +11,14 @@ import time
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from bpf import libbpf
 from bpf.constants import ABI_VERSION, COUNTERS, LEASE_FOREVER_NS
+from ctl.version import package_version
 
 if TYPE_CHECKING:
     from ctl.node import Node
 
 _PAGE_BYTES = resource.getpagesize()
-
-
-def version() -> str:
-    """This program's version as installed; the source tree's own when it is not."""
-    try:
-        return metadata.version("xlb")
-    except metadata.PackageNotFoundError:
-        return "0+source"
 
 
 def cluster_status(node: Node) -> dict[str, Any]:
@@ -50,7 +44,7 @@ async def status(node: Node) -> dict[str, Any]:
     return cluster_status(node) | {
         "started": node.started.is_set(),
         "uptime_s": round(time.monotonic() - node.started_s, 3),
-        "version": version(),
+        "version": package_version(),
         "abi": ABI_VERSION,
         "versions": _versions(),
         "interfaces": interfaces,
@@ -121,8 +115,15 @@ def _interfaces(node: Node) -> list[dict[str, Any]]:
 
 
 def _versions() -> dict[str, Any]:
-    modules = {name: _module_version(name) for name in ("pyroute2", "pyzmq", "msgpack", "numpy")}
-    return {"xlbd": version(), "abi": ABI_VERSION, "kernel": os.uname().release, "python": platform.python_version(), **modules}
+    modules = {name: _module_version(name) for name in ("bcc", "pyroute2", "pyzmq", "msgpack", "numpy")}
+    return {
+        "xlbd": package_version(),
+        "abi": ABI_VERSION,
+        "kernel": os.uname().release,
+        "libbpf": libbpf.library_version(),
+        "python": platform.python_version(),
+        **modules,
+    }
 
 
 def _module_version(name: str) -> str | None:

@@ -37,7 +37,9 @@ def version(session: Session) -> None:
     except XlbError as error:
         versions |= {"xlbd": None, "kernel": platform.release()}
         problem = str(error)
-    show(session.json, versions, lambda _: print_fields((name, value or "not running") for name, value in versions.items()))
+    absent = {"xlbd": "not running"}
+    fields = [(name, absent.get(name, "not found") if value is None else value) for name, value in versions.items()]
+    show(session.json, versions, lambda _: print_fields(fields))
     if problem:
         click.echo(f"xlbctl: {problem}", err=True)
 
