@@ -1,0 +1,82 @@
+"""Random valid configurations for property tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import strategies as st
+
+from ctl.model import AllDown, Backend, CheckKind, Config, Farm, HealthCheck, Mode, Protocol, Scheduler, Vip
+
+_NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,12}", fullmatch=True)
+_CHECKS = st.builds(
+    HealthCheck,
+    kind=st.sampled_from(CheckKind),
+    interval_ms=st.integers(1000, 9000),
+    timeout_ms=st.integers(1, 1000),
+    rise=st.integers(1, 9),
+    fall=st.integers(1, 9),
+    port=st.integers(0, 65535),
+    path=st.from_regex(r"/[!-~]{0,20}", fullmatch=True),
+    status=st.sampled_from(["200", "200-399", "301-599"]),
+    host=st.from_regex(r"[!-~]{0,20}", fullmatch=True),
+)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    """Both families, ranges, every option; listeners never overlap because each farm has its own hundred ports."""
+    four, six = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    vips = [Vip(f"10.0.0.{n + 1}", draw(st.integers(1, 32)), "eth0", draw(st.booleans())) for n in range(four)]
+    vips += [Vip(f"2001:db8::{n + 1:x}", draw(st.integers(1, 128)), "eth1.5", draw(st.booleans())) for n in range(six)]
+    names = draw(st.lists(_NAMES, unique=True, max_size=5)) if vips else []
+    farms: dict[str, Farm] = {}
+    next_id = 1
+    for number, name in enumerate(names):
+        vip = draw(st.sampled_from(vips)).address
+        first = 100 * number + draw(st.integers(1, 50))
+        servers = "2001:db8:1::{:x}" if ":" in vip else "10.0.1.{}"
+        backends = [
+            Backend(
+                0,
+                servers.format(last),
+                draw(st.integers(1, 65000)),
+                draw(st.integers(0, 65535)),
+                draw(st.integers(0, 255)),
+                draw(st.booleans()),
+            )
+            for last in draw(st.lists(st.integers(1, 250), unique=True, max_size=4))
+        ]
+        farms[name] = Farm(
+            id=number + 1,
+            name=name,
+            vip=vip,
+            port=first,
+            port_last=first + draw(st.sampled_from([0, 0, 1, 49])),
+            protocol=draw(st.sampled_from(Protocol)),
+            mode=draw(st.sampled_from(Mode)),
+            scheduler=draw(st.sampled_from(Scheduler)),
+            snat_address=draw(st.sampled_from(["", servers.format(99), vip])),
+            enabled=draw(st.booleans()),
+            all_down=draw(st.sampled_from(AllDown)),
+            idle_timeout_s=draw(st.integers(0, 604800)),
+            health=draw(st.just(HealthCheck()) | _CHECKS),
+            backends=tuple(replace(backend, id=next_id + offset) for offset, backend in enumerate(backends)),
+        )
+        next_id += len(backends)
+    return Config(
+        generation=draw(st.integers(0, 2**40)),
+        hash_seed=draw(st.integers(0, 2**32 - 1)),
+        next_id=next_id,
+        vips={vip.address: vip for vip in vips},
+        farms=farms,
+    )
+
+
+def without_ids(config: Config) -> tuple[object, object]:
+    """What a farms file can say of a configuration."""
+    farms = {
+        name: replace(farm, id=0, backends=tuple(replace(each, id=0) for each in farm.backends))
+        for name, farm in config.farms.items()
+    }
+    return dict(config.vips), farms
