@@ -105,7 +105,7 @@ class Store:
     def save(self, config: Config) -> None:
         """Returns once `config` would survive a power cut.
 
-        Blocking (three fsyncs at worst): call it in a thread. Raises XlbError naming the file and the reason.
+        Blocking (two fsyncs): call it in a thread. Raises XlbError naming the file and the reason.
         """
         temporary, previous = self.state_dir / TEMPORARY, self.state_dir / PREVIOUS
         content = self._encoder.encode(config)
@@ -114,11 +114,13 @@ class Store:
             self._files.write_synced(temporary, content)
             self._keep_previous(previous)
             self._files.rename(temporary, self.path)
+        except OSError as error:
+            raise XlbError(f"cannot store the configuration in {self.path}: {_reason(error)}; nothing was changed") from error
+        try:
             self._files.sync_directory(self.state_dir)
         except OSError as error:
-            raise XlbError(
-                f"cannot store the configuration in {self.path}: {error.strerror or error}; nothing was changed"
-            ) from error
+            doubt = "the change is written, but may not survive a power cut; look after the disk and repeat it"
+            raise XlbError(f"cannot sync {self.state_dir}: {_reason(error)}; {doubt}") from error
 
     def _keep_previous(self, previous: Path) -> None:
         """The old file gets a second name; `previous` is never missing for longer than between two renames."""
@@ -162,3 +164,7 @@ class Store:
         except OSError as error:
             raise XlbError(f"{path} is damaged and cannot be set aside: {error.strerror}; move it away by hand") from error
         return kept
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
