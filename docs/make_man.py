@@ -1,4 +1,4 @@
-"""Writes the man pages: xlbctl.8 from the command itself, so that nothing is said twice, and xlbd.8 from docs/man.
+"""Writes the man pages, so that nothing is said twice: xlbctl.8 from the command itself, xlbd.8 from docs/man and its parser.
 
 Usage: python docs/make_man.py DIRECTORY
 """
@@ -6,13 +6,13 @@ Usage: python docs/make_man.py DIRECTORY
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
+from ctl import daemon
 from ctl.cli.base import XlbCommand, XlbGroup
 from ctl.cli.main import main as xlbctl
 
@@ -108,8 +108,19 @@ def xlbctl_page() -> str:
     return "\n".join(lines) + TAIL
 
 
+def xlbd_page() -> str:
+    """Return xlbd.8: the text in docs/man with the options the daemon's parser knows."""
+    lines = []
+    for action in daemon._parser()._actions:
+        names = f"{', '.join(action.option_strings)} {action.metavar or '|'.join(action.choices or ())}".rstrip()
+        text = (action.help or "").replace("%(default)s", str(action.default))
+        lines += [".TP", f".B {escape(names)}", escape(text[:1].upper() + text[1:] + ".")]
+    template = (Path(__file__).parent / "man" / "xlbd.8").read_text()
+    return template.replace("\n@OPTIONS@\n", "\n" + "\n".join(lines) + "\n")
+
+
 if __name__ == "__main__":
     directory = Path(sys.argv[1])
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "xlbctl.8").write_text(xlbctl_page())
-    shutil.copy(Path(__file__).parent / "man" / "xlbd.8", directory)
+    (directory / "xlbd.8").write_text(xlbd_page())

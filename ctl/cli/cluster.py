@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ctl.cli.base import Session, XlbGroup, pass_session
-from ctl.cli.output import duration, print_fields, share, show
+from ctl.cli.output import duration, plural, print_fields, share, show
 
 
 @click.group(cls=XlbGroup, examples=["xlbctl cluster status", "xlbctl cluster status -o json"])
@@ -28,15 +28,20 @@ def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
     fields += [("epoch", str(answer["epoch"])), ("generation", str(answer["generation"]))]
     lease_ms = answer.get("lease_ms_left")
     fields.append(("lease", "never runs out" if lease_ms is None else f"{lease_ms} ms left"))
-    for interface in answer.get("interfaces", []):
+    for interface in answer["interfaces"]:
         fields.append((f"xdp {interface['name']}", interface_sentence(interface)))
+    flows = answer["flows"]
+    serves = f"{plural(answer['farms'], 'farm')} on {plural(answer['vips'], 'VIP')}"
+    fields.append(("serves", f"{serves}, {plural(flows['connections'], 'connection')} (room for {flows['max'] // 2})"))
+    fields.append(("xlbd", f"{answer['version']}, up for {duration(answer['uptime_s'])}, pins {answer['pins']['origin']}"))
     return fields + peer_fields(answer.get("peer"), answer.get("sync"))
 
 
 def interface_sentence(interface: dict[str, Any]) -> str:
-    """Return how an interface runs the program: "native, driver virtio_net"."""
-    driver = f", driver {interface['driver']}" if interface.get("driver") else ""
-    return f"{interface.get('xdp_mode') or 'not attached'}{driver}"
+    """Return how an interface runs the program, and why not natively: "native, driver virtio_net"."""
+    driver = f", driver {interface['driver']}" if interface["driver"] else ""
+    reason = f" ({interface['reason']})" if interface["reason"] else ""
+    return f"{interface['xdp_mode'] or 'none'}{driver}{reason}"
 
 
 def peer_fields(peer: dict[str, Any] | None, sync: dict[str, Any] | None) -> list[tuple[str, str]]:

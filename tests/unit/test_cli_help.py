@@ -127,4 +127,5 @@ def test_man_page_names_every_command_and_is_roff(tmp_path: Path) -> None:
     for path, command in COMMANDS:
         if not isinstance(command, click.Group):
             assert f'.SS "xlbctl {" ".join(path)}' in page
-    assert (tmp_path / "xlbd.8").exists()
+    daemon_page = (tmp_path / "xlbd.8").read_text()
+    assert ".B \\-\\-config FILE" in daemon_page and "\n@OPTIONS@" not in daemon_page
