@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from ctl.model import Backend
 
-TABLE_SIZES = (1021, 4093, 16381, 65537)
-"""Primes, because a backend's skip must visit every slot; far apart, because another size moves every hash to another slot."""
+TABLE_SIZES = (509, 1021, 2039, 4093, 8191, 16381, 32749, 65537)
+"""Primes, because a backend's skip must visit every slot. A factor of two apart: another size moves every hash to another
+slot, so it should be rare, but thousands of farms with tables four times too long would fill the kernel's slot table."""
 
 SLOTS_PER_UNIT = 100
 """Slots for the lightest backend. Counts come out within about one slot of exact, so its share is right to about 1 %, the

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bpf.constants import MAX_FARMS, MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK
 from ctl.maglev import MAX_TURNS, SLOTS_PER_UNIT, TABLE_SIZES, lookup_table, table_size, turn_order
 from ctl.model import Backend
 
@@ -101,14 +102,17 @@ def test_the_same_in_every_process() -> None:
 def test_table_sizes_are_primes_and_hold_enough_slots_per_unit() -> None:
     for size in TABLE_SIZES:
         assert all(size % divisor for divisor in range(2, int(size**0.5) + 1))
-    assert table_size(backends(0, 0)) == 1021
-    assert table_size(backends(1)) == 1021
+    assert table_size(backends(0, 0)) == 509
+    assert table_size(backends(1)) == 509
     assert table_size(backends(*[1] * 10)) == 1021
-    assert table_size(backends(*[1] * 11)) == 4093
-    assert table_size(backends(1, 10)) == 4093
-    assert table_size(backends(*[7] * 200)) == 65537
+    assert table_size(backends(*[1] * 11)) == 2039
+    assert table_size(backends(1, 10)) == 2039
+    assert table_size(backends(*[7] * 200)) == 32749
+    assert table_size(backends(*[7] * 400)) == 65537
     assert table_size(backends(1, 65535)) == 65537
     assert SLOTS_PER_UNIT * 10 <= 1021
+    fullest = MAX_FARMS * -(-TABLE_SIZES[0] // SLOTS_PER_CHUNK)
+    assert 2 * fullest <= MAX_SLOT_CHUNKS, "all small farms there can be must be replaceable at once, as after a restart"
 
 
 @settings(max_examples=80, deadline=None)

@@ -177,7 +177,7 @@ def test_a_farm_without_backends_refuses_in_the_kernel() -> None:
     assert (value.slot_offset, value.slot_count) == (0, 0)
     settle(plane, state, config)
     (value,) = plane.services().values()
-    assert value.slot_count == 1021
+    assert value.slot_count == 509
 
 
 def test_restart_keeps_traffic_and_removes_what_is_stale() -> None:
@@ -227,7 +227,7 @@ def test_a_reused_id_waits_until_no_service_uses_it_and_its_counters_are_zeroed(
 @pytest.fixture
 def small_table(monkeypatch: pytest.MonkeyPatch) -> int:
     """Room for two farms' tables and nothing more."""
-    chunks = 2 * -(-1021 // SLOTS_PER_CHUNK)
+    chunks = 2 * -(-509 // SLOTS_PER_CHUNK)
     monkeypatch.setattr(planner, "MAX_SLOT_CHUNKS", chunks)
     return chunks
 
@@ -253,6 +253,23 @@ def test_farms_wait_for_space_that_a_round_frees(small_table: int) -> None:
     third = plan(second.state, config, frozenset())
     plane.apply(third.operations)
     assert third.complete and len(plane.services()) == 2
+
+
+def test_after_a_restart_farms_that_wait_for_space_keep_serving(small_table: int) -> None:
+    config = configured(
+        VIP, WEB, backend("web", 1), ("farm.add", {"name": "api", "vip": "10.0.0.1", "port": 81}), backend("api", 2)
+    )
+    plane = FakePlane()
+    settle(plane, PlannerState(), config)
+    chunks = small_table // 2 * 3
+    found = replace(adopt(plane.vips(), plane.services()), free=((small_table, chunks - small_table),))
+    first = plan(found, config, frozenset())
+    plane.apply(first.operations)
+    assert not first.complete and len(plane.services()) == 2
+    second = plan(first.state, config, frozenset())
+    plane.apply(second.operations)
+    assert second.complete and len(plane.services()) == 2
+    assert {value.slot_offset for value in plane.services().values()} == {0, small_table * SLOTS_PER_CHUNK}
 
 
 PORTS = st.sampled_from([80, 81, "80-90", "85-99", "100-120"])
