@@ -6,7 +6,7 @@ import ipaddress
 from typing import Any
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6PacketTooBig, IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
@@ -105,3 +105,11 @@ def solicitation(target: str) -> bytes:
 def echo_request(family: Family, destination: str) -> bytes:
     ping = ICMP(type=8, id=1, seq=1) if family is V4 else ICMPv6EchoRequest(id=1, seq=1)
     return bytes(Ether(src=GATEWAY_MAC, dst=NODE_IN_MAC) / network(family, family.client, destination) / ping / Raw(PAYLOAD))
+
+
+def icmp_error(
+    family: Family, destination: str, quoted: Packet, source: str = "", macs: tuple[str, str] = (GATEWAY_MAC, NODE_IN_MAC)
+) -> bytes:
+    """Somebody, `source` or the client, tells `destination` that `quoted` was too long. macs: source, destination."""
+    error = ICMP(type=3, code=4, nexthopmtu=1000) if family is V4 else ICMPv6PacketTooBig(mtu=1280)
+    return bytes(Ether(src=macs[0], dst=macs[1]) / network(family, source or family.client, destination) / error / quoted)

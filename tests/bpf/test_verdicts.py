@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import (
-    ICMPv6PacketTooBig,
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
@@ -16,13 +15,23 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrRouting,
 )
 from scapy.layers.l2 import Ether
-from scapy.packet import Packet, Raw
+from scapy.packet import Raw
 
 from bpf.constants import COUNTERS, Kind, Mode, Protocol, Scheduler, VipFlag
 from bpf.hashing import flow_hash, snat_candidates
 from bpf.tables import FlowTuple, PutSlots
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, SEED, SMALL, UNRESOLVED, V4, V6, Bed, Family, Outcome
-from tests.bpf.packets import PAYLOAD, arp, echo_request, from_backend, from_client, network, solicitation, transport
+from tests.bpf.packets import (
+    PAYLOAD,
+    arp,
+    echo_request,
+    from_backend,
+    from_client,
+    icmp_error,
+    network,
+    solicitation,
+    transport,
+)
 
 Case = Callable[[Bed, Family], Outcome]
 SITUATIONS: list[tuple[str, str, Case]] = []
@@ -157,14 +166,6 @@ def backend_on_the_same_side(bed: Bed, family: Family) -> Outcome:
 def backend_on_the_other_side(bed: Bed, family: Family) -> Outcome:
     serve(bed, family)
     return bed.send(bytes(from_client(family)))
-
-
-def icmp_error(family: Family, destination: str, quoted: Packet, source: str = "") -> bytes:
-    """Somebody tells `destination` that `quoted` was too long."""
-    error = ICMP(type=3, code=4, nexthopmtu=1000) if family is V4 else ICMPv6PacketTooBig(mtu=1280)
-    return bytes(
-        Ether(src=GATEWAY_MAC, dst=NODE_IN_MAC) / network(family, source or family.client, destination) / error / quoted
-    )
 
 
 @case("forward_icmp_error")

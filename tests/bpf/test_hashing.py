@@ -1,0 +1,68 @@
+"""bpf/hashing.py against the kernel program: the slot and the SNAT port of hundreds of random connections."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+
+import pytest
+
+from bpf.constants import FIRST_SNAT_PORT, MAX_SNAT_CANDIDATES, Protocol, Scheduler
+from bpf.hashing import client_hash, flow_hash, snat_candidates
+from bpf.tables import FlowTuple
+from tests.bpf.bed import V4, Bed, Family
+from tests.bpf.packets import from_client
+
+SLOTS = tuple(random.Random(4).choices(range(7), k=61))
+
+
+def random_clients(family: Family, count: int) -> list[tuple[str, int]]:
+    chance = random.Random(5)
+    low, high = (0x0B000001, 0x7EFFFFFE) if family is V4 else (0x2000 << 112, (0x4000 << 112) - 1)
+    make = ipaddress.IPv4Address if family is V4 else ipaddress.IPv6Address
+    return [(str(make(chance.randint(low, high))), chance.randint(1, 65535)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("scheduler", [Scheduler.MAGLEV, Scheduler.SOURCE], ids=["maglev", "source"])
+def test_slots_and_ports(bed: Bed, family: Family, scheduler: Scheduler) -> None:
+    backends = [(family.far(number), 8080) for number in range(11, 18)]
+    for protocol in Protocol:
+        bed.farm(family.vip, *backends, slots=SLOTS, scheduler=scheduler, protocol=protocol, farm=int(protocol) % 8)
+    for seed in (0, 0xFFFFFFFF, 0x12345678):
+        bed.plane.set_hash_seed(seed)
+        bed.clear("embryonic", family)
+        taken: set[tuple[int, int, int]] = set()
+        for number, (address, port) in enumerate(random_clients(family, 60)):
+            protocol = list(Protocol)[number % 2]
+            bed.send(bytes(from_client(family, protocol, source=address, source_port=port)))
+            flow = FlowTuple(address, family.vip, port, 80, protocol)
+            mixed = flow_hash(flow, seed)
+            slot = SLOTS[(mixed if scheduler is Scheduler.MAGLEV else client_hash(address, seed)) % len(SLOTS)]
+            wanted = next(each for each in snat_candidates(port, mixed) if (slot, protocol, each) not in taken)
+            taken.add((slot, protocol, wanted))
+            leaves = bed.flows("embryonic", family)[flow].leaves
+            assert (leaves.destination, leaves.source_port) == (family.far(11 + slot), wanted)
+
+
+def test_every_candidate_in_order(bed: Bed, family: Family) -> None:
+    """With each candidate taken in turn, the program moves on to the next of the sequence, to the last."""
+    bed.farm(family.vip, (family.far(11), 8080))
+    flow = FlowTuple(family.client, family.vip, 1023, 80, Protocol.TCP)
+    candidates = list(snat_candidates(1023, flow_hash(flow, 0x5EED)))
+    for port in candidates:
+        bed.send(bytes(from_client(family, source_port=1023)))
+        assert bed.flows("embryonic", family)[flow].leaves.source_port == port
+        bed.clear("embryonic", family)
+        keys = bed.plane.encode_flow_keys(family.name, [FlowTuple(family.far(11), family.vip, 8080, port, Protocol.TCP)])
+        bed.plane.update_flows(family.name, keys, bed.blank_flows(family, 1))
+    assert bed.send(bytes(from_client(family, source_port=1023))).verdict == "drop_snat_exhausted"
+
+
+def test_candidates() -> None:
+    assert next(snat_candidates(1024, 1)) == 1024
+    assert len(list(snat_candidates(1024, 1))) == MAX_SNAT_CANDIDATES
+    assert len(list(snat_candidates(1023, 1))) == MAX_SNAT_CANDIDATES - 1
+    ports = [port for seed in range(2000) for port in snat_candidates(80, seed)]
+    assert min(ports) >= FIRST_SNAT_PORT
+    assert max(ports) <= 65535
+    assert len(set(ports)) > 30000
