@@ -110,6 +110,7 @@ class Bed:
     features: Mapping[str, bool] = field(default_factory=dict)
     namespace: Namespace = field(init=False)
     plane: KernelPlane = field(init=False)
+    pins: Path = field(init=False)
     _stack: contextlib.ExitStack = field(init=False)
     _inside: ThreadPoolExecutor = field(init=False)
     in0: int = field(init=False)
@@ -123,10 +124,10 @@ class Bed:
             self._wire()
             run_dir = Path(os.environ.get("TMPDIR", "/tmp")) / name
             stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
-            pins = Path("/sys/fs/bpf") / name
-            stack.callback(loader.remove_pins, pins)
-            loaded = loader.ensure(loader.Build(pins, run_dir, MAX_FLOWS, self.features))
-            self.plane = KernelPlane(pins, loaded.layouts)
+            self.pins = Path("/sys/fs/bpf") / name
+            stack.callback(loader.remove_pins, self.pins)
+            loaded = loader.ensure(loader.Build(self.pins, run_dir, MAX_FLOWS, self.features))
+            self.plane = KernelPlane(self.pins, loaded.layouts)
             stack.callback(self.plane.close)
             self._inside = ThreadPoolExecutor(1, initializer=self.namespace.enter)
             stack.callback(self._inside.shutdown)

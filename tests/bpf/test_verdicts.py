@@ -394,7 +394,7 @@ def test_case(bed: Bed, family: Family, counter: str, function: Case) -> None:
 
 
 def test_every_counter_has_a_case() -> None:
-    elsewhere = {"event_ring_full"}  # test_events.py: only a program with a ring counts it
+    elsewhere = {"event_ring_full"}  # test_flow_events.py: only a program with a ring counts it
     assert {counter for counter, _, _ in SITUATIONS} | elsewhere == {counter.name for counter in COUNTERS}
 
 
