@@ -61,9 +61,8 @@ class FlowEvents:
         return records
 
     def close(self) -> None:
-        del self._consumed, self._produced, self._data
-        self._consumer_map.close()
-        self._producer_map.close()
+        """Let go of the mappings; they end with the last array that still looks into them."""
+        del self._consumed, self._produced, self._data, self._consumer_map, self._producer_map
 
     def __enter__(self) -> FlowEvents:
         return self

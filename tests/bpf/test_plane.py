@@ -169,6 +169,13 @@ def test_a_full_table_names_the_first_that_did_not_fit(plane: KernelPlane) -> No
     assert len(plane.vips()) == 4096
 
 
+def test_a_full_range_table_names_the_listener_and_not_the_prefix(plane: KernelPlane) -> None:
+    """1-65534 takes 30 prefixes, so 2184 such listeners fit into 65536 entries."""
+    keys = [ServiceKey(f"10.{n >> 8}.{n & 255}.1", 1, 65534, 6) for n in range(2200)]
+    with pytest.raises(PlaneError, match=f"PutService {keys[2184].address} port 1-65534 protocol 6 failed"):
+        plane.apply([PutService(key, service(1, 1)) for key in keys])
+
+
 def test_a_thousand_farms_are_applied_at_once(plane: KernelPlane) -> None:
     operations: list[Operation] = [PutVip(f"10.0.{n >> 8}.{n & 255}", 0) for n in range(1, 1001)]
     operations += [PutBackend(10 * n + k, f"10.1.{n & 255}.{k + 1}", 80) for n in range(1, 1001) for k in range(10)]
