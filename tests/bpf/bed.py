@@ -108,6 +108,7 @@ class Bed:
     """One node: namespace, pins, plane."""
 
     features: Mapping[str, bool] = field(default_factory=dict)
+    max_flows: int = MAX_FLOWS
     namespace: Namespace = field(init=False)
     plane: KernelPlane = field(init=False)
     pins: Path = field(init=False)
@@ -126,7 +127,7 @@ class Bed:
             stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
             self.pins = Path("/sys/fs/bpf") / name
             stack.callback(loader.remove_pins, self.pins)
-            loaded = loader.ensure(loader.Build(self.pins, run_dir, MAX_FLOWS, self.features))
+            loaded = loader.ensure(loader.Build(self.pins, run_dir, self.max_flows, self.features))
             self.plane = KernelPlane(self.pins, loaded.layouts)
             stack.callback(self.plane.close)
             self._inside = ThreadPoolExecutor(1, initializer=self.namespace.enter)

@@ -8,6 +8,7 @@ import itertools
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import TCP, UDP
+from scapy.packet import Packet
 
 from bpf.constants import Mode, Protocol
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, V4, Bed, Family, backend_mac
@@ -75,7 +76,7 @@ def test_every_checksum_value_once(bed: Bed, family: Family) -> None:
             assert out == expected, f"{layer.__name__} payload word {word:#x}"
 
 
-def out_for(bed: Bed, family: Family, protocol: Protocol, word: int) -> tuple[object, bytes]:
+def out_for(bed: Bed, family: Family, protocol: Protocol, word: int) -> tuple[Packet, bytes]:
     packet = from_client(family, protocol, payload=word.to_bytes(2, "big"))
     return packet, bed.send(bytes(packet)).frame
 

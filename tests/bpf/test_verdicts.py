@@ -271,11 +271,12 @@ def no_hop_at_all(bed: Bed, family: Family) -> Outcome:
 
 def fragment(family: Family, offset: int, more: int) -> bytes:
     inner = transport(Protocol.UDP, 40000, 80) / Raw(PAYLOAD)
+    ethernet = Ether(src=GATEWAY_MAC, dst=NODE_IN_MAC)
     if family is V4:
-        ip = IP(src=V4.client, dst=V4.vip, proto=17, flags=more, frag=offset)
+        packet = ethernet / IP(src=V4.client, dst=V4.vip, proto=17, flags=more, frag=offset)
     else:
-        ip = IPv6(src=V6.client, dst=V6.vip) / IPv6ExtHdrFragment(nh=17, offset=offset, m=more)
-    return bytes(Ether(src=GATEWAY_MAC, dst=NODE_IN_MAC) / ip / Raw(bytes(inner)))
+        packet = ethernet / IPv6(src=V6.client, dst=V6.vip) / IPv6ExtHdrFragment(nh=17, offset=offset, m=more)
+    return bytes(packet / Raw(bytes(inner)))
 
 
 @case("drop_fragment")
