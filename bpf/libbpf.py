@@ -185,7 +185,6 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bpf_map_lookup_elem": (ct.c_int, _POINTER, _POINTER),
     "bpf_map_update_elem": (ct.c_int, _POINTER, _POINTER, ct.c_uint64),
     "bpf_map_delete_elem": (ct.c_int, _POINTER),
-    "bpf_map_get_next_key": (ct.c_int, _POINTER, _POINTER),
     "bpf_map_lookup_batch": (ct.c_int, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
     "bpf_map_lookup_and_delete_batch": (ct.c_int, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
     "bpf_map_update_batch": (ct.c_int, _POINTER, _POINTER, _POINTER, _POINTER),
@@ -319,16 +318,6 @@ def map_delete(fd: int, key: bytes) -> bool:
         return False
     _checked(code, "delete a map element")
     return True
-
-
-def map_next_key(fd: int, key: bytes | None, key_size: int) -> bytes | None:
-    """The key after `key` (None: the first) in the map's own order, None at the end."""
-    following = ct.create_string_buffer(key_size)
-    code = _library().bpf_map_get_next_key(fd, key, following)
-    if code == -errno.ENOENT:
-        return None
-    _checked(code, "walk a map")
-    return following.raw
 
 
 # --- many elements -------------------------------------------------------------------------------------------

@@ -194,23 +194,21 @@ class KernelPlane:
         return found
 
     def _range_services(self, family: str) -> dict[ServiceKey, ServiceValue]:
+        """Prefixes of one listener are those with the same address, protocol and value: that holds its first port."""
         table = self._tables[f"ranges_{family}"]
-        last_port: dict[tuple[str, int, ServiceValue], int] = {}
-        raw: bytes | None = None
-        for _ in range(table.max_entries):
-            raw = libbpf.map_next_key(table.fd, raw, table.key.itemsize)
-            data = libbpf.map_lookup(table.fd, raw, table.value.itemsize) if raw is not None else None
-            if raw is None or data is None:
-                break
-            key, value = np.frombuffer(raw, table.key)[0], np.frombuffer(data, table.value)[0]
-            free_bits = columns.PORT_BITS + _bits_before_port(table) - int(key["prefix_length"])
-            listener = (columns.address_text(key["address"].tobytes()), int(key["protocol"]), _service_value(value, family))
-            last = int(key["port"]) + (1 << free_bits) - 1
-            last_port[listener] = max(last, last_port.get(listener, 0))
-        return {
-            ServiceKey(address, value.port_first, last, protocol): value
-            for (address, protocol, value), last in last_port.items()
-        }
+        last_ports: dict[tuple[bytes, int, bytes], int] = {}
+        for keys, values in table.slices(4096):
+            free_bits = columns.PORT_BITS + _bits_before_port(table) - keys["prefix_length"].astype(np.int64)
+            lasts = (keys["port"] + (1 << free_bits) - 1).tolist()
+            raw_values = values.view(f"V{table.value.itemsize}")
+            listeners = zip(keys["address"].tolist(), keys["protocol"].tolist(), raw_values.tolist(), strict=True)
+            for listener, last in zip(listeners, lasts, strict=True):
+                last_ports[listener] = max(last, last_ports.get(listener, 0))
+        found: dict[ServiceKey, ServiceValue] = {}
+        for (address, protocol, raw), last in last_ports.items():
+            value = _service_value(np.frombuffer(raw, table.value)[0], family)
+            found[ServiceKey(columns.address_text(address), value.port_first, last, protocol)] = value
+        return found
 
     # --- the node --------------------------------------------------------------------------------------------
 
