@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bpf.attach import driver
-from ctl import sysctl
+from ctl import lean_pyroute2, sysctl
 from ctl.announce import announcement, send_frame
 from ctl.errors import XlbError
 from ctl.netwatch import NetlinkWatcher, attribute
@@ -156,9 +156,7 @@ class KernelNetwork:
 
 @contextmanager
 def _netlink() -> Iterator[Any]:
-    from pyroute2 import IPRoute  # 90 ms: only where a daemon really touches the network
-
-    with IPRoute() as netlink:
+    with lean_pyroute2.classes().IPRoute() as netlink:
         yield netlink
 
 

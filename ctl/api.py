@@ -28,6 +28,7 @@ MAX_QUEUED_MESSAGES = 128
 MAX_REQUESTS_IN_FLIGHT = 32
 MAX_COMMAND_LENGTH = 64
 MAX_ELEMENTS = 1_000_000
+BIG_MESSAGE_BYTES = 256 * 1024
 GROUP = "xlb"
 
 _PACK_SLICE = 256  # list elements packed before the loop gets a turn: well under 2 ms
@@ -144,10 +145,12 @@ def _pack_map_header(length: int) -> bytes:
 class ApiServer:
     """Serves one control socket until closed. Requests run concurrently, at most MAX_REQUESTS_IN_FLIGHT at a time."""
 
-    def __init__(self, path: Path, dispatch: Dispatch) -> None:
+    def __init__(self, path: Path, dispatch: Dispatch, big_message: Callable[[], None] = lambda: None) -> None:
+        """`big_message` is called after a request or an answer of more than BIG_MESSAGE_BYTES."""
         self.path = path
         self.counts = ApiCounts()
         self._dispatch = dispatch
+        self._big_message = big_message
         self._context = zmq.asyncio.Context(io_threads=1)
         self._socket: zmq.asyncio.Socket | None = None
         self._slots = asyncio.Semaphore(MAX_REQUESTS_IN_FLIGHT)
@@ -227,6 +230,8 @@ class ApiServer:
             answer = error_answer(error.id, "invalid", str(error))
         else:
             answer = await self._run(request)
+        if max(len(payload), len(answer)) > BIG_MESSAGE_BYTES:
+            self._big_message()
         try:
             await server.send_multipart([*envelope, answer], flags=zmq.NOBLOCK)
         except zmq.ZMQError:

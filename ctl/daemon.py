@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctl import nodefile
+from ctl import memory, nodefile
 from ctl.errors import XlbError
 from ctl.logs import LEVELS, set_up_logging
 from ctl.nodefile import NodeSettings
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
     """Serve until SIGTERM or SIGINT. Raises XlbError, with nothing changed, when the node cannot be started."""
     sys.setswitchinterval(THREAD_SWITCH_S)
+    memory.limit_arenas()
     _raise_file_limit()
     with locked_run_dir(settings.node.run_dir):
         _serve_kernel(settings, replace_pins, detach)
@@ -94,6 +95,7 @@ async def _serve(settings: NodeSettings, plane: object, origin: object, detach: 
     try:
         await node.start()
         gc.freeze()  # what is there now stays: collections need not look at it
+        await asyncio.to_thread(memory.give_back)
         failure = await _first(stop, node.failed)
         log.info("stopping%s", "" if detach else "; the data plane goes on serving")
     finally:

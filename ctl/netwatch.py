@@ -14,6 +14,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from ctl import lean_pyroute2
 from ctl.network import NetworkEvents
 
 MAX_KNOWN_NEIGHBOURS = 65536
@@ -115,11 +116,9 @@ class NetlinkWatcher:
     """A netlink socket on the running loop; calls `events`, next-hop changes at most once per COALESCE_S."""
 
     def __init__(self, events: NetworkEvents) -> None:
-        from pyroute2.netlink.rtnl.marshal import MarshalRtnl  # slow to import; only a daemon that watches pays
-
         self._events = events
         self._filter = ChangeFilter()
-        self._marshal = MarshalRtnl()
+        self._marshal = lean_pyroute2.classes().MarshalRtnl()
         self._loop = asyncio.get_running_loop()
         self._bump_pending = False
         self._socket = socket.socket(

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from bpf.attach import Attachment
 from bpf.constants import LEASE_FOREVER_NS
 from bpf.tables import DataPlane, PlaneError
+from ctl import memory
 from ctl.api import ApiServer
 from ctl.checks import CheckRunner, load_down
 from ctl.commit import Committed, Committer
@@ -90,7 +91,8 @@ class Node:
         self.next_hops = NextHopKeeper(network, lambda: self.config)
         self.started = asyncio.Event()
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.api = ApiServer(run_dir / CONTROL_SOCKET, Dispatcher(self).dispatch)
+        self.tidier = memory.Tidier()
+        self.api = ApiServer(run_dir / CONTROL_SOCKET, Dispatcher(self).dispatch, self.tidier.soon)
         self._attacher = attacher
         self._notifier = notifier or Notifier("")
         self._store = Store(settings.node.state_dir)
@@ -127,6 +129,7 @@ class Node:
         self.network.watch(self._events())
         for name, job in (
             ("loop lag", self.lag.run()),
+            ("giving memory back", self.tidier.run()),
             ("health checks", self.checks.run()),
             ("neighbour keeping", self.next_hops.run()),
             ("flow expiry", self.sweeper.run()),

@@ -6,14 +6,12 @@ import asyncio
 import os
 import platform
 import resource
-import sys
 import time
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from bpf import libbpf
 from bpf.constants import ABI_VERSION, COUNTERS, LEASE_FOREVER_NS
-from ctl.version import package_version
+from ctl.version import installed_version, package_version
 
 if TYPE_CHECKING:
     from ctl.node import Node
@@ -115,7 +113,7 @@ def _interfaces(node: Node) -> list[dict[str, Any]]:
 
 
 def _versions() -> dict[str, Any]:
-    modules = {name: _module_version(name) for name in ("bcc", "pyroute2", "pyzmq", "msgpack", "numpy")}
+    modules = {name: installed_version(name) for name in ("bcc", "pyroute2", "pyzmq", "msgpack", "numpy")}
     return {
         "xlbd": package_version(),
         "abi": ABI_VERSION,
@@ -124,10 +122,3 @@ def _versions() -> dict[str, Any]:
         "python": platform.python_version(),
         **modules,
     }
-
-
-def _module_version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return getattr(sys.modules.get({"pyzmq": "zmq"}.get(name, name)), "__version__", None)
