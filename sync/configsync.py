@@ -21,7 +21,7 @@ Version = tuple[int, int]
 
 MAX_HISTORY = 64
 CONFIRM_TIMEOUT_NS = 2_000_000_000
-OFFER_AGAIN_NS = 1_000_000_000
+OFFER_AGAIN_NS = 200_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,7 @@ class ConfigSync:
         return [Store(document)]
 
     def _offer(self, now_ns: int) -> list[Effect]:
-        """Offer what the peer lacks, each version once a second at most."""
+        """Offer what the peer lacks, each version at most once per OFFER_AGAIN_NS."""
         version, offered_ns = self._offered
         if version == self.document.version and now_ns - offered_ns < OFFER_AGAIN_NS:
             return []

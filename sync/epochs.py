@@ -15,11 +15,10 @@ class Epochs:
     __slots__ = ("_floor", "_parity", "_reserving", "current", "reserved")
 
     def __init__(self, parity: int, persisted_epoch: int, persisted_reserved: int) -> None:
-        self.current = persisted_epoch
+        # Whether a reserved number was served before a crash nobody knows: an epoch that has begun must not be forgotten.
+        self.current = self._floor = max(persisted_epoch, persisted_reserved)
         self.reserved = self._reserving = 0
         self._parity = parity
-        # Whether a reserved number was used before the restart nobody knows, so it is spent.
-        self._floor = max(persisted_epoch, persisted_reserved)
 
     def seen(self, epoch: int) -> None:
         """The peer knows of the term `epoch`."""
@@ -39,6 +38,11 @@ class Epochs:
         """The disk has it."""
         if reserved == self._reserving:
             self.reserved, self._reserving = reserved, 0
+
+    def give_back(self) -> PersistEpoch:
+        """This run ends in order: what it reserved was not served."""
+        self.reserved = self._reserving = 0
+        return PersistEpoch(self.current, self.current)
 
     def spend(self) -> int:
         """Begin the reserved term."""

@@ -85,7 +85,7 @@ class Failover(Handover):
         now, timing = self._now, self.config.timing
         if self._request and now >= self._request_until_ns:
             self._request_timed_out()
-        if self.state is State.CANDIDATE and not self._peer_fresh:
+        if self.state is State.CANDIDATE and not self.peer_alive:
             self._enter(State.BACKUP, f"{self.config.peer} fell silent before it granted epoch {self._claim}")
         if self.state is State.BACKUP and not self._take_over_by_silence():
             self._claim_if_better()
@@ -150,10 +150,10 @@ class Failover(Handover):
         claim, peer = self._claim, self.config.peer
         if beat.role is Role.ACTIVE and not beat.offering:
             self._yield(beat, f"{peer} serves with epoch {beat.epoch}")
-        elif beat.claim > claim or beat.epoch >= claim:
-            self._yield(beat, f"{peer} knows of epoch {max(beat.claim, beat.epoch)}")
+        elif max(beat.claim, beat.epoch) > claim or self._epochs.reserved != claim:
+            self._yield(beat, f"epoch {max(beat.claim, beat.epoch, self.epoch)} is known")
         elif beat.role is Role.LEFT:
-            self._open(self._now, f"{peer} has left")
+            self._yield(beat, f"{peer} has left")
         elif self._granted(beat):
             self._open(beat.echo_sent_ns, f"{peer} granted it")
         elif beat.offering:
@@ -170,15 +170,12 @@ class Failover(Handover):
         self._follower_hears(beat)
 
     def _follower_hears(self, beat: Heartbeat) -> None:
-        """Not serving and not claiming: promise, or claim, or note that the peer has gone."""
+        """Not serving and not claiming: promise, or claim."""
         self._epochs.seen(beat.epoch)
         self._grants = beat.epoch if beat.role is Role.ACTIVE else beat.claim if beat.claim > self.epoch else 0
         self._reserve()
         if not self._grants:
-            if beat.role is Role.LEFT and self.state is State.BACKUP and self.can_serve and self._epochs.reserved:
-                self._open(self._now, f"{self.config.peer} has left")
-            else:
-                self._claim_if_better()
+            self._claim_if_better()
             return
         if beat.role is Role.ACTIVE:
             self._peer_serves(beat)
@@ -197,7 +194,7 @@ class Failover(Handover):
 
     def _could_fail_back(self) -> bool:
         peer = self._peer
-        following = peer is not None and peer.role is Role.ACTIVE and self._peer_fresh
+        following = peer is not None and peer.role is Role.ACTIVE and self.peer_alive
         return following and self.state is State.BACKUP and self._in_step
 
     # --- elections --------------------------------------------------------------------------------------------------
@@ -212,7 +209,9 @@ class Failover(Handover):
         if basis_ns is None:
             self._ask_vote()
         elif self._epochs.reserved:
-            self._open(basis_ns, f"{self.config.peer} silent on every path for {self._late_text(now - timing.takeover_ns)}")
+            left = self._peer is not None and self._peer.role is Role.LEFT
+            text = "has left" if left else f"silent on every path for {self._late_text(now - timing.takeover_ns)}"
+            self._open(basis_ns, f"{self.config.peer} {text}")
             return True
         return False
 
@@ -221,7 +220,7 @@ class Failover(Handover):
         peer = self._peer
         if self.state is not State.BACKUP or not self.can_serve or not self._epochs.reserved:
             return
-        if peer is None or not self._peer_fresh or peer.role in (Role.ACTIVE, Role.LEFT) or peer.claim:
+        if peer is None or not self.peer_alive or peer.role in (Role.ACTIVE, Role.LEFT) or peer.claim:
             return
         mine = (True, self._in_step, self._version, self.config.priority, self.config.node)
         theirs = (peer.can_serve, peer.in_step, peer.version, peer.priority, self.config.peer)
@@ -253,7 +252,7 @@ class Failover(Handover):
             self._advert_heard_ns = NEVER_NS
             return
         self._advert_heard_ns = self._now
-        if self.serving and not self._peer_fresh:
+        if self.serving and not self.peer_alive:
             # No epoch in an advertisement: RFC 9568 (6.4.3) decides by priority, then by address.
             if (event.priority, event.sender_is_greater) > (self.config.priority, False):
                 self._step_down(
@@ -266,7 +265,7 @@ class Failover(Handover):
         (self._down.discard if event.up else self._down.add)(event.interface)
         peer, text = self._peer, f"no carrier on {self._down_text()}"
         if self._down and self.serving:
-            if peer and self._peer_fresh and peer.role is Role.BACKUP and peer.can_serve:
+            if peer and self.peer_alive and peer.role is Role.BACKUP and peer.can_serve:
                 self._step_down(State.FAULT, f"{text}, and {self.config.peer} can serve")
             else:
                 self.why = f"serving with epoch {self.epoch} in spite of {text}: {self.config.peer} cannot serve"

@@ -12,7 +12,7 @@ from sync.timing import Timing
 
 
 class Role(enum.StrEnum):
-    """What a node tells others it is. LEFT: it closed its lease and will not open one before it starts again."""
+    """What a node tells others it is. LEFT: it closed its lease and stops."""
 
     ACTIVE = "active"
     BACKUP = "backup"

@@ -31,7 +31,7 @@ class Handover(Lease):
     def _unable_peer(self) -> str:
         """Why the peer cannot be handed the VIPs; empty if it can."""
         peer, name = self._peer, self.config.peer
-        if peer is None or not self._peer_fresh:
+        if peer is None or not self.peer_alive:
             return f"{name} is not heard on the cluster link"
         if not peer.can_serve or peer.role is not Role.BACKUP:
             return f"{name} is {peer.role.value} and cannot serve"
@@ -105,6 +105,8 @@ class Handover(Lease):
         elif self.state is not state:
             self._enter(state, request)
             self._send()
+        if state is State.STOPPED:
+            self._out.append(self._epochs.give_back())
         self._out.append(Completed(request))
 
     def _finish_request(self) -> None:

@@ -108,7 +108,7 @@ class Lease:
     def status(self, now_ns: int) -> Status:
         """The machine as people see it at `now_ns`."""
         takeover_ns = self.config.timing.takeover_ns
-        paths = {"cluster": now_ns - self._peer_heard_ns < takeover_ns, "data": now_ns - self._advert_heard_ns < takeover_ns}
+        paths = {"cluster": now_ns - self._cluster_heard_ns < takeover_ns, "data": now_ns - self._advert_heard_ns < takeover_ns}
         heard_ns = max(self._peer_heard_ns, self._advert_heard_ns)
         return Status(
             node=self.config.node,
@@ -124,12 +124,19 @@ class Lease:
         )
 
     @property
-    def _peer_fresh(self) -> bool:
-        return self._now - self._peer_heard_ns < self.config.timing.takeover_ns
+    def peer_alive(self) -> bool:
+        """Whether the cluster link has brought a heartbeat within takeover_ns, as of the last event."""
+        return self._now - self._cluster_heard_ns < self.config.timing.takeover_ns
+
+    @property
+    def _cluster_heard_ns(self) -> int:
+        """A peer that said it left counts as silent from then on."""
+        left = self._peer is not None and self._peer.role is Role.LEFT
+        return NEVER_NS if left else self._peer_heard_ns
 
     @property
     def _silence_ends_ns(self) -> int:
-        return max(self._peer_heard_ns, self._advert_heard_ns) + self.config.timing.takeover_ns
+        return max(self._cluster_heard_ns, self._advert_heard_ns) + self.config.timing.takeover_ns
 
     # --- lease ------------------------------------------------------------------------------------------------------
 

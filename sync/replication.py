@@ -99,7 +99,11 @@ class BeginMark:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Put the block's records into the table, then call `applied`. `only_absent`: late news, do not overwrite."""
+    """Put the block's records into the table, then call `applied`.
+
+    `only_absent`: late news for a node that serves by now. Add only what the table does not have, delete nothing, and
+    hand what was added to this node's own sender: no ring reports it.
+    """
 
     block: Block
     only_absent: bool = False
@@ -319,10 +323,11 @@ class Receiver:
         """This node became active or stopped being it.
 
         An active node takes only late changes of the stream it followed, and no snapshot. What it wrote to its table
-        since then is in no stream, so afterwards it needs a new one.
+        since then is in no stream, so afterwards it needs a new one; until that begins, its table is the best there is.
         """
         if self.serving and not serving:
-            self._known = self.in_step = False
+            self._known = False
+        self.in_step = self.in_step or serving
         self.serving = serving
 
     def block(self, block: Block, now_ns: int) -> list[Effect]:

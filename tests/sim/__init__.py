@@ -1,0 +1,1 @@
+"""Both nodes' real machines in one seeded world with simulated time."""

@@ -1,0 +1,422 @@
+"""One simulated node: a kernel that outlives its daemon, a disk, and a daemon that runs the real machines.
+
+Does what `ctl` will do with effects, as plainly as possible. Everything random comes from the world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from sync import configsync, failover, failover_types, replication
+from sync.failover_types import Role
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+MS = 1_000_000
+COARSE_NS = 4 * MS
+RING_RECORDS = 48
+SLICE_KEYS = 6
+INBOX = 4000
+
+
+class Kernel:
+    """Lease, flow table and ring: what stays when the daemon dies."""
+
+    def __init__(self) -> None:
+        self.deadline_ns = 0
+        self.epoch = 0
+        self.table: dict[int, int] = {}
+        self.ring: list[tuple[int, int | None]] = []
+        self.ring_lost = False
+
+    def write(self, key: int, value: int | None, report: bool) -> None:
+        if value is None:
+            self.table.pop(key, None)
+        else:
+            self.table[key] = value
+        if report:
+            if len(self.ring) >= RING_RECORDS:
+                self.ring_lost = True
+            else:
+                self.ring.append((key, value))
+
+
+class Disk:
+    """Durable values, and writes on their way that a crash loses. One write at a time, in order."""
+
+    def __init__(self) -> None:
+        self.epoch, self.reserved = 0, 0
+        self.document = configsync.EMPTY
+        self.conflicts: list[configsync.Document] = []
+        self.busy_until = 0
+
+
+class Node:
+    """Kernel, disk and daemon of one machine."""
+
+    def __init__(self, world: World, index: int) -> None:
+        self.world, self.index, self.name = world, index, f"lb{index + 1}"
+        rng = world.rng
+        self.drift_ppm = rng.randint(-world.profile.drift_ppm, world.profile.drift_ppm)
+        self.clock_offset = rng.randint(0, 10**12)
+        self.coarse_phase = rng.randint(0, COARSE_NS - 1)
+        self.kernel, self.disk = Kernel(), Disk()
+        self.run = 0  # counts daemon starts; 0: never
+        self.up = self.paused = False
+        self.inbox: list[tuple[str, Any]] = []
+        self.cut_effects: list[Any] = []  # effects a pause hit in the middle
+        self.pause_inside = 0  # next list of effects is cut, for so long
+        self.served_epochs: list[int] = []
+        self.answers: list[configsync.Answer] = []
+        self.tick_scheduled = -1
+        self.carrier_down = False
+        self.log: list[str] = []
+
+    # --- clocks -----------------------------------------------------------------------------------------------------
+
+    def local(self, real_ns: int) -> int:
+        return self.clock_offset + real_ns + real_ns * self.drift_ppm // 1_000_000
+
+    def real(self, local_ns: int) -> int:
+        return (local_ns - self.clock_offset) * 1_000_000 // (1_000_000 + self.drift_ppm) + 1
+
+    def kernel_open(self) -> bool:
+        local = self.local(self.world.now)
+        return local - (local + self.coarse_phase) % COARSE_NS < self.kernel.deadline_ns
+
+    # --- life of the daemon -----------------------------------------------------------------------------------------
+
+    def boot(self) -> None:
+        world = self.world
+        self.run += 1
+        self.up, self.paused, self.inbox, self.cut_effects, self.pause_inside = True, False, [], [], 0
+        boot = world.rng.getrandbits(48) | 1
+        now = self.local(world.now)
+        config = world.configs[self.index]
+        epoch = max(self.disk.epoch, self.disk.document.version[0])
+        self.failover = failover.Failover(config, boot, epoch, self.disk.reserved, now)
+        limits = replication.Limits(window_blocks=8, queued_records=64, retry_ns=40 * MS)
+        self.sender = replication.Sender(boot, 7, limits)
+        self.receiver = replication.Receiver(7, limits)
+        self.config = configsync.ConfigSync(self.disk.document, world.nodes[1 - self.index].name)
+        self.peer_alive = False
+        self.marked: set[int] | None = None
+        self.slice_keys: list[int] = []
+        self.standing: tuple[bool, tuple[int, int]] = (False, (0, 0))
+        self.finished = False
+        self.perform(self.failover.start())
+        self.update_standing()
+        if self.carrier_down:
+            self.hear("carrier", False)
+        self.schedule_tick()
+
+    def crash(self, power: bool) -> None:
+        """The daemon dies; with `power` the kernel's state too. Writes on their way are lost."""
+        self.up = False
+        self.run += 1
+        self.inbox, self.cut_effects = [], []
+        if power:
+            self.kernel = Kernel()
+            self.clock_offset = -self.world.now + self.world.rng.randint(0, 10**9)
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        if not (self.up and self.paused):
+            return
+        self.paused = False
+        effects, self.cut_effects = self.cut_effects, []
+        self.perform(effects)
+        inbox, self.inbox = self.inbox, []
+        for kind, payload in inbox:
+            self.hear(kind, payload)
+        self.tick()
+
+    # --- input ------------------------------------------------------------------------------------------------------
+
+    def hear(self, kind: str, payload: Any) -> None:
+        """Something arrived for the daemon."""
+        if not self.up:
+            return
+        if self.paused:
+            if len(self.inbox) < INBOX:
+                self.inbox.append((kind, payload))
+            return
+        _INPUTS[kind](self, payload)
+        self.update_standing()
+        self.schedule_tick()
+
+    def event(self, event: failover_types.Event) -> None:
+        if self.up and not self.paused:
+            self.perform(self.failover.handle(event, self.local(self.world.now)))
+
+    def hear_beat(self, beat: failover_types.Heartbeat) -> None:
+        self.event(failover_types.HeartbeatHeard(beat))
+        if self.up and not self.paused:
+            self.watch_peer()
+            if self.peer_alive:
+                self.perform(self.config.peer_has(beat.version, self.local(self.world.now)))
+
+    def hear_block(self, block: replication.Block) -> None:
+        self.perform(self.receiver.block(block, self.local(self.world.now)))
+
+    def hear_ack(self, ack: replication.Acknowledgement) -> None:
+        self.perform(self.sender.acknowledged(ack, self.local(self.world.now)))
+
+    def hear_slice(self, payload: tuple[int, list[tuple[int, int]], bool]) -> None:
+        session, records, last = payload
+        self.perform(self.sender.slice_read(session, 4, len(records), records, last, self.local(self.world.now)))  # type: ignore[arg-type]
+
+    def hear_stored(self, payload: tuple[str, Any]) -> None:
+        kind, value = payload
+        if kind == "epoch":
+            self.event(failover_types.EpochPersisted(value))
+        else:
+            self.perform(self.config.stored(value, self.local(self.world.now)))
+
+    def hear_change(self, payload: tuple[int, int]) -> None:
+        """A client wants a configuration change: `token` is added to the set that stands for a configuration."""
+        request, token = payload
+        body = self.config.document.body + b"%d," % token
+        self.perform(self.config.change(request, body, self.local(self.world.now)))
+
+    def tick(self) -> None:
+        if not self.up or self.paused:
+            return
+        now = self.local(self.world.now)
+        if now >= self.failover.next_wakeup_ns:
+            self.event(failover_types.Tick())
+            if self.up and not self.paused:
+                self.watch_peer()
+                self.read_ring()
+                self.perform(self.sender.tick(now))
+                self.perform(self.config.tick(now))
+                self.update_standing()
+        self.schedule_tick()
+
+    def schedule_tick(self) -> None:
+        if not self.up or self.paused:
+            return
+        wake = self.real(self.failover.next_wakeup_ns)
+        now = self.world.now
+        if now < self.tick_scheduled <= wake + MS:
+            return
+        self.tick_scheduled = max(now + 1, wake) + self.world.tick_late()
+        self.world.at(self.tick_scheduled, self.tick)
+
+    def watch_peer(self) -> None:
+        alive = self.failover.peer_alive
+        if alive == self.peer_alive:
+            return
+        self.peer_alive = alive
+        if alive:
+            if self.failover.serving:
+                self.perform(self.sender.start(self.failover.epoch, self.local(self.world.now)))
+        else:
+            self.sender.stop()
+            self.perform(self.config.peer_gone())
+
+    def update_standing(self) -> None:
+        if not self.up or self.paused:
+            return
+        standing = (self.receiver.in_step, self.config.stored_version)
+        if standing != self.standing:
+            self.standing = standing
+            self.event(failover_types.StandingChanged(*standing))
+
+    def read_ring(self) -> None:
+        kernel, now = self.kernel, self.local(self.world.now)
+        records, kernel.ring = kernel.ring, []
+        lost, kernel.ring_lost = kernel.ring_lost, False
+        if records:
+            self.perform(self.sender.changes(4, len(records), records, now))  # type: ignore[arg-type]
+        if lost:
+            self.perform(self.sender.overflow(now))
+
+    # --- effects ----------------------------------------------------------------------------------------------------
+
+    def perform(self, effects: Iterable[Any]) -> None:
+        effects = list(effects)
+        if self.pause_inside and len(effects) > 1 and not self.paused:
+            cut = self.world.rng.randint(0, len(effects) - 1)
+            duration, self.pause_inside = self.pause_inside, 0
+            self.do(effects[:cut])
+            self.pause()
+            self.cut_effects += effects[cut:]
+            run = self.run
+            self.world.at(self.world.now + duration, lambda: self.run == run and self.resume())
+            return
+        self.do(effects)
+
+    def do(self, effects: list[Any]) -> None:
+        for number, effect in enumerate(effects):
+            if self.paused:  # a nested list of effects was cut: the rest comes after it
+                self.cut_effects += effects[number:]
+                return
+            _EFFECTS[type(effect)](self, effect)
+
+    def write_disk(self, write: Callable[[], None], done: tuple[str, Any] | None) -> None:
+        world, disk, run = self.world, self.disk, self.run
+        disk.busy_until = max(disk.busy_until, world.now) + world.fsync_time()
+
+        def finish() -> None:
+            if self.run == run:
+                write()
+                if done:
+                    self.hear("stored", done)
+
+        world.at(disk.busy_until, finish)
+
+    def do_extend(self, effect: failover_types.ExtendLease) -> None:
+        if self.local(self.world.now) <= effect.void_after_ns:
+            self.kernel.deadline_ns, self.kernel.epoch = effect.deadline_ns, effect.epoch
+            self.world.lease_written(self)
+
+    def do_close(self, effect: failover_types.CloseLease) -> None:
+        if self.kernel_open():
+            self.world.lease_closed(self)
+        self.kernel.deadline_ns = 0
+
+    def do_persist(self, effect: failover_types.PersistEpoch) -> None:
+        def write() -> None:
+            self.disk.epoch, self.disk.reserved = effect.epoch, effect.reserved
+
+        self.write_disk(write, ("epoch", effect.reserved))
+
+    def do_serve(self, effect: failover_types.Serve) -> None:
+        self.world.term_begins(self, effect.epoch)
+        self.receiver.set_serving(True)
+        self.perform(self.config.serve(effect.epoch))
+        if self.failover.peer_alive:
+            self.peer_alive = True
+            self.perform(self.sender.start(effect.epoch, self.local(self.world.now)))
+
+    def do_stop_serving(self, effect: failover_types.StopServing) -> None:
+        self.receiver.set_serving(False)
+        self.perform(self.config.serve(0))
+
+    def do_flush(self, effect: failover_types.FlushFlows) -> None:
+        self.read_ring()
+        self.perform(self.sender.flush(effect.number))
+
+    def do_flushed(self, effect: replication.Flushed) -> None:
+        self.event(failover_types.FlowsFlushed(effect.number))
+
+    def do_role(self, effect: failover_types.RoleChanged) -> None:
+        self.world.note(self, f"{effect.role.value} epoch {effect.epoch}: {effect.why}")
+        if effect.role is Role.ACTIVE and self.config.epoch:
+            self.perform(self.config.serve(effect.epoch))
+
+    def do_apply(self, effect: replication.Apply) -> None:
+        kernel = self.kernel
+        for key, value in effect.block.payload:  # type: ignore[misc]
+            if not effect.only_absent:
+                kernel.write(key, value, report=False)  # type: ignore[arg-type]
+            elif value is not None and key not in kernel.table:
+                kernel.write(key, value, report=True)  # type: ignore[arg-type]
+            if self.marked is not None:
+                self.marked.add(key)
+        self.perform(self.receiver.applied(effect.block))
+
+    def do_mark(self, effect: replication.BeginMark) -> None:
+        self.marked = set()
+        self.sender.stop()
+        self.kernel.ring.clear()
+
+    def do_sweep(self, effect: replication.SweepUnmarked) -> None:
+        if self.marked is not None:
+            for key in [key for key in self.kernel.table if key not in self.marked]:
+                del self.kernel.table[key]
+        self.marked = None
+        self.perform(self.receiver.applied(effect.block))
+
+    def do_read_slice(self, effect: replication.ReadSlice) -> None:
+        """The slice is read from the kernel a moment later, and arrives another moment later, as from a thread."""
+        if effect.first:
+            self.slice_keys = sorted(self.kernel.table)
+        keys, self.slice_keys = self.slice_keys[:SLICE_KEYS], self.slice_keys[SLICE_KEYS:]
+        last, run, world = not self.slice_keys, self.run, self.world
+
+        def read() -> None:
+            if self.run == run:
+                records = [(key, self.kernel.table[key]) for key in keys if key in self.kernel.table]
+                world.after(
+                    world.rng.randint(0, 3 * MS),
+                    lambda: self.run == run and self.hear("slice", (effect.session, records, last)),
+                )
+
+        world.after(world.rng.randint(0, 2 * MS), read)
+
+    def do_store(self, effect: configsync.Store) -> None:
+        def write() -> None:
+            self.disk.document = effect.document
+
+        self.write_disk(write, ("document", effect.document.version))
+
+    def do_conflict(self, effect: configsync.KeepConflict) -> None:
+        self.write_disk(lambda: self.disk.conflicts.append(effect.document), None)
+
+    def send(self, path: str, kind: str, payload: Any) -> None:
+        self.world.send(self.index, path, kind, payload)
+
+    def do_advert(self, effect: failover_types.SendAdvert) -> None:
+        if self.local(self.world.now) <= effect.void_after_ns:
+            self.send("data", "advert", effect.priority)
+
+    def do_answer(self, effect: configsync.Answer) -> None:
+        self.answers.append(effect)
+
+    def do_completed(self, effect: failover_types.Completed) -> None:
+        if effect.request == "shutdown":
+            self.finished = True
+            self.world.after(1, lambda: self.world.shutdown_done(self))
+
+
+_INPUTS: dict[str, Callable[[Node, Any], None]] = {
+    "beat": Node.hear_beat,
+    "advert": lambda node, priority: node.event(failover_types.AdvertHeard(priority)),
+    "block": Node.hear_block,
+    "ack": Node.hear_ack,
+    "slice": Node.hear_slice,
+    "offer": lambda node, document: node.perform(node.config.offered(document)),
+    "version": lambda node, version: node.perform(node.config.peer_has(version, node.local(node.world.now))),
+    "stored": Node.hear_stored,
+    "change": Node.hear_change,
+    "vote": lambda node, answer: node.event(failover_types.VoteAnswered(*answer)),
+    "carrier": lambda node, up: node.event(failover_types.CarrierChanged("eth0", up)),
+    "request": lambda node, event: node.event(event),
+}
+
+_EFFECTS: dict[type, Callable[[Node, Any], None]] = {
+    failover_types.SendHeartbeat: lambda node, effect: node.send("cluster", "beat", effect.heartbeat),
+    failover_types.SendAdvert: Node.do_advert,
+    failover_types.ExtendLease: Node.do_extend,
+    failover_types.CloseLease: Node.do_close,
+    failover_types.PersistEpoch: Node.do_persist,
+    failover_types.ApplyReplicated: lambda node, effect: None,
+    failover_types.Serve: Node.do_serve,
+    failover_types.Announce: lambda node, effect: None,
+    failover_types.StopServing: Node.do_stop_serving,
+    failover_types.FlushFlows: Node.do_flush,
+    failover_types.AskVote: lambda node, effect: node.world.ask_vote(node, effect.asked_ns),
+    failover_types.RoleChanged: Node.do_role,
+    failover_types.Refused: lambda node, effect: node.world.note(node, f"refused {effect.request}: {effect.why}"),
+    failover_types.Completed: Node.do_completed,
+    replication.SendBlock: lambda node, effect: node.send("bulk", "block", effect.block),
+    replication.SendAcknowledgement: lambda node, effect: node.send("bulk", "ack", effect.acknowledgement),
+    replication.ReadSlice: Node.do_read_slice,
+    replication.Flushed: Node.do_flushed,
+    replication.BeginMark: Node.do_mark,
+    replication.Apply: Node.do_apply,
+    replication.SweepUnmarked: Node.do_sweep,
+    replication.StepChanged: lambda node, effect: node.world.note(node, f"in step {effect.in_step}: {effect.why}"),
+    configsync.Store: Node.do_store,
+    configsync.KeepConflict: Node.do_conflict,
+    configsync.Adopt: lambda node, effect: None,
+    configsync.SendOffer: lambda node, effect: node.send("cluster", "offer", effect.document),
+    configsync.SendVersion: lambda node, effect: node.send("cluster", "version", effect.version),
+    configsync.Answer: Node.do_answer,
+}
