@@ -99,10 +99,13 @@ def ensure(build: Build, replace: bool = False) -> Loaded:
     started = time.monotonic()
     _check_privilege()
     bpffs.ensure(build.bpf_dir)
-    build.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        build.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        identity = build.identity()
+    except OSError as error:
+        raise PlaneError(f"run_dir {build.run_dir} or the data plane's C source is out of reach: {error}") from error
     _finish_interrupted(build.bpf_dir)
     pins = _read_pins(build.bpf_dir)
-    identity = build.identity()
     if pins and not replace:
         _refuse_incompatible(build, pins)
         layouts = _adoptable(build, pins, identity)
@@ -110,7 +113,10 @@ def ensure(build: Build, replace: bool = False) -> Loaded:
             return Loaded("adopted", layouts, _ms_since(started))
     kept = pins if pins and not replace else None
     layouts = _build(build, identity, kept)
-    layout.store(layouts, build.run_dir)
+    try:
+        layout.store(layouts, build.run_dir)
+    except OSError as error:
+        raise PlaneError(f"{build.run_dir / layout.FILE_NAME} cannot be written: {error}") from error
     how: Literal["built", "upgraded", "replaced"] = "upgraded" if kept else "replaced" if pins else "built"
     return Loaded(how, layouts, _ms_since(started))
 

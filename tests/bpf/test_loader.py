@@ -236,6 +236,18 @@ def test_what_a_killed_start_left_is_cleared(small: Small) -> None:
     assert small.snapshot()["beside"] == [small.build.bpf_dir.name]
 
 
+def test_a_layout_file_that_cannot_be_written_is_named(small: Small) -> None:
+    (small.build.run_dir / "layout.json" / "in the way").mkdir(parents=True)
+    with pytest.raises(PlaneError, match=r"layout\.json cannot be written"):
+        small.ensure()
+
+
+def test_a_source_that_is_not_all_there_is_named(small: Small) -> None:
+    small.write(("struct key {", '#include "gone.h"\nstruct key {'))
+    with pytest.raises(PlaneError, match=r"small\.c:2 includes gone\.h"):
+        small.ensure()
+
+
 def test_a_missing_pin_is_made_again(small: Small) -> None:
     put(small, small.ensure().layouts, "things", 7, 1)
     (small.build.bpf_dir / "counters").unlink()
