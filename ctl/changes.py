@@ -207,8 +207,7 @@ def _adopt_ids(farm: Farm, old: Farm | None, ids: _Ids) -> Farm:
     backends = []
     for backend in farm.backends:
         before = known.get((backend.address, backend.port))
-        numbered = replace(backend, id=before.id if before else ids.backend())
-        backends.append(before if before is not None and numbered == before else numbered)
+        backends.append(replace(backend, id=before.id if before else ids.backend()))
     if old is None:
         return replace(farm, id=ids.farm(), backends=tuple(backends))
     unmoved = len(backends) == len(old.backends) and set(backends) == set(old.backends)

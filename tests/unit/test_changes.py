@@ -223,6 +223,24 @@ def test_a_freed_id_rests_and_is_found_again_after_a_lap(config: Config, monkeyp
     assert set(seen[:3]) == set(range(1, 7)) - taken, "a free id is used again only after all others"
 
 
+def test_one_change_that_needs_more_ids_than_there_are(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "MAX_FARMS", 5)
+    document = to_document(config)
+    document["farm"] += [  # type: ignore[operator]
+        {"name": f"more{port}", "vip": "10.0.0.1", "port": port} for port in (1, 2)
+    ]
+    with pytest.raises(InvalidInput, match="farm: all 4 farm ids are in use or were until now; remove farms first"):
+        replace_from_document(config, document)
+
+
+def test_backends_of_different_farms_never_share_an_id(config: Config) -> None:
+    for number in range(1, 4):
+        config = change(config, *backend(address=f"10.0.2.{number}"))
+        config = change(config, *backend(farm="many", address=f"10.0.2.{number}"))
+    validate.check_config(config)
+    assert len({each.id for farm in config.farms.values() for each in farm.backends}) == 8
+
+
 def test_limits(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validate, "MAX_FARMS", 4)
     with pytest.raises(InvalidInput, match="farm: this node has room for 3 farms, and this would make 4"):

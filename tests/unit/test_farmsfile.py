@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ctl.changes import replace_from_document
@@ -31,6 +31,7 @@ def test_what_is_exported_is_what_is_applied(config: Config) -> None:
 
 
 @settings(deadline=None)
+@example({"a": '\x7f\x00"\\\u2028\n'})
 @given(st.dictionaries(st.sampled_from(["a", "b", "c_d"]), st.text() | st.integers() | st.booleans(), max_size=3))
 def test_any_text_survives_toml(values: dict[str, object]) -> None:
     document = {"table": [values | {"deeper": {"list": [values]}}]}

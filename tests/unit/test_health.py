@@ -113,8 +113,10 @@ def test_results_for_an_older_question_are_ignored() -> None:
     asked_anew = change(config, "farm.set", {"name": "web", "health": {"port": 9}})
     clock.checks.configure(asked_anew, 10_000)
     assert clock.checks.finish(probe, False, "old", 10_001) is None
+    old = probe
     (probe,) = clock.checks.due(20_000, 10)
     assert probe.port == 9
+    assert clock.checks.finish(old, False, "old", 20_000) is None and clock.checks.down == frozenset()
     assert clock.checks.finish(probe, True, "", 20_000) is None
     assert clock.checks.finish(probe, False, "twice", 20_000) is None and clock.checks.down == frozenset()
 
@@ -147,6 +149,17 @@ def test_checks_are_spread_over_the_interval_and_stay_so() -> None:
                 started[now // 100] += 1
         assert set(started.values()) <= set(range(30, 72)), f"{started}"
     assert sum(started.values()) == 500
+
+
+def test_slow_answers_do_not_shift_the_schedule() -> None:
+    clock = Clock(configured())
+    clock.result(True)
+    for _ in range(5):
+        due = clock.checks.next_due_ms()
+        assert due is not None
+        (probe,) = clock.checks.due(due, 1)
+        clock.checks.finish(probe, True, "", due + 300)
+        assert clock.checks.next_due_ms() == due + 1000
 
 
 def test_limit_leaves_the_rest_for_later() -> None:

@@ -51,7 +51,7 @@ def settle(
     raise AssertionError("planning does not come to an end")
 
 
-def check_rest(before: PlannerState, result: Plan) -> None:
+def check_rest(before: PlannerState, result: Plan, table_chunks: int = MAX_SLOT_CHUNKS) -> None:
     written = [
         (each.offset // SLOTS_PER_CHUNK, -(-len(each.backends) // SLOTS_PER_CHUNK))
         for each in result.operations
@@ -61,7 +61,7 @@ def check_rest(before: PlannerState, result: Plan) -> None:
         assert not any(first < start + count and start < first + length for start, count in written)
     in_use = sum(-(-value.slot_count // SLOTS_PER_CHUNK) for value in result.state.services.values())
     idle = sum(length for _, length in (*result.state.free, *result.state.resting))
-    assert in_use + idle == MAX_SLOT_CHUNKS, "slots leaked or are owned twice"
+    assert in_use + idle == table_chunks, "slots leaked or are owned twice"
 
 
 def meaning(plane: FakePlane) -> object:
@@ -339,6 +339,41 @@ def test_any_history_ends_where_planning_from_scratch_does(
         state, _ = settle(plane, state, config, down)
         fresh = FakePlane()
         settle(fresh, PlannerState(), config, down)
+        assert meaning(plane) == meaning(fresh)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS, st.sampled_from([3, 4]))
+def test_any_history_in_a_table_that_is_too_small(
+    steps: list[tuple[list[tuple[str, dict[str, object]]], frozenset[int], bool]], tables: int
+) -> None:
+    """Rounds are executed one by one, changes arriving between them; what finds no room is refused and changes nothing."""
+    chunks = tables * -(-509 // SLOTS_PER_CHUNK)
+    plane, state = FakePlane(), PlannerState(free=((0, chunks),))
+    wanted = applied = configured(VIP, ("vip.add", {"address": "10.0.0.2/24", "device": "eth0"}))
+    down: frozenset[int] = frozenset()
+    for commands, down, patient in [*steps, ([], frozenset(), True)]:
+        for command, arguments in commands:
+            try:
+                wanted = change(wanted, command, arguments)
+            except XlbError:
+                continue
+        for _ in range(20 if patient else 1):
+            try:
+                result = plan(state, wanted, down)
+            except XlbError:
+                wanted = applied
+                break
+            check_rest(state, result, chunks)
+            plane.apply(result.operations)
+            state = result.state
+            assert dict(state.services) == plane.services() and dict(state.vips) == plane.vips()
+            if result.complete:
+                applied = wanted
+                break
+    if state.config is wanted and all(planned.settled for planned in state.farms.values()):
+        fresh = FakePlane()
+        settle(fresh, PlannerState(), wanted, state.down)
         assert meaning(plane) == meaning(fresh)
 
 
