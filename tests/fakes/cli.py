@@ -76,6 +76,12 @@ class Terminal:
         self.output = self.output[found.end() :]
         return found
 
+    @property
+    def line_mode(self) -> bool:
+        """Whether keys are echoed and come by the line, as a shell wants its terminal."""
+        wanted = termios.ECHO | termios.ICANON
+        return termios.tcgetattr(self._master)[3] & wanted == wanted
+
     def type(self, keys: str) -> None:
         """Press keys."""
         os.write(self._master, keys.encode())

@@ -309,11 +309,13 @@ def test_top_on_a_terminal(daemon: RunningDaemon) -> None:
         terminal.expect(r"packets/s")
         terminal.expect(r"10\.77\.0\.100:80 tcp")
         terminal.expect(r"q quits")
+        assert not terminal.line_mode
         terminal.type("\x1b[A")
         terminal.expect(r"10\.77\.0\.12:8080")
         terminal.type("q")
         assert terminal.wait() == 0
         assert "\x1b[?1049l" in terminal.output, "the terminal was left on the alternate screen"
+        assert terminal.line_mode
 
 
 @pytest.mark.usefixtures("web")
