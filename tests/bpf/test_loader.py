@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,17 +69,14 @@ def test_builds_from_nothing_then_adopts(small: Small) -> None:
     assert before["beside"] == [small.build.bpf_dir.name] and before["run_dir"] == ["layout.json"]
 
 
-def test_adoption_loads_no_compiler_and_takes_no_time(small: Small) -> None:
+def test_adoption_loads_no_compiler(small: Small) -> None:
     small.ensure()
     build = f"loader.Build(Path({str(small.build.bpf_dir)!r}), Path({str(small.build.run_dir)!r}), 64, {{}}, "
     build += f"Path({str(small.build.source)!r}))"
     script = f"import sys; from pathlib import Path; from bpf import loader; took = loader.ensure({build}); "
-    script += "print(took.how, took.took_ms, 'bcc' in sys.modules)"
-    started = time.monotonic()
+    script += "print(took.how, 'bcc' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert time.monotonic() - started < 5  # generous: the machine may be busy
-    how, _, has_bcc = output.split()
-    assert (how, has_bcc) == ("adopted", "False")
+    assert output.split() == ["adopted", "False"]
 
 
 def test_an_upgrade_keeps_the_tables_and_replaces_the_program(small: Small) -> None:

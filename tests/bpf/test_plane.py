@@ -183,9 +183,9 @@ def test_a_thousand_farms_are_applied_at_once(plane: KernelPlane) -> None:
         address = f"10.0.{n >> 8}.{n & 255}"
         operations.append(PutSlots(2048 * n, np.full(1021, 10 * n, np.uint32)))
         operations.append(PutService(ServiceKey(address, 80, 80, 6), service(n, 80, address)))
-    started = time.monotonic()
+    started = time.process_time()
     plane.apply(operations)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 0.5  # of a processor's time: others may be busy
     assert len(plane.services()) == 1000
 
 
