@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -370,3 +371,17 @@ def test_a_reader_that_goes_away_is_no_error_message(daemon: RunningDaemon) -> N
             [*XLBCTL, "--config", daemon.config, "stats", "--all"], cwd=TREE, stdout=broken, stderr=subprocess.PIPE, text=True
         )
     assert done.stderr == ""
+
+
+def test_a_short_command_does_not_pay_for_the_long_ones(daemon: RunningDaemon) -> None:
+    """Start-up time, without a clock: what takes long to import is not imported."""
+    script = (
+        "import sys\nfrom ctl.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(*sys.modules, file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", script, "--config", str(daemon.config), "vip", "list"]
+    done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=True)
+    assert {"zmq", "msgpack"} <= set(done.stderr.split())
+    assert not {"rich", "numpy", "asyncio", "pyroute2", "bcc", "ctl.cli.top"} & set(done.stderr.split())
