@@ -11,7 +11,6 @@ import ipaddress
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from bpf.columns import port_prefixes
 from bpf.constants import MAX_BACKENDS, MAX_FARMS, MAX_PORT_RANGES, MAX_VIPS
 from ctl.errors import InvalidInput
 from ctl.model import Backend, CheckKind, Config, Farm, HealthCheck, Vip
@@ -191,6 +190,8 @@ def check_limits(vips: Collection[str], farms: Collection[Farm]) -> None:
     """The kernel's tables have room for all of it. Raises InvalidInput."""
     backends = sum(len(farm.backends) for farm in farms)
     held = {farm.snat_address for farm in farms if farm.snat_address}.difference(vips)
+    from bpf.columns import port_prefixes  # brings numpy, which xlbctl's short commands must not wait for
+
     ranges = sum(len(port_prefixes(farm.port, farm.port_last)) for farm in farms if farm.port != farm.port_last)
     for key, number, limit in (
         ("vip", len(vips) + len(held), MAX_VIPS),
