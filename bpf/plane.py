@@ -266,19 +266,20 @@ class KernelPlane:
     def lookup_flows(self, table: str, family: str, keys: Array) -> tuple[Array, Array]:
         found_in = self._tables[f"{table}_{family}"]
         values = np.zeros(len(keys), dtype=found_in.value)
-        return libbpf.lookup_each(found_in.fd, np.ascontiguousarray(keys), values), values
+        return libbpf.lookup_each(found_in.fd, _rows(keys, found_in.key), values), values
 
     def update_flows(self, family: str, keys: Array, values: Array) -> int:
         table = self._tables[f"flows_{family}"]
         try:
-            return libbpf.update_batch(table.fd, np.ascontiguousarray(keys), np.ascontiguousarray(values))
+            return libbpf.update_batch(table.fd, _rows(keys, table.key), _rows(values, table.value))
         except libbpf.BatchError as error:
             if error.errno in (errno.E2BIG, errno.ENOMEM, errno.ENOSPC):
                 return error.done
             raise PlaneError(f"writing {len(keys)} flows to {table.path} failed: {error}") from error
 
     def delete_flows(self, table: str, family: str, keys: Array) -> int:
-        return libbpf.delete_batch(self._tables[f"{table}_{family}"].fd, np.ascontiguousarray(keys))
+        deleted_from = self._tables[f"{table}_{family}"]
+        return libbpf.delete_batch(deleted_from.fd, _rows(keys, deleted_from.key))
 
     def encode_flow_keys(self, family: str, tuples: Sequence[FlowTuple]) -> Array:
         """Keys for `lookup_flows` and `delete_flows`."""
@@ -309,6 +310,11 @@ class KernelPlane:
         """A reader of the ring that replication drains; None if the program was compiled without it."""
         table = self._tables.get(f"events_{family}")
         return None if table is None else FlowEvents(table.fd, table.value, table.max_entries)
+
+
+def _rows(items: Array, dtype: np.dtype[Any]) -> Array:
+    """As the kernel has them: numpy makes network byte order native whenever it joins arrays."""
+    return np.ascontiguousarray(items, dtype=dtype)
 
 
 def _batch_of(operation: Operation) -> tuple[type, Any]:
