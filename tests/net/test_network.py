@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -172,11 +173,11 @@ def test_conn_show_says_what_really_happens(site: Serving, family: int) -> None:
     def written(host: str, port: int) -> str:
         return f"{host}:{port}" if family == 4 else f"[{host}]:{port}"
 
-    for port in range(41_000, 41_012):
+    for port in range(4_100, 4_112):
         question = f"{written(address, port)} -> {written(VIPS[family], PORTS['tcp'])}"
         before = site.node.json("conn", "show", question)
 
-        def talk(port: int = port, question: str = question) -> tuple[str, str]:
+        def talk(port: int = port, question: str = question, before: dict[str, Any] = before) -> tuple[str, str]:
             with socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_STREAM) as one:
                 one.settimeout(5)
                 one.bind((address, port))
@@ -185,14 +186,15 @@ def test_conn_show_says_what_really_happens(site: Serving, family: int) -> None:
                 during = site.node.json("conn", "show", question)
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             assert during["exists"]
-            assert during["leaves"]["source"] == written(peer, int(peer_port))
+            assert during["connection"]["backend_sees"] == written(peer, int(peer_port))
+            assert before["rewrite"] == during["rewrite"], "foretold before the first packet"
             return name, str(during["backend"])
 
         name, backend = site.rig.client.namespace.call(talk)
         real = site.rig.backend(name)
         assert backend == written(real.address4 if family == 4 else real.address6, BACKEND_PORTS["tcp"])
         assert before["farm"] == f"tcp{family}"
-        assert before["backend"] == backend, "foretold before the first packet"
+        assert before["backend"] == backend
 
 
 @pytest.mark.parametrize("service", ["tcp", "udp"])
@@ -205,9 +207,7 @@ def test_idle_flows_are_forgotten(service: str) -> None:
         else:
             site.rig.client.run(repeat(lambda: udp_exchange(VIPS[4], PORTS["udp"]), 100, Tally()))
         assert site.node.call("conn.count", farm=farm)["total"] >= 100
-        wait_until(
-            lambda: site.node.call("conn.count", farm=farm)["total"] == 0, "idle flows gone", deadline_s=30, every_s=0.2
-        )
+        wait_until(lambda: site.node.call("conn.count", farm=farm)["total"] == 0, "idle flows gone", deadline_s=30, every_s=0.2)
         assert site.tcp().error == "" if service == "tcp" else site.udp().error == ""
 
 
@@ -225,7 +225,7 @@ def test_closed_connections_are_forgotten_long_before_the_idle_timeout() -> None
 def test_a_driver_without_native_xdp_is_served_in_generic_mode() -> None:
     with serving(Layout(plain_driver=True, xdp_mode="auto")) as site:
         site.add_farm("tcp")
-        (interface,) = site.node.json("status")["interfaces"]
+        (interface,) = site.node.call("status")["interfaces"]
         assert interface["xdp_mode"] == "generic"
         tally = site.rig.client.run(repeat(lambda: tcp_connect(VIPS[4], PORTS["tcp"]), 100, Tally()))
         assert tally.failures == []
@@ -234,7 +234,7 @@ def test_a_driver_without_native_xdp_is_served_in_generic_mode() -> None:
 
 def test_a_driver_with_native_xdp_is_served_natively_by_itself() -> None:
     with serving(Layout(xdp_mode="auto", interfaces=2)) as site:
-        assert {interface["xdp_mode"] for interface in site.node.json("status")["interfaces"]} == {"native"}
+        assert {interface["xdp_mode"] for interface in site.node.call("status")["interfaces"]} == {"native"}
 
 
 def test_native_mode_on_a_driver_without_it_is_refused_with_the_remedy() -> None:

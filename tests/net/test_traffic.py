@@ -70,9 +70,9 @@ def test_a_large_http_body_arrives_byte_by_byte(site: Serving, family: int) -> N
 
 @both_families
 def test_datagrams_of_every_size_up_to_the_mtu_are_echoed(site: Serving, family: int) -> None:
-    largest = (1472 if family == 4 else 1452) - len(f"b1 {site.udp(family, source_port=50_000).peer}\n")
+    largest = (1472 if family == 4 else 1452) - len(f"b1 {site.udp(family, source_port=5_000).peer}\n")
     for length in (0, 1, 2, 3, 64, 1000, largest - 1, largest):
-        answer = site.udp(family, payload(9, 0, length), source_port=50_000)
+        answer = site.udp(family, payload(9, 0, length), source_port=5_000)
         assert answer.error == "", f"{length} bytes"
         assert answer.peer.split(" ")[0] == seen_by_backend(site, family)
 
@@ -98,7 +98,7 @@ def test_packets_went_through_xdp_in_the_mode_asked_for(site: Serving, family: i
     assert after[way] - before[way] > 1_000_000 / 1500 * 2
     dropped = {name: after[name] - before[name] for name in after if name.startswith("drop") and after[name] != before[name]}
     assert dropped == {}
-    modes = {interface["xdp_mode"] for interface in site.node.json("status")["interfaces"]}
+    modes = {interface["xdp_mode"] for interface in site.node.call("status")["interfaces"]}
     assert modes == {site.rig.layout.xdp_mode}
 
 
@@ -121,6 +121,7 @@ def test_the_source_port_is_kept_where_it_is_free(site: Serving, family: int) ->
     def ports() -> tuple[int, int]:
         with socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_STREAM) as one:
             one.settimeout(5)
+            one.bind(("", 3_450 + family))
             one.connect((VIPS[family], PORTS["tcp"]))
             return one.getsockname()[1], int(one.recv(200).split()[2])
 
@@ -143,7 +144,7 @@ def test_two_clients_with_one_port_are_kept_apart(site: Serving) -> None:
             for number, (each, address) in enumerate(((one, CLIENT4), (two, second))):
                 each.settimeout(5)
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                each.bind((address, 34_567))
+                each.bind((address, 4_567))
                 each.connect((VIPS[4], single))
                 heads.append(each.recv(200))
                 each.sendall(payload(number, 0, 1000))
@@ -163,13 +164,9 @@ def test_two_clients_with_one_port_are_kept_apart(site: Serving) -> None:
 
 def test_a_port_range_keeps_the_offset(site: Serving) -> None:
     mode = "dnat" if site.rig.layout.routed else "snat"
-    site.node.call("farm.add", name="range", vip=VIPS[4], port=f"{6990}-{7010}", mode=mode)
+    site.node.call("farm.add", name="range", vip=VIPS[4], port="6000-6020", mode=mode)
     site.node.call("backend.add", farm="range", address=site.rig.backends[1].address4, port=TCP_PORT - 10)
-    assert site.rig.client.run(tcp_connect(VIPS[4], 7000)).backend in {"b1", "b2", "b3"}, "an exact port goes before a range"
-    site.node.call("farm.delete", name="tcp4")
-    try:
-        assert site.rig.client.run(tcp_connect(VIPS[4], 7000)).backend == "b2"
-        assert site.rig.client.run(tcp_connect(VIPS[4], 6999, timeout_s=1)).error != ""
-    finally:
-        site.node.call("farm.delete", name="range")
-        site.add_farm("tcp", 4)
+    assert site.rig.client.run(tcp_connect(VIPS[4], 6010)).backend == "b2"
+    assert "[Errno 111]" in site.rig.client.run(tcp_connect(VIPS[4], 6011)).error, "nobody listens there on the backend"
+    assert site.rig.client.run(tcp_connect(VIPS[4], 6021, timeout_s=0.3)).error == "TimeoutError", "outside of the range"
+    site.node.call("farm.delete", name="range")

@@ -90,11 +90,13 @@ class Node:
         assert self.process is not None
         deadline = time.monotonic() + deadline_s
         exit_watch = os.pidfd_open(self.process.pid)
+        watch = select.poll()  # descriptors may be beyond what select() takes
+        watch.register(notify, select.POLLIN)
+        watch.register(exit_watch, select.POLLIN)
         try:
             while (left_s := deadline - time.monotonic()) > 0:
-                watched: list[Any] = [notify, exit_watch]
-                readable, _, _ = select.select(watched, [], [], left_s)
-                if notify in readable:
+                readable = {descriptor for descriptor, _ in watch.poll(left_s * 1000)}
+                if notify.fileno() in readable:
                     if b"READY=1" in notify.recv(4096):
                         return
                 elif exit_watch in readable:

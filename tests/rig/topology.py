@@ -125,6 +125,7 @@ class Rig:
         self.layout = layout
         self.id = f"{os.getpid()}-{secrets.token_hex(3)}"
         self.directory = Path(tempfile.mkdtemp(prefix=f"xlb-rig-{self.id}-"))
+        self.directory.chmod(0o755)  # what keeps others out is the daemon's business
         self.namespaces: dict[str, Namespace] = {}
         self.nodes: list[Node] = []
         self.backends: list[Backend] = []
@@ -199,7 +200,7 @@ class Rig:
     def _build_client(self) -> None:
         namespace = self._namespace("client")
         self._plug(namespace, "eth0", "data", (f"{CLIENT4}/24", f"{CLIENT6}/64"))
-        namespace.sysctl({"net.ipv4.ip_local_port_range": "1024 65535", "net.ipv4.tcp_tw_reuse": 1})
+        namespace.sysctl({"net.ipv4.ip_local_port_range": "10000 65535", "net.ipv4.tcp_tw_reuse": 1})
         self.client = Client(namespace)
 
     def _build_node(self, number: int) -> None:
