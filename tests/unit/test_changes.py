@@ -271,7 +271,7 @@ NAMES = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.sampled_from(sorted(CHANGES)), st.dictionaries(NAMES | st.text(max_size=6), JUNK, max_size=6))
 def test_no_arguments_of_any_kind_raise_anything_else(command: str, arguments: dict[str, object]) -> None:
     config = change(Config(), "vip.add", {"address": "10.0.0.1/24", "device": "eth0"})

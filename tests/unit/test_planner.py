@@ -272,6 +272,59 @@ def test_after_a_restart_farms_that_wait_for_space_keep_serving(small_table: int
     assert {value.slot_offset for value in plane.services().values()} == {0, small_table * SLOTS_PER_CHUNK}
 
 
+@pytest.fixture
+def starved(small_table: int) -> tuple[FakePlane, Plan, Config, Config]:
+    """Farm first took the port of farm web, which moved, changed its backends and found no room for them."""
+    plane = FakePlane()
+    before = configured(VIP, ("farm.add", {"name": "first", "vip": "10.0.0.1", "port": 81}), WEB, backend("web", 1))
+    state, _ = settle_small(plane, PlannerState(free=((0, small_table),)), before)
+    config = configured(("farm.set", {"name": "web", "port": 99}), ("farm.set", {"name": "first", "port": 80}), config=before)
+    config = configured(("farm.set", {"name": "web", "port": 81}), backend("first", 3), backend("web", 2), config=config)
+    result = plan(state, config, frozenset())
+    plane.apply(result.operations)
+    assert not result.complete and [key.port for key in plane.services()] == [80]
+    return plane, result, before, config
+
+
+def settle_small(plane: FakePlane, state: PlannerState, config: Config) -> tuple[PlannerState, int]:
+    """Plan and execute until complete in the small table; how many rounds it took."""
+    chunks = sum(length for _, length in (*state.free, *state.resting))
+    chunks += sum(-(-value.slot_count // SLOTS_PER_CHUNK) for value in state.services.values())
+    for number in range(1, 6):
+        result = plan(state, config, frozenset())
+        check_rest(state, result, chunks)
+        plane.apply(result.operations)
+        state = result.state
+        if result.complete:
+            return state, number
+    raise AssertionError("planning does not come to an end")
+
+
+def test_a_port_taken_from_a_waiting_farm_stays_with_the_taker(starved: tuple[FakePlane, Plan, Config, Config]) -> None:
+    plane, result, _, config = starved
+    settle_small(plane, result.state, config)
+    assert sorted((key.port, value.farm) for key, value in plane.services().items()) == [
+        (80, config.farms["first"].id),
+        (81, config.farms["web"].id),
+    ]
+
+
+def test_a_waiting_farm_does_not_reuse_slots_it_lost(starved: tuple[FakePlane, Plan, Config, Config]) -> None:
+    plane, result, _, config = starved
+    config = configured(("backend.remove", {"farm": "web", "address": "10.0.1.2", "port": 80}), config=config)
+    settle_small(plane, result.state, config)
+    assert len(plane.services()) == 2
+
+
+def test_an_id_a_waiting_farm_gave_up_can_be_used(starved: tuple[FakePlane, Plan, Config, Config]) -> None:
+    plane, result, _, config = starved
+    first, web = config.farms["first"], config.farms["web"]
+    taken = replace(first.backends[0], id=web.backends[1].id, address="10.0.1.77")
+    farms = {"first": replace(first, backends=(taken,)), "web": replace(web, backends=web.backends[:1])}
+    settle_small(plane, result.state, replace(config, farms=farms))
+    assert plane.backends[taken.id] == ("10.0.1.77", 80)
+
+
 PORTS = st.sampled_from([80, 81, "80-90", "85-99", "100-120"])
 FARMS = st.sampled_from(["a", "b", "c"])
 LAST = st.integers(1, 4)
@@ -320,7 +373,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 def test_any_history_ends_where_planning_from_scratch_does(
     steps: list[tuple[list[tuple[str, dict[str, object]]], frozenset[int], bool]],
@@ -342,7 +395,7 @@ def test_any_history_ends_where_planning_from_scratch_does(
         assert meaning(plane) == meaning(fresh)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS, st.sampled_from([3, 4]))
 def test_any_history_in_a_table_that_is_too_small(
     steps: list[tuple[list[tuple[str, dict[str, object]]], frozenset[int], bool]], tables: int
