@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 
@@ -65,11 +66,12 @@ def test_messages_pass_both_ways() -> None:
 def test_a_key_that_is_not_the_peers_gets_nothing() -> None:
     async def scene() -> None:
         one, two, stranger = Keys.generate(), Keys.generate(), Keys.generate()
-        async with Pair(one, two, one.public) as pair:
+        async with contextlib.AsyncExitStack() as stack, Pair(one, two, one.public) as pair:
             await until(lambda: pair.one.send(b"friend") and pair.heard_two, "the peer to be heard")
             before = len(pair.heard_two)
             # The stranger knows two's public key and address, but its own key is not the one two expects.
             other = Link(stranger, two.public)
+            stack.push_async_callback(other.close)
             intruder = other.open("127.0.0.3", "127.0.0.2", pair.port, BOUNDS, lambda _: None)
             friend_sent = 0
             for _ in range(200):
@@ -78,7 +80,6 @@ def test_a_key_that_is_not_the_peers_gets_nothing() -> None:
                 await asyncio.sleep(0.002)
             await until(lambda: len(pair.heard_two) >= before + 10, "the peer to be heard beside the stranger")
             assert set(pair.heard_two) == {b"friend"}
-            await other.close()
 
     asyncio.run(scene())
 
@@ -87,7 +88,7 @@ def test_a_plain_socket_gets_nothing() -> None:
     async def scene() -> None:
         one, two = Keys.generate(), Keys.generate()
         async with Pair(one, two, one.public) as pair:
-            plain = zmq.Context.instance().socket(zmq.DEALER)
+            plain: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
             plain.set(zmq.LINGER, 0)
             plain.connect(f"tcp://127.0.0.2:{pair.port}")
             plain.send(b"plain")
@@ -126,11 +127,11 @@ def test_a_message_over_the_bound_is_not_delivered() -> None:
 def test_an_address_in_use_is_named() -> None:
     async def scene() -> None:
         one, two = Keys.generate(), Keys.generate()
-        async with Pair(one, two, one.public) as pair:
+        async with contextlib.AsyncExitStack() as stack, Pair(one, two, one.public) as pair:
             other = Link(one, two.public)
+            stack.push_async_callback(other.close)
             with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1 port {pair.port}"):
                 other.open("127.0.0.1", "127.0.0.2", pair.port, BOUNDS, lambda _: None)
-            await other.close()
 
     asyncio.run(scene())
 
