@@ -23,6 +23,7 @@ from ctl.network import Interface, InterfaceAddress, Neighbour, NetworkEvents, R
 from ctl.rtnetlink import RouteSocket, kernel_manages_neighbours, resolve_routes
 
 _IFA_F_NODAD = 0x02
+_FOREVER = 0xFFFFFFFF
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 
@@ -65,8 +66,10 @@ class KernelNetwork:
     def add_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:
         with _netlink() as netlink:
             for each in addresses:
-                # A VIP moves between nodes: duplicate address detection would see the peer's and refuse it for good.
-                flags = {"flags": _IFA_F_NODAD} if ":" in each.address else {}
+                # A VIP moves between nodes: duplicate address detection would see the peer's and refuse it for good. And it
+                # is deprecated from birth, else the kernel prefers the newest address as source of what the node sends
+                # itself, health checks for one, and the answers would run into the VIP's guard (RFC 6724, rule 3).
+                flags = {"flags": _IFA_F_NODAD, "preferred_lft": 0, "valid_lft": _FOREVER} if ":" in each.address else {}
                 try:
                     netlink.addr("add", index=_index(each.device), address=each.address, prefixlen=each.prefix_length, **flags)
                 except Exception as error:  # pyroute2's NetlinkError is no OSError
