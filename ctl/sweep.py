@@ -114,9 +114,10 @@ class Sweeper:
         gone, pair_gone = expiry.expired(keys, values, found, pairs, now_tick, timeouts)
         removed = 0
         for where in flows.TABLES:
-            chosen = pair_keys[pair_gone] if where != table else np.concatenate([keys[gone], pair_keys[pair_gone]])
-            if len(chosen):
-                removed += self._plane.delete_flows(where, family, chosen)
+            # Two calls, not one with the keys joined: numpy would turn the joined ports into the host's byte order.
+            for chosen in (keys[gone], pair_keys[pair_gone]) if where == table else (pair_keys[pair_gone],):
+                if len(chosen):
+                    removed += self._plane.delete_flows(where, family, chosen)
         return removed
 
     async def _in_thread(self, work: Callable[[], T]) -> T:

@@ -221,6 +221,7 @@ class FakePlane:
         return columns.encode_flow_keys(tuples, key_dtype(family))
 
     def lookup_flows(self, table: str, family: str, keys: Array) -> tuple[Array, Array]:
+        _require(keys.dtype == key_dtype(family), f"keys of {table}_{family}")
         entries = self.flow_tables[table, family]
         found = np.array([key.tobytes() in entries for key in keys], dtype=bool)
         values = np.zeros(len(keys), dtype=flow_dtype(family))
@@ -247,6 +248,7 @@ class FakePlane:
         return written
 
     def delete_flows(self, table: str, family: str, keys: Array) -> int:
+        _require(keys.dtype == key_dtype(family), f"keys of {table}_{family}")
         entries = self.flow_tables[table, family]
         return sum(entries.pop(key.tobytes(), None) is not None for key in keys)
 
