@@ -74,7 +74,7 @@ vagrant-up: vagrant-box ## Start two virtual machines with the package installed
 
 .PHONY: vagrant-test
 vagrant-test: setup vagrant-up ## Judge the package in the two virtual machines, then take them down (KEEP=1: leave them)
-	@trap '[ -n "$(KEEP)" ] || vagrant/rig down' EXIT; vagrant/rig run $(CURDIR)/$(PYTHON) -m pytest -p no:cacheprovider ../tests/vm
+	@trap '[ -n "$(KEEP)" ] || vagrant/rig down' EXIT; vagrant/rig run env -C "$$PWD" $(PYTHON) -m pytest tests/vm -s
 
 .PHONY: vagrant-ssh
 vagrant-ssh: ## Log in: make vagrant-ssh NODE=lb1
