@@ -23,21 +23,29 @@ class Serving:
         self.node.call("vip.add", address=f"{VIP6}/64", device="eth0")
 
     def add_farm(self, service: str, family: int = 4, weights: Sequence[int] | None = None, **fields: Any) -> str:
-        """A farm for `service` (http, tcp, udp) over the rig's backends; returns its name, e.g. tcp4.
+        """A farm for `service` (http, tcp, udp) over the rig's first backends; returns its name, e.g. tcp4.
 
-        weights: one per backend, default 1 each for all. fields: of the farm, e.g. scheduler="roundrobin".
+        weights: one per backend, default 1 for each that the layout has. fields: of the farm, e.g. scheduler="roundrobin".
         """
         name: str = fields.pop("name", f"{service}{family}")
         port = fields.pop("port", PORTS[service])
         mode = "dnat" if self.rig.layout.routed else "snat"
         proto = "udp" if service == "udp" else "tcp"
         self.node.call("farm.add", **{"name": name, "vip": VIPS[family], "port": port, "proto": proto, "mode": mode} | fields)
-        for number, backend in enumerate(self.rig.backends):
-            if weights is None or number < len(weights):
-                address = backend.address4 if family == 4 else backend.address6
-                weight = weights[number] if weights else 1
-                self.node.call("backend.add", farm=name, address=address, port=BACKEND_PORTS[service], weight=weight)
+        for backend, weight in zip(self.rig.backends, weights or (1,) * self.rig.layout.backends, strict=False):
+            address = backend.address4 if family == 4 else backend.address6
+            self.node.call("backend.add", farm=name, address=address, port=BACKEND_PORTS[service], weight=weight)
         return name
+
+    def clear(self) -> None:
+        """Delete every farm and make all backends serve again, for the next test."""
+        for farm in self.node.call("farm.list"):
+            self.node.call("farm.delete", name=farm["name"])
+        for backend in self.rig.backends:
+            if backend.process is None:
+                backend.start()
+            backend.say("well")
+            self.rig.mend(backend.name)
 
     def backend(self, farm: str, name: str) -> dict[str, Any]:
         """What `farm show` says of backend `name`."""

@@ -14,10 +14,16 @@ QUICK_HTTP: dict[str, Any] = {"kind": "http", "path": "/health", "interval_ms": 
 QUICK_TCP: dict[str, Any] = {"kind": "tcp", "interval_ms": 200, "timeout_ms": 200, "rise": 2, "fall": 2}
 
 
-@pytest.fixture
-def site() -> Iterator[Serving]:
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Serving]:
     with serving() as serve:
         yield serve
+
+
+@pytest.fixture
+def site(shared: Serving) -> Iterator[Serving]:
+    yield shared
+    shared.clear()
 
 
 def connect_many(site: Serving, count: int = 200, family: int = 4) -> Tally:

@@ -209,7 +209,8 @@ class Rig:
         addresses = (f"10.77.0.{number}/24", f"fd77::{number}/64")
         if self.layout.plain_driver:
             self._plug(namespace, "wire0", "data", ())
-            namespace.ip("link add eth0 link wire0 type macvlan mode bridge", "link set eth0 up")
+            # `arp off`: wire0 would answer for eth0's addresses with its own MAC
+            namespace.ip("link set wire0 arp off", "link add eth0 link wire0 type macvlan mode bridge", "link set eth0 up")
             namespace.ip(*(f"addr add {address} dev eth0 nodad" for address in addresses))
         else:
             self._plug(namespace, "eth0", "data", addresses, sends_by_xdp=True)
