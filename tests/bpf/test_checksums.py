@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import struct
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import TCP, UDP
 from scapy.packet import Packet
 
+from bpf.columns import address_bytes
 from bpf.constants import Mode, Protocol
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, V4, Bed, Family, backend_mac
 from tests.bpf.packets import from_backend, from_client, rewritten
@@ -97,3 +99,24 @@ def test_a_wrong_checksum_stays_wrong(bed: Bed, family: Family) -> None:
     out = bytearray(bed.send(bytes(bad)).frame)
     out[-1] ^= 1
     assert bytes(out) == rewritten(good, (family.vip, 40000), (family.far(11), 8080), (NODE_OUT_MAC, backend_mac(11)))
+
+
+def sum_in_memory(*addresses: str) -> int:
+    """16-bit words summed as they lie in memory, the carries not yet added."""
+    packed = b"".join(address_bytes(address) for address in addresses)
+    return sum(struct.unpack(f"<{len(packed) // 2}H", packed))
+
+
+def test_a_carry_that_carries_again(bed: Bed, family: Family) -> None:
+    """Client addresses whose sum, its carries added once, overflows 16 bits a second time."""
+    bed.farm(family.vip, (family.far(11), 8080))
+    prefix = "198.255." if family is V4 else "2001:db8:ffff:ffff:ffff:ffff:ffff:"
+    texts = (f"{prefix}{n >> 8}.{n & 255}" if family is V4 else f"{prefix}{n:x}" for n in range(1, 65535))
+    totals = ((text, sum_in_memory(text, family.vip)) for text in texts)
+    clients = [text for text, total in totals if (total & 0xFFFF) + (total >> 16) > 0xFFFF]
+    assert clients
+    for client in clients[:5]:
+        packet = from_client(family, source=client)
+        expected = rewritten(packet, (family.vip, 40000), (family.far(11), 8080), (NODE_OUT_MAC, backend_mac(11)))
+        bed.clear("embryonic", family)
+        assert bed.send(bytes(packet)).frame == expected
