@@ -244,7 +244,7 @@ static __always_inline void touch_FAM(struct packet *packet, struct flow_key_FAM
 		note_end_FAM(packet, key, flow);
 }
 
-/* A hit in `embryonic`. GO_ON: the entry serves, or stands in `flows` now. COUNTER_PASS_NOT_OURS: to be opened (again). */
+/* A hit in `embryonic`. False: its reply entry is gone, so it must be opened again. Promotes it if it is time for that. */
 static __always_inline bool is_usable_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
 {
 	struct flow_key_FAM reply_key = {};

@@ -12,7 +12,7 @@
 static __always_inline u32 parse_v4(struct packet *packet, struct flow_key_v4 *key)
 {
 	struct iphdr *ip = packet->network;
-	u32 header_bytes, verdict;
+	u32 header_bytes;
 
 	if ((void *)(ip + 1) > packet->end)
 		return COUNTER_DROP_MALFORMED;
@@ -123,7 +123,7 @@ static __always_inline u32 rewrite_outer_v4(struct packet *packet, struct flow_v
 #define QUOTE_BYTES_v4 68 /* the longest header and 8 bytes; what is longer than an MTU has that many (RFC 791: 68) */
 #define ERROR_HEADER_BYTES_v4 (sizeof(struct iphdr) + sizeof(struct icmp_header))
 
-/* Fragmentation needed (RFC 792, RFC 1191), in front of the quoted packet, which begins at ip + 1 + sizeof(struct icmp_header). */
+/* Fragmentation needed (RFC 792, RFC 1191), in front of the quoted packet. */
 static __always_inline void write_too_big_v4(struct iphdr *ip, u32 mtu)
 {
 	struct iphdr *quoted = (void *)ip + ERROR_HEADER_BYTES_v4;
