@@ -152,12 +152,16 @@ def test_req_sockets_are_understood(daemon: RunningDaemon) -> None:
 
 
 def test_a_message_that_is_too_long_is_not_read(daemon: RunningDaemon, dealer: zmq.Socket[bytes]) -> None:
+    before = daemon.node.api.counts.malformed
+    monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     dealer.send(bytes(100_000_000), copy=False)
+    assert monitor.poll(DEADLINE_MS), "the daemon closes the connection"
     with zmq.Context() as context, context.socket(zmq.DEALER) as other:
         other.setsockopt(zmq.LINGER, 0)
         other.connect(f"ipc://{daemon.socket_path}")
         assert ask(other)["ok"], "others are served"
-    assert not dealer.poll(100)
+    assert daemon.node.api.counts.malformed == before, "it was not even read"
+    dealer.disable_monitor()
 
 
 def test_xlbctl_says_itself_that_a_message_is_too_long(daemon: RunningDaemon) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctl.checker import MAX_STATUS_LINE_BYTES, ProbeFailed, parse_status_line, probe
-from ctl.checks import CheckRunner, load_down
+from ctl.checks import MAX_PROBES, CheckRunner, load_down
 from ctl.health import HealthChecks, Transition
 from ctl.model import Backend, CheckKind, Config, Farm, HealthCheck
 
@@ -189,8 +189,26 @@ def test_thousands_are_checked_by_one_loop(tmp_path: Path) -> None:
     servers = Servers()
     servers.dead = set(range(1, 6))
     runner = run_checks(tmp_path, servers, config_of(5000, 1000), lambda runner, _: servers.probes >= 5000)
-    assert servers.most <= 512
     assert runner.checks.down <= {1, 2, 3, 4, 5}
+
+
+def test_probes_in_flight_are_bounded(tmp_path: Path) -> None:
+    servers = Servers()
+    turns = 0
+
+    async def hang(_check: HealthCheck, _address: str, _port: int) -> None:
+        servers.running += 1
+        servers.most = max(servers.most, servers.running)
+        await asyncio.Event().wait()
+
+    def until(_runner: CheckRunner, _transitions: list[Transition]) -> bool:
+        nonlocal turns
+        turns += servers.running >= MAX_PROBES
+        return turns > 2000  # of the loop, in which more could have been started
+
+    servers.probe = hang  # type: ignore[method-assign]
+    run_checks(tmp_path, servers, config_of(2 * MAX_PROBES, 10), until)
+    assert servers.most == MAX_PROBES
 
 
 def test_what_was_down_is_still_down_after_a_restart(tmp_path: Path) -> None:

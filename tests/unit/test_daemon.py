@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from bpf.constants import LEASE_FOREVER_NS, FlowFlag, FlowState
+from bpf.hashing import client_hash, flow_hash
 from bpf.tables import FlowTuple, PutService, PutSlots
 from ctl.commit import MAX_WAITING_CHANGES
 from ctl.daemon import locked_run_dir, main
@@ -368,6 +369,10 @@ def test_conn_show_names_the_backend_the_slots_name(tmp_path: Path, scheduler: s
                 "conn.show", source=f"192.0.2.{port % 200}", source_port=port, destination=VIP, destination_port=80
             )
             assert (shown["verdict"], shown["slots"]) == ("forward", value.slot_count)
+            packet = FlowTuple(f"192.0.2.{port % 200}", VIP, port, 80, PROTOCOL_NUMBERS[Protocol.TCP])
+            seed = daemon.plane.hash_seed()
+            by_hash = client_hash(packet.source, seed) if scheduler == "source" else flow_hash(packet, seed)
+            assert shown["slot"] == by_hash % value.slot_count
             address, backend_port = daemon.plane.backends[daemon.plane.turn(key)[shown["slot"]]]
             assert shown["backend"] == f"{address}:{backend_port}"
             seen.add(shown["backend"])
