@@ -66,6 +66,7 @@ static __always_inline u32 claim_reply_FAM(struct flow_key_FAM *key, struct pair
 	}
 	if (is_closed(found->state))
 		found->state = 0;
+	found->farm = pair->reply.farm;
 	found->backend = pair->reply.backend;
 	return GO_ON;
 }

@@ -173,6 +173,18 @@ def test_a_syn_on_a_reset_half_open_connection_starts_a_new_one(bed: Bed, family
     assert bed.plane.farm_traffic()[1]["connections"] == 2
 
 
+def test_a_new_connection_over_the_same_tuple_counts_for_its_own_farm(bed: Bed, family: Family) -> None:
+    """The farm was replaced meanwhile by one with the same server: the reply entry found must not count for the old one."""
+    bed.farm(family.vip, (family.far(11), 8080))
+    client(bed, family)
+    backend(bed, family, "RA")
+    bed.farm(family.vip, (family.far(11), 8080), farm=2)
+    client(bed, family)
+    assert [(entry.farm, entry.backend) for entry in entries(bed, family)] == [(2, 16), (2, 16)]
+    backend(bed, family)
+    assert bed.plane.farm_traffic()[2]["packets_out"] == 1
+
+
 def test_a_syn_on_a_live_connection_goes_the_same_way(farm: Bed, family: Family) -> None:
     establish(farm, family)
     assert client(farm, family, "S") == "forward_redirect"
