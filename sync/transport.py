@@ -9,7 +9,8 @@ anybody else gets no answer. Decides nothing about messages: they are bytes, bou
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,10 +22,13 @@ from zmq.utils import z85
 ZAP_DOMAIN = "xlb"
 PEER_SILENT_MS = 1000  # a TCP connection that answers no ping for so long is given up and made anew
 PING_INTERVAL_MS = 300
+READS_PER_TURN = 256  # then the loop gets a turn
 RECONNECT_MS = 20
 RECONNECT_MAX_MS = 200
 HANDSHAKE_TIMEOUT_MS = 2000
 TOS_NETWORK_CONTROL = 0xC0  # class selector 6 (RFC 2474): what routers use for their own protocols
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +75,19 @@ class _PeerKeyOnly:
 class Link:
     """All channels to one peer. Create on a running loop; `close` once.
 
-    keys: this node's; peer_public: the peer's public key in Z85.
+    keys: this node's; peer_public: the peer's public key in Z85. realtime_priority: SCHED_FIFO priority of the thread that
+    moves the bytes, 0 for an ordinary thread; only a process that may set it must ask for it, ZeroMQ aborts otherwise.
     """
 
-    def __init__(self, keys: Keys, peer_public: str) -> None:
+    def __init__(self, keys: Keys, peer_public: str, realtime_priority: int = 0) -> None:
         for name, key in (("public", keys.public), ("secret", keys.secret), ("peer", peer_public)):
             if len(key) != 40 or len(z85.decode(key.encode())) != 32:
                 raise ValueError(f"the {name} key is not 40 characters of Z85")
         self.keys, self.peer_public = keys, peer_public
         self._context = zmq.asyncio.Context(io_threads=1)
+        if realtime_priority:
+            self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_FIFO)
+            self._context.set(zmq.THREAD_PRIORITY, realtime_priority)
         self._authenticator = AsyncioAuthenticator(self._context)
         self._authenticator.start()
         self._authenticator.configure_curve_callback(ZAP_DOMAIN, credentials_provider=_PeerKeyOnly(peer_public))
@@ -97,7 +105,7 @@ class Link:
 
     async def close(self) -> None:
         for channel in self._channels:
-            await channel.close()
+            channel.close()
         self._channels.clear()
         self._authenticator.stop()
         self._context.destroy(linger=0)
@@ -116,10 +124,11 @@ class Channel:
     ) -> None:
         self.counts = ChannelCounts()
         self._received = received
-        self._inward = context.socket(zmq.ROUTER)
-        # Plain sending: an asyncio socket would wait where a full queue has to be noticed.
-        self._outward = zmq.Context(context).socket(zmq.DEALER)
-        self._reader: asyncio.Task[None] | None = None
+        # Plain sockets: an asyncio socket would wait where a full queue has to be noticed, and cannot be emptied at once.
+        plain: zmq.Context[zmq.Socket[bytes]] = zmq.Context(context)
+        self._inward, self._outward = plain.socket(zmq.ROUTER), plain.socket(zmq.DEALER)
+        self._loop = asyncio.get_running_loop()
+        self._watched = -1  # descriptor the loop watches
         for socket in (self._inward, self._outward):
             socket.set(zmq.LINGER, 0)
             socket.set(zmq.SNDHWM, bounds.queued_messages)
@@ -149,7 +158,9 @@ class Channel:
         except zmq.ZMQError as error:
             raise OSError(error.errno, f"cannot listen on {local} port {port}: {error.strerror}") from None
         self._outward.connect(_endpoint(peer, port))
-        self._reader = asyncio.get_running_loop().create_task(self._read())
+        self._watched = int(self._inward.get(zmq.FD))
+        self._loop.add_reader(self._watched, self.drain)
+        self.drain()
 
     def send(self, message: bytes) -> bool:
         """Queue a message without waiting; False if there is no room or no connection."""
@@ -161,20 +172,29 @@ class Channel:
         self.counts.sent += 1
         return True
 
-    async def close(self) -> None:
-        if self._reader is not None:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
-        self._inward.close()
-        self._outward.close()
-
-    async def _read(self) -> None:
-        while True:
-            parts = await self._inward.recv_multipart()
+    def drain(self) -> None:
+        """Hand over what has arrived, now and not when the loop comes round to it."""
+        for _ in range(READS_PER_TURN):
+            if self._watched < 0:  # closed by what a message led to
+                return
+            try:
+                parts = self._inward.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
             if len(parts) == 2:  # routing id, message: the DEALER at the other end sends single frames
                 self.counts.received += 1
-                self._received(parts[1])
+                try:
+                    self._received(parts[1])
+                except Exception:  # a bug met by one message must not stop the others
+                    log.exception("a message of the peer could not be dealt with")
+        self._loop.call_soon(self.drain)  # the descriptor tells of news only, not of what is left
+
+    def close(self) -> None:
+        if self._watched >= 0:
+            self._loop.remove_reader(self._watched)
+            self._watched = -1
+        self._inward.close()
+        self._outward.close()
 
 
 def _endpoint(address: str, port: int) -> str:
