@@ -211,33 +211,33 @@ static __always_inline void note_end_FAM(struct packet *packet, struct flow_key_
 {
 	u8 reset = packet->tcp_flags & TCP_RST ? FLOW_STATE_RST : 0;
 	u8 finished = packet->tcp_flags & TCP_FIN ? FLOW_STATE_FIN_HERE : 0;
-	u8 state = flow->state | reset | finished;
+	u8 before = flow->state, state = before | reset | finished;
 	struct flow_key_FAM other_key = {};
 	struct flow_FAM *other;
 
-	if (state == flow->state)
+	if (state == before)
 		return;
+	flow->state = state;
 	reverse_FAM(&other_key, flow, key->protocol);
 	other = find_flow_FAM(&other_key);
 	if (other)
 		other->state |= reset | (finished ? FLOW_STATE_FIN_THERE : 0);
-	if (packet->lasting && is_closed(state) && !is_closed(flow->state)) {
+	if (packet->lasting && is_closed(state) && !is_closed(before)) {
 		if (flow->flags & FLOW_FLAG_FORWARD)
 			report_FAM(packet, key, flow, EVENT_TYPE_CLOSED);
 		else if (other)
 			report_FAM(packet, &other_key, other, EVENT_TYPE_CLOSED);
 	}
-	flow->state = state;
 }
 
 static __always_inline void touch_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
 {
-	u32 tick = now_ns(packet) >> TICK_SHIFT;
+	u32 tick = now_ns(packet) >> TICK_SHIFT, before = flow->last_seen;
 
-	if (flow->last_seen != tick) {
-		if (packet->lasting && flow->flags & FLOW_FLAG_FORWARD && (flow->last_seen ^ tick) >> REFRESH_SHIFT)
-			report_FAM(packet, key, flow, EVENT_TYPE_REFRESH);
+	if (before != tick) {
 		flow->last_seen = tick;
+		if (packet->lasting && flow->flags & FLOW_FLAG_FORWARD && (before ^ tick) >> REFRESH_SHIFT)
+			report_FAM(packet, key, flow, EVENT_TYPE_REFRESH);
 	}
 	if (!(flow->state & FLOW_STATE_SEEN))
 		flow->state |= FLOW_STATE_SEEN;
