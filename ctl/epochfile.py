@@ -1,0 +1,93 @@
+"""state_dir/epoch.json: which terms of leadership this node knows, and whether an operator took it out of service.
+
+Decides the format, and what to do with a damaged file. The failover machine says what to write; a term is on disk before it is
+served, so that no restart ever serves under a number that was used before.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ctl.errors import XlbError
+from ctl.store import Files
+
+FILE = "epoch.json"
+FORMAT_VERSION = 1
+MAX_BYTES = 4096
+MAX_EPOCH = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a restart must know. `reserved`: a term this node may have served in; see `sync.epochs`."""
+
+    epoch: int = 0
+    reserved: int = 0
+    maintenance: bool = False
+
+
+class EpochFile:
+    """Methods block (fsync): call them in a thread."""
+
+    def __init__(self, state_dir: Path, files: Files | None = None) -> None:
+        self.path = state_dir / FILE
+        self._files = files or Files()
+
+    def load(self) -> tuple[Terms, str]:
+        """What was stored, and a sentence worth a warning or "".
+
+        A damaged file is kept beside; the peer and the configuration know of the terms that were. Raises XlbError when the
+        file is of a newer version or cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                text = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            return Terms(), ""
+        except OSError as error:
+            raise XlbError(f"cannot read {self.path}: {error.strerror}; run xlbd as root") from None
+        try:
+            return _decode(text, self.path), ""
+        except ValueError as error:
+            kept = self.path.with_name(f"{FILE}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+            try:
+                self._files.rename(self.path, kept)
+            except OSError as reason:
+                raise XlbError(f"{self.path} is damaged and cannot be set aside: {reason.strerror}; move it away") from None
+            return Terms(), f"{self.path} is damaged ({error}) and is kept as {kept}; this node learns the epoch from its peer"
+
+    def save(self, terms: Terms) -> None:
+        """Returns once the file would survive a power cut. Raises OSError."""
+        temporary = self.path.with_suffix(".json.new")
+        text = json.dumps({"xlb": "epoch", "version": FORMAT_VERSION, **asdict(terms)}).encode() + b"\n"
+        self._files.make_directory(self.path.parent)
+        self._files.write_synced(temporary, text)
+        self._files.rename(temporary, self.path)
+        self._files.sync_directory(self.path.parent)
+
+    def remove(self) -> None:
+        """A node that is single again starts afresh in its next pair. Raises OSError."""
+        self._files.remove(self.path)
+
+
+def _decode(text: bytes, path: Path) -> Terms:
+    """Raises ValueError for what is damaged, XlbError for a newer format."""
+    document = json.loads(text)
+    if not isinstance(document, dict) or document.get("xlb") != "epoch":
+        raise ValueError("it does not begin as an epoch file does")
+    version = document.get("version")
+    if not _is_number(version):
+        raise ValueError("version: expected a number")
+    if version > FORMAT_VERSION:
+        raise XlbError(f"{path} was written in format {version} by a later xlb; this one reads {FORMAT_VERSION}: upgrade xlb")
+    epoch, reserved, maintenance = (document.get(key) for key in ("epoch", "reserved", "maintenance"))
+    if not _is_number(epoch) or not _is_number(reserved) or not isinstance(maintenance, bool):
+        raise ValueError("epoch, reserved: expected numbers, maintenance: true or false")
+    return Terms(epoch, reserved, maintenance)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_EPOCH
