@@ -16,8 +16,9 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ from ctl.nodefile import NodeSettings
 
 if TYPE_CHECKING:
     from bpf.attach import Attachment
+    from bpf.tables import DataPlane
+    from ctl.node import Origin
 
 LOCK_NAME = "xlbd.lock"
 RUN_DIR_MODE = 0o750
@@ -69,39 +72,61 @@ def _serve_kernel(settings: NodeSettings, replace_pins: bool, detach: bool) -> N
     from bpf.tables import PlaneError
     from ctl.node import Origin
 
+    _require_interfaces(settings.data.interfaces)
+    build = loader.Build(settings.node.bpf_dir, settings.node.run_dir, settings.data.max_flows)
+    serving = False
+
+    def started() -> None:
+        nonlocal serving
+        serving = True
+
+    loaded = None
     try:
-        build = loader.Build(settings.node.bpf_dir, settings.node.run_dir, settings.data.max_flows)
         loaded = loader.ensure(build, replace_pins)
         log.info("data plane %s in %.0f ms", loaded.how, loaded.took_ms)
         plane = KernelPlane(settings.node.bpf_dir, loaded.layouts)
-    except PlaneError as error:
+        asyncio.run(_serve(settings, plane, Origin(loaded.how, loaded.took_ms), detach, started))
+    except (PlaneError, XlbError) as error:
+        if loaded is not None and loaded.how == "built" and not serving:
+            loader.remove_pins(settings.node.bpf_dir)  # there were none before this start, which changes nothing
+        if isinstance(error, XlbError):
+            raise
         if error.log:
             log.debug("%s", error.log)
         raise XlbError(str(error)) from error
-    asyncio.run(_serve(settings, plane, Origin(loaded.how, loaded.took_ms), detach))
 
 
-async def _serve(settings: NodeSettings, plane: object, origin: object, detach: bool) -> None:
+def _require_interfaces(names: Sequence[str]) -> None:
+    """Raise XlbError before anything is made, when the node file names an interface that is not there."""
+    existing = sorted(name for _, name in socket.if_nameindex())
+    for name in names:
+        if name not in existing:
+            raise XlbError(f"data.interfaces: there is no interface {name!r} on this node; it has: {', '.join(existing)}")
+
+
+async def _serve(settings: NodeSettings, plane: DataPlane, origin: Origin, detach: bool, started: Callable[[], None]) -> None:
     from ctl.addresses import KernelNetwork
     from ctl.node import Node
     from ctl.notify import Notifier
 
-    node = Node(settings, plane, KernelNetwork(), _KernelAttacher(settings), origin, Notifier())  # type: ignore[arg-type]
+    node = Node(settings, plane, KernelNetwork(), _KernelAttacher(settings), origin, Notifier())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    failure = ""
+    clean = False
     try:
         await node.start()
+        started()
         gc.freeze()  # what is there now stays: collections need not look at it
         await asyncio.to_thread(memory.give_back)
         failure = await _first(stop, node.failed)
+        if failure:
+            raise XlbError(f"{failure}; the data plane goes on serving, start xlbd again")
+        clean = True
         log.info("stopping%s", "" if detach else "; the data plane goes on serving")
     finally:
-        await node.stop(detach)
-    if failure:
-        raise XlbError(f"{failure}; the data plane goes on serving, start xlbd again")
+        await node.stop(detach and clean)  # a daemon that fails takes nothing away from what serves
 
 
 async def _first(stop: asyncio.Event, failed: asyncio.Future[str]) -> str:

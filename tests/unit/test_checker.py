@@ -206,7 +206,7 @@ def test_probes_in_flight_are_bounded(tmp_path: Path) -> None:
         turns += servers.running >= MAX_PROBES
         return turns > 2000  # of the loop, in which more could have been started
 
-    servers.probe = hang  # type: ignore[method-assign]
+    servers.probe = hang  # type: ignore[method-assign, assignment]
     run_checks(tmp_path, servers, config_of(2 * MAX_PROBES, 10), until)
     assert servers.most == MAX_PROBES
 
@@ -235,7 +235,7 @@ def test_a_bug_in_a_probe_is_a_failed_probe(tmp_path: Path) -> None:
         raise RuntimeError("an accident")
 
     servers = Servers()
-    servers.probe = broken  # type: ignore[method-assign]
+    servers.probe = broken  # type: ignore[method-assign, assignment]
     runner = run_checks(tmp_path, servers, config_of(1), lambda runner, _: bool(runner.checks.down))
     status = runner.checks.status(1)
     assert status is not None and "the check itself failed" in status.last_error
