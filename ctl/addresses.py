@@ -16,6 +16,7 @@ from typing import Any
 
 from bpf.attach import driver
 from ctl import lean_pyroute2, sysctl
+from ctl.address_batch import AddressBatch
 from ctl.announce import announcement, send_frame
 from ctl.errors import XlbError
 from ctl.netwatch import NetlinkWatcher, attribute
@@ -84,6 +85,9 @@ class KernelNetwork:
                 except Exception as error:
                     if _code(error) not in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO):
                         raise _refused("remove", each, error) from None
+
+    def ready(self, addresses: Sequence[InterfaceAddress]) -> AddressBatch:
+        return AddressBatch(addresses, self.interfaces())
 
     def announce(self, addresses: Sequence[InterfaceAddress]) -> None:
         interfaces = self.interfaces()

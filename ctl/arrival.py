@@ -22,7 +22,7 @@ class AnnounceAgain:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """The proof: `packets` came in, first noticed `after_ns` after the node began to serve; `again` announcements were needed."""
+    """The proof: `packets` came in, noticed `after_ns` after the node began to serve and after `again` more announcements."""
 
     packets: int
     after_ns: int

@@ -10,6 +10,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from ctl.errors import XlbError
 from ctl.store import Files
@@ -89,5 +90,5 @@ def _decode(text: bytes, path: Path) -> Terms:
     return Terms(epoch, reserved, maintenance)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_EPOCH

@@ -62,6 +62,28 @@ class NetworkEvents:
     address_lost: Callable[[int, str], None]  # an address was removed from an interface (interface index, address)
 
 
+class ReadyAddresses(Protocol):
+    """Addresses made ready beforehand: nothing here blocks, so that a takeover may do it on the event loop.
+
+    Each method goes on after a refusal and returns one sentence for each.
+    """
+
+    @property
+    def addresses(self) -> Sequence[InterfaceAddress]:
+        """Those whose interface exists."""
+
+    def add(self) -> list[str]:
+        """An address that is there already is no error."""
+
+    def remove(self) -> list[str]:
+        """An address that is gone already is no error."""
+
+    def announce(self) -> list[str]:
+        """Gratuitous ARP or unsolicited neighbour advertisement for each."""
+
+    def close(self) -> None: ...
+
+
 class Network(Protocol):
     """The kernel's addresses, links, routes and neighbours."""
 
@@ -74,6 +96,9 @@ class Network(Protocol):
 
     def remove_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:
         """An address that is gone already is no error."""
+
+    def ready(self, addresses: Sequence[InterfaceAddress]) -> ReadyAddresses:
+        """Look up and pack what adding, removing and announcing these needs. Must be made anew when an interface changes."""
 
     def announce(self, addresses: Sequence[InterfaceAddress]) -> None:
         """Tell the links where the addresses are now: gratuitous ARP or unsolicited neighbour advertisement."""

@@ -1,6 +1,6 @@
-"""Asks the kernel that the daemon's loop runs in time: SCHED_FIFO for the thread that calls, and memory that is never paged out.
+"""Asks the kernel that the daemon's loop runs in time: SCHED_FIFO for the calling thread, and memory that is never paged out.
 
-Decides the priority. A node that may not have them works, but late heartbeats under load may close its lease: the sentence says so.
+Decides the priority. A node that may not have them works, but late heartbeats under load may close its lease: it says so.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def run_in_time() -> tuple[bool, list[str]]:
     reason = memory.lock()
     if reason:
         refused.append(
-            f"memory is not locked ({reason}): heartbeats may be late when memory is short; give xlbd CAP_IPC_LOCK or LimitMEMLOCK"
+            f"memory is not locked ({reason}): heartbeats may be late when memory is short; "
+            "give xlbd CAP_IPC_LOCK or LimitMEMLOCK"
         )
     return granted, refused
 

@@ -8,6 +8,33 @@ from ctl.errors import XlbError
 from ctl.network import Interface, InterfaceAddress, Neighbour, NetworkEvents, Route
 
 
+class FakeReadyAddresses:
+    """Implements `ctl.network.ReadyAddresses`."""
+
+    def __init__(self, network: FakeNetwork, addresses: Sequence[InterfaceAddress]) -> None:
+        self._network, self.addresses, self.closed = network, tuple(addresses), False
+
+    def add(self) -> list[str]:
+        assert not self.closed
+        if self._network.refuse_addresses:
+            return [f"cannot add {each.address}: refused by the test" for each in self.addresses]
+        self._network.present |= set(self.addresses)
+        return []
+
+    def remove(self) -> list[str]:
+        assert not self.closed
+        self._network.present -= set(self.addresses)
+        return []
+
+    def announce(self) -> list[str]:
+        assert not self.closed
+        self._network.announce(self.addresses)
+        return []
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class FakeNetwork:
     """Interfaces eth0 and eth1; everything is on eth0's link unless `gateways` names a way."""
 
@@ -44,6 +71,9 @@ class FakeNetwork:
 
     def remove_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:
         self.present -= set(addresses)
+
+    def ready(self, addresses: Sequence[InterfaceAddress]) -> FakeReadyAddresses:
+        return FakeReadyAddresses(self, [each for each in addresses if each.device in self.links])
 
     def announce(self, addresses: Sequence[InterfaceAddress]) -> None:
         assert self.present >= set(addresses), f"{addresses} announced before they were added"
