@@ -32,7 +32,7 @@ def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
         fields.append((f"xdp {interface['name']}", interface_sentence(interface)))
     flows = answer["flows"]
     serves = f"{plural(answer['farms'], 'farm')} on {plural(answer['vips'], 'VIP')}"
-    fields.append(("serves", f"{serves}, {plural(flows['connections'], 'connection')} (room for {flows['max'] // 2})"))
+    fields.append(("serves", f"{serves}, {plural(flows['connections'], 'connection')} (room for {flows['max']})"))
     fields.append(("xlbd", f"{answer['version']}, up for {duration(answer['uptime_s'])}, pins {answer['pins']['origin']}"))
     return fields + peer_fields(answer.get("peer"), answer.get("sync"))
 
