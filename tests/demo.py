@@ -264,9 +264,12 @@ class Demo:
 
     def share_table(self) -> Table:
         table = Table(
-            box=box.SIMPLE_HEAD, title="Backends of farm web: share of the first requests against weight", title_justify="left"
+            box=box.SIMPLE_HEAD,
+            title_style="bold",
+            title="Farm web: share of the first requests against weight",
+            title_justify="left",
         )
-        for heading in ("backend", "weight", "share", "by weight", "requests in all", "held connections"):
+        for heading in ("backend", "weight", "share", "by weight", "requests", "held"):
             table.add_column(heading, justify="left" if heading == "backend" else "right")
         everything = self.tally.by_backend + self.death.by_backend
         for backend in self.rig.backends:
@@ -288,7 +291,7 @@ class Demo:
             ("HTTP requests", self.tally.done + self.death.done),
             ("  failed", len(self.tally.failures) + len(after)),
             (
-                f"  met dead b2 in the {(self.noticed_at - self.died_at) * 1000:.0f} ms before the health check noticed",
+                f"  met dead b2 in the {(self.noticed_at - self.died_at) * 1000:.0f} ms until the check noticed",
                 len(during),
             ),
             ("UDP exchanges", self.datagrams.done),
@@ -296,7 +299,7 @@ class Demo:
             ("TCP connections held", HELD),
             ("  round trips on them", self.held.round_trips),
             ("  ended by the death of their own backend", self.ended_with_backend),
-            ("  broken or moved by drain, add, other backends or the daemon's crash", broken),
+            ("  broken or moved by all else", broken),
             ("  bytes wrong", self.held.wrong_bytes),
         ):
             table.add_row(what, f"{number:,}")

@@ -224,8 +224,9 @@ def test_reset_connections_are_forgotten_long_before_the_idle_timeout() -> None:
 def test_a_driver_without_native_xdp_is_served_in_generic_mode() -> None:
     with serving(Layout(plain_driver=True, xdp_mode="auto")) as site:
         site.add_farm("tcp")
-        (interface,) = site.node.call("status")["interfaces"]
+        (interface,) = site.node.json("cluster", "status")["interfaces"]
         assert interface["xdp_mode"] == "generic"
+        assert interface["reason"], "why not natively"
         tally = site.rig.client.run(repeat(lambda: tcp_connect(VIPS[4], PORTS["tcp"]), 100, Tally()))
         assert tally.failures == []
         assert site.counters()["forward_tx"] > 300
@@ -233,7 +234,7 @@ def test_a_driver_without_native_xdp_is_served_in_generic_mode() -> None:
 
 def test_a_driver_with_native_xdp_is_served_natively_by_itself() -> None:
     with serving(Layout(xdp_mode="auto", interfaces=2)) as site:
-        assert {interface["xdp_mode"] for interface in site.node.call("status")["interfaces"]} == {"native"}
+        assert {interface["xdp_mode"] for interface in site.node.json("cluster", "status")["interfaces"]} == {"native"}
 
 
 def test_native_mode_on_a_driver_without_it_is_refused_with_the_remedy() -> None:

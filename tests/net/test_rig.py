@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from bpf import libbpf
-from tests.rig import HTTP_PORT, TCP_PORT, HeldConnections, Layout, Rig, http_get, tcp_connect, transfer, udp_exchange
+from tests.rig import (
+    HTTP_PORT,
+    TCP_PORT,
+    UDP_PORT,
+    VIP4,
+    HeldConnections,
+    Layout,
+    Prober,
+    Rig,
+    http_get,
+    tcp_connect,
+    transfer,
+    udp_exchange,
+    wait_until,
+)
 from tests.rig.payload import count_wrong, payload
-from tests.rig.topology import UDP_PORT
 
 _CHILD = """
 import signal, sys
@@ -87,6 +103,53 @@ def test_a_cut_cable_stalls_held_connections_and_mending_it_continues_them() -> 
         rig.mend("b1")
         assert rig.client.run(held.confirm()) == 0
         assert not held.broken
+
+
+def test_a_prober_measures_an_outage() -> None:
+    with Rig(Layout(backends=1)) as rig:
+        address = rig.backends[0].address4
+        prober = Prober(lambda: tcp_connect(address, TCP_PORT, timeout_s=0.1), interval_s=0.005)
+        running = rig.client.start(prober.run())
+        wait_until(lambda: len(prober.samples) > 20, "probes")
+        rig.cut("b1", silently=True)
+        cut_at = time.monotonic()
+        wait_until(lambda: sum(bool(sample.error) for sample in prober.samples) > 20, "probes that fail")
+        cut_for_s = time.monotonic() - cut_at
+        rig.mend("b1")
+        answered = sum(not sample.error for sample in prober.samples)
+        wait_until(lambda: sum(not sample.error for sample in prober.samples) > answered + 20, "probes that are answered again")
+        rig.client.run(prober.stop())
+        samples = running.result(10)
+        assert not samples[-1].error
+        assert cut_for_s - 0.1 < prober.outage_s() < cut_for_s + 1
+
+
+def test_two_nodes_are_joined_by_a_cluster_link() -> None:
+    with Rig(Layout(backends=1, nodes=2)) as rig:
+        first, second = rig.nodes
+        address = "10.99.0.2"
+
+        def greet() -> bytes:
+            with socket.create_connection((address, 999), 3) as one:
+                return one.recv(5)
+
+        with second.namespace.call(lambda: socket.create_server((address, 999))) as server:
+            server.settimeout(5)
+            answer = rig.client.start(asyncio.to_thread(first.namespace.call, greet))
+            with server.accept()[0] as connection:
+                connection.sendall(b"hello")
+            assert answer.result(5) == b"hello"
+
+
+def test_the_shell_has_every_host_as_a_command() -> None:
+    """`python -m tests.rig`, with a script where a person would type."""
+    script = f"client curl -s --max-time 5 http://{VIP4}/\nxlbctl farm list\nlb1 ip -br addr show eth0\nexit\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.rig"], input=script, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert f"{VIP4} " in done.stdout
+    assert "3/3" in done.stdout
+    assert f"{VIP4}/24" in done.stdout
 
 
 @pytest.mark.parametrize(("connection", "offset", "wrong"), [(7, 0, 0), (7, 3, 0), (8, 0, 12), (7, 8, 13)])
