@@ -40,15 +40,16 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 with Rig() as rig:
     rig.node.bpf_dir.mkdir()
     print(rig.directory, rig.node.bpf_dir, rig._reaper.pid, *(backend.process.pid for backend in rig.backends), flush=True)
-    if sys.argv[1] == "raise":
-        raise ValueError
-    signal.pause()
+    sys.stdin.readline()
+    raise ValueError
 """
 
 
 @pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM", "SIGINT", "raise"])
 def test_nothing_is_left_whatever_way_the_process_ends(end: str) -> None:
-    child = subprocess.Popen([sys.executable, "-c", _CHILD, end], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    child = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=pipe, stdout=pipe, stderr=null, text=True)
+    assert child.stdin is not None
     assert child.stdout is not None
     directory, bpf_dir, *pids = child.stdout.readline().split()
     assert Path(directory).is_dir()
@@ -56,6 +57,8 @@ def test_nothing_is_left_whatever_way_the_process_ends(end: str) -> None:
     watches = [os.pidfd_open(int(pid)) for pid in pids]
     if end != "raise":
         child.send_signal(signal.Signals[end])
+        assert child.wait(20) != 0
+    child.stdin.close()
     assert child.wait(20) != 0
     child.stdout.close()
     for watch in watches:
