@@ -243,6 +243,7 @@ def test_native_mode_on_a_driver_without_it_is_refused_with_the_remedy() -> None
         assert code == 1
         assert "eth0" in log
         assert "generic" in log
+        assert not rig.node.bpf_dir.exists(), "pins made for a start that failed"
 
 
 def xdp_mode_of(rig: Rig) -> libbpf.AttachMode:
