@@ -1,0 +1,304 @@
+"""Both replication machines with their hands: does what their effects ask for, one bounded step at a time.
+
+Single-threaded and without a clock of its own: the thread that owns it calls `step` again and again, and tests call it by
+hand. What to send and when the tables are in step is decided in `sync.replication`. Must not know threads, sockets, roles.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from bpf.tables import Array, PlaneError
+from ctl.flowreplica import ReplicaTable
+from ctl.flowsource import BLOCK_RECORDS, FlowSource, Records, ReplicatedPlane, make_codec
+from sync import flowwire
+from sync.errors import WireError
+from sync.replication import (
+    Acknowledgement,
+    Apply,
+    BeginMark,
+    Block,
+    Effect,
+    Flushed,
+    Limits,
+    ReadSlice,
+    Receiver,
+    SendAcknowledgement,
+    SendBlock,
+    Sender,
+    StepChanged,
+    SweepUnmarked,
+)
+
+LIMITS = Limits(window_blocks=16)
+"""A window bounds what a takeover must still apply: 16 blocks of 4,096 connections."""
+
+POLL_MIN_NS = 2_000_000
+POLL_MAX_NS = 8_000_000
+TICK_NS = 50_000_000
+IDLE_NS = 500_000_000
+
+_FAMILY_NUMBERS = {"v4": 4, "v6": 6}
+_FAMILY_NAMES = {number: name for name, number in _FAMILY_NUMBERS.items()}
+
+_Work = Apply | BeginMark | SweepUnmarked | Callable[[], None]
+
+
+@dataclass(slots=True)
+class Outlets:
+    """Where the engine's results go; each is called in the engine's thread and must return at once."""
+
+    send: Callable[[bytes], None]
+    step_changed: Callable[[bool, str], None]
+    flushed: Callable[[int], None]
+    failed: Callable[[str], None]
+
+
+@dataclass(slots=True)
+class EngineCounts:
+    """Beside the table's own."""
+
+    sent_records: int = 0
+    lost_events: int = 0
+    bad_messages: int = 0
+
+
+class ReplicationEngine:
+    """One per plane. `now_ns` is CLOCK_MONOTONIC, the clock of the flows' ticks."""
+
+    def __init__(
+        self,
+        plane: ReplicatedPlane,
+        boot: int,
+        clock_offset_ns: Callable[[], int | None],
+        outlets: Outlets,
+        limits: Limits = LIMITS,
+    ) -> None:
+        self._codec = make_codec(plane)
+        self._source = FlowSource(plane, self._codec)
+        self.table = ReplicaTable(plane, self._codec)
+        self.sender = Sender(boot, self._codec.layout, limits)
+        self.receiver = Receiver(self._codec.layout, limits)
+        self.counts = EngineCounts()
+        self._clock_offset_ns, self._out = clock_offset_ns, outlets
+        self._present = False
+        self._serving_epoch: int | None = None
+        self._work: deque[_Work] = deque()
+        self._sweep: tuple[Iterator[None], Block] | None = None
+        self._slice_wanted: ReadSlice | None = None
+        self._poll_ns, self._poll_due_ns, self._tick_due_ns = POLL_MIN_NS, 0, 0
+        self._held = False  # changes were read that could not be sent yet
+
+    def close(self) -> None:
+        self._source.close()
+
+    # --- what happens to this node ---------------------------------------------------------------------------
+
+    def peer_present(self, present: bool, boot: int, now_ns: int) -> None:
+        """The peer's present run is `boot`, and it can be reached or not."""
+        self.receiver.set_peer(boot)
+        if present != self._present:
+            self._present = present
+            self._follow(now_ns)
+
+    def serve(self, epoch: int, now_ns: int) -> None:
+        """This node is active."""
+        self._serving_epoch = epoch
+        self.receiver.set_serving(True)
+        self._give_up_sweep(now_ns)
+        self._follow(now_ns)
+
+    def stop_serving(self, now_ns: int) -> None:
+        """This node is no longer active."""
+        self._serving_epoch = None
+        self.receiver.set_serving(False)
+        self._follow(now_ns)
+
+    def _follow(self, now_ns: int) -> None:
+        """A stream runs while this node serves and the peer is there."""
+        self.sender.stop()
+        self._slice_wanted, self._held = None, False
+        if self._serving_epoch is None or not self._present:
+            return
+        self._source.discard()
+        self._poll_ns, self._poll_due_ns = POLL_MIN_NS, now_ns
+        self._do(self.sender.start(self._serving_epoch, now_ns), now_ns)
+
+    # --- what is asked ---------------------------------------------------------------------------------------
+
+    def message(self, raw: bytes, now_ns: int) -> None:
+        """One message of the peer; what is none of ours is counted and dropped."""
+        try:
+            message = flowwire.decode(raw)
+            if isinstance(message, Block) and message.layout == self.receiver.layout and message.count:
+                self._codec.check(_FAMILY_NAMES[message.family], message.count, message.payload)
+        except WireError:
+            self.counts.bad_messages += 1
+            return
+        if isinstance(message, Acknowledgement):
+            self._do(self.sender.acknowledged(message, now_ns), now_ns)
+        else:
+            self._do(self.receiver.block(message, now_ns), now_ns)
+
+    def flush(self, number: int, now_ns: int) -> None:
+        """Report `flushed(number)` once the peer has applied all changes up to now."""
+        if self.sender.running:
+            self._read_everything(now_ns)
+            self._do(self.sender.flush(number), now_ns)
+
+    def after_pending(self, done: Callable[[], None], now_ns: int) -> None:
+        """Call `done` once everything received so far is in the table; an unfinished sweep is given up for it."""
+        self._give_up_sweep(now_ns)
+        self._work.append(done)
+
+    def removed(self, family: str, keys: Array, now_ns: int) -> None:
+        """These forward entries were deleted on purpose."""
+        if not self.sender.running:
+            return
+        self._read_everything(now_ns)  # what the kernel said of them before comes first
+        records = self._source.removals(family, keys)
+        if records is not None:
+            self._changes(records, now_ns)
+
+    def still_alive(self, family: str, keys: Array, values: Array, now_ns: int) -> None:
+        """These forward entries are older than their connections."""
+        if self.sender.running and len(keys):
+            self._changes(self._source.entries(family, keys, values), now_ns)
+
+    # --- the steps -------------------------------------------------------------------------------------------
+
+    def step(self, now_ns: int) -> int:
+        """Do one bounded piece of work; returns in how many ns the next is due, 0 for at once."""
+        if now_ns >= self._tick_due_ns:
+            self._tick(now_ns)
+        worked = self._step_table(now_ns)
+        if self.sender.running:
+            if now_ns >= self._poll_due_ns:
+                self._poll(now_ns)
+            if self._slice_wanted is not None:
+                self._read_slice(self._slice_wanted, now_ns)
+                worked = True
+        if worked:
+            return 0
+        due = min(self._poll_due_ns, self._tick_due_ns) if self.sender.running else now_ns + IDLE_NS
+        return max(0, due - now_ns)
+
+    @property
+    def pending_work(self) -> int:
+        """Blocks received and not yet in the table."""
+        return len(self._work)
+
+    def _tick(self, now_ns: int) -> None:
+        self._tick_due_ns = now_ns + TICK_NS
+        if self.sender.running:
+            lost = self._source.lost()
+            if lost:
+                self.counts.lost_events += lost
+                self._source.discard()  # the new snapshot has what waits
+                self._do(self.sender.overflow(now_ns), now_ns)
+            self._do(self.sender.tick(now_ns), now_ns)
+
+    def _poll(self, now_ns: int) -> None:
+        """Read the rings; while earlier changes wait for the peer, only whole blocks, so that few big ones wait, not many."""
+        if self._held and self._source.backlog() < BLOCK_RECORDS:
+            self._poll_due_ns = now_ns + POLL_MIN_NS
+            return
+        found = 0
+        for records in self._source.read():
+            found += records.count
+            self._changes(records, now_ns)
+        self._poll_ns = POLL_MIN_NS if found else min(2 * self._poll_ns, POLL_MAX_NS)
+        behind = self._source.backlog() >= BLOCK_RECORDS
+        self._poll_due_ns = now_ns if behind else now_ns + self._poll_ns
+
+    def _read_everything(self, now_ns: int) -> None:
+        for records in self._source.read_everything():
+            self._changes(records, now_ns)
+
+    def _changes(self, records: Records, now_ns: int) -> None:
+        self.counts.sent_records += records.count
+        self._held = True
+        self._do(self.sender.changes(_FAMILY_NUMBERS[records.family], records.count, records.payload, now_ns), now_ns)
+
+    def _read_slice(self, wanted: ReadSlice, now_ns: int) -> None:
+        self._slice_wanted = None
+        records, last = self._source.read_slice(wanted.first)
+        self.counts.sent_records += records.count
+        family = _FAMILY_NUMBERS[records.family] if records.count else 0
+        self._do(self.sender.slice_read(wanted.session, family, records.count, records.payload, last, now_ns), now_ns)
+
+    def _step_table(self, now_ns: int) -> bool:
+        """One block into the table, or one slice of a sweep. False if there was nothing to do."""
+        if self._sweep is not None:
+            steps, block = self._sweep
+            if self._attempt(lambda: next(steps, self)) is self:  # exhausted
+                self._sweep = None
+                self._do(self.receiver.applied(block), now_ns)
+            return True
+        if not self._work:
+            return False
+        work = self._work.popleft()
+        if isinstance(work, Apply):
+            self._apply(work, now_ns)
+        elif isinstance(work, BeginMark):
+            self.table.begin_mark()
+        elif isinstance(work, SweepUnmarked):
+            self._sweep = self.table.sweep(), work.block
+        else:
+            work()
+        return True
+
+    def _apply(self, work: Apply, now_ns: int) -> None:
+        block = work.block
+        if block.count:
+            family, offset_ns = _FAMILY_NAMES[block.family], self._offset_ns(block, now_ns)
+            arguments = (family, block.count, block.payload, offset_ns)
+            if work.only_absent:
+                added = self._attempt(lambda: self.table.apply_absent(*arguments))
+                for keys, values in added if isinstance(added, list) else ():
+                    self.still_alive(family, keys, values, now_ns)
+            else:
+                self._attempt(lambda: self.table.apply(*arguments))
+        self._do(self.receiver.applied(block), now_ns)
+
+    def _attempt(self, act: Callable[[], object]) -> object:
+        """A table the kernel refuses to write must not end replication: what is missing shows in the counts."""
+        try:
+            return act()
+        except (PlaneError, OSError) as error:
+            self._out.failed(f"replicated flows could not be written: {error}")
+            return self
+
+    def _offset_ns(self, block: Block, now_ns: int) -> int:
+        """Without a measured offset the block counts as read just now: flows then seem younger than they are, by its way."""
+        known = self._clock_offset_ns()
+        return now_ns - block.clock_ns if known is None else known
+
+    def _give_up_sweep(self, now_ns: int) -> None:
+        """A node about to serve does not wait for the deletion of what the peer lacks: those entries expire by themselves."""
+        waiting = [work.block for work in self._work if isinstance(work, SweepUnmarked)]
+        self._work = deque(work for work in self._work if not isinstance(work, SweepUnmarked))
+        if self._sweep is not None:
+            waiting.append(self._sweep[1])
+            self._sweep = None
+        for block in waiting:
+            self._work.append(lambda block=block: self._do(self.receiver.applied(block), now_ns))  # type: ignore[misc]
+
+    def _do(self, effects: list[Effect], now_ns: int) -> None:
+        for effect in effects:
+            match effect:
+                case SendBlock(block):
+                    self._held = False
+                    self._out.send(flowwire.encode(block))
+                case SendAcknowledgement(acknowledgement):
+                    self._out.send(flowwire.encode(acknowledgement))
+                case Apply() | BeginMark() | SweepUnmarked():
+                    self._work.append(effect)
+                case ReadSlice():
+                    self._slice_wanted = effect
+                case Flushed(number):
+                    self._out.flushed(number)
+                case StepChanged(in_step, why):
+                    self._out.step_changed(in_step, why)
