@@ -153,6 +153,18 @@ def test_udp_without_checksum_is_quoted_without(bed: Bed) -> None:
     assert checks_out(out, V4)
 
 
+def test_what_lies_behind_the_packet_is_no_checksum(bed: Bed, family: Family) -> None:
+    """The frame goes on where the quoted TCP header's checksum would have been: trailer bytes, not ours to change."""
+    bed.farm(family.vip, (family.far(11), 8080))
+    forwarded = Ether(bed.send(bytes(from_client(family))).frame)
+    error = error_about(family, forwarded.payload, ERRORS[family.name][0], 8, (backend_mac(12), NODE_OUT_MAC))
+    trailer = bytes(range(1, 21))
+    out = bed.send(error + trailer, "out0")
+    assert out.verdict == "forward_icmp_error"
+    assert out.frame[len(error) :] == trailer
+    assert checks_out(out.frame[: len(error)], family)
+
+
 def test_options_in_the_quoted_header(bed: Bed) -> None:
     bed.farm(V4.vip, (V4.far(11), 8080))
     sent = from_client(V4, options=[IPOption_RR(length=11, routers=["0.0.0.0"] * 2)])
