@@ -30,10 +30,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A change that was accepted; `old is new` when it changed nothing."""
+    """A change that was accepted; `old is new` when it changed nothing. `note`: what the person who asked should know."""
 
     old: Config
     new: Config
+    note: str = ""
 
 
 class Committer:
@@ -79,6 +80,25 @@ class Committer:
         """
         async with self._lock:
             await _uninterrupted(lambda: self._replan(self._config, down))
+
+    async def store(self, config: Config) -> None:
+        """Write what the peer sent; `adopt` puts it in force. Raises XlbError."""
+        async with self._lock:
+            await _uninterrupted(lambda: self._store.save(config))
+
+    async def adopt(self, config: Config, down: frozenset[int]) -> Committed:
+        """Run with a configuration that is on disk.
+
+        Raises XlbError when the kernel refuses some of it; it is the configuration all the same, and `replan` tries again.
+        """
+        async with self._lock:
+            old, self._config = self._config, config
+            await _uninterrupted(lambda: self._follow_adopted(config, down))
+            return Committed(old, config)
+
+    def _follow_adopted(self, config: Config, down: frozenset[int]) -> None:
+        self._replan(config, down)
+        self._addresses.follow(config)
 
     async def follow_addresses(self) -> None:
         """Put back the VIPs' addresses that are missing."""

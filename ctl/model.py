@@ -129,9 +129,16 @@ class Vip:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything that is replicated. `generation` grows by one with each accepted change."""
+    """Everything that is replicated. `generation` grows by one with each accepted change.
+
+    (epoch, generation) is its version in the pair whose id is `pair`: the term in which the last change was accepted and the
+    count of changes. `history` has the last version of each earlier term. A node that was never in a pair has none of these.
+    """
 
     generation: int = 0
+    epoch: int = 0
+    history: tuple[tuple[int, int], ...] = ()
+    pair: str = ""
     hash_seed: int = 0
     next_id: int = 1  # lower bound of the next farm's or backend's search for a free id
     vips: Mapping[str, Vip] = field(default_factory=lambda: MappingProxyType({}))

@@ -32,6 +32,7 @@ from ctl.network import Network, NetworkEvents
 from ctl.nexthops import NextHopKeeper
 from ctl.nodefile import NodeSettings
 from ctl.notify import Notifier, watchdog_interval_s
+from ctl.replica import ConfigReplica
 from ctl.store import Store
 from ctl.sweep import Sweeper
 from ctl.vips import VipAddresses
@@ -97,6 +98,7 @@ class Node:
         self._notifier = notifier or Notifier("")
         self._store = Store(settings.node.state_dir)
         self._committer = Committer(Config(), self._store, plane, self.addresses)
+        self.replica: ConfigReplica | None = None  # of a pair
         self._tasks: set[asyncio.Task[None]] = set()
         self._replan_wanted = asyncio.Event()
 
@@ -218,11 +220,37 @@ class Node:
     # --- changes ---------------------------------------------------------------------------------------------
 
     async def commit(self, make: Callable[[Config], Config]) -> Committed:
-        """Put a change in force; see `Committer.commit`."""
+        """Put a change in force, in a pair on both nodes; see `Committer.commit` and `ConfigReplica.change`."""
+        if self.replica is not None:
+            return await self.replica.change(make)
+        return await self.commit_here(make)
+
+    async def commit_here(self, make: Callable[[Config], Config]) -> Committed:
+        """Put a change in force on this node, whatever the peer has."""
         done = await self._committer.commit(make, self.checks.checks.down)
         if done.new is not done.old:
             self._follow(done)
         return done
+
+    async def put(self, config: Config) -> Committed:
+        """Put a whole configuration in force on this node."""
+        return await self.commit_here(lambda _: config)
+
+    async def store(self, config: Config) -> None:
+        """Write the peer's configuration; see `Committer.store`."""
+        await self._committer.store(config)
+
+    async def adopt(self, config: Config) -> None:
+        """Run with the peer's configuration, which is on disk. What this kernel refuses is logged and tried again."""
+        old = self.config
+        if config.hash_seed != old.hash_seed:
+            self.plane.set_hash_seed(config.hash_seed)
+        try:
+            await self._committer.adopt(config, self.checks.checks.down)
+        except (XlbError, PlaneError, OSError) as error:
+            log.error("the peer's configuration %d is not in force here, trying again: %s", config.generation, error)
+            asyncio.get_running_loop().call_later(REPLAN_RETRY_S, self._replan_wanted.set)
+        self._follow(Committed(old, config))
 
     def _follow(self, done: Committed) -> None:
         before = self.checks.checks.down

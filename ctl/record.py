@@ -42,13 +42,15 @@ class Encoder:
     def encode(self, config: Config) -> bytes:
         """The whole record; `decode` of it is `config`."""
         known, self._lines = self._lines, {}
-        header = {
+        header: dict[str, object] = {
             "xlb": "farms",
             "version": FORMAT_VERSION,
             "generation": config.generation,
             "hash_seed": config.hash_seed,
             "next_id": config.next_id,
         }
+        if config.pair:  # left out, a single node's record stays what an earlier xlb reads
+            header |= {"pair": config.pair, "epoch": config.epoch, "history": config.history}
         lines = [_line(header)]
         lines += [_line({"vip": _values(vip)}) for vip in config.vips.values()]
         for name, farm in config.farms.items():
@@ -126,7 +128,13 @@ def _config(header: Mapping[str, Any], lines: list[dict[str, Any]]) -> Config:
             raise ValueError(f"a line about {kind}")
     if len(vips) + len(farms) != len(lines):
         raise ValueError("a name that is listed twice")
-    numbers = {name: int(header[name]) for name in ("generation", "hash_seed", "next_id")}
-    config = Config(vips=MappingProxyType(vips), farms=MappingProxyType(farms), **numbers)
+    config = Config(vips=MappingProxyType(vips), farms=MappingProxyType(farms), **_standing(header))
     check_config(config)
     return config
+
+
+def _standing(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What the header says; a record of before there were pairs has no pair, epoch and history."""
+    numbers = {name: int(header[name]) for name in ("generation", "hash_seed", "next_id")}
+    history = tuple((int(epoch), int(generation)) for epoch, generation in header.get("history", ()))
+    return {**numbers, "epoch": int(header.get("epoch", 0)), "history": history, "pair": str(header.get("pair", ""))}
