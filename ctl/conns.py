@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bpf import constants
@@ -11,7 +10,7 @@ from bpf.tables import FlowEntry, FlowTuple
 from ctl import changes, flows, validate
 from ctl.errors import InvalidInput, XlbError
 from ctl.flows import FlowSelection
-from ctl.model import Backend, Config, Farm, Protocol, format_endpoint
+from ctl.model import Config, Protocol, format_endpoint
 
 if TYPE_CHECKING:
     from ctl.node import Node
@@ -34,9 +33,15 @@ class ConnectionCommands:
     async def list(self, arguments: Arguments) -> dict[str, Any]:
         """{"connections": […], "total", "limit"}; `total` counts those beyond the limit too."""
         limit = _integer(arguments, "limit", 1, MAX_LIMIT, DEFAULT_LIMIT)
-        entries, total = await self._node.sweeper.collect(self._selection(arguments), limit)
-        names, now_tick = Names(self._node.config), self._node.plane.now_tick()
-        return {"connections": [connection_view(entry, names, now_tick) for entry in entries], "total": total, "limit": limit}
+        selection, config, plane = self._selection(arguments), self._node.config, self._node.plane
+
+        def collect() -> tuple[list[dict[str, Any]], int]:
+            entries, total = flows.collect(plane, selection, limit)
+            names, now_tick = Names(config), plane.now_tick()
+            return [connection_view(entry, names, now_tick) for entry in entries], total
+
+        connections, total = await self._node.sweeper.ask(collect)
+        return {"connections": connections, "total": total, "limit": limit}
 
     async def count(self, arguments: Arguments) -> dict[str, int]:
         """{"total"}."""
@@ -91,21 +96,19 @@ class Names:
     """Farms and backends by the ids that flows carry."""
 
     def __init__(self, config: Config) -> None:
-        self.farms: Mapping[int, Farm] = {farm.id: farm for farm in config.farms.values()}
+        self._farms = {farm.id: farm.name for farm in config.farms.values()}
+        self._backends = frozenset(backend.id for farm in config.farms.values() for backend in farm.backends)
 
     def farm(self, number: int) -> str:
-        farm = self.farms.get(number)
-        return farm.name if farm else f"(deleted farm {number})"
+        return self._farms.get(number) or f"(deleted farm {number})"
 
-    def backend(self, farm: int, number: int) -> Backend | None:
-        known = self.farms.get(farm)
-        return next((each for each in known.backends if each.id == number), None) if known else None
+    def has_backend(self, number: int) -> bool:
+        return number in self._backends
 
 
 def connection_view(entry: FlowEntry, names: Names, now_tick: int) -> dict[str, Any]:
     """One connection of `conn list`. The reply direction has the same fields, seen from its own arrival."""
     arrives, leaves = entry.arrives, entry.leaves
-    backend = names.backend(entry.farm, entry.backend)
     client_side = entry.forward
     return {
         "protocol": constants.Protocol(arrives.protocol).name.lower(),
@@ -122,7 +125,7 @@ def connection_view(entry: FlowEntry, names: Names, now_tick: int) -> dict[str, 
         if client_side
         else format_endpoint(arrives.destination, arrives.destination_port),
         "farm": names.farm(entry.farm),
-        "backend_known": backend is not None,
+        "backend_known": names.has_backend(entry.backend),
         "direction": "forward" if client_side else "reply",
         "state": flow_state(entry),
         "idle_s": round(max(0, now_tick - entry.last_seen_tick) * TICK_S, 1),

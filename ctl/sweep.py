@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from bpf.constants import MAX_BACKENDS
-from bpf.tables import Array, DataPlane, FlowEntry, PlaneError
+from bpf.tables import Array, DataPlane, PlaneError
 from ctl import expiry, flows
 from ctl.flows import FlowSelection
 from ctl.model import Config
@@ -76,9 +76,6 @@ class Sweeper:
 
     async def count(self, selection: FlowSelection) -> int:
         return await self._in_thread(lambda: flows.count(self._plane, selection))
-
-    async def collect(self, selection: FlowSelection, limit: int) -> tuple[list[FlowEntry], int]:
-        return await self._in_thread(lambda: flows.collect(self._plane, selection, limit))
 
     def close(self) -> None:
         """Wait for the work under way."""
