@@ -99,7 +99,11 @@ class Link:
         Raises OSError naming the address when it cannot be bound.
         """
         channel = Channel(self._context, self.keys, self.peer_public, bounds, received)
-        channel.start(local, peer, port)
+        try:
+            channel.start(local, peer, port)
+        except OSError:
+            channel.close()
+            raise
         self._channels.append(channel)
         return channel
 
