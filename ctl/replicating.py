@@ -89,6 +89,7 @@ class ReplicationEngine:
         self._sweep: tuple[Iterator[None], Block] | None = None
         self._slice_wanted: ReadSlice | None = None
         self._poll_ns, self._poll_due_ns, self._tick_due_ns = POLL_MIN_NS, 0, 0
+        self._flush_number: int | None = None
         self._held = False  # changes were read that could not be sent yet
 
     def close(self) -> None:
@@ -119,7 +120,7 @@ class ReplicationEngine:
     def _follow(self, now_ns: int) -> None:
         """A stream runs while this node serves and the peer is there."""
         self.sender.stop()
-        self._slice_wanted, self._held = None, False
+        self._slice_wanted, self._flush_number, self._held = None, None, False
         if self._serving_epoch is None or not self._present:
             return
         self._source.discard()
@@ -143,10 +144,17 @@ class ReplicationEngine:
             self._do(self.receiver.block(message, now_ns), now_ns)
 
     def flush(self, number: int, now_ns: int) -> None:
-        """Report `flushed(number)` once the peer has applied all changes up to now."""
-        if self.sender.running:
-            self._read_everything(now_ns)
-            self._do(self.sender.flush(number), now_ns)
+        """Report `flushed(number)` once the peer has applied all changes up to now; if it is not in step, all flows."""
+        self._flush_number = number
+        self._continue_flush(now_ns)
+
+    def _continue_flush(self, now_ns: int) -> None:
+        if self._flush_number is None or not self.sender.in_step:
+            return
+        self._read_everything(now_ns)
+        self._notice_loss(now_ns)
+        if self.sender.in_step:
+            self._do(self.sender.flush(self._flush_number), now_ns)
 
     def after_pending(self, done: Callable[[], None], now_ns: int) -> None:
         """Call `done` once everything received so far is in the table; an unfinished sweep is given up for it."""
@@ -193,12 +201,15 @@ class ReplicationEngine:
     def _tick(self, now_ns: int) -> None:
         self._tick_due_ns = now_ns + TICK_NS
         if self.sender.running:
-            lost = self._source.lost()
-            if lost:
-                self.counts.lost_events += lost
-                self._source.discard()  # the new snapshot has what waits
-                self._do(self.sender.overflow(now_ns), now_ns)
+            self._notice_loss(now_ns)
             self._do(self.sender.tick(now_ns), now_ns)
+
+    def _notice_loss(self, now_ns: int) -> None:
+        lost = self._source.lost()
+        if lost:
+            self.counts.lost_events += lost
+            self._source.discard()  # the new snapshot has what waits
+            self._do(self.sender.overflow(now_ns), now_ns)
 
     def _poll(self, now_ns: int) -> None:
         """Read the rings; while earlier changes wait for the peer, only whole blocks, so that few big ones wait, not many."""
@@ -299,6 +310,8 @@ class ReplicationEngine:
                 case ReadSlice():
                     self._slice_wanted = effect
                 case Flushed(number):
+                    self._flush_number = None
                     self._out.flushed(number)
                 case StepChanged(in_step, why):
                     self._out.step_changed(in_step, why)
+                    self._continue_flush(now_ns)  # what was asked for while a snapshot was under way

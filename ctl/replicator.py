@@ -31,6 +31,8 @@ BULK_BOUNDS = ChannelBounds(QUEUED_MESSAGES, flowwire.MAX_MESSAGE_BYTES)
 
 SENDS_PER_TURN = 8
 RESEND_S = 0.002
+RESENDS = 100
+"""As long as the sending machine waits before it sends again by itself."""
 COMMANDS_PER_STEP = 32
 
 log = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ class Replicator:
         self._outward: deque[bytes] = deque()
         self._outward_lock = threading.Lock()
         self._sending = False
-        self._sending = False
+        self._sending, self._refused = False, 0
         self._waiting_messages = self._dropped_messages = 0
         self._lag_ms = self._protected = 0.0
         outlets = Outlets(
@@ -198,8 +200,12 @@ class Replicator:
                     return
                 message = self._outward[0]
             if not self._send(message):
+                self._refused += 1
+                if self._refused >= RESENDS:
+                    self._forget_outward()
                 self._loop.call_later(RESEND_S, self._send_some)
                 return
+            self._refused = 0
             with self._outward_lock:
                 if self._outward and self._outward[0] is message:
                     self._outward.popleft()

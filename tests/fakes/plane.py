@@ -65,9 +65,43 @@ def flow_dtype(family: str) -> np.dtype[Any]:
             ("farm", "u2"),
             ("flags", "u1"),
             ("state", "u1"),
-            ("backend", "u4"),
+            ("backend", "u2"),
+            ("mtu", "u2"),
         ]
     )
+
+
+def event_dtype(family: str) -> np.dtype[Any]:
+    """struct flow_event_FAM as numpy sees it."""
+    return np.dtype([("key", key_dtype(family)), ("flow", flow_dtype(family)), ("type", "u1"), ("zero", "u1", (7,))])
+
+
+class FakeRing:
+    """A replication ring of `capacity` records; refuses to be read after it was closed."""
+
+    def __init__(self, family: str, capacity: int = 1024) -> None:
+        self.records = np.zeros(0, event_dtype(family))
+        self.capacity = capacity
+        self.lost = 0
+        self.closed = False
+
+    def put(self, records: Array) -> None:
+        """What XDP does; records beyond the capacity are lost and counted."""
+        room = self.capacity - len(self.records)
+        self.lost += max(0, len(records) - room)
+        self.records = np.concatenate([self.records, records[:room]]).astype(self.records.dtype)
+
+    def backlog(self) -> int:
+        _require(not self.closed, "a closed ring is asked for its backlog")
+        return len(self.records)
+
+    def read(self, limit: int) -> Array:
+        _require(not self.closed, "a closed ring is read")
+        taken, self.records = self.records[:limit], self.records[limit:]
+        return taken
+
+    def close(self) -> None:
+        self.closed = True
 
 
 TRAFFIC = np.dtype([(name, "u8") for name in ("packets_in", "bytes_in", "packets_out", "bytes_out", "connections", "drops")])
@@ -87,6 +121,7 @@ class FakePlane:
             (table, family): {} for table in ("flows", "embryonic") for family in ("v4", "v6")
         }
         self.max_flows = max_flows
+        self.rings = {family: FakeRing(family) for family in ("v4", "v6")}
         self.tick = 1_000_000
         self.next_hop_bumps = 0
         self.operations = 0
@@ -200,7 +235,8 @@ class FakePlane:
         return self._seed
 
     def counters(self) -> dict[str, tuple[int, int]]:
-        return {counter.name: (0, 0) for counter in constants.COUNTERS}
+        lost = sum(ring.lost for ring in self.rings.values())
+        return {counter.name: (lost if counter.name == "event_ring_full" else 0, 0) for counter in constants.COUNTERS}
 
     def farm_traffic(self) -> Array:
         return self.farm_counts.copy()
@@ -216,6 +252,12 @@ class FakePlane:
                 np.frombuffer(b"".join(key for key, _ in part), dtype=key_dtype(family)).copy(),
                 np.frombuffer(b"".join(value for _, value in part), dtype=flow_dtype(family)).copy(),
             )
+
+    def flow_dtypes(self, family: str) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        return key_dtype(family), flow_dtype(family)
+
+    def flow_events(self, family: str) -> FakeRing:
+        return self.rings[family]
 
     def encode_flow_keys(self, family: str, tuples: Sequence[FlowTuple]) -> Array:
         return columns.encode_flow_keys(tuples, key_dtype(family))
