@@ -58,6 +58,14 @@ class ApiCounts:
     unsendable: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A result, and a sentence the person who asked should read with it; empty: none."""
+
+    result: Any
+    note: str
+
+
 class MalformedRequest(Exception):
     """The message is no request; `id` is the client's number where it could be read, else None."""
 
@@ -111,7 +119,12 @@ def error_answer(request_id: int | None, kind: str, message: str, key: str = "")
 
 async def result_answer(request_id: int, result: Any) -> bytes:
     """Pack a result; long lists in slices, so that a big answer does not hold the loop."""
-    parts = [_pack_map_header(3), _pack("id"), _pack(request_id), _pack("ok"), _pack(True), _pack("result")]
+    parts = [_pack_map_header(3), _pack("id"), _pack(request_id), _pack("ok"), _pack(True)]
+    if isinstance(result, Noted):
+        if result.note:
+            parts = [_pack_map_header(4), *parts[1:], _pack("note"), _pack(result.note)]
+        result = result.result
+    parts.append(_pack("result"))
     if isinstance(result, dict):
         parts.append(_pack_map_header(len(result)))
         for key, value in result.items():

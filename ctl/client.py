@@ -33,6 +33,7 @@ class Client:
         """Connect; raises XlbError if no daemon listens there or this user may not ask it."""
         self.socket_path = socket_path
         self.timeout_ms = timeout_ms
+        self.note = ""  # what the daemon wants people to know beside the last result
         self._ids = itertools.count(1)
         _require_listener(socket_path)
         self._context = zmq.Context(io_threads=1)
@@ -64,6 +65,7 @@ class Client:
             raise InvalidInput(f"{len(request)} bytes are more than the {MAX_MESSAGE_BYTES} the daemon reads at once; split it")
         self._socket.send(request)
         answer = self._answer_to(request_id, command)
+        self.note = str(answer.get("note") or "")
         if answer.get("ok"):
             return answer.get("result")
         raise _error_of(answer.get("error"))

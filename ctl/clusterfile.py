@@ -27,6 +27,7 @@ MAX_BYTES = 64 * 1024
 CONTROL_PORT = 10917  # heartbeats, configuration, hand-over
 BULK_PORT = 10918  # flows
 PAIRING_PORT = 10919  # open only while a token is outstanding
+CONFIG_PORT = 10920  # configurations and questions
 
 _PAIR_ID = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")  # Z85 (ZeroMQ RFC 32)

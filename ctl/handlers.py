@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ctl import changes, diff, farmsfile, status, validate, views
+from ctl.api import Noted
 from ctl.conns import ConnectionCommands
 from ctl.errors import InvalidInput
 from ctl.model import Backend, Config, Farm
@@ -59,13 +60,20 @@ class Dispatcher:
             "doctor": Question(self._doctor),
         }
 
-    async def dispatch(self, command: str, arguments: Arguments) -> Result:
-        """Run one command. Raises InvalidInput for what makes no sense, XlbError for what is refused or fails."""
+    async def dispatch(self, command: str, arguments: Arguments, forwarded: bool = False) -> Result:
+        """Run one command. Raises InvalidInput for what makes no sense, XlbError for what is refused or fails.
+
+        forwarded: the peer asks, so it is not passed back to it.
+        """
         question = self._questions.get(command)
         if question is None and command not in changes.CHANGES:
             raise InvalidInput(f"unknown command {command!r}; this xlbd may be older than your xlbctl")
         if question is None or not question.at_once:
             await self._node.started.wait()
+        changing = question is None or (command == "config.apply" and arguments.get("dry_run", False) is False)
+        pair = self._node.pair_config
+        if changing and pair is not None and not pair.serving and not forwarded:
+            return await pair.forward(command, arguments)
         if question is None:
             return await self._change(command, arguments)
         unknown = arguments.keys() - question.arguments
@@ -78,16 +86,20 @@ class Dispatcher:
 
     async def _change(self, command: str, arguments: Arguments) -> Result:
         done = await self._node.commit(lambda config: changes.change(config, command, arguments))
+        return Noted(await self._changed(command, arguments, done.new), done.note)
+
+    async def _changed(self, command: str, arguments: Arguments, config: Config) -> Result:
+        """What was added or set, as it is shown; None after other changes."""
         noun, verb = command.split(".")
         if verb not in ("add", "set"):
             return None
         if noun == "vip":
             address = str(arguments["address"]).partition("/")[0]
-            return views.vip_view(done.new.vips[validate.canonical_address(address, "address")])
+            return views.vip_view(config.vips[validate.canonical_address(address, "address")])
         readings = await self._gauges.take()
         if noun == "farm":
-            return views.farm_view(done.new.farms[arguments["name"]], readings)
-        return views.backend_view(_backend_of(done.new.farms[arguments["farm"]], arguments), readings)
+            return views.farm_view(config.farms[arguments["name"]], readings)
+        return views.backend_view(_backend_of(config.farms[arguments["farm"]], arguments), readings)
 
     async def _vip_list(self, _: Arguments) -> Result:
         return [views.vip_view(vip) for vip in self._node.config.vips.values()]
@@ -112,7 +124,7 @@ class Dispatcher:
         if dry_run:
             return await self._config_diff({"document": document})
         done = await self._node.commit(lambda config: changes.replace_from_document(config, document))
-        return await asyncio.to_thread(_sentences, done.old, done.new)
+        return Noted(await asyncio.to_thread(_sentences, done.old, done.new), done.note)
 
     async def _config_diff(self, arguments: Arguments) -> Result:
         document, config = _document(arguments), self._node.config

@@ -32,6 +32,7 @@ from ctl.network import Network, NetworkEvents
 from ctl.nexthops import NextHopKeeper
 from ctl.nodefile import NodeSettings
 from ctl.notify import Notifier, watchdog_interval_s
+from ctl.pair_config import PairConfiguration
 from ctl.replica import ConfigReplica
 from ctl.store import Store
 from ctl.sweep import Sweeper
@@ -93,12 +94,14 @@ class Node:
         self.started = asyncio.Event()
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.tidier = memory.Tidier()
-        self.api = ApiServer(run_dir / CONTROL_SOCKET, Dispatcher(self).dispatch, self.tidier.soon)
+        self.dispatcher = Dispatcher(self)
+        self.api = ApiServer(run_dir / CONTROL_SOCKET, self.dispatcher.dispatch, self.tidier.soon)
         self._attacher = attacher
         self._notifier = notifier or Notifier("")
         self._store = Store(settings.node.state_dir)
         self._committer = Committer(Config(), self._store, plane, self.addresses)
         self.replica: ConfigReplica | None = None  # of a pair
+        self.pair_config: PairConfiguration | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._replan_wanted = asyncio.Event()
 

@@ -64,6 +64,10 @@ class ClusterSection:
     failback: bool
     track: tuple[str, ...]  # default: data.interfaces
     gateway: str  # canonical address; empty: none
+    vrrp_id: int  # virtual router identifier of the advertisements (RFC 9568), the same on both nodes
+    vrrp_multicast: bool  # advertise to 224.0.0.18 or ff02::12 too, for those who watch
+    dns_name: str  # what `cluster check` resolves on both nodes; empty: their own names
+    priority_given: bool  # it stands in the node file; else a pair's nodes agree on theirs
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ class NodeSettings:
 _SECTIONS = {
     "node": tuple(NodeSection.__slots__),
     "data": tuple(DataSection.__slots__),
-    "cluster": tuple(ClusterSection.__slots__),
+    "cluster": tuple(name for name in ClusterSection.__slots__ if name != "priority_given"),
 }
 
 
@@ -182,4 +186,8 @@ def _cluster(fields: Fields, interfaces: tuple[str, ...]) -> ClusterSection:
         fields.boolean("failback", False),
         _interfaces(fields, "track", interfaces),
         canonical_address(gateway, fields.key("gateway")) if gateway else "",
+        fields.integer("vrrp_id", 51, 1, 255),
+        fields.boolean("vrrp_multicast", False),
+        fields.text("dns_name", ""),
+        "priority" in fields,
     )

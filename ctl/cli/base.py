@@ -52,7 +52,10 @@ class Session:
             from ctl.client import Client
 
             self._client = Client(self.socket_path(), self.timeout_ms)
-        return self._client.call(command, {name: value for name, value in args.items() if value is not None})
+        result = self._client.call(command, {name: value for name, value in args.items() if value is not None})
+        if self._client.note:
+            click.echo(f"xlbctl: {self._client.note}", err=True)
+        return result
 
     def close(self) -> None:
         """Disconnect, if a connection was ever needed."""
