@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tests.rig import HTTP_PORT, TCP_PORT, UDP_PORT, VIP4, VIP6, Answer, Layout, Node, Rig, http_get, tcp_connect, udp_exchange
@@ -81,3 +83,11 @@ def serving(layout: Layout = SIMPLE) -> Iterator[Serving]:
     with Rig(layout) as rig:
         rig.node.start()
         yield Serving(rig)
+
+
+def copy_of_the_code(tree: Path) -> Path:
+    """What `Node.tree` may be set to, to run another version of xlbd; returns `tree`."""
+    here = Path(__file__).resolve().parents[2]
+    for package in ("bpf", "ctl", "sync"):
+        shutil.copytree(here / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return tree

@@ -96,6 +96,19 @@ def test_a_dead_backend_is_taken_out_and_comes_back_by_itself(site: Serving, fam
     assert set(tally.by_backend) == {"b1", "b2", "b3"}
 
 
+def test_a_udp_client_is_moved_off_a_dead_backend(site: Serving) -> None:
+    """A UDP client does not notice a death and goes on with the same ports: its flow must not outlive the backend."""
+    site.add_farm("udp", health=QUICK_TCP | {"port": BACKEND_PORTS["tcp"]})
+    before = {port: site.udp(source_port=port).backend for port in range(3000, 3020)}
+    assert set(before.values()) == {"b1", "b2", "b3"}
+    site.rig.backend("b1").kill()
+    wait_until(lambda: site.state("udp4", "b1") == "down", "b1 noticed as down")
+    wait_until(lambda: all(not site.udp(timeout_s=0.3, source_port=port).error for port in before), "every client served again")
+    after = {port: site.udp(source_port=port).backend for port in before}
+    assert set(after.values()) == {"b2", "b3"}
+    assert all(after[port] == backend for port, backend in before.items() if backend != "b1"), "nobody else was moved"
+
+
 def test_a_backend_that_answers_an_error_status_is_taken_out(site: Serving) -> None:
     site.add_farm("http", health=QUICK_HTTP)
     wait_until(lambda: site.state("http4", "b3") == "up", "b3 up")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 
-from tests.net.serving import VIPS, Serving, serving
+from tests.net.serving import VIPS, Serving, copy_of_the_code, serving
 from tests.rig import Layout, Rig
 
 AS_NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--")
@@ -46,8 +47,9 @@ def test_a_vip_on_a_missing_interface(site: Serving) -> None:
     assert {vip["address"] for vip in site.node.call("vip.list")} == set(VIPS.values())
 
 
-def test_control_socket_for_somebody_without_the_right(site: Serving) -> None:
-    done = site.rig.node.namespace.run(*AS_NOBODY, *site.node.xlbctl_command("farm", "list"), check=False)
+@pytest.mark.may_skip
+def test_control_socket_for_somebody_without_the_right(site: Serving, nobody: tuple[str, ...]) -> None:
+    done = site.rig.node.namespace.run(*nobody, *site.node.xlbctl_command("farm", "list"), check=False)
     assert done.returncode == 1
     assert "xlb" in one_sentence(done.stderr)
 
@@ -78,8 +80,9 @@ def test_wrong_commands_change_nothing(site: Serving, arguments: tuple[str, ...]
     assert site.node.call("config.export") == before
 
 
-def test_no_privilege(bare: Rig) -> None:
-    code, log = bare.node.start_refused(*AS_NOBODY)
+@pytest.mark.may_skip
+def test_no_privilege(bare: Rig, nobody: tuple[str, ...]) -> None:
+    code, log = bare.node.start_refused(*nobody)
     assert code == 1
     assert one_sentence(log)
 
@@ -112,3 +115,57 @@ def test_wrong_node_files(bare: Rig, good: str, bad: str, named: str, code: int)
     bare.node.config.write_text(text)
     assert named in one_sentence(log)
     assert exit_status == code
+
+
+@pytest.fixture(scope="module")
+def nobody(bare: Rig) -> tuple[str, ...]:
+    """The command prefix that gives all rights up; skips where the code may only be read with them."""
+    probe = bare.node.namespace.run(*AS_NOBODY, *bare.node.xlbctl_command("--help"), check=False)
+    if probe.returncode:
+        pytest.skip("an unprivileged user cannot read this checkout")
+    return AS_NOBODY
+
+
+@pytest.fixture
+def stopped() -> Iterator[Serving]:
+    """A node with farms whose daemon is stopped while its data plane goes on serving."""
+    with serving(Layout(backends=1)) as serve:
+        serve.add_farm("tcp")
+        serve.add_farm("http")
+        serve.node.stop()
+        yield serve
+
+
+def test_pins_of_another_size_are_refused_and_go_on_serving(stopped: Serving) -> None:
+    node = stopped.node
+    node.config.write_text(node.config.read_text().replace("max_flows = 65536", "max_flows = 1024"))
+    code, log = node.start_refused()
+    assert code == 1
+    assert str(node.bpf_dir) in one_sentence(log)
+    assert "--replace-pins" in one_sentence(log)
+    assert stopped.tcp().error == ""
+    node.start("--replace-pins")
+    assert stopped.tcp().error == ""
+
+
+def test_pins_of_another_abi_are_refused_and_go_on_serving(stopped: Serving) -> None:
+    node = stopped.node
+    node.tree = copy_of_the_code(stopped.rig.directory / "newer")
+    constants = node.tree / "bpf" / "constants.py"
+    constants.write_text(re.sub(r"(?m)^ABI_VERSION = \d+$", "ABI_VERSION = 9999", constants.read_text()))
+    code, log = node.start_refused()
+    assert code == 1
+    assert "9999" in one_sentence(log)
+    assert stopped.tcp().error == ""
+
+
+def test_a_truncated_state_file_is_kept_and_the_last_good_state_served(stopped: Serving) -> None:
+    node = stopped.node
+    state = node.state_dir / "farms.jsonl"
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-20])
+    node.start()
+    assert "tcp4" in {farm["name"] for farm in node.call("farm.list")}
+    assert stopped.tcp().error == ""
+    assert "farms.jsonl" in node.tail()
+    assert any(whole[:-20] == path.read_bytes() for path in node.state_dir.iterdir()), "what was damaged must be kept"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bpf import libbpf
-from tests.net.serving import PORTS, VIPS, Serving, serving
+from tests.net.serving import PORTS, VIPS, Serving, copy_of_the_code, serving
 from tests.rig import HeldConnections, Layout, Tally, http_get, repeat
 
 HELD = 1000
@@ -100,9 +99,6 @@ def program_on(site: Serving) -> int:
 
 def another_version(tree: Path) -> Path:
     """A copy of the code whose data plane differs."""
-    here = Path(__file__).resolve().parents[2]
-    for package in ("bpf", "ctl", "sync"):
-        shutil.copytree(here / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
-    with (tree / "bpf" / "xlb.c").open("a") as source:
+    with (copy_of_the_code(tree) / "bpf" / "xlb.c").open("a") as source:
         source.write("\nstatic const u32 another_version = 1;\n")
     return tree
