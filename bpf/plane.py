@@ -61,6 +61,19 @@ class KernelPlane:
             self.close()
             raise
 
+    def reopen(self, bpf_dir: Path, layouts: Layouts) -> None:
+        """The program was replaced and its tables kept: open the new ones, close those that are gone. Raises PlaneError."""
+        new = {name: Table(bpf_dir, name, layout) for name, layout in layouts.tables.items() if name not in self._tables}
+        old = self._tables
+        self._tables = {name: table for name, table in (old | new).items() if name in layouts.tables}
+        for name in old.keys() - layouts.tables.keys():
+            old[name].close()
+        try:
+            program, self._program = self._program, libbpf.obj_get(bpf_dir / PROGRAM)
+        except OSError as error:
+            raise PlaneError(f"the program pinned in {bpf_dir} cannot be opened: {error}") from error
+        os.close(program)
+
     def close(self) -> None:
         for table in self._tables.values():
             table.close()

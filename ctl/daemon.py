@@ -23,13 +23,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctl import memory, nodefile
+from ctl.clusterfile import ClusterFile
 from ctl.errors import XlbError
 from ctl.logs import LEVELS, set_up_logging
 from ctl.nodefile import NodeSettings
 
 if TYPE_CHECKING:
     from bpf.attach import Attachment
-    from bpf.tables import DataPlane
+    from bpf.loader import Build
+    from bpf.plane import KernelPlane
     from ctl.node import Origin
 
 LOCK_NAME = "xlbd.lock"
@@ -73,7 +75,7 @@ def _serve_kernel(settings: NodeSettings, replace_pins: bool, detach: bool) -> N
     from ctl.node import Origin
 
     _require_interfaces(settings.data.interfaces)
-    build = loader.Build(settings.node.bpf_dir, settings.node.run_dir, settings.data.max_flows)
+    build = _build_for(settings, ClusterFile(settings.node.state_dir).load() is not None)
     serving = False
 
     def started() -> None:
@@ -104,12 +106,20 @@ def _require_interfaces(names: Sequence[str]) -> None:
             raise XlbError(f"data.interfaces: there is no interface {name!r} on this node; it has: {', '.join(existing)}")
 
 
-async def _serve(settings: NodeSettings, plane: DataPlane, origin: Origin, detach: bool, started: Callable[[], None]) -> None:
+def _build_for(settings: NodeSettings, paired: bool) -> Build:
+    """What is to be pinned: only a pair's program reports flow changes."""
+    from bpf import loader
+
+    features = {"replication": True} if paired else {}
+    return loader.Build(settings.node.bpf_dir, settings.node.run_dir, settings.data.max_flows, features)
+
+
+async def _serve(settings: NodeSettings, plane: KernelPlane, origin: Origin, detach: bool, started: Callable[[], None]) -> None:
     from ctl.addresses import KernelNetwork
     from ctl.node import Node
     from ctl.notify import Notifier
 
-    node = Node(settings, plane, KernelNetwork(), _KernelAttacher(settings), origin, Notifier())
+    node = Node(settings, plane, KernelNetwork(), _KernelAttacher(settings, plane), origin, Notifier())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -139,7 +149,8 @@ async def _first(stop: asyncio.Event, failed: asyncio.Future[str]) -> str:
 class _KernelAttacher:
     """`ctl.node.Attacher` on the program this node pinned."""
 
-    def __init__(self, settings: NodeSettings) -> None:
+    def __init__(self, settings: NodeSettings, plane: KernelPlane) -> None:
+        self._settings, self._plane = settings, plane
         self._bpf_dir = settings.node.bpf_dir
         self._xdp_mode = settings.data.xdp_mode
 
@@ -152,6 +163,19 @@ class _KernelAttacher:
         from bpf import attach
 
         return attach.detach(self._bpf_dir, interfaces)
+
+    def report_flows(self, on: bool) -> None:
+        from bpf import attach, loader
+
+        loaded = loader.ensure(_build_for(self._settings, on))
+        if loaded.how == "adopted":
+            return
+        self._plane.reopen(self._bpf_dir, loaded.layouts)
+        present = [name for name in self._settings.data.interfaces if Path("/sys/class/net", name).exists()]
+        attach.attach(self._bpf_dir, present, self._xdp_mode.value)
+        log.info(
+            "the program was replaced in %.0f ms: it %s flow changes", loaded.took_ms, "reports" if on else "no longer reports"
+        )
 
 
 @contextlib.contextmanager

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from ctl import changes, diff, farmsfile, status, validate, views
 from ctl.api import Noted
 from ctl.conns import ConnectionCommands
-from ctl.errors import InvalidInput
+from ctl.errors import InvalidInput, XlbError
 from ctl.model import Backend, Config, Farm
 from ctl.readings import Gauges
 
 if TYPE_CHECKING:
     from ctl.node import Node
+    from ctl.pair_member import PairMember
 
 FARMS_PER_SLICE = 16
 
@@ -58,6 +59,8 @@ class Dispatcher:
             "status": Question(self._status, at_once=True),
             "cluster.status": Question(self._cluster_status, at_once=True),
             "doctor": Question(self._doctor),
+            "cluster.switchover": Question(self._cluster_switchover),
+            "cluster.maintenance": Question(self._cluster_maintenance, frozenset({"on", "force"})),
         }
 
     async def dispatch(self, command: str, arguments: Arguments, forwarded: bool = False) -> Result:
@@ -143,6 +146,24 @@ class Dispatcher:
 
     async def _cluster_status(self, _: Arguments) -> Result:
         return status.cluster_status(self._node)
+
+    async def _cluster_switchover(self, _: Arguments) -> Result:
+        await self._member().switchover()
+        return status.cluster_status(self._node)
+
+    async def _cluster_maintenance(self, arguments: Arguments) -> Result:
+        on, force = arguments.get("on"), arguments.get("force", False)
+        if not isinstance(on, bool):
+            raise InvalidInput("expected true or false", "on")
+        if not isinstance(force, bool):
+            raise InvalidInput("expected true or false", "force")
+        await self._member().maintenance(on, force)
+        return status.cluster_status(self._node)
+
+    def _member(self) -> PairMember:
+        if self._node.member is None:
+            raise XlbError("this node is single; make a pair with xlbctl cluster create")
+        return self._node.member
 
     async def _doctor(self, _: Arguments) -> Result:
         from ctl import doctor  # asked for rarely, and by people

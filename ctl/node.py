@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bpf.attach import Attachment
 from bpf.constants import LEASE_FOREVER_NS
@@ -21,6 +21,7 @@ from bpf.tables import DataPlane, PlaneError
 from ctl import memory
 from ctl.api import ApiServer
 from ctl.checks import CheckRunner, load_down
+from ctl.clusterfile import ClusterFile, ClusterSettings
 from ctl.commit import Committed, Committer
 from ctl.errors import XlbError
 from ctl.flows import FlowSelection
@@ -38,6 +39,9 @@ from ctl.store import Store
 from ctl.sweep import Sweeper
 from ctl.vips import VipAddresses
 
+if TYPE_CHECKING:
+    from ctl.pair_member import PairMember
+
 ROLE_SINGLE = "single"
 SINGLE_EPOCH = 0
 CONTROL_SOCKET = "control.sock"
@@ -53,6 +57,9 @@ class Attacher(Protocol):
 
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
         """Returns those that had it; one that is gone, or carries another program, is left as it is."""
+
+    def report_flows(self, on: bool) -> None:
+        """Have the program report flow changes for a peer, or not. It is replaced in place if need be; tables stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,7 @@ class Node:
         self.origin = origin
         self.started_s = time.monotonic()
         self.attachments: dict[str, Attachment] = {}
-        self.role, self.epoch = ROLE_SINGLE, SINGLE_EPOCH
+        self.member: PairMember | None = None
         self.lag = LoopLag()
         self.addresses = VipAddresses(network, run_dir)
         self.checks = CheckRunner(HealthChecks(load_down(run_dir)), run_dir, self._transition)
@@ -110,6 +117,16 @@ class Node:
         return self._committer.config
 
     @property
+    def role(self) -> str:
+        """single, or what the pair made of this node."""
+        return ROLE_SINGLE if self.member is None else self.member.role.value
+
+    @property
+    def epoch(self) -> int:
+        """The highest term of leadership this node knows of; 0 on a single node."""
+        return SINGLE_EPOCH if self.member is None else self.member.pair.machine.epoch
+
+    @property
     def waiting_changes(self) -> int:
         return self._committer.waiting
 
@@ -121,10 +138,14 @@ class Node:
         Raises XlbError when the node cannot do its work.
         """
         config = await asyncio.to_thread(self._load)
+        cluster = await asyncio.to_thread(ClusterFile(self.settings.node.state_dir).load)
         self._committer = Committer(config, self._store, self.plane, self.addresses)
         self.api.start()
         self.plane.set_hash_seed(config.hash_seed)
-        self.plane.set_lease(LEASE_FOREVER_NS, self.epoch)
+        if cluster is None:
+            self.plane.set_lease(LEASE_FOREVER_NS, SINGLE_EPOCH)
+        else:
+            self._fence()
         self.checks.configure(config)
         await self._committer.replan(self.checks.checks.down)
         await asyncio.to_thread(self._attach, self.settings.data.interfaces)
@@ -132,6 +153,8 @@ class Node:
         for sentence in await asyncio.to_thread(self.network.enable_forwarding, self.settings.data.interfaces):
             log.info("%s", sentence)
         self.network.watch(self._events())
+        if cluster is not None:
+            await self._begin_pair(cluster, founding=False)
         for name, job in (
             ("loop lag", self.lag.run()),
             ("giving memory back", self.tidier.run()),
@@ -150,10 +173,14 @@ class Node:
     async def stop(self, detach: bool) -> None:
         """End cleanly. Pins, programs and addresses stay and keep serving unless `detach`."""
         self._notifier.stopping()
+        if self.member is not None:
+            await self.member.shut_down()
         await self.api.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.member is not None:
+            await self.member.end()
         self.network.close()
         self.sweeper.close()
         self.checks.save_down()
@@ -161,6 +188,70 @@ class Node:
             await asyncio.to_thread(self._detach)
         self.plane.close()
         self._notifier.close()
+
+    # --- the pair --------------------------------------------------------------------------------------------
+
+    async def enter_pair(self, cluster: ClusterSettings, founding: bool) -> None:
+        """Become half of a pair in the running daemon; cluster.json is the caller's business.
+
+        founding: this node goes on serving without a pause, as the pair's first active node; only while the other
+        cannot be serving yet. Otherwise it begins fenced, and its addresses go. Raises XlbError with the node single.
+        """
+        if self.member is not None:
+            raise XlbError(f"this node is in a pair with {self.member.cluster.peer.name} already; leave it first")
+        self._make_member(cluster)  # refused before anything is changed
+        try:
+            await asyncio.to_thread(self._attacher.report_flows, True)
+        except PlaneError as error:
+            raise XlbError(str(error)) from error
+        try:
+            await self._begin_pair(cluster, founding)
+        except BaseException:
+            await self._become_single()
+            raise
+        self._notifier.status(self.summary())
+
+    async def leave_pair(self) -> None:
+        """Become single in the running daemon: a lease that never runs out, addresses on the interfaces.
+
+        The peer must have left before, and a node that does not serve must have no VIPs that somebody else serves.
+        """
+        if self.member is not None:
+            await self._become_single()
+            self._notifier.status(self.summary())
+
+    async def _begin_pair(self, cluster: ClusterSettings, founding: bool) -> None:
+        member = self._make_member(cluster)
+        self.addresses.pair(serving=founding)
+        await self._follow_addresses()  # makes ready what a takeover needs
+        await member.begin(founding)
+        self.member = member
+
+    def _make_member(self, cluster: ClusterSettings) -> PairMember:
+        from ctl.pair_member import PairMember  # a single node needs none of it
+
+        return PairMember(self, cluster)
+
+    async def _become_single(self) -> None:
+        member, self.member = self.member, None
+        if member is not None:
+            member.pair.stop()
+        self.plane.set_lease(LEASE_FOREVER_NS, SINGLE_EPOCH)
+        if member is not None:
+            await member.end()
+        self.addresses.unpair()
+        await self._follow_addresses()
+
+    def _fence(self) -> None:
+        """What an earlier run left open for longer than any lease of a pair is closed at once; a shorter one runs out."""
+        deadline_ns, epoch = self.plane.lease()
+        if deadline_ns > time.monotonic_ns() + self.settings.cluster.lease_ms * 1_000_000:
+            self.plane.set_lease(0, epoch)
+
+    def role_changed(self) -> None:
+        """The pair made something else of this node: its addresses and what the service manager shows follow."""
+        self._notifier.status(self.summary())
+        self._spawn(self._follow_addresses(), "addresses")
 
     def summary(self) -> str:
         """One line for systemd and the log."""
@@ -313,6 +404,8 @@ class Node:
             log.error("cached next hops could not be renewed: %s", error)
 
     def _link_changed(self, name: str, state: str) -> None:
+        if self.member is not None:
+            self.member.link_changed(name, state)
         if name not in self.settings.data.interfaces:
             if state == "new" and any(vip.device == name for vip in self.config.vips.values()):
                 self._spawn(self._follow_addresses(), "addresses")
@@ -331,7 +424,7 @@ class Node:
         await self._follow_addresses()
 
     def _address_lost(self, _index: int, address: str) -> None:
-        if address in self.config.vips:
+        if address in self.config.vips and self.addresses.serving:
             log.warning("vip %s was removed from its interface by somebody else; putting it back", address)
             self._spawn(self._follow_addresses(), "addresses")
 

@@ -170,6 +170,11 @@ class Replicator:
             dropped_messages=self._dropped_messages,
         )
 
+    @property
+    def complete(self) -> bool:
+        """Whether this node's own table has every flow: it serves, or it is in step with the one that does."""
+        return self._engine.receiver.in_step
+
     def close(self) -> None:
         """End the thread; work under way is finished, what waits is dropped."""
         self._closed = True

@@ -23,7 +23,7 @@ def cluster_status(node: Node) -> dict[str, Any]:
     """The part that is about the pair; a single node has no peer and a lease that never runs out (null)."""
     deadline_ns, epoch = node.plane.lease()
     left_ms = None if deadline_ns == LEASE_FOREVER_NS else max(0, (deadline_ns - time.monotonic_ns()) // 1_000_000)
-    return {
+    single = {
         "node": node.settings.node.name,
         "role": node.role,
         "epoch": epoch,
@@ -32,6 +32,7 @@ def cluster_status(node: Node) -> dict[str, Any]:
         "peer": None,
         "sync": None,
     }
+    return single if node.member is None else single | node.member.status()
 
 
 async def status(node: Node) -> dict[str, Any]:

@@ -37,11 +37,15 @@ class FakeAttacher:
 
     def __init__(self) -> None:
         self.on: dict[str, Attachment] = {}
+        self.reports_flows = False
 
     def attach(self, interfaces: Sequence[str]) -> Mapping[str, Attachment]:
         done = {name: Attachment(name, "native", "fake", "") for name in interfaces}
         self.on |= done
         return done
+
+    def report_flows(self, on: bool) -> None:
+        self.reports_flows = on
 
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
         return [name for name in interfaces if self.on.pop(name, None)]

@@ -1,0 +1,159 @@
+"""A raw socket for VRRPv3 advertisements (RFC 9568) between the two nodes' data addresses.
+
+Does I/O and checks what the RFC asks of a receiver before anything is parsed: protocol 112, TTL 255 (it crossed no router),
+the peer's address. What an advertisement says is `sync.vrrp`'s business. Unicast to the peer; where multicast is wanted, to
+the group of RFC 9568 as well. The addresses are the nodes' own, so XDP leaves these packets to the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ctl.errors import XlbError
+from sync import vrrp
+from sync.errors import WireError
+
+PROTOCOL = 112
+TTL = 255
+GROUP4, GROUP6 = "224.0.0.18", "ff02::12"
+READS_PER_TURN = 64
+MAX_PACKET_BYTES = 2048
+
+_IP_MULTICAST_TTL_ALL = 255
+_NOT_THERE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EPERM})
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class VrrpCounts:
+    """What the socket has seen since it was opened."""
+
+    sent: int = 0
+    unsent: int = 0
+    received: int = 0
+    foreign: int = 0  # not from the peer, or over a router
+    malformed: int = 0
+
+
+class VrrpSocket:
+    """Create on a running loop. `heard(priority, sender_is_greater)` is called for each advertisement of the peer.
+
+    own, peer: addresses of one family, on the data network; device: where multicast leaves, empty for none.
+    Raises XlbError naming what cannot be had.
+    """
+
+    def __init__(
+        self, own: str, peer: str, router_id: int, interval_ms: int, device: str, heard: Callable[[int, bool], None]
+    ) -> None:
+        self.counts = VrrpCounts()
+        self._own, self._peer = own, peer
+        self._router_id, self._interval_ms, self._heard = router_id, interval_ms, heard
+        self._six = ":" in own
+        self._greater = ipaddress.ip_address(peer).packed > ipaddress.ip_address(own).packed
+        family = socket.AF_INET6 if self._six else socket.AF_INET
+        try:
+            self._socket = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, PROTOCOL)
+        except OSError as error:
+            raise XlbError(f"no VRRP socket: {error.strerror}; run xlbd as root or with CAP_NET_RAW") from None
+        try:
+            self._set_up(device)
+        except OSError as error:
+            self._socket.close()
+            raise XlbError(
+                f"no VRRP from {own} to {peer}: {error.strerror}; is the address on this node's data network?"
+            ) from None
+        self._targets = [peer, *([GROUP6 if self._six else GROUP4] if device else [])]
+        self._frames: dict[int, list[tuple[bytes, str]]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.fileno(), self.drain)
+
+    def _set_up(self, device: str) -> None:
+        one, index = self._socket, socket.if_nametoindex(device) if device else 0
+        one.bind((self._own, 0)) if not device else None
+        if self._six:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, TTL)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, TTL)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+            if device:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
+                group = socket.inet_pton(socket.AF_INET6, GROUP6) + struct.pack("=I", index)
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+            return
+        one.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, TTL)
+        one.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0xC0)
+        if device:
+            membership = struct.pack("=4s4si", socket.inet_aton(GROUP4), socket.inet_aton(self._own), index)
+            one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, TTL)
+            one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, membership)
+            one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
+            one.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+
+    def send(self, priority: int) -> None:
+        """One advertisement to the peer, and to the group where multicast is wanted. Not heard is not an error."""
+        for packet, target in self._packets(priority):
+            try:
+                self._socket.sendto(packet, (target, 0))
+                self.counts.sent += 1
+            except OSError as error:
+                self.counts.unsent += 1
+                if error.errno not in _NOT_THERE and not isinstance(error, BlockingIOError):
+                    log.warning("an advertisement to %s could not be sent: %s", target, error.strerror)
+
+    def _packets(self, priority: int) -> list[tuple[bytes, str]]:
+        if priority not in self._frames:
+            advert = vrrp.Advertisement(self._router_id, priority, self._interval_ms)
+            self._frames[priority] = [(vrrp.encode(advert, self._own, target), target) for target in self._targets]
+        return self._frames[priority]
+
+    def drain(self) -> None:
+        """Hand over the advertisements that have arrived."""
+        for _ in range(READS_PER_TURN):
+            if self._socket.fileno() < 0:
+                return
+            try:
+                data, controls, _, sender = self._socket.recvmsg(MAX_PACKET_BYTES, 64)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # an ICMP error about an earlier advertisement
+            self._take(data, controls, sender[0].partition("%")[0])
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+
+    def _take(self, data: bytes, controls: list[tuple[int, int, bytes]], sender: str) -> None:
+        payload, ttl, destination = self._without_header(data, controls)
+        if sender != self._peer or ttl != TTL:
+            self.counts.foreign += 1
+            return
+        try:
+            advert = vrrp.decode(payload, sender, destination)
+        except WireError as error:
+            self.counts.malformed += 1
+            log.debug("an advertisement of %s was dropped: %s", sender, error)
+            return
+        if advert.router_id != self._router_id:
+            self.counts.foreign += 1
+            return
+        self.counts.received += 1
+        self._heard(advert.priority, self._greater)
+
+    def _without_header(self, data: bytes, controls: list[tuple[int, int, bytes]]) -> tuple[bytes, int, str]:
+        """(VRRP packet, TTL, destination): an IPv4 raw socket delivers the IP header, an IPv6 one does not."""
+        if self._six:
+            limits = [value for level, kind, value in controls if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT)]
+            return data, struct.unpack("=i", limits[0])[0] if limits and len(limits[0]) == 4 else 0, self._own
+        if len(data) < 20:
+            return b"", 0, ""
+        return data[(data[0] & 0xF) * 4 :], data[8], socket.inet_ntoa(data[16:20])
