@@ -3,7 +3,7 @@
     sudo .venv/bin/python -m bench.replication [--json] [--flows 1000000] [--seconds 10] [--runs 3]
 
 Three processes share the machine: the active node's replicator, the backup's, and this one, which plays the data plane: a
-small XDP program writes flow events into the active's ring at a set rate. What is measured: the time until a joining peer
+small BPF program writes flow events into the active's ring at a set rate. What is measured: the time until a joining peer
 has every flow (empty table, and once more with a full one); changes applied per second and lag at two rates, where lag is
 from before a record is written to after it is in the peer's table; how late each event loop wakes every 10 ms meanwhile.
 """
@@ -269,7 +269,7 @@ def _generator(pins: Path, plane: KernelPlane, flows: int) -> Iterator[tuple[Any
     )
     flags = [*compile.c_constants(), *sizes, f'-DPINS="{pins}"', f"-DFLOWS={flows}ULL"]
     with compiled(source, flags) as module:
-        program = module.load_func("generate", import_bcc().BPF.XDP).fd
+        program = module.load_func("generate", import_bcc().BPF.SCHED_CLS).fd
         key, flow = _pattern(plane)
         event = np.zeros(1, plane._tables["events_v4"].value)
         event["key"], event["flow"], event["type"] = key, flow, EventType.ESTABLISHED
