@@ -191,11 +191,11 @@ class Node:
 
     # --- the pair --------------------------------------------------------------------------------------------
 
-    async def enter_pair(self, cluster: ClusterSettings, founding: bool) -> None:
+    async def enter_pair(self, cluster: ClusterSettings) -> None:
         """Become half of a pair in the running daemon; cluster.json is the caller's business.
 
-        founding: this node goes on serving without a pause, as the pair's first active node; only while the other
-        cannot be serving yet. Otherwise it begins fenced, and its addresses go. Raises XlbError with the node single.
+        The pair's creator goes on serving without a pause, as its first active node: call it before the other can be serving.
+        Who joins begins fenced, and its addresses go. Raises XlbError with the node single.
         """
         if self.member is not None:
             raise XlbError(f"this node is in a pair with {self.member.cluster.peer.name} already; leave it first")
@@ -205,7 +205,7 @@ class Node:
         except PlaneError as error:
             raise XlbError(str(error)) from error
         try:
-            await self._begin_pair(cluster, founding)
+            await self._begin_pair(cluster, cluster.creator)
         except BaseException:
             await self._become_single()
             raise
