@@ -57,11 +57,27 @@ class Failover(Handover):
         super().__init__(config, boot, epoch, reserved, now_ns, maintenance)
         self._guard = SessionGuard()
 
-    def start(self) -> list[Effect]:
-        """First effects of a run: whatever a run before left open is closed."""
-        self._out = [CloseLease(), StopServing()]
+    @property
+    def peer_boot(self) -> int:
+        """The present run of the peer, 0 before it was heard: flows and requests of any other run are late."""
+        return self._guard.boot
+
+    def start(self, founding: bool = False) -> list[Effect]:
+        """First effects of a run: whatever a run before left open is closed.
+
+        founding: this node serves alone and begins a pair; it goes on serving, and calls `found` next.
+        """
+        self._out = [] if founding else [CloseLease(), StopServing()]
         self._reserve()
-        self._send()
+        if not founding:
+            self._send()
+        return self._out
+
+    def found(self, now_ns: int) -> list[Effect]:
+        """Begin the pair's first term. Only when its epoch is persisted, and no other node can have served in this pair."""
+        self._out = []
+        self._now = self._last_event_ns = max(now_ns, self._now)
+        self._open(self._now, f"{self.config.node} founds the pair")
         return self._out
 
     def handle(self, event: Event, now_ns: int) -> list[Effect]:
@@ -102,7 +118,9 @@ class Failover(Handover):
 
     def _heartbeat(self, event: HeartbeatHeard) -> None:
         beat = event.heartbeat
-        if not self._guard.accept(beat.boot, beat.sequence):
+        if beat.boot != self._guard.boot:
+            self._next_beat_ns = self._now  # a new run must hear this node before it can prove that it is new
+        if not self._guard.accept(beat.boot, beat.sequence, beat.echo_sequence if beat.echo_boot == self.boot else 0):
             return
         self._peer, self._peer_heard_ns = beat, self._now
         if self.serving:

@@ -76,7 +76,11 @@ class Handover(Lease):
 
     def _maintenance(self, event: MaintenanceRequested) -> None:
         if not event.on:
-            if self.state is State.MAINTENANCE:
+            if self._request == "maintenance" and self.state is State.OFFERING:
+                self._abort_offer("maintenance ended before it began")
+            elif self._request == "maintenance":
+                self._request = ""
+            elif self.state is State.MAINTENANCE:
                 self._enter(State.FAULT if self._down else State.BACKUP, "maintenance ended")
                 self._send()
             self._out.append(Completed("maintenance"))

@@ -22,8 +22,6 @@ import enum
 from collections import deque
 from dataclasses import dataclass
 
-from sync.session import SessionGuard
-
 
 class Kind(enum.IntEnum):
     """What a block is."""
@@ -63,6 +61,8 @@ class Acknowledgement:
     unknown: bool = False  # not in the middle of this stream: it must begin again
     problem: str = ""  # why this stream cannot be taken at all
 
+
+WHEN_IN_STEP = 1 << 62
 
 # --- effects ---------------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class Sender:
         self._slice_asked = self._slices_done = False
         self._snapshot_acked = self._slices_read = 0
         self._progress_ns = 0
-        self._flushes: deque[tuple[int, int]] = deque()  # number, blocks that must be applied
+        self._flushes: deque[tuple[int, int]] = deque(maxlen=16)  # number, blocks that must be applied
         self._entered = 0  # blocks that entered the queue in this stream
 
     def start(self, epoch: int, now_ns: int) -> list[Effect]:
@@ -225,6 +225,8 @@ class Sender:
         if ack.in_step and not self.in_step:
             self.in_step = True
             out.append(StepChanged(True, f"the peer has every flow, stream {self.session}"))
+            while self._flushes and self._flushes[0][1] == WHEN_IN_STEP:
+                out.append(Flushed(self._flushes.popleft()[0]))
         while self._flushes and self._flushes[0][1] <= self._acked:
             out.append(Flushed(self._flushes.popleft()[0]))
         if (ack.gap or ack.unknown) and ack.sequence == self._acked:
@@ -275,7 +277,11 @@ class Sender:
 
     def _resync(self, why: str, now_ns: int) -> list[Effect]:
         self.resyncs += 1
-        return [StepChanged(False, f"a new snapshot is sent: {why}"), *self.start(self.epoch, now_ns)]
+        flushes = [number for number, _ in self._flushes]
+        out = [StepChanged(False, f"a new snapshot is sent: {why}"), *self.start(self.epoch, now_ns)]
+        # What is to be flushed is now in the snapshot: due when that has arrived.
+        self._flushes.extend((number, WHEN_IN_STEP) for number in flushes)
+        return out
 
     def _enqueue(self, pending: _Pending, front: bool = False) -> None:
         (self._queue.appendleft if front else self._queue.append)(pending)
@@ -312,12 +318,17 @@ class Receiver:
         self.layout, self.limits = layout, limits
         self.in_step = False
         self.serving = False
-        self._guard = SessionGuard()
-        self._known = False  # whether this node is in the middle of the guard's stream
+        self._boot = self._session = 0  # the stream followed last; only the peer's present run is followed
+        self._known = False  # whether this node is in the middle of that stream
         self._epoch = 0
         self._received = self._applied = 0
         self._complete_at = 0  # the END block, once received
         self._gap_said_ns = -(1 << 62)
+
+    def set_peer(self, boot: int) -> None:
+        """The peer's present run, as `Failover.peer_boot` says: streams of any other are late."""
+        if boot != self._boot:
+            self._boot, self._session, self._known = boot, 0, False
 
     def set_serving(self, serving: bool) -> None:
         """This node became active or stopped being it.
@@ -342,7 +353,7 @@ class Receiver:
         if not self._is_current(block):
             if self.serving:
                 return []
-            if block.kind is not Kind.BEGIN:
+            if block.kind is not Kind.BEGIN or block.boot != self._boot:
                 unknown = Acknowledgement(block.boot, block.session, 0, 1, unknown=True)
                 return [SendAcknowledgement(unknown)] if self._speak(now_ns) else []
             if not self._accept(block):
@@ -375,20 +386,19 @@ class Receiver:
         return [*out, self._acknowledge()]
 
     def _is_current(self, block: Block) -> bool:
-        return self._known and block.session == self._guard.sequence and block.boot == self._guard.boot
+        return self._known and block.session == self._session and block.boot == self._boot
 
     def _accept(self, block: Block) -> bool:
         """Follow a new stream; or the same one from its beginning, if this node lost it."""
-        same = (block.boot, block.session) == (self._guard.boot, self._guard.sequence)
-        if block.epoch < self._epoch or not (same or self._guard.accept(block.boot, block.session)):
+        if block.epoch < self._epoch or block.session < self._session:
             return False
-        self._known, self._epoch = True, block.epoch
+        self._known, self._epoch, self._session = True, block.epoch, block.session
         self._received = self._applied = self._complete_at = 0
         return True
 
     def _acknowledge(self, gap: bool = False) -> SendAcknowledgement:
         limit = self._applied + self.limits.window_blocks
-        ack = Acknowledgement(self._guard.boot, self._guard.sequence, self._applied, limit, self.in_step, gap)
+        ack = Acknowledgement(self._boot, self._session, self._applied, limit, self.in_step, gap)
         return SendAcknowledgement(ack)
 
     def _refuse(self, block: Block, why: str) -> SendAcknowledgement:

@@ -1,38 +1,32 @@
-"""Which messages of a peer are new: one counter per boot of the peer's daemon.
+"""Which run of the peer's daemon is the present one, and which of its heartbeats are new.
 
 Decides fresh or not. Must not know what the messages say.
+
+A boot id is a random number a daemon draws when it starts. Random numbers have no order, so a late message of an earlier run
+could look like a new run. Causality orders them: the present run has heard something of ours that no earlier one can have
+heard. A message of another run counts only if it echoes a later message of ours than any message before.
 """
 
 from __future__ import annotations
 
-from collections import deque
-
-REMEMBERED_BOOTS = 64
-
 
 class SessionGuard:
-    """Accepts each (boot, sequence) at most once, in rising order, and never goes back to an earlier boot.
+    """Accepts each (boot, sequence) at most once and in rising order, and follows the peer from run to run."""
 
-    A boot id is a random number a daemon draws when it starts. The number of remembered old boots is bounded.
-    """
-
-    __slots__ = ("_retired", "boot", "sequence")
+    __slots__ = ("boot", "echoed", "sequence")
 
     def __init__(self) -> None:
-        self.boot = 0
-        self.sequence = 0
-        self._retired: deque[int] = deque(maxlen=REMEMBERED_BOOTS)
+        self.boot = self.sequence = self.echoed = 0
 
-    def accept(self, boot: int, sequence: int) -> bool:
-        """True if the message is newer than every one accepted before; False for a replay or a latecomer."""
+    def accept(self, boot: int, sequence: int, echoed: int) -> bool:
+        """True if the message is newer than every one accepted before; False for a replay or a latecomer.
+
+        echoed: which of our own messages its sender had heard last, 0 if none of this run of ours.
+        """
         if boot == self.boot:
             if sequence <= self.sequence:
                 return False
-        elif boot in self._retired:
+        elif self.boot and echoed <= self.echoed:
             return False
-        else:
-            if self.boot:
-                self._retired.append(self.boot)
-            self.boot = boot
-        self.sequence = sequence
+        self.boot, self.sequence, self.echoed = boot, sequence, max(echoed, self.echoed)
         return True

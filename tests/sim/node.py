@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MS = 1_000_000
 COARSE_NS = 4 * MS
-RING_RECORDS = 48
+RING_RECORDS = 8
 SLICE_KEYS = 6
 INBOX = 4000
 
@@ -64,10 +64,11 @@ class Node:
         self.coarse_phase = rng.randint(0, COARSE_NS - 1)
         self.kernel, self.disk = Kernel(), Disk()
         self.run = 0  # counts daemon starts; 0: never
-        self.up = self.paused = False
+        self.up = self.paused = self.holding = False
         self.inbox: list[tuple[str, Any]] = []
         self.cut_effects: list[Any] = []  # effects a pause hit in the middle
-        self.pause_inside = 0  # next list of effects is cut, for so long
+        self.pause_at: type | None = None  # the next list with such an effect is cut there
+        self.pause_length = 0
         self.served_epochs: list[int] = []
         self.answers: list[configsync.Answer] = []
         self.tick_scheduled = -1
@@ -91,7 +92,8 @@ class Node:
     def boot(self) -> None:
         world = self.world
         self.run += 1
-        self.up, self.paused, self.inbox, self.cut_effects, self.pause_inside = True, False, [], [], 0
+        self.up, self.paused, self.holding = True, False, False
+        self.inbox, self.cut_effects, self.pause_at = [], [], None
         boot = world.rng.getrandbits(48) | 1
         now = self.local(world.now)
         config = world.configs[self.index]
@@ -130,10 +132,22 @@ class Node:
         self.paused = False
         effects, self.cut_effects = self.cut_effects, []
         self.perform(effects)
+        if self.world.rng.random() < 0.5:
+            self.drain()
+        else:
+            # The sockets' own threads slept too: what waits in them arrives a moment after the timer fired.
+            self.holding = True
+            run = self.run
+            self.world.after(self.world.rng.randint(0, 4 * MS), lambda: self.run == run and self.drain())
+        self.tick()
+
+    def drain(self) -> None:
+        if self.paused:
+            return
+        self.holding = False
         inbox, self.inbox = self.inbox, []
         for kind, payload in inbox:
             self.hear(kind, payload)
-        self.tick()
 
     # --- input ------------------------------------------------------------------------------------------------------
 
@@ -141,7 +155,7 @@ class Node:
         """Something arrived for the daemon."""
         if not self.up:
             return
-        if self.paused:
+        if self.paused or self.holding:
             if len(self.inbox) < INBOX:
                 self.inbox.append((kind, payload))
             return
@@ -156,6 +170,7 @@ class Node:
     def hear_beat(self, beat: failover_types.Heartbeat) -> None:
         self.event(failover_types.HeartbeatHeard(beat))
         if self.up and not self.paused:
+            self.receiver.set_peer(self.failover.peer_boot)
             self.watch_peer()
             if self.peer_alive:
                 self.perform(self.config.peer_has(beat.version, self.local(self.world.now)))
@@ -240,14 +255,15 @@ class Node:
 
     def perform(self, effects: Iterable[Any]) -> None:
         effects = list(effects)
-        if self.pause_inside and len(effects) > 1 and not self.paused:
-            cut = self.world.rng.randint(0, len(effects) - 1)
-            duration, self.pause_inside = self.pause_inside, 0
+        kinds = [type(effect) for effect in effects] if self.pause_at and not self.paused else []
+        if self.pause_at in kinds:
+            cut = kinds.index(self.pause_at) + self.world.rng.randint(0, 1)
+            self.pause_at = None
             self.do(effects[:cut])
             self.pause()
             self.cut_effects += effects[cut:]
             run = self.run
-            self.world.at(self.world.now + duration, lambda: self.run == run and self.resume())
+            self.world.after(self.pause_length, lambda: self.run == run and self.resume())
             return
         self.do(effects)
 

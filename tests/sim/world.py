@@ -12,11 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sync import failover_types
+from sync import configsync, failover_types
 from sync.failover_types import FailoverConfig, Vote
 from sync.timing import Timing, check_timing
 from tests.sim.node import MS, Node
 
+PAUSE_AT = (
+    failover_types.CloseLease,
+    failover_types.ExtendLease,
+    failover_types.SendHeartbeat,
+    failover_types.PersistEpoch,
+    failover_types.Serve,
+    configsync.Store,
+    configsync.SendOffer,
+)
 FAULTS_UNTIL = 500 * MS
 CONVERGED_WITHIN = 600 * MS
 QUIET = 150 * MS
@@ -42,6 +51,8 @@ PROCESS = (
     "pause",
     "pause_inside",
     "power",
+    "crash_both",
+    "pause_blind",
     "slow",
     "advert_cut",
     "carrier",
@@ -52,7 +63,7 @@ PROCESS = (
 NETWORK = ("cut_both", "cut_cluster", "cut_data", "cut_one_way", "cut_vote", "lossy", "slow_net")
 
 PROFILES = (
-    Profile("process", Vote.NONE, PROCESS, exclusive=True),
+    Profile("process", Vote.NONE, PROCESS, exclusive=True, delay_ns=16 * MS),
     Profile("witness", Vote.WITNESS, PROCESS + NETWORK + NETWORK, exclusive=True, loss=0.02),
     Profile("gateway", Vote.GATEWAY, ("isolate", "isolate", "crash", "power", "switchover", "restart"), exclusive=True),
     Profile("cut", Vote.NONE, PROCESS + NETWORK, exclusive=False, loss=0.02),
@@ -82,6 +93,7 @@ class World:
             for i, priority in enumerate(rng.choice(((100, 50), (50, 100))))
         ]
         self.cut: dict[tuple[int, str], bool] = {}  # (sender, path) or (node, "vote")
+        self.bulk_arrives = [0, 0]
         self.loss = self.profile.loss
         self.slow_net = self.slow_process = 0
         self.witness_holder, self.witness_until = -1, 0
@@ -92,7 +104,7 @@ class World:
         self.gaps: list[tuple[int, int]] = []  # (closed at, opened at) of the pair as a whole
         self.closed_at = -1
         self.nodes = [Node(self, 0), Node(self, 1)]
-        self.fault_count = rng.randint(1, 4) if faults is None else faults
+        self.fault_count = rng.randint(1, 6) if faults is None else faults
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -122,9 +134,8 @@ class World:
         self.history.append(f"{self.now / MS:9.3f} ms {node.name if node else '   '} {text}")
 
     def fail(self, text: str) -> None:
-        raise Violation(
-            f"{text}\n  at {self.now / MS:.3f} ms, profile {self.profile.name}; replay: python -m tests.sim --replay {self.seed}"
-        )
+        when = f"at {self.now / MS:.3f} ms, profile {self.profile.name}"
+        raise Violation(f"{text}\n  {when}; replay: python -m tests.sim --replay {self.seed}")
 
     # --- network ----------------------------------------------------------------------------------------------------
 
@@ -137,10 +148,13 @@ class World:
         if loss and rng.random() < loss:
             return
         receiver = self.nodes[1 - sender]
-        delay = 50_000 + int(rng.random() ** 4 * self.profile.delay_ns)
+        delay = 50_000 + int(rng.random() ** 4 * (2 * MS if path == "bulk" else self.profile.delay_ns))
         if self.slow_net and rng.random() < 0.5:
             delay += int(rng.random() * self.slow_net)
-        self.at(self.now + delay, lambda: receiver.hear(kind, payload))
+        arrives = self.now + delay
+        if path == "bulk":  # one TCP connection: what is not lost with it stays in order
+            arrives = self.bulk_arrives[sender] = max(arrives, self.bulk_arrives[sender] + 1)
+        self.at(arrives, lambda: receiver.hear(kind, payload))
         if rng.random() < 0.02:
             self.at(self.now + delay + int(rng.random() * 20 * MS), lambda: receiver.hear(kind, payload))
 
@@ -223,7 +237,7 @@ class World:
         rng = self.rng
         serving = [n for n in self.nodes if n.up and n.failover.serving]
         node = rng.choice(serving) if serving and rng.random() < 0.7 else rng.choice(self.nodes)
-        length = rng.choice((rng.randint(1 * MS, 40 * MS), rng.randint(20 * MS, 60 * MS), rng.randint(40 * MS, 300 * MS)))
+        length = rng.choice((rng.randint(1 * MS, 40 * MS), rng.randint(21 * MS, 32 * MS), rng.randint(32 * MS, 250 * MS)))
         self.note(node, f"FAULT {name} for {length / MS:.1f} ms")
         getattr(self, f"fault_{name}")(node, length)
 
@@ -235,13 +249,26 @@ class World:
     def fault_power(self, node: Node, length: int) -> None:
         self.fault_crash(node, length, power=True)
 
+    def fault_crash_both(self, node: Node, length: int) -> None:
+        """Both daemons die at once, and the one that is back first had no say before."""
+        self.fault_crash(node, length + 100 * MS, power=True)
+        self.fault_crash(self.nodes[1 - node.index], self.rng.randint(MS, 20 * MS))
+
     def fault_pause(self, node: Node, length: int) -> None:
         node.pause()
         run = node.run
         self.after(length, lambda: node.run == run and node.resume())
 
+    def fault_pause_blind(self, node: Node, length: int) -> None:
+        """One path is down, and the daemon sleeps for a little less than its lease."""
+        self.fault_advert_cut(node, 100 * MS)
+        self.fault_pause(node, self.rng.randint(20 * MS, 31 * MS))
+
     def fault_pause_inside(self, node: Node, length: int) -> None:
-        node.pause_inside = length
+        """The daemon sleeps between two effects of one list."""
+        node.pause_at, node.pause_length = self.rng.choice(PAUSE_AT), length
+        if self.rng.random() < 0.5:
+            self.fault_switchover(node, length)
 
     def fault_slow(self, node: Node, length: int) -> None:
         self.slow_process = self.rng.choice((8 * MS, 15 * MS, 30 * MS))
@@ -316,7 +343,7 @@ class World:
         self.cut.clear()
         self.loss, self.slow_net, self.slow_process = 0.0, 0, 0
         for node in self.nodes:
-            node.pause_inside = 0
+            node.pause_at = None
             if node.carrier_down:
                 node.carrier_down = False
                 node.hear("carrier", True)
