@@ -1,8 +1,8 @@
 """Rules broken on purpose: each change of the code must be found by the simulation, else it does not test that rule.
 
 `mutations.txt` lists them like a patch: a name, the module of `sync`, the profile whose histories are to find it (with
-these faults only, where the accident it takes is rare), the text that goes and the text that comes. Only the byte code of the functions that differ is swapped, and put back
-afterwards, so that classes keep their identity.
+these faults only, where the accident it takes is rare), the text that goes and the text that comes. Only the byte code
+of the functions that differ is swapped, and put back afterwards, so that classes keep their identity.
 """
 
 from __future__ import annotations
