@@ -86,7 +86,7 @@ class ReplicationEngine:
         self._present = False
         self._serving_epoch: int | None = None
         self._work: deque[_Work] = deque()
-        self._sweep: tuple[Iterator[None], Block] | None = None
+        self._sweep: Iterator[None] | None = None
         self._slice_wanted: ReadSlice | None = None
         self._poll_ns, self._poll_due_ns, self._tick_due_ns = POLL_MIN_NS, 0, 0
         self._flush_number: int | None = None
@@ -94,6 +94,7 @@ class ReplicationEngine:
 
     def close(self) -> None:
         self._source.close()
+        self.table.close()
 
     # --- what happens to this node ---------------------------------------------------------------------------
 
@@ -108,7 +109,7 @@ class ReplicationEngine:
         """This node is active."""
         self._serving_epoch = epoch
         self.receiver.set_serving(True)
-        self._give_up_sweep(now_ns)
+        self._sweep = None
         self._follow(now_ns)
 
     def stop_serving(self, now_ns: int) -> None:
@@ -156,9 +157,12 @@ class ReplicationEngine:
         if self.sender.in_step:
             self._do(self.sender.flush(self._flush_number), now_ns)
 
-    def after_pending(self, done: Callable[[], None], now_ns: int) -> None:
-        """Call `done` once everything received so far is in the table; an unfinished sweep is given up for it."""
-        self._give_up_sweep(now_ns)
+    def after_pending(self, done: Callable[[], None]) -> None:
+        """Call `done` once everything received so far is in the table.
+
+        A node about to serve does not wait for the deletion of what the peer lacks: those entries expire by themselves.
+        """
+        self._sweep = None
         self._work.append(done)
 
     def removed(self, family: str, keys: Array, now_ns: int) -> None:
@@ -195,8 +199,8 @@ class ReplicationEngine:
 
     @property
     def pending_work(self) -> int:
-        """Blocks received and not yet in the table."""
-        return len(self._work)
+        """Blocks received and not yet in the table, and 1 more for a sweep under way."""
+        return len(self._work) + (self._sweep is not None)
 
     def _tick(self, now_ns: int) -> None:
         self._tick_due_ns = now_ns + TICK_NS
@@ -241,22 +245,21 @@ class ReplicationEngine:
         self._do(self.sender.slice_read(wanted.session, family, records.count, records.payload, last, now_ns), now_ns)
 
     def _step_table(self, now_ns: int) -> bool:
-        """One block into the table, or one slice of a sweep. False if there was nothing to do."""
-        if self._sweep is not None:
-            steps, block = self._sweep
-            if self._attempt(lambda: next(steps, self)) is self:  # exhausted
-                self._sweep = None
-                self._do(self.receiver.applied(block), now_ns)
-            return True
+        """One block into the table, then one slice of a sweep. False if there was nothing to do."""
+        if self._sweep is not None and self._attempt(lambda: next(self._sweep or iter(()), self)) is self:
+            self._sweep = None
         if not self._work:
-            return False
+            return self._sweep is not None
         work = self._work.popleft()
         if isinstance(work, Apply):
             self._apply(work, now_ns)
         elif isinstance(work, BeginMark):
+            self._sweep = None
             self.table.begin_mark()
         elif isinstance(work, SweepUnmarked):
-            self._sweep = self.table.sweep(), work.block
+            # Every flow of the peer is here: the blocks behind this one need not wait for the deletion of what is too much.
+            self._sweep = None if self.receiver.serving else self.table.sweep()
+            self._do(self.receiver.applied(work.block), now_ns)
         else:
             work()
         return True
@@ -286,16 +289,6 @@ class ReplicationEngine:
         """Without a measured offset the block counts as read just now: flows then seem younger than they are, by its way."""
         known = self._clock_offset_ns()
         return now_ns - block.clock_ns if known is None else known
-
-    def _give_up_sweep(self, now_ns: int) -> None:
-        """A node about to serve does not wait for the deletion of what the peer lacks: those entries expire by themselves."""
-        waiting = [work.block for work in self._work if isinstance(work, SweepUnmarked)]
-        self._work = deque(work for work in self._work if not isinstance(work, SweepUnmarked))
-        if self._sweep is not None:
-            waiting.append(self._sweep[1])
-            self._sweep = None
-        for block in waiting:
-            self._work.append(lambda block=block: self._do(self.receiver.applied(block), now_ns))  # type: ignore[misc]
 
     def _do(self, effects: list[Effect], now_ns: int) -> None:
         for effect in effects:

@@ -138,7 +138,7 @@ class Replicator:
 
     def apply_pending(self, done: Callable[[], None]) -> None:
         """Call `done` once everything received before this call is in the table. Gives up deleting what the peer lacks."""
-        self._commands.put(lambda now_ns: self._engine.after_pending(lambda: self._on_loop(done), now_ns))
+        self._commands.put(lambda _: self._engine.after_pending(lambda: self._on_loop(done)))
 
     def removed(self, family: str, keys: Array) -> None:
         """Somebody deleted these forward entries on purpose (any thread): the peer should delete them too."""

@@ -151,6 +151,7 @@ class World:
         number = len(self.a.flushed) + 1
         self.a.engine.flush(number, self.clock(self.a))
         self.until(lambda: number in self.a.flushed, "flush")
+        self.until(lambda: not self.b.engine.pending_work, "end of the sweep")
 
     def check_equal(self) -> None:
         """Every entry of A stands in B, as B can use it; nothing else does."""
@@ -310,7 +311,7 @@ def test_a_takeover_waits_for_what_was_received_and_not_for_the_sweep() -> None:
     world.a.engine.step(world.clock(world.a) + 10 * MS)
     world.carry(world.a, world.b)
     done: list[int] = []
-    world.b.engine.after_pending(lambda: done.append(len(world.b.table("v4"))), world.clock(world.b))
+    world.b.engine.after_pending(lambda: done.append(len(world.b.table("v4"))))
     while not done:
         assert world.b.engine.step(world.clock(world.b)) == 0
     assert done[0] >= 6, "three connections of the peer, and what was not swept yet"
