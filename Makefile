@@ -55,6 +55,7 @@ deb: ## Build the Debian package into dist/
 .PHONY: deb-test
 deb-test: deb ## Install the package into a bare Debian 12 root, run it and the unit tests on Debian's own module versions, purge it
 	@.ci/setup root
+	@lintian --fail-on error,warning --allow-root dist/*.deb
 	@tests/bare/deb.sh dist
 
 .PHONY: bare-test
