@@ -71,11 +71,15 @@ class PairConfiguration:
         await self.replica.start(self.link)
         self._node.replica = self.replica
 
-    async def close(self) -> None:
-        """Stop replicating."""
+    async def stop_replicating(self) -> None:
+        """From here on changes are this node's own affair; the peer can still be asked, and ask."""
         if self._node.replica is self.replica:
             self._node.replica = None
         await self.replica.close()
+
+    async def close(self) -> None:
+        """End everything; may be called again."""
+        await self.stop_replicating()
         await self.link.close()
 
     def received(self, data: bytes) -> None:
@@ -110,7 +114,7 @@ class PairConfiguration:
     async def _answer(self, command: str, arguments: dict[str, Any]) -> Any:
         if command == "change":
             return await self._change(arguments)
-        question = self.questions.get(command)
+        question = self.questions.get(command) or self._node.cluster.questions.get(command)
         if question is None:
             raise XlbError(f"{self.settings.own.name} does not know {command[:64]!r}: install the same version of xlb on both")
         return await question(arguments)

@@ -26,10 +26,8 @@ from typing import Any
 
 import msgpack
 
-from bpf.constants import ABI_VERSION
 from ctl.clusterfile import ClusterSettings, Member, check_member, why_no_pair
 from ctl.errors import InvalidInput, XlbError
-from ctl.record import FORMAT_VERSION
 from ctl.validate import MAX_PRIORITY, canonical_address
 from sync.transport import Keys
 
@@ -84,12 +82,12 @@ class Fitting:
     """What must be equal on both nodes for them to understand each other and to keep their leases apart."""
 
     version: str
-    abi: int = ABI_VERSION
-    config_format: int = FORMAT_VERSION
-    protocol: int = PROTOCOL_VERSION
-    heartbeat_ms: int = 0
-    lease_ms: int = 0
-    takeover_ms: int = 0
+    abi: int
+    config_format: int
+    protocol: int
+    heartbeat_ms: int
+    lease_ms: int
+    takeover_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +177,10 @@ DENIED = msgpack.packb(["denied", "", b"", b""])
 
 
 class Invitation:
-    """The creator's side of one token."""
+    """The creator's side of one token, for the node with the cluster address `peer` only."""
 
-    def __init__(self, token: Token, keys: Keys, own: Candidate, pair_id: str, expires_ns: int) -> None:
-        self.token, self.expires_ns = token, expires_ns
+    def __init__(self, token: Token, keys: Keys, own: Candidate, pair_id: str, expires_ns: int, peer: str) -> None:
+        self.token, self.expires_ns, self.peer = token, expires_ns, peer
         self.wrong_proofs = 0
         self.used = False
         self._keys, self._own, self._pair_id = keys, own, pair_id
@@ -241,6 +239,9 @@ class Invitation:
             if joiner.member.public_key != key:
                 raise NotProven
             own, peer = agree(self._own, joiner)
+            if peer.cluster_address != self.peer:
+                remedy = f"give --local {self.peer} there, or make a token with --peer {peer.cluster_address}"
+                raise XlbError(f"the token is for {self.peer}, and {peer.name} joins as {peer.cluster_address}; {remedy}")
             self._agreed = ClusterSettings(self._pair_id, own, peer, self._keys.secret, creator=True, created_s=0)
         except XlbError as error:
             reason = str(error).removeprefix("peer: ")
