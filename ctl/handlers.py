@@ -59,6 +59,12 @@ class Dispatcher:
             "status": Question(self._status, at_once=True),
             "cluster.status": Question(self._cluster_status, at_once=True),
             "doctor": Question(self._doctor),
+            "cluster.create": Question(node.cluster.create, frozenset({"local", "peer"})),
+            "cluster.cancel": Question(node.cluster.cancel),
+            "cluster.preview": Question(node.cluster.preview),
+            "cluster.join": Question(node.cluster.join, frozenset({"local", "token"})),
+            "cluster.destroy": Question(node.cluster.destroy),
+            "cluster.check": Question(node.cluster.check),
             "cluster.switchover": Question(self._cluster_switchover),
             "cluster.maintenance": Question(self._cluster_maintenance, frozenset({"on", "force"})),
         }

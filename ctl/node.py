@@ -21,6 +21,7 @@ from bpf.tables import DataPlane, PlaneError
 from ctl import memory
 from ctl.api import ApiServer
 from ctl.checks import CheckRunner, load_down
+from ctl.cluster import ClusterCommands
 from ctl.clusterfile import ClusterFile, ClusterSettings
 from ctl.commit import Committed, Committer
 from ctl.errors import XlbError
@@ -101,6 +102,7 @@ class Node:
         self.started = asyncio.Event()
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.tidier = memory.Tidier()
+        self.cluster = ClusterCommands(self)
         self.dispatcher = Dispatcher(self)
         self.api = ApiServer(run_dir / CONTROL_SOCKET, self.dispatcher.dispatch, self.tidier.soon)
         self._attacher = attacher
@@ -108,13 +110,17 @@ class Node:
         self._store = Store(settings.node.state_dir)
         self._committer = Committer(Config(), self._store, plane, self.addresses)
         self.replica: ConfigReplica | None = None  # of a pair
-        self.pair_config: PairConfiguration | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._replan_wanted = asyncio.Event()
 
     @property
     def config(self) -> Config:
         return self._committer.config
+
+    @property
+    def pair_config(self) -> PairConfiguration | None:
+        """The configuration's way to the peer; None on a single node."""
+        return self.member.configuration if self.member is not None else None
 
     @property
     def role(self) -> str:
@@ -176,6 +182,7 @@ class Node:
         if self.member is not None:
             await self.member.shut_down()
         await self.api.close()
+        await self.cluster.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
