@@ -83,7 +83,7 @@ class FlowCodec:
         self._bits = bits
         self._columns = {family: _Columns.of(key, flow) for family, (key, flow) in dtypes.items()}
         parts = [VERSION, abi, sys.byteorder, bits, [each.record.descr for each in self._columns.values()]]
-        self.layout = int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")
+        self.layout = int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
     def record_bytes(self, family: str) -> int:
         """Size of one record."""

@@ -4,7 +4,8 @@ Decides bytes. Must not know sockets: addresses come as arguments because the ch
 TTL because RFC 9568 (7.1) makes the receiver check it. Nothing that arrives makes `parse` raise anything but WireError.
 
 RFC 5798 left open whether an IPv4 checksum covers a pseudo-header, and RFC 9568 (5.2.8) says it does not. keepalived,
-Wireshark and scapy cover it unless told otherwise (keepalived: `v3_checksum_as_v2`), so that is sent by default, and either is taken.
+Wireshark and scapy cover it unless told otherwise (keepalived: `v3_checksum_as_v2`), so that is sent by default, and
+either is taken.
 """
 
 from __future__ import annotations
@@ -117,6 +118,6 @@ def _pseudo_header(source: Address, destination: Address, length: int) -> bytes:
 
 def _checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071); zero over data that carries a right one."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total & 0xFFFF) + (total >> 16)
     return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
