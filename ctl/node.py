@@ -315,8 +315,13 @@ class Node:
         if task.cancelled() or task.exception() is None:
             return
         log.error("failed: %s", task.get_name(), exc_info=task.exception())
-        if vital and not self.failed.done():
-            self.failed.set_result(f"{task.get_name()} failed ({task.exception()!r})")
+        if vital:
+            self.give_up(f"{task.get_name()} failed ({task.exception()!r})")
+
+    def give_up(self, why: str) -> None:
+        """Something without which this daemon is of no use has failed: it ends, and its successor starts afresh."""
+        if not self.failed.done():
+            self.failed.set_result(why)
 
     # --- changes ---------------------------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ class Flows(Protocol):
 
 @dataclass(slots=True)
 class Hands:
-    """What a pair works with. `role_changed` and `served` are told afterwards, in the loop's next turn."""
+    """What a pair works with. `role_changed` and `served` are told in the loop's next turn."""
 
     plane: DataPlane
     addresses: VipAddresses
@@ -95,6 +95,7 @@ class Hands:
     standing: Callable[[], Standing]
     role_changed: Callable[[Role], None] = lambda role: None
     served: Callable[[], None] = lambda: None
+    failed: Callable[[str], None] = lambda why: None
 
 
 class Pair:
@@ -136,7 +137,8 @@ class Pair:
             if isinstance(effect, PersistEpoch):
                 await self._terms.save_now(effect.epoch, effect.reserved)
                 self.machine.handle(EpochPersisted(effect.reserved), now_ns())
-        self._effects.extend(self.machine.found(now_ns()))
+        self._decided_ns = now_ns()
+        self._effects.extend(self.machine.found(self._decided_ns))
         self._run()
 
     async def shut_down(self) -> None:
@@ -197,20 +199,27 @@ class Pair:
             return
         self._busy = True
         try:
-            while self._alive:
-                if self._effects and self._held is None:
-                    effect = self._effects.popleft()
-                    _DO[type(effect)](self, effect)
-                elif self._events:
-                    self._decided_ns = now_ns()
-                    self._effects.extend(self.machine.handle(self._events.popleft(), self._decided_ns))
-                else:
-                    break
+            self._run_to_end()
+        except Exception as error:
+            # A bug. Half a takeover must not go on: the lease runs out, and the daemon's successor starts afresh.
+            log.exception("%s gives up its part in the pair", self.config.node)
+            self.stop()
+            self.hands.failed(f"failover failed ({error!r})")
         finally:
             self._busy = False
-        if self._alive:
-            self._watch_peer()
-            self._set_alarm()
+
+    def _run_to_end(self) -> None:
+        while self._alive:
+            if self._effects and self._held is None:
+                effect = self._effects.popleft()
+                _DO[type(effect)](self, effect)
+            elif self._events:
+                self._decided_ns = now_ns()
+                self._effects.extend(self.machine.handle(self._events.popleft(), self._decided_ns))
+            else:
+                self._watch_peer()
+                self._set_alarm()
+                return
 
     def _set_alarm(self) -> None:
         wake_ns = self.machine.next_wakeup_ns

@@ -78,7 +78,7 @@ class PairMember:
             log.warning("%s", sentence)
         terms = TermsWriter(file, replace(stored, epoch=max(stored.epoch, node.config.epoch)))
         self._parts.append(terms.close)
-        self.wires = wires = PairWires(cluster, node.settings, realtime.PRIORITY if granted else 0)
+        self.wires = wires = PairWires(cluster, node.settings, lambda: node.config.vips, realtime.PRIORITY if granted else 0)
         self._parts.append(wires.close)
         boot = new_boot()
         plane = cast("ReplicatedPlane", node.plane)
@@ -97,6 +97,7 @@ class PairMember:
             standing=lambda: (self.replicator.complete, self.configuration.replica.version),
             role_changed=self._role_changed,
             served=self._served,
+            failed=node.give_up,
         )
         self.pair = Pair(self.config, terms, hands, boot)
         self._parts.append(self.pair.stop)

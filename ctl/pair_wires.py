@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from ctl.clusterfile import BULK_PORT, CONFIG_PORT, CONTROL_PORT, ClusterSettings
@@ -50,11 +50,13 @@ class WireCounts:
 class PairWires:
     """Implements `ctl.pair.Wires`. Create on a running loop, `open` once, `close` once.
 
-    realtime_priority: of the thread that moves heartbeats, 0 for an ordinary one.
+    virtual: the VIPs at this moment. realtime_priority: of the thread that moves heartbeats, 0 for an ordinary one.
     """
 
-    def __init__(self, cluster: ClusterSettings, node: NodeSettings, realtime_priority: int = 0) -> None:
-        self._cluster, self._node = cluster, node
+    def __init__(
+        self, cluster: ClusterSettings, node: NodeSettings, virtual: Callable[[], Collection[str]], realtime_priority: int = 0
+    ) -> None:
+        self._cluster, self._node, self._virtual = cluster, node, virtual
         self.counts = WireCounts()
         self._heartbeats = Link(cluster.keys, cluster.peer.public_key, realtime_priority)
         self._bulk = Link(cluster.keys, cluster.peer.public_key)
@@ -105,7 +107,7 @@ class PairWires:
         own, peer, section = self._cluster.own.data_address, self._cluster.peer.data_address, self._node.cluster
         if self.vrrp is None and own and peer:
             device = self._node.data.interfaces[0] if section.vrrp_multicast else ""
-            self.vrrp = VrrpSocket(own, peer, section.vrrp_id, section.heartbeat_ms, device, heard.advert)
+            self.vrrp = VrrpSocket(own, peer, section.vrrp_id, section.heartbeat_ms, device, self._virtual, heard.advert)
 
     def _open_gateway(self, heard: Heard) -> None:
         gateway, interfaces = self._node.cluster.gateway, self._node.data.interfaces
@@ -160,9 +162,12 @@ class PairWires:
 
     def _control(self, data: bytes, heard: Callable[[Heartbeat], None]) -> None:
         try:
-            message = wire.decode(data)
+            message = wire.decode_control(data)
         except WireError as error:
             self.counts.malformed += 1
             log.debug("a message on the control channel was dropped: %s", error)
             return
-        heard(message)
+        if isinstance(message, Heartbeat):
+            heard(message)
+        else:
+            self.counts.malformed += 1

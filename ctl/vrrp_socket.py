@@ -13,20 +13,18 @@ import ipaddress
 import logging
 import socket
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from ctl.errors import XlbError
 from sync import vrrp
 from sync.errors import WireError
 
-PROTOCOL = 112
-TTL = 255
-GROUP4, GROUP6 = "224.0.0.18", "ff02::12"
 READS_PER_TURN = 64
-MAX_PACKET_BYTES = 2048
+MAX_PACKET_BYTES = 8192
+CONTROL_BYTES = 128
 
-_IP_MULTICAST_TTL_ALL = 255
 _NOT_THERE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EPERM})
 
 log = logging.getLogger(__name__)
@@ -39,28 +37,37 @@ class VrrpCounts:
     sent: int = 0
     unsent: int = 0
     received: int = 0
-    foreign: int = 0  # not from the peer, or over a router
+    foreign: int = 0  # not from the peer, or of another virtual router
     malformed: int = 0
 
 
 class VrrpSocket:
     """Create on a running loop. `heard(priority, sender_is_greater)` is called for each advertisement of the peer.
 
-    own, peer: addresses of one family, on the data network; device: where multicast leaves, empty for none.
-    Raises XlbError naming what cannot be had.
+    own, peer: addresses of one family, on the data network; device: where multicast leaves, empty for none; virtual: the VIPs
+    at this moment, the same object as long as they do not change. Raises XlbError naming what cannot be had.
     """
 
     def __init__(
-        self, own: str, peer: str, router_id: int, interval_ms: int, device: str, heard: Callable[[int, bool], None]
+        self,
+        own: str,
+        peer: str,
+        router_id: int,
+        interval_ms: int,
+        device: str,
+        virtual: Callable[[], Collection[str]],
+        heard: Callable[[int, bool], None],
     ) -> None:
         self.counts = VrrpCounts()
         self._own, self._peer = own, peer
-        self._router_id, self._interval_ms, self._heard = router_id, interval_ms, heard
+        self._router_id, self._interval_cs = router_id, vrrp.interval_cs(interval_ms * 1_000_000)
+        self._virtual, self._heard = virtual, heard
+        self._built_for: object = None
         self._six = ":" in own
         self._greater = ipaddress.ip_address(peer).packed > ipaddress.ip_address(own).packed
         family = socket.AF_INET6 if self._six else socket.AF_INET
         try:
-            self._socket = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, PROTOCOL)
+            self._socket = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, vrrp.PROTOCOL)
         except OSError as error:
             raise XlbError(f"no VRRP socket: {error.strerror}; run xlbd as root or with CAP_NET_RAW") from None
         try:
@@ -70,7 +77,7 @@ class VrrpSocket:
             raise XlbError(
                 f"no VRRP from {own} to {peer}: {error.strerror}; is the address on this node's data network?"
             ) from None
-        self._targets = [peer, *([GROUP6 if self._six else GROUP4] if device else [])]
+        self._targets = [peer, *([vrrp.GROUP_V6 if self._six else vrrp.GROUP_V4] if device else [])]
         self._frames: dict[int, list[tuple[bytes, str]]] = {}
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self.drain)
@@ -79,20 +86,21 @@ class VrrpSocket:
         one, index = self._socket, socket.if_nametoindex(device) if device else 0
         one.bind((self._own, 0)) if not device else None
         if self._six:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, TTL)
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, TTL)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, vrrp.TTL)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, vrrp.TTL)
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             if device:
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
-                group = socket.inet_pton(socket.AF_INET6, GROUP6) + struct.pack("=I", index)
+                group = socket.inet_pton(socket.AF_INET6, vrrp.GROUP_V6) + struct.pack("=I", index)
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
             return
-        one.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, TTL)
+        one.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, vrrp.TTL)
         one.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0xC0)
         if device:
-            membership = struct.pack("=4s4si", socket.inet_aton(GROUP4), socket.inet_aton(self._own), index)
-            one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, TTL)
+            membership = struct.pack("=4s4si", socket.inet_aton(vrrp.GROUP_V4), socket.inet_aton(self._own), index)
+            one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, vrrp.TTL)
             one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, membership)
             one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
             one.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
@@ -109,9 +117,16 @@ class VrrpSocket:
                     log.warning("an advertisement to %s could not be sent: %s", target, error.strerror)
 
     def _packets(self, priority: int) -> list[tuple[bytes, str]]:
+        virtual = self._virtual()
+        if virtual is not self._built_for:
+            self._built_for = virtual
+            self._frames.clear()
         if priority not in self._frames:
-            advert = vrrp.Advertisement(self._router_id, priority, self._interval_ms)
-            self._frames[priority] = [(vrrp.encode(advert, self._own, target), target) for target in self._targets]
+            own = ipaddress.ip_address(self._own)
+            of_family = [each for each in map(ipaddress.ip_address, virtual) if each.version == own.version]
+            addresses = tuple(of_family[: vrrp.MAX_ADDRESSES]) or (own,)  # an advertisement without any is malformed
+            advert = vrrp.Advertisement(self._router_id, priority, self._interval_cs, addresses)
+            self._frames[priority] = [(vrrp.build(advert, self._own, target), target) for target in self._targets]
         return self._frames[priority]
 
     def drain(self) -> None:
@@ -120,7 +135,7 @@ class VrrpSocket:
             if self._socket.fileno() < 0:
                 return
             try:
-                data, controls, _, sender = self._socket.recvmsg(MAX_PACKET_BYTES, 64)
+                data, controls, _, sender = self._socket.recvmsg(MAX_PACKET_BYTES, CONTROL_BYTES)
             except BlockingIOError:
                 return
             except OSError:
@@ -133,12 +148,12 @@ class VrrpSocket:
             self._socket.close()
 
     def _take(self, data: bytes, controls: list[tuple[int, int, bytes]], sender: str) -> None:
-        payload, ttl, destination = self._without_header(data, controls)
-        if sender != self._peer or ttl != TTL:
+        if sender != self._peer:
             self.counts.foreign += 1
             return
+        payload, ttl, destination = self._without_header(data, controls)
         try:
-            advert = vrrp.decode(payload, sender, destination)
+            advert = vrrp.parse(payload, sender, destination, ttl)
         except WireError as error:
             self.counts.malformed += 1
             log.debug("an advertisement of %s was dropped: %s", sender, error)
@@ -152,8 +167,10 @@ class VrrpSocket:
     def _without_header(self, data: bytes, controls: list[tuple[int, int, bytes]]) -> tuple[bytes, int, str]:
         """(VRRP packet, TTL, destination): an IPv4 raw socket delivers the IP header, an IPv6 one does not."""
         if self._six:
-            limits = [value for level, kind, value in controls if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT)]
-            return data, struct.unpack("=i", limits[0])[0] if limits and len(limits[0]) == 4 else 0, self._own
+            found = {kind: value for level, kind, value in controls if level == socket.IPPROTO_IPV6}
+            ttl = int.from_bytes(found.get(socket.IPV6_HOPLIMIT, b""), sys.byteorder)
+            target = found.get(socket.IPV6_PKTINFO, bytes(16))[:16]
+            return data, ttl, socket.inet_ntop(socket.AF_INET6, target)
         if len(data) < 20:
             return b"", 0, ""
         return data[(data[0] & 0xF) * 4 :], data[8], socket.inet_ntoa(data[16:20])
