@@ -88,6 +88,7 @@ class ReplicationEngine:
         self._work: deque[_Work] = deque()
         self._sweep: Iterator[None] | None = None
         self._slice_wanted: ReadSlice | None = None
+        self._working = False
         self._poll_ns, self._poll_due_ns, self._tick_due_ns = POLL_MIN_NS, 0, 0
         self._flush_number: int | None = None
         self._held = False  # changes were read that could not be sent yet
@@ -198,6 +199,11 @@ class ReplicationEngine:
         return max(0, due - now_ns)
 
     @property
+    def idle(self) -> bool:
+        """Whether everything received is in the table; may be asked in any thread."""
+        return not self._work and not self._working and self._sweep is None
+
+    @property
     def pending_work(self) -> int:
         """Blocks received and not yet in the table, and 1 more for a sweep under way."""
         return len(self._work) + (self._sweep is not None)
@@ -250,7 +256,14 @@ class ReplicationEngine:
             self._sweep = None
         if not self._work:
             return self._sweep is not None
-        work = self._work.popleft()
+        self._working = True  # before it leaves the queue: `idle` is asked by another thread
+        try:
+            self._work_on(self._work.popleft(), now_ns)
+        finally:
+            self._working = False
+        return True
+
+    def _work_on(self, work: _Work, now_ns: int) -> None:
         if isinstance(work, Apply):
             self._apply(work, now_ns)
         elif isinstance(work, BeginMark):
@@ -262,7 +275,6 @@ class ReplicationEngine:
             self._do(self.receiver.applied(work.block), now_ns)
         else:
             work()
-        return True
 
     def _apply(self, work: Apply, now_ns: int) -> None:
         block = work.block

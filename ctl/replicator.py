@@ -86,7 +86,8 @@ class Replicator:
         self._outward_lock = threading.Lock()
         self._sending = False
         self._sending, self._refused = False, 0
-        self._waiting_messages = self._dropped_messages = 0
+        self._received_messages = self._taken_messages = 0  # the loop writes the one, the thread the other
+        self._dropped_messages = 0
         self._lag_ms = self._protected = 0.0
         outlets = Outlets(
             send=self._queue_message,
@@ -122,10 +123,10 @@ class Replicator:
 
     def message(self, message: bytes) -> None:
         """A message of the peer's replicator arrived. Anything that is none is counted and dropped."""
-        if self._waiting_messages >= QUEUED_MESSAGES:
+        if self._received_messages - self._taken_messages >= QUEUED_MESSAGES:
             self._dropped_messages += 1
             return
-        self._waiting_messages += 1
+        self._received_messages += 1
         self._commands.put(lambda now_ns: self._take(message, now_ns))
 
     def flush(self, number: int, done: Callable[[int], None]) -> None:
@@ -137,7 +138,13 @@ class Replicator:
         self._commands.put(lambda now_ns: self._engine.flush(number, now_ns))
 
     def apply_pending(self, done: Callable[[], None]) -> None:
-        """Call `done` once everything received before this call is in the table. Gives up deleting what the peer lacks."""
+        """Call `done` once everything received before this call is in the table. Gives up deleting what the peer lacks.
+
+        At once when nothing waits: a takeover then needs no thread to be scheduled.
+        """
+        if self._taken_messages == self._received_messages and self._engine.idle:
+            done()
+            return
         self._commands.put(lambda _: self._engine.after_pending(lambda: self._on_loop(done)))
 
     def removed(self, family: str, keys: Array) -> None:
@@ -234,8 +241,10 @@ class Replicator:
             wait_ns = engine.step(_now_ns())
 
     def _take(self, message: bytes, now_ns: int) -> None:
-        self._waiting_messages -= 1
-        self._engine.message(message, now_ns)
+        try:
+            self._engine.message(message, now_ns)
+        finally:
+            self._taken_messages += 1
 
     def _queue_message(self, message: bytes) -> None:
         """Beyond the bound the oldest goes: its receiver notices the gap and it is sent again."""
