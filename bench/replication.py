@@ -112,8 +112,8 @@ def _log_applied(replicator: Replicator, watch: Watch) -> None:
     table = replicator._engine.table
     apply = table.apply
 
-    def logged(*arguments: Any) -> None:
-        apply(*arguments)
+    def logged(family: str, count: int, payload: bytes, offset_ns: int) -> None:
+        apply(family, count, payload, offset_ns)
         watch.applied.append((time.monotonic(), table.counts.applied_records))
 
     table.apply = logged  # type: ignore[method-assign]
@@ -184,8 +184,7 @@ class Bench:
 
     def join(self) -> dict[str, Any]:
         """The peer appears; how long until the active knows that it has everything."""
-        for role in ADDRESSES:
-            self.ask(role, "watch")
+        cpu = {role: self.ask(role, "watch") for role in ADDRESSES}
         self.ask("backup", "present", True)
         started = self.ask("active", "present", True)
         deadline = time.monotonic() + DEADLINE_S
@@ -197,6 +196,7 @@ class Bench:
         return {
             "seconds": reports["active"][0].in_step_s - started,
             "loop_late_ms": {role: max(report[0].late_ms) for role, report in reports.items()},
+            "cpu_s": {role: report[2] - cpu[role] for role, report in reports.items()},
             "resyncs": reports["active"][1].resyncs,
         }
 

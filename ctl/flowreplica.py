@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +22,6 @@ from ctl.flowsource import FAMILIES, ReplicatedPlane
 from sync.flowcodec import FlowCodec, Flows
 
 SWEEP_ENTRIES = 4096
-PARALLEL_RECORDS = 512
-"""From so many on the two directions are written by two threads at once: a cold insertion costs the kernel a microsecond."""
 _MAX_MARK = 0xFFFFFFFF
 
 
@@ -38,16 +35,12 @@ class ReplicaCounts:
 
 
 class ReplicaTable:
-    """One per plane; used by one thread; `close` ends its helper."""
+    """One per plane; used by one thread."""
 
     def __init__(self, plane: ReplicatedPlane, codec: FlowCodec) -> None:
         self._plane, self._codec = plane, codec
         self._mark = 1 + secrets.randbelow(_MAX_MARK)  # marks of an earlier run of the daemon must not pass for ours
-        self._helper = ThreadPoolExecutor(1, "xlb-replica")
         self.counts = ReplicaCounts()
-
-    def close(self) -> None:
-        self._helper.shutdown()
 
     def begin_mark(self) -> None:
         """A snapshot begins: what is written from now on is named."""
@@ -95,18 +88,22 @@ class ReplicaTable:
 
     def _write(self, family: str, flows: Flows) -> None:
         """Both entries of each connection; where the table has no room, neither of one that was not there."""
-        plane, count = self._plane, len(flows.keys)
-        if count < PARALLEL_RECORDS:
-            replies = plane.update_flows(family, flows.reply_keys, flows.reply)
-            forward = plane.update_flows(family, flows.keys, flows.forward)
-        else:
-            other = self._helper.submit(plane.update_flows, family, flows.reply_keys, flows.reply)
-            forward = plane.update_flows(family, flows.keys, flows.forward)
-            replies = other.result()
+        count = len(flows.keys)
+        replies = self._put(family, flows.reply_keys, flows.reply)
+        forward = self._put(family, flows.keys, flows.forward)
         written = min(replies, forward)
         if written < count:
             self._remove_halves(family, flows.chosen(np.arange(written, count)))
             self.counts.unwritten_records += count - written
+
+    def _put(self, family: str, keys: Array, values: Array) -> int:
+        """How many rows were written. The kernel's memory for entries may run out for a moment: only two refusals mean full."""
+        written = refusals = 0
+        while written < len(keys) and refusals < 2:
+            more = self._plane.update_flows(family, keys[written:], values[written:])
+            written += more
+            refusals = 0 if more else refusals + 1
+        return written
 
     def _remove_halves(self, family: str, flows: Flows) -> None:
         plane = self._plane

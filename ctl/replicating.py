@@ -83,7 +83,7 @@ class ReplicationEngine:
         self.receiver = Receiver(self._codec.layout, limits)
         self.counts = EngineCounts()
         self._clock_offset_ns, self._out = clock_offset_ns, outlets
-        self._present = False
+        self._present, self._peer_boot = False, 0
         self._serving_epoch: int | None = None
         self._work: deque[_Work] = deque()
         self._sweep: Iterator[None] | None = None
@@ -95,14 +95,19 @@ class ReplicationEngine:
 
     def close(self) -> None:
         self._source.close()
-        self.table.close()
 
     # --- what happens to this node ---------------------------------------------------------------------------
 
     def peer_present(self, present: bool, boot: int, now_ns: int) -> None:
-        """The peer's present run is `boot`, and it can be reached or not."""
-        self.receiver.set_peer(boot)
-        if present != self._present:
+        """The peer can be reached or not; `boot`: its present run, 0 while unknown.
+
+        A peer that is given up keeps its stream: this node may have been the only one not to hear the other.
+        """
+        is_news = present != self._present or (present and boot != self._peer_boot)
+        if boot:
+            self.receiver.set_peer(boot)
+            self._peer_boot = boot
+        if is_news:
             self._present = present
             self._follow(now_ns)
 

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from bpf.tables import Array
 from ctl.flowsource import ReplicatedPlane
 from ctl.replicating import LIMITS, Outlets, ReplicationEngine
-from sync import flowwire
+from sync.flowwire import MAX_MESSAGE_BYTES
 from sync.transport import ChannelBounds
 
 QUEUED_MESSAGES = 4 * LIMITS.window_blocks
 """Of either direction. A peer that keeps to its window has never so many under way."""
 
-BULK_BOUNDS = ChannelBounds(QUEUED_MESSAGES, flowwire.MAX_MESSAGE_BYTES)
+BULK_BOUNDS = ChannelBounds(QUEUED_MESSAGES, MAX_MESSAGE_BYTES)
 """What the channel that carries these messages needs."""
 
 SENDS_PER_TURN = 8
