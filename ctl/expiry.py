@@ -64,6 +64,19 @@ def candidates(values: Array, now_tick: int, timeouts: Ticks) -> Mask:
     return np.asarray(age_ticks(values["last_seen"], now_tick) >= limits, np.bool_)
 
 
+def without_slack(values: Array) -> Array:
+    """The entries as if this node had made them all: what a peer keeps only for the slack's sake is then a candidate here."""
+    stripped = values.copy()
+    stripped["state"] &= ~np.uint8(FlowState.REPLICATED)
+    return stripped
+
+
+def only_reply_is_busy(values: Array, pairs: Array, now_tick: int) -> Mask:
+    """Forward entries whose reply entry, in `pairs`, is the newer one. Events tell the peer of forward packets only."""
+    newer = age_ticks(pairs["last_seen"], now_tick) < age_ticks(values["last_seen"], now_tick)
+    return np.asarray(newer & ((values["flags"] & int(FlowFlag.FORWARD)) != 0), np.bool_)
+
+
 def pair_keys(keys: Array, values: Array) -> Array:
     """The key of the other direction of each entry: what it leaves with, turned round."""
     pairs = np.zeros_like(keys)

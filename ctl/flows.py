@@ -6,7 +6,7 @@ for as long as the tables are big and belongs into a thread; slices keep each ho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,13 +46,18 @@ class FlowSelection:
 EVERYTHING = FlowSelection()
 
 
-def remove(plane: DataPlane, selection: FlowSelection) -> int:
-    """Delete both directions of every selected connection; returns how many entries that were."""
+def remove(plane: DataPlane, selection: FlowSelection, told: Callable[[str, Array], None] = lambda family, keys: None) -> int:
+    """Delete both directions of every selected connection; returns how many entries that were.
+
+    told(family, keys): called with the forward keys of the lasting ones among them, once they are deleted.
+    """
     removed = 0
     for table, family, keys, values in slices(plane):
         chosen = selection.matches(keys, values)
         if chosen.any():
             removed += plane.delete_flows(table, family, keys[chosen])
+            if table == "flows" and (forward := chosen & _forward(values)).any():
+                told(family, keys[forward])
     return removed
 
 

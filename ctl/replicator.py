@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from bpf.tables import Array
 from ctl.flowsource import ReplicatedPlane
+from ctl.realtime import favour_this_thread
 from ctl.replicating import LIMITS, Outlets, ReplicationEngine
 from sync.flowwire import MAX_MESSAGE_BYTES
 from sync.transport import ChannelBounds
@@ -149,11 +150,13 @@ class Replicator:
 
     def removed(self, family: str, keys: Array) -> None:
         """Somebody deleted these forward entries on purpose (any thread): the peer should delete them too."""
-        self._commands.put(lambda now_ns: self._engine.removed(family, keys, now_ns))
+        if self._engine.sender.running:
+            self._commands.put(lambda now_ns: self._engine.removed(family, keys, now_ns))
 
     def still_alive(self, family: str, keys: Array, values: Array) -> None:
         """Connections that are busy although their forward entry is silent (any thread): the peer cannot know."""
-        self._commands.put(lambda now_ns: self._engine.still_alive(family, keys, values, now_ns))
+        if self._engine.sender.running:
+            self._commands.put(lambda now_ns: self._engine.still_alive(family, keys, values, now_ns))
 
     def status(self) -> ReplicationStatus:
         """How far the peer is, as of now."""
@@ -226,6 +229,7 @@ class Replicator:
     # --- the thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        favour_this_thread()
         engine, commands = self._engine, self._commands
         wait_ns = 0
         while True:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -22,10 +22,14 @@ from bpf.tables import Array, DataPlane, PlaneError
 from ctl import expiry, flows
 from ctl.flows import FlowSelection
 from ctl.model import Config
+from ctl.realtime import favour_this_thread
 
 MIN_PAUSE_S = 1.0
 MAX_PAUSE_S = 5.0
 REST_PER_WORK = 4.0
+TELL_S = 12.0
+"""How often the follower hears of connections whose forward entry is silent: well within the slack `ctl.expiry` gives
+replicated entries."""
 
 T = TypeVar("T")
 
@@ -42,16 +46,28 @@ class SweepResult:
     took_ms: float = 0.0
 
 
+class Follower(Protocol):
+    """Who has to know what happens to lasting connections without a packet: replication. Called in the sweep's thread."""
+
+    def removed(self, family: str, keys: Array) -> None:
+        """These forward entries were deleted on purpose."""
+
+    def still_alive(self, family: str, keys: Array, values: Array) -> None:
+        """Forward entries that are silent while their connection is busy; last_seen is the connection's."""
+
+
 class Sweeper:
     """Runs as one task; also serves questions about flows in the same thread, so that two never race."""
 
     def __init__(self, plane: DataPlane, config: Callable[[], Config]) -> None:
         self._plane = plane
         self._config = config
-        self._thread = ThreadPoolExecutor(1, "xlb-sweep")
+        self._thread = ThreadPoolExecutor(1, "xlb-sweep", initializer=favour_this_thread)
         self.result = SweepResult()
         self.sweeps = 0
         self.expired = 0
+        self.follower: Follower | None = None
+        self._told_s = 0.0
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -72,7 +88,7 @@ class Sweeper:
 
     async def flush(self, selection: FlowSelection) -> int:
         """Remove the selected flows now; returns how many entries."""
-        return await self._in_thread(lambda: flows.remove(self._plane, selection))
+        return await self._in_thread(lambda: self._remove(selection))
 
     async def count(self, selection: FlowSelection) -> int:
         return await self._in_thread(lambda: flows.count(self._plane, selection))
@@ -81,8 +97,15 @@ class Sweeper:
         """Wait for the work under way."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
+    def _remove(self, selection: FlowSelection) -> int:
+        follower = self.follower
+        return flows.remove(self._plane, selection, follower.removed) if follower else flows.remove(self._plane, selection)
+
     def _sweep(self) -> SweepResult:
         started = time.monotonic()
+        follower = self.follower if started - self._told_s >= TELL_S else None
+        if follower:
+            self._told_s = started
         timeouts = expiry.timeout_ticks(self._config())
         counts = np.zeros(MAX_BACKENDS, dtype=np.intp)
         entries = {f"{table}_{family}": 0 for table in flows.TABLES for family in flows.FAMILIES}
@@ -90,15 +113,20 @@ class Sweeper:
         for table, family, keys, values in flows.slices(self._plane):
             counts += expiry.count_connections(values)[0]
             entries[f"{table}_{family}"] += len(keys)
-            removed += self._expire(table, family, keys, values, timeouts)
+            removed += self._expire(table, family, keys, values, timeouts, follower if table == "flows" else None)
         used = np.flatnonzero(counts)
         connections = dict(zip(used.tolist(), counts[used].tolist(), strict=True))
         return SweepResult(connections, entries, removed, (time.monotonic() - started) * 1000)
 
-    def _expire(self, table: str, family: str, keys: Array, values: Array, timeouts: expiry.Ticks) -> int:
-        """Delete the idle connections of a slice, both directions; returns how many entries."""
+    def _expire(
+        self, table: str, family: str, keys: Array, values: Array, timeouts: expiry.Ticks, follower: Follower | None
+    ) -> int:
+        """Delete the idle connections of a slice, both directions; returns how many entries.
+
+        follower: who is to hear of connections that only their reply entry keeps.
+        """
         now_tick = self._plane.now_tick()
-        idle = expiry.candidates(values, now_tick, timeouts)
+        idle = expiry.candidates(values if follower is None else expiry.without_slack(values), now_tick, timeouts)
         if not idle.any():
             return 0
         keys, values = keys[idle], values[idle]
@@ -109,6 +137,11 @@ class Sweeper:
             missing = np.flatnonzero(~found)
             found[missing], pairs[missing] = self._plane.lookup_flows(other, family, pair_keys[missing])
         gone, pair_gone = expiry.expired(keys, values, found, pairs, now_tick, timeouts)
+        if follower is not None:
+            busy = ~gone & found & expiry.only_reply_is_busy(values, pairs, now_tick)
+            if busy.any():
+                values["last_seen"][busy] = pairs["last_seen"][busy]
+                follower.still_alive(family, keys[busy], values[busy])
         removed = 0
         for where in flows.TABLES:
             # Two calls, not one with the keys joined: numpy would turn the joined ports into the host's byte order.
