@@ -86,6 +86,8 @@ class PairMember:
             plane, wires.send_flows, boot, lambda: self.pair.clock.offset_ns, self._connections, self._step_changed
         )
         self._parts.append(lambda: asyncio.to_thread(self.replicator.close))
+        node.sweeper.follower = self.replicator
+        self._parts.append(self._stop_following)
         self.configuration = PairConfiguration(node, cluster, self.serving_epoch, wires.send_configuration)
         self.configuration.questions["switchover"] = self._switchover_asked
         self._parts.append(self.configuration.close)
@@ -118,6 +120,9 @@ class PairMember:
             outcome = self._parts.pop()()
             if asyncio.iscoroutine(outcome):
                 await outcome
+
+    def _stop_following(self) -> None:
+        self._node.sweeper.follower = None
 
     def _without_carrier(self) -> list[str]:
         links = self._node.network.interfaces()
