@@ -221,6 +221,7 @@ class _Held(asyncio.Protocol):
         self.backend = ""
         self.greeting = b""
         self.sent = self.received = self.rounds = 0
+        self.sent_s = 0.0
         self.lost = ""  # why the connection ended, empty while it lives
         self.closing = False
 
@@ -232,6 +233,7 @@ class _Held(asyncio.Protocol):
         if not self.lost and not self.closing:
             self.transport.write(payload(self.number, self.sent, self.owner.size))
             self.sent += self.owner.size
+            self.sent_s = time.monotonic()
 
     def data_received(self, data: bytes) -> None:
         if not self.backend:
@@ -246,6 +248,7 @@ class _Held(asyncio.Protocol):
             self.received += len(data)
             if self.received == self.sent:
                 self.rounds += 1
+                self.owner.slowest_s = max(self.owner.slowest_s, time.monotonic() - self.sent_s)
                 self.owner.round_done()
                 asyncio.get_running_loop().call_later(self.owner.pause_s, self.send)
 
@@ -265,6 +268,7 @@ class HeldConnections:
         self.address, self.port, self.count, self.size, self.pause_s = address, port, count, size, pause_s
         self.connections: list[_Held] = []
         self.wrong_bytes = 0
+        self.slowest_s = 0.0  # the longest round trip; set it to 0 where a new measurement begins
         self._greeted = 0
         self._changed = asyncio.Event()
 

@@ -187,6 +187,7 @@ class Rig:
     ) -> None:
         """Lay a cable from `device` of `host` to a bridge; the switch's end is named HOST-DEVICE."""
         port = f"{host.name}-{device}"
+        self._ports.append((host.name, port))
         self.switch.ip(
             f"link add {port} type veth peer name {device} netns {host.path}",
             f"link set {port} master {bridge} up",
@@ -249,6 +250,21 @@ class Rig:
             self.switch.run("bridge", "link", "set", "dev", f"{host}-{device}", "state", "disabled")
         else:
             self.switch.ip(f"link set {host}-{device} down")
+
+    def cut_off(self, host: str, *, silently: bool = False) -> None:
+        """Pull all cables of a host, one right after the other."""
+        commands = [
+            f"link set dev {port} state disabled" if silently else f"link set {port} down" for port in self._ports_of(host)
+        ]
+        self.switch.run("bridge" if silently else "ip", "-batch", "-", stdin="\n".join(commands) + "\n")
+
+    def mend_all(self, host: str) -> None:
+        """Undo `cut_off`, the cluster's cable first."""
+        for port in reversed(self._ports_of(host)):
+            self.mend(host, port.removeprefix(f"{host}-"))
+
+    def _ports_of(self, host: str) -> list[str]:
+        return [port for name, port in self._ports if name == host]
 
     def mend(self, host: str, device: str = "eth0") -> None:
         """Undo `cut`."""

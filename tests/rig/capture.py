@@ -1,0 +1,153 @@
+"""Which node speaks for a VIP, from frames on the switch's ports: the proof that never two answer.
+
+The kernel filters and keeps the frames, so that a capture costs next to nothing while a fault is measured. A frame counts when
+a node sent it with the VIP as source address, or told neighbours that the VIP is its own (ARP, neighbour advertisement).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass
+
+from tests.rig.namespaces import Namespace
+
+_ETH_P_ALL = 3
+_SO_TIMESTAMPNS = 35
+_SO_ATTACH_FILTER = 26
+_SO_RCVBUFFORCE = 33
+_SOL_PACKET, _PACKET_STATISTICS = 263, 6
+_PACKET_OUTGOING = 4
+_KEPT_BYTES = 64 << 20
+_FRAME_BYTES = 64
+_DRAIN_EVERY_S = 0.1
+
+_PACKET_TYPE = 0xFFFFF004  # SKF_AD_OFF + SKF_AD_PKTTYPE, linux/filter.h
+_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _JUMP_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A frame a node sent as the VIP: when the switch had it, in ns of CLOCK_MONOTONIC."""
+
+    at_ns: int
+    node: str
+
+
+def overlap_ms(spoken: list[Spoken]) -> float:
+    """For how long two nodes answered, in a capture over at most one change of the serving node.
+
+    From the first frame of the node that spoke second to the last frame of the one that spoke first; 0 if it had none so late.
+    """
+    if not spoken:
+        return 0.0
+    first = min(spoken, key=lambda each: each.at_ns).node
+    begun_ns = min((each.at_ns for each in spoken if each.node != first), default=None)
+    if begun_ns is None:
+        return 0.0
+    last_ns = max(each.at_ns for each in spoken if each.node == first)
+    return max(0, last_ns - begun_ns) / 1e6
+
+
+class Capture:
+    """From construction to `stop`: what `ports` (switch port by node name) carry from the nodes as `addresses`."""
+
+    def __init__(self, switch: Namespace, ports: dict[str, str], *addresses: str) -> None:
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+        self._spoken: list[Spoken] = []
+        self._taps = [
+            (node, switch.call(lambda port=port, address=address: _tap(port, address)))  # type: ignore[misc]
+            for node, port in ports.items()
+            for address in addresses
+        ]
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(_DRAIN_EVERY_S):
+            self._drain()
+        self._drain()
+
+    def _drain(self) -> None:
+        for node, tap in self._taps:
+            try:
+                while True:
+                    _, controls, _, _ = tap.recvmsg(_FRAME_BYTES, 64)
+                    seconds, nanoseconds = struct.unpack("=qq", controls[0][2])
+                    self._spoken.append(Spoken(seconds * 1_000_000_000 + nanoseconds - self._offset_ns, node))
+            except BlockingIOError:
+                continue
+
+    def stop(self) -> list[Spoken]:
+        """In the order of time. Raises AssertionError if a frame was lost: a capture with holes proves nothing."""
+        self._stopped.set()
+        self._thread.join()
+        for node, tap in self._taps:
+            _, lost = struct.unpack("II", tap.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
+            tap.close()
+            assert lost == 0, f"the capture at {node} lost {lost} frames"
+        return sorted(self._spoken, key=lambda each: each.at_ns)
+
+
+def _tap(port: str, address: str) -> socket.socket:
+    tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+    tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _KEPT_BYTES)
+    tap.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    _attach(tap, _speaks6(address) if ":" in address else _speaks4(address))
+    tap.bind((port, _ETH_P_ALL))
+    return tap
+
+
+# --- classic BPF: each step says where to go on if a value at a place is, or is not, the one wanted ---------------------------
+
+
+def _speaks4(address: str) -> list[bytes]:
+    """IPv4 from the address, or ARP whose sender it is."""
+    wanted = int(ipaddress.IPv4Address(address))
+    return [
+        _step(_LOAD_WORD, _PACKET_TYPE),
+        _step(_JUMP_EQUAL, _PACKET_OUTGOING, 8, 0),
+        _step(_LOAD_HALF, 12),
+        _step(_JUMP_EQUAL, 0x0800, 0, 2),
+        _step(_LOAD_WORD, 26),
+        _step(_JUMP_EQUAL, wanted, 3, 4),
+        _step(_JUMP_EQUAL, 0x0806, 0, 3),
+        _step(_LOAD_WORD, 28),
+        _step(_JUMP_EQUAL, wanted, 0, 1),
+        _step(_RETURN, _FRAME_BYTES),
+        _step(_RETURN, 0),
+    ]
+
+
+def _speaks6(address: str) -> list[bytes]:
+    """IPv6 from the address, or a neighbour advertisement for it."""
+    words = struct.unpack("!4I", ipaddress.IPv6Address(address).packed)
+    steps = [(_LOAD_WORD, _PACKET_TYPE, "", ""), (_JUMP_EQUAL, _PACKET_OUTGOING, "no", "")]
+    steps += [(_LOAD_HALF, 12, "", ""), (_JUMP_EQUAL, 0x86DD, "", "no")]
+    for number, word in enumerate(words):
+        steps += [(_LOAD_WORD, 22 + 4 * number, "", ""), (_JUMP_EQUAL, word, "yes" if number == 3 else "", "advertisement")]
+    advertisement = len(steps)
+    steps += [(_LOAD_BYTE, 20, "", ""), (_JUMP_EQUAL, 58, "", "no"), (_LOAD_BYTE, 54, "", ""), (_JUMP_EQUAL, 136, "", "no")]
+    for number, word in enumerate(words):
+        steps += [(_LOAD_WORD, 62 + 4 * number, "", ""), (_JUMP_EQUAL, word, "yes" if number == 3 else "", "no")]
+    places = {"advertisement": advertisement, "yes": len(steps), "no": len(steps) + 1}
+
+    def jump(target: str, here: int) -> int:
+        return places[target] - here - 1 if target else 0
+
+    program = [_step(code, k, jump(yes, here), jump(no, here)) for here, (code, k, yes, no) in enumerate(steps)]
+    return [*program, _step(_RETURN, _FRAME_BYTES), _step(_RETURN, 0)]
+
+
+def _step(code: int, k: int, yes: int = 0, no: int = 0) -> bytes:
+    return struct.pack("HBBI", code, yes, no, k)
+
+
+def _attach(tap: socket.socket, program: list[bytes]) -> None:
+    code = ctypes.create_string_buffer(b"".join(program))
+    tap.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
