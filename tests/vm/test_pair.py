@@ -1,0 +1,123 @@
+"""The two machines as a pair: created over the cluster link, power cut under held connections, return, switchover.
+
+Runs after test_node.py, which leaves the machines without the package; the pair starts from a fresh installation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.rig import TCP_PORT, Client, HeldConnections, wait_until
+from tests.vm.machines import WORK, DataNetwork, Machine
+
+VIP = "10.99.0.100"
+CLUSTER_ADDRESS = {"lb1": "10.98.0.11", "lb2": "10.98.0.12"}
+HELD = 100
+IN_STEP_S = 120
+APT = "DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Both machines; which is active changes."""
+
+    machines: tuple[Machine, Machine]
+
+    def roles(self) -> dict[str, str]:
+        return {machine.name: _status(machine).get("role", "") for machine in self.machines}
+
+    def active(self) -> Machine:
+        """The one active node; raises AssertionError when there is none or there are two."""
+        roles = self.roles()
+        assert list(roles.values()).count("active") == 1, roles
+        return next(machine for machine in self.machines if roles[machine.name] == "active")
+
+    def other(self, than: Machine) -> Machine:
+        return next(machine for machine in self.machines if machine is not than)
+
+    def wait_in_step(self) -> None:
+        wait_until(
+            lambda: sorted(self.roles().values()) == ["active", "backup"] and _status(self.active())["sync"]["in_step"],
+            "the pair is in step",
+            IN_STEP_S,
+            every_s=1,
+        )
+
+
+def _status(machine: Machine) -> dict[str, Any]:
+    """What the node says of itself; empty while its daemon does not answer."""
+    try:
+        answer: dict[str, Any] = machine.ask("cluster", "status")
+    except AssertionError:
+        return {}
+    return answer
+
+
+@pytest.fixture(scope="module")
+def pair(lb1: Machine, lb2: Machine, network: DataNetwork) -> Iterator[Pair]:
+    for machine in (lb1, lb2):
+        machine.copy(WORK / "xlb.deb", "/tmp/xlb.deb")
+        machine.run(f"{APT} purge xlb < /dev/null; {APT} install /tmp/xlb.deb < /dev/null")
+        machine.run("sed -i 's/^interfaces = .*/interfaces = [\"eth1\"]/' /etc/xlb/node.toml")
+        machine.run("systemctl enable --now xlbd")
+    if "create" not in lb1.run("xlbctl cluster --help"):
+        pytest.skip("this package has no `xlbctl cluster create`")
+    lb1.run(f"xlbctl vip add {VIP}/24 --dev eth1")
+    lb1.run(f"xlbctl farm add echo --vip {VIP} --port 7000")
+    for backend in network.backends:
+        lb1.run(f"xlbctl backend add echo {backend.address4}:{TCP_PORT}")
+    token = lb1.ask(
+        "cluster", "create", "--local", CLUSTER_ADDRESS["lb1"], "--peer", CLUSTER_ADDRESS["lb2"], "--token-only", "--yes"
+    )["token"]
+    lb2.run(f"xlbctl cluster join --local {CLUSTER_ADDRESS['lb2']} {token} --yes")
+    made = Pair((lb1, lb2))
+    made.wait_in_step()
+    yield made
+
+
+@pytest.fixture
+def held(pair: Pair, client: Client) -> Iterator[HeldConnections]:
+    """Connections through the active node whose every byte is checked, all known to the peer."""
+    connections = client.run(HeldConnections(VIP, 7000, HELD, pause_s=1).open(concurrency=10), deadline_s=120)
+    assert client.run(connections.confirm(60), deadline_s=90) == 0
+    pair.wait_in_step()
+    yield connections
+    client.run(connections.close())
+
+
+def _all_continue(client: Client, held: HeldConnections) -> None:
+    assert client.run(held.confirm(90), deadline_s=120) == 0, held.broken[:3]
+    assert not held.broken
+    assert held.wrong_bytes == 0
+
+
+@pytest.mark.may_skip
+def test_cluster_check_passes(pair: Pair) -> None:
+    for machine in pair.machines:
+        machine.run("xlbctl cluster check")
+
+
+@pytest.mark.may_skip
+def test_power_cut_breaks_nothing(pair: Pair, client: Client, held: HeldConnections) -> None:
+    lost = pair.active()
+    survivor = pair.other(lost)
+    lost.cut_power()
+    wait_until(lambda: _status(survivor).get("role") == "active", "the backup took over", 60, every_s=0.5)
+    _all_continue(client, held)
+    lost.power_on()
+    pair.wait_in_step()
+    assert pair.active() is survivor  # no preemption
+    _all_continue(client, held)
+
+
+@pytest.mark.may_skip
+def test_switchover_breaks_nothing(pair: Pair, client: Client, held: HeldConnections) -> None:
+    before = pair.active()
+    before.run("xlbctl cluster switchover")
+    wait_until(lambda: _status(pair.other(before)).get("role") == "active", "the peer serves", 60, every_s=0.5)
+    _all_continue(client, held)
+    pair.wait_in_step()
