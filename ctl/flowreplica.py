@@ -3,9 +3,9 @@
 Decides nothing about streams; it is told what to write. No Python per flow.
 
 How a snapshot's end finds what nobody named without remembering a million keys: every entry written here carries the mark
-of the stream in `interface`. While `next_hop_generation` is 0, as it is in every entry from the peer, that field
-means nothing to the program, which fills both in when the first packet needs the way out. An entry without the mark,
-or with a next hop, was not named since the stream began.
+of the stream in `interface`. That field means nothing to the program while `next_hop_generation` is 0, as it is in every
+entry from the peer; the first packet fills both in. Marks are no interface's number, so what has not the
+mark was not named since the stream began.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from ctl.flowsource import FAMILIES, ReplicatedPlane
 from sync.flowcodec import FlowCodec, Flows
 
 SWEEP_ENTRIES = 4096
-_MAX_MARK = 0xFFFFFFFF
+_FIRST_MARK = 1 << 31
+"""Interfaces are numbered by positive 32-bit integers."""
 
 
 @dataclass(slots=True)
@@ -39,12 +40,13 @@ class ReplicaTable:
 
     def __init__(self, plane: ReplicatedPlane, codec: FlowCodec) -> None:
         self._plane, self._codec = plane, codec
-        self._mark = 1 + secrets.randbelow(_MAX_MARK)  # marks of an earlier run of the daemon must not pass for ours
+        # The marks of an earlier run of the daemon must not pass for ours.
+        self._mark = _FIRST_MARK + secrets.randbelow(_FIRST_MARK)
         self.counts = ReplicaCounts()
 
     def begin_mark(self) -> None:
         """A snapshot begins: what is written from now on is named."""
-        self._mark = self._mark % _MAX_MARK + 1
+        self._mark = _FIRST_MARK + (self._mark + 1) % _FIRST_MARK
 
     def apply(self, family: str, count: int, payload: bytes, offset_ns: int) -> None:
         """Write all records in order. offset_ns: what to add to the peer's clock to get ours."""
@@ -73,7 +75,7 @@ class ReplicaTable:
         """Delete what has not been named since `begin_mark`; one step per slice."""
         for family in FAMILIES:
             for keys, values in self._plane.flow_slices("flows", family, SWEEP_ENTRIES):
-                unnamed = (values["interface"] != self._mark) | (values["next_hop_generation"] != 0)
+                unnamed = values["interface"] != self._mark
                 if unnamed.any():
                     self.counts.swept_entries += self._plane.delete_flows("flows", family, keys[unnamed])
                 yield

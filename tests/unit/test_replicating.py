@@ -197,6 +197,16 @@ def test_a_joining_peer_gets_every_flow_and_loses_its_own() -> None:
     assert [in_step for in_step, _ in world.a.said] == [True] and [in_step for in_step, _ in world.b.said] == [True]
 
 
+def test_what_the_ring_holds_from_before_the_stream_is_old_news() -> None:
+    world = World()
+    world.a.establish("v4", 1, 2)
+    world.a.remove("v4", 1)
+    world.a.engine.serve(1, world.clock(world.a))
+    world.meet()
+    world.settle()
+    world.check_equal()
+
+
 def test_changes_are_followed() -> None:
     world = serving()
     world.settle()
