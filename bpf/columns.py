@@ -5,7 +5,6 @@ Columns are numpy structured arrays as layout.py describes them.
 
 from __future__ import annotations
 
-import functools
 import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -26,7 +25,6 @@ def family_of(address: str) -> Family:
     return "v6" if ":" in address else "v4"
 
 
-@functools.lru_cache(maxsize=65536)
 def address_bytes(address: str) -> bytes:
     """Network order. Raises ValueError naming what is no address."""
     try:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from bpf.constants import MAX_BACKENDS, MAX_FARMS
 from ctl.errors import InvalidInput, XlbError
-from ctl.farmsfile import parse
+from ctl.farmsfile import Document, parse
 from ctl.fields import (
     BACKEND_FIELDS,
     FARM_FIELDS,
@@ -138,12 +138,16 @@ def backend_remove(config: Config, arguments: Arguments) -> Config:
 
 
 def replace_from_document(config: Config, document: Mapping[str, object]) -> Config:
-    """The configuration a farms file (parsed TOML) describes.
+    """The configuration a farms file (parsed TOML) describes. Raises InvalidInput with the place in the document."""
+    return replace_all(config, parse(document))
+
+
+def replace_all(config: Config, wanted: Document) -> Config:
+    """The configuration with what `wanted` says in place of all there is.
 
     Farms (by name) and backends (by farm, address and port) that stay keep their ids and, where equal, their identity.
-    Raises InvalidInput with the place in the document.
+    Raises InvalidInput for what is too much.
     """
-    wanted = parse(document)
     ids = _Ids(config)
     vips: dict[str, Vip] = {}
     for vip in wanted.vips:

@@ -37,6 +37,11 @@ def differences(old: Config, new: Config) -> tuple[Difference, ...]:
     return tuple(_differences(old, new))
 
 
+def sentences(old: Config, new: Config) -> list[str]:
+    """The differences for people; of ten thousand no more than one is held at a time."""
+    return [each.sentence for each in _differences(old, new)]
+
+
 def _differences(old: Config, new: Config) -> Iterator[Difference]:
     for address in sorted(old.vips.keys() | new.vips.keys()):
         before, after = old.vips.get(address), new.vips.get(address)

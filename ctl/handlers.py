@@ -127,17 +127,18 @@ class Dispatcher:
         return views.farm_view(farm, await self._gauges.take())
 
     async def _config_apply(self, arguments: Arguments) -> Result:
-        document, dry_run = _document(arguments), arguments.get("dry_run", False)
+        dry_run = arguments.get("dry_run", False)
         if not isinstance(dry_run, bool):
             raise InvalidInput("expected true or false", "dry_run")
         if dry_run:
-            return await self._config_diff({"document": document})
-        done = await self._node.commit(lambda config: changes.replace_from_document(config, document))
-        return Noted(await asyncio.to_thread(_sentences, done.old, done.new), done.note)
+            return await self._config_diff(arguments)
+        wanted = await _wanted(arguments)
+        done = await self._node.commit(lambda config: changes.replace_all(config, wanted))
+        return Noted(await asyncio.to_thread(diff.sentences, done.old, done.new), done.note)
 
     async def _config_diff(self, arguments: Arguments) -> Result:
-        document, config = _document(arguments), self._node.config
-        return await asyncio.to_thread(lambda: _sentences(config, changes.replace_from_document(config, document)))
+        wanted, config = await _wanted(arguments), self._node.config
+        return await asyncio.to_thread(lambda: diff.sentences(config, changes.replace_all(config, wanted)))
 
     async def _config_export(self, _: Arguments) -> Result:
         return await asyncio.to_thread(farmsfile.to_document, self._node.config)
@@ -189,12 +190,8 @@ def _backend_of(farm: Farm, arguments: Arguments) -> Backend:
     return next(each for each in farm.backends if (each.address, each.port) == (address, arguments["port"]))
 
 
-def _document(arguments: Arguments) -> Mapping[str, object]:
-    document = arguments.get("document")
-    if not isinstance(document, dict):
+async def _wanted(arguments: Arguments) -> farmsfile.Document:
+    """What the document says. It is taken out of the arguments: a big one need not stay in memory while it is put in force."""
+    if not isinstance(arguments.get("document"), dict):
         raise InvalidInput("expected a farms file as a map", "document")
-    return document
-
-
-def _sentences(old: Config, new: Config) -> list[str]:
-    return [difference.sentence for difference in diff.differences(old, new)]
+    return await asyncio.to_thread(lambda: farmsfile.parse(arguments.pop("document")))

@@ -92,7 +92,6 @@ def _reduced(weights: list[int]) -> list[int]:
     return [weight // divisor for weight in scaled]
 
 
-@functools.lru_cache(maxsize=65536)
 def _digest(endpoint: str) -> tuple[int, int, int]:
     """Offset, skip and phase of a backend: the same on every machine and in every process."""
     digest = hashlib.blake2b(endpoint.encode(), digest_size=20, person=b"xlb maglev").digest()

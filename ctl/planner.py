@@ -37,8 +37,8 @@ from ctl.errors import XlbError
 from ctl.model import AllDown, Backend, Config, Farm, Mode, Scheduler
 from ctl.slotspace import Run, SlotSpace, run_of
 
-_Content = tuple[bool, int, tuple[tuple[int, str, int], ...]]
-"""What a run of slots says: round-robin or table, table size, and (id, endpoint, weight) of each backend in it."""
+_Content = tuple[bool, int, tuple[Backend, ...]]
+"""What a run of slots says: round-robin or table, table size, and the backends in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class PlannerState:
     vips: Mapping[str, int] = field(default_factory=dict)
     services: Mapping[ServiceKey, ServiceValue] = field(default_factory=dict)
     farms: Mapping[str, PlannedFarm] = field(default_factory=dict)
-    bound: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # backend id to address and port
+    bound: Mapping[int, Backend] = field(default_factory=dict)  # by id; its address and port are what the tables hold
     down: frozenset[int] = frozenset()
     free: tuple[Run, ...] = ((0, MAX_SLOT_CHUNKS),)
     resting: tuple[Run, ...] = ()  # freed by the last round, free in the next
@@ -211,19 +211,18 @@ class _Round:
         """A farm's ids are its own no more; those it keeps it binds again."""
         planned = self.old.farms.get(name)
         for backend in planned.farm.backends if planned else ():
-            if self.bound.get(backend.id) == (backend.address, backend.port):
+            if _same_server(self.bound.get(backend.id), backend):
                 del self.bound[backend.id]
 
     def _bind(self, farm: Farm) -> frozenset[int]:
         """Returns the ids that must wait a round, because services the tables still hold use them for another server."""
         waiting = set()
         for backend in farm.backends:
-            server = (backend.address, backend.port)
             before = self.old.bound.get(backend.id)
-            if before is not None and before != server:
+            if before is not None and not _same_server(before, backend):
                 waiting.add(backend.id)
                 continue
-            self.bound[backend.id] = server
+            self.bound[backend.id] = backend
             if before is None:
                 self.backend_puts.append(PutBackend(backend.id, backend.address, backend.port))
         return frozenset(waiting)
@@ -350,10 +349,14 @@ def _share_prefixes(one: ServiceKey, other: ServiceKey) -> bool:
     )
 
 
+def _same_server(one: Backend | None, other: Backend) -> bool:
+    return one is not None and (one.address, one.port) == (other.address, other.port)
+
+
 def _content(farm: Farm, eligible: list[Backend]) -> _Content:
     in_turn = farm.scheduler is Scheduler.ROUNDROBIN
     size = 0 if in_turn else maglev.table_size(farm.backends)
-    return in_turn, size, tuple((backend.id, backend.endpoint, backend.weight) for backend in eligible)
+    return in_turn, size, tuple(eligible)
 
 
 def _service_value(farm: Farm, offset: int, count: int) -> ServiceValue:

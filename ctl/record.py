@@ -59,8 +59,7 @@ class Encoder:
                 entry = (farm, _line({"farm": _farm_values(farm)}))
             self._lines[name] = entry
             lines.append(entry[1])
-        body = b"".join(lines)
-        return body + _line({"sha256": hashlib.sha256(body).hexdigest()})
+        return b"".join([*lines, _line({"sha256": _digest(lines)})])
 
 
 def decode(text: bytes) -> Config:
@@ -74,16 +73,23 @@ def decode(text: bytes) -> Config:
         raise DamagedRecord("its first line is no header")
     if version > FORMAT_VERSION:
         raise NewerRecord(f"written in format {version} by a later xlb; this one reads up to {FORMAT_VERSION}: upgrade xlb")
-    body = b"".join(lines[:-1])
     trailer = _object(lines[-1], len(lines))
     if len(lines) < 2 or set(trailer) != {"sha256"} or not lines[-1].endswith(b"\n"):
         raise DamagedRecord(f"it ends in line {len(lines)} without the closing digest")
-    if trailer["sha256"] != hashlib.sha256(body).hexdigest():
+    if trailer["sha256"] != _digest(lines[:-1]):
         raise DamagedRecord("its digest does not match its lines")
     try:
         return _config(header, [_object(line, number) for number, line in enumerate(lines[1:-1], 2)])
     except (InvalidInput, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedRecord(f"it holds a value that cannot be: {error}") from error
+
+
+def _digest(lines: list[bytes]) -> str:
+    """Line by line: the interpreter's own SHA-256 keeps it for as long as one call takes."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line)
+    return digest.hexdigest()
 
 
 def _line(values: Mapping[str, object]) -> bytes:
