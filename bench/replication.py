@@ -40,6 +40,7 @@ from bpf.constants import EventType, FlowFlag, FlowState, Protocol
 from bpf.layout import Layouts
 from bpf.plane import KernelPlane
 from bpf.tables import Array
+from ctl import realtime
 from ctl.daemon import THREAD_SWITCH_S
 from ctl.replicator import BULK_BOUNDS, Replicator
 from sync.transport import Keys, Link
@@ -75,6 +76,7 @@ def run_node(role: str, pins: Path, layouts: Layouts, keys: Keys, peer_public: s
 
 
 async def _node(role: str, pins: Path, layouts: Layouts, keys: Keys, peer_public: str, port: int, control: Connection) -> None:
+    realtime.run_in_time()
     loop, watch, plane, link = asyncio.get_running_loop(), Watch(), KernelPlane(pins, layouts), Link(keys, peer_public)
     peer = "backup" if role == "active" else "active"
     channel = link.open(ADDRESSES[role], ADDRESSES[peer], port, BULK_BOUNDS, lambda message: replicator.message(message))

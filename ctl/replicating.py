@@ -96,6 +96,11 @@ class ReplicationEngine:
     def close(self) -> None:
         self._source.close()
 
+    def give_up(self) -> None:
+        """Nothing works any more: be in step with nobody."""
+        self.sender.stop()
+        self.receiver.in_step = False
+
     # --- what happens to this node ---------------------------------------------------------------------------
 
     def peer_present(self, present: bool, boot: int, now_ns: int) -> None:

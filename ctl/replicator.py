@@ -85,7 +85,6 @@ class Replicator:
         self._flushes: dict[int, Callable[[int], None]] = {}
         self._outward: deque[bytes] = deque()
         self._outward_lock = threading.Lock()
-        self._sending = False
         self._sending, self._refused = False, 0
         self._received_messages = self._taken_messages = 0  # the loop writes the one, the thread the other
         self._dropped_messages = 0
@@ -229,7 +228,14 @@ class Replicator:
     # --- the thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        favour_this_thread()
+        try:
+            self._work()
+        except Exception as error:
+            log.exception("the replication thread failed")
+            self._engine.give_up()
+            self._on_loop(self._step_changed, False, f"flow replication failed ({error!r}): restart xlbd")
+
+    def _work(self) -> None:
         engine, commands = self._engine, self._commands
         wait_ns = 0
         while True:

@@ -167,3 +167,16 @@ def test_a_link_that_takes_nothing_ends_in_step_once_it_does() -> None:
             assert backup.keys() == active.keys()
 
     asyncio.run(scene())
+
+
+def test_a_failure_in_the_thread_is_said_and_ends_the_step() -> None:
+    async def scene() -> None:
+        async with two() as (active, backup):
+            meet(active, backup)
+            await until(lambda: active.replicator.status().in_step, "step")
+            active.plane.rings["v4"].close()
+            await until(lambda: not active.replicator.status().in_step, "the end of the step")
+            await until(lambda: not active.said[-1][0], "the sentence")
+            assert "restart xlbd" in active.said[-1][1]
+
+    asyncio.run(scene())
