@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from ctl.errors import XlbError
 from sync import vrrp
 from sync.errors import WireError
+from sync.transport import TOS_NETWORK_CONTROL
 
 READS_PER_TURN = 64
 MAX_PACKET_BYTES = 8192
 CONTROL_BYTES = 128
+_IP_PKTINFO = 8  # socket.IP_PKTINFO came with Python 3.12
 
 _NOT_THERE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EPERM})
 
@@ -77,6 +79,9 @@ class VrrpSocket:
             raise XlbError(
                 f"no VRRP from {own} to {peer}: {error.strerror}; is the address on this node's data network?"
             ) from None
+        # Not left to the kernel: for ff02::12 it would take the link-local address, which the peer does not know us by and
+        # the checksum was not made for.
+        self._from = _source(own)
         self._targets = [peer, *([vrrp.GROUP_V6 if self._six else vrrp.GROUP_V4] if device else [])]
         self._frames: dict[int, list[tuple[bytes, str]]] = {}
         self._loop = asyncio.get_running_loop()
@@ -87,6 +92,7 @@ class VrrpSocket:
         one.bind((self._own, 0)) if not device else None
         if self._six:
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, vrrp.TTL)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, TOS_NETWORK_CONTROL)
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, vrrp.TTL)
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
@@ -97,7 +103,7 @@ class VrrpSocket:
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
             return
         one.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, vrrp.TTL)
-        one.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0xC0)
+        one.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, TOS_NETWORK_CONTROL)
         if device:
             membership = struct.pack("=4s4si", socket.inet_aton(vrrp.GROUP_V4), socket.inet_aton(self._own), index)
             one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, vrrp.TTL)
@@ -109,7 +115,7 @@ class VrrpSocket:
         """One advertisement to the peer, and to the group where multicast is wanted. Not heard is not an error."""
         for packet, target in self._packets(priority):
             try:
-                self._socket.sendto(packet, (target, 0))
+                self._socket.sendmsg([packet], [self._from], 0, (target, 0))
                 self.counts.sent += 1
             except OSError as error:
                 self.counts.unsent += 1
@@ -174,3 +180,10 @@ class VrrpSocket:
         if len(data) < 20:
             return b"", 0, ""
         return data[(data[0] & 0xF) * 4 :], data[8], socket.inet_ntoa(data[16:20])
+
+
+def _source(own: str) -> tuple[int, int, bytes]:
+    """The ancillary datum that makes a packet leave with this source address (ip(7), RFC 3542 6.2)."""
+    if ":" in own:
+        return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, socket.inet_pton(socket.AF_INET6, own) + bytes(4)
+    return socket.IPPROTO_IP, _IP_PKTINFO, bytes(4) + socket.inet_aton(own) + bytes(4)
