@@ -256,9 +256,8 @@ class Node:
             self.plane.set_lease(0, epoch)
 
     def role_changed(self) -> None:
-        """The pair made something else of this node: its addresses and what the service manager shows follow."""
+        """The pair made something else of this node: what the service manager shows follows."""
         self._notifier.status(self.summary())
-        self._spawn(self._follow_addresses(), "addresses")
 
     def summary(self) -> str:
         """One line for systemd and the log."""

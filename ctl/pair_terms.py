@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from ctl.epochfile import EpochFile, Terms
+from ctl.realtime import favour_this_thread
 
 RETRY_S = 0.1
 RETRY_MAX_S = 5.0
@@ -28,7 +29,7 @@ class TermsWriter:
         self._done: list[Callable[[], None]] = []
         self._dirty = False
         self._task: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, "xlb-epoch")
+        self._thread = ThreadPoolExecutor(1, "xlb-epoch", initializer=favour_this_thread)
 
     def save(self, epoch: int, reserved: int, done: Callable[[], None]) -> None:
         """Store both numbers; `done` is called on the loop once they, or newer ones, are on disk."""

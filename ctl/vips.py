@@ -80,7 +80,9 @@ class VipAddresses:
             self._network.remove_addresses(sorted(stale, key=_order))
         missing = desired - self._network.addresses() if desired else frozenset()
         self._record((self._ours - stale) | missing)
-        if missing:
+        if missing and self._paired:
+            self._batch_unless_changed(True, missing)
+        elif missing:
             added = sorted(missing, key=_order)
             self._network.add_addresses(added)
             with contextlib.suppress(XlbError):  # not heard is not fatal: clients ask
@@ -90,9 +92,20 @@ class VipAddresses:
         desired, present = wanted(config), self._network.addresses()
         here = self._ours & present
         if here:
-            self._network.remove_addresses(sorted(here, key=_order))
+            self._batch_unless_changed(False, here)
         # What is not there now will be ours once this node serves: there is no time to write it down then.
         self._record((self._ours & desired) | (desired - present))
+
+    def _batch_unless_changed(self, serving: bool, addresses: Collection[InterfaceAddress]) -> None:
+        """Add and announce, or remove; nothing if the event loop has decided otherwise since. Raises XlbError."""
+        batch = self._network.ready(sorted(addresses, key=_order))
+        with self._batches_lock:
+            refused: list[str] = []
+            if serving is self._serving:
+                refused = batch.add() or batch.announce() if serving else batch.remove()
+        batch.close()
+        if refused:
+            raise XlbError(refused[0])
 
     # --- a node of a pair ------------------------------------------------------------------------------------
 

@@ -169,7 +169,7 @@ class Channel:
     def send(self, message: bytes) -> bool:
         """Queue a message without waiting; False if there is no room or no connection."""
         try:
-            self._outward.send(message, zmq.NOBLOCK, copy=len(message) < 65536)
+            self._outward.send(message, zmq.NOBLOCK, copy=True)  # else pyzmq starts a thread that takes the interpreter
         except zmq.Again:
             self.counts.unsent += 1
             return False
