@@ -3,7 +3,8 @@
 `import pyroute2` costs 12 MB and 90 ms: conntrack, IPVS, Wi-Fi, NDB. A daemon that promises 60 MB and half a second cannot
 pay that. The package's own __init__ is left out while the submodules are imported, then everything is as if nobody had:
 a later `import pyroute2` works as ever. Where the submodules do not lie where 0.7 and 0.9 have them, the whole package is
-imported.
+imported. Modules that `ctl.footprint` bars are named by pyroute2 for its probes and mocks, which are not used here: they are
+stood in for meanwhile.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import importlib.util
 import sys
 from types import ModuleType
 from typing import Any, NamedTuple
+
+from ctl import footprint
 
 PACKAGE = "pyroute2"
 
@@ -36,7 +39,8 @@ def classes() -> Classes:
     hollow = ModuleType(PACKAGE)
     hollow.__path__ = list(spec.submodule_search_locations)
     hollow.__spec__ = spec
-    sys.modules[PACKAGE] = hollow
+    barred = {name: module for name, module in _stand_ins().items() if name in sys.modules and sys.modules[name] is None}
+    sys.modules |= {PACKAGE: hollow, **barred}
     try:
         linux = importlib.import_module("pyroute2.iproute.linux")
         marshal = importlib.import_module("pyroute2.netlink.rtnl.marshal")
@@ -48,6 +52,16 @@ def classes() -> Classes:
     finally:
         if sys.modules.get(PACKAGE) is hollow:
             del sys.modules[PACKAGE]
+        for name in barred:
+            footprint.bar(name)
+
+
+def _stand_ins() -> dict[str, ModuleType]:
+    """Empty modules by name: OpenSSL for probes of HTTPS servers, unittest for mocked sockets."""
+    unittest, mock = ModuleType("unittest"), ModuleType("unittest.mock")
+    vars(unittest)["mock"] = mock
+    vars(mock)["Mock"] = object
+    return {"ssl": ModuleType("ssl"), "unittest": unittest}
 
 
 def _whole() -> Classes:

@@ -1,8 +1,7 @@
-"""Keeps the daemon's memory near what it needs: one allocator arena, and what a big message took given back. And, for a pair's
-node, in memory: what is used is never paged out.
+"""Keeps the daemon's memory near what it needs: what a big message took is given back. And, for a pair's node, in memory:
+what is used is never paged out.
 
-glibc keeps freed memory per arena and makes arenas per thread: after applying a thousand farms 60 MB stayed resident that
-nobody used. On another C library nothing here does anything.
+glibc keeps what is freed. On another C library nothing here does anything. See also `ctl.footprint`.
 """
 
 from __future__ import annotations
@@ -11,17 +10,7 @@ import asyncio
 import ctypes
 import os
 
-M_ARENA_MAX = -8  # mallopt(3)
-ARENAS = 1
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4  # mlockall(2)
-
-
-def limit_arenas() -> None:
-    """Call once, before the first thread starts."""
-    try:
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
-    except (OSError, AttributeError):
-        return
 
 
 def give_back() -> None:

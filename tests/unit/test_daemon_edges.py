@@ -176,6 +176,16 @@ def test_pyroute2_is_imported_lean_and_whole_afterwards() -> None:
     assert lean_pyroute2.classes() is lean_pyroute2.classes()
 
 
+def test_the_daemon_starts_without_openssl() -> None:
+    code = (
+        "import sys; from ctl import footprint; footprint.keep_small(); from ctl import lean_pyroute2, process; "
+        "from ctl.handlers import Dispatcher; lean_pyroute2.classes().IPRoute; import hashlib; hashlib.sha256(b'x'); "
+        "print(sorted(name for name in ('ssl', '_ssl', '_hashlib', 'unittest') if sys.modules.get(name)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=TREE, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def test_versions_are_those_of_the_installation() -> None:
     import importlib.metadata
 
