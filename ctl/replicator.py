@@ -228,6 +228,7 @@ class Replicator:
     # --- the thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        favour_this_thread()
         try:
             self._work()
         except Exception as error:
