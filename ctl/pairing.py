@@ -200,7 +200,7 @@ class Invitation:
 
     def received(self, message: bytes, now_ns: int, created_s: int) -> Reply | Agreed:
         """Take in a message of whoever connected. created_s: seconds since 1970, for the cluster file."""
-        if message == self._last[0]:
+        if message and message == self._last[0]:
             return Reply(self._last[1])
         try:
             label, key, _, _ = _unpack(message)

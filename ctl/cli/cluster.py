@@ -6,13 +6,18 @@ from typing import Any
 
 import click
 
+from ctl.cli import pairing
 from ctl.cli.base import Session, XlbGroup, pass_session
 from ctl.cli.output import duration, plural, print_fields, share, show
 
 
-@click.group(cls=XlbGroup, examples=["xlbctl cluster status", "xlbctl cluster status -o json"])
+@click.group(cls=XlbGroup, examples=["xlbctl cluster create --local 10.99.0.1 --peer 10.99.0.2", "xlbctl cluster status"])
 def cluster() -> None:
     """The pair: which node serves, and whether the other could."""
+
+
+cluster.add_command(pairing.create)
+cluster.add_command(pairing.join)
 
 
 @cluster.command("status", examples=["xlbctl cluster status", "xlbctl cluster status -o json"])
@@ -20,6 +25,10 @@ def cluster() -> None:
 def status(session: Session) -> None:
     """Show this node's role, how its interfaces run XDP, and what it knows of its peer."""
     show(session.json, session.call("status"), lambda answer: print_fields(status_fields(answer)))
+
+
+cluster.add_command(pairing.check)
+cluster.add_command(pairing.destroy)
 
 
 def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:

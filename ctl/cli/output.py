@@ -31,6 +31,8 @@ STATE_STYLES = {
     "down": "bold red",
     "fault": "bold red",
     "failed": "bold red",
+    "fail": "bold red",
+    "warn": "yellow",
     "drop": "red",
 }
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")

@@ -257,6 +257,7 @@ class FakePlane:
         return key_dtype(family), flow_dtype(family)
 
     def flow_events(self, family: str) -> FakeRing:
+        self.rings[family].closed = False  # a mapping of its own each time
         return self.rings[family]
 
     def encode_flow_keys(self, family: str, tuples: Sequence[FlowTuple]) -> Array:

@@ -67,7 +67,7 @@ def test_examples_get_as_far_as_asking_the_daemon(example: str, monkeypatch: pyt
     monkeypatch.setattr(Session, "call", call)
     monkeypatch.chdir(tmp_path)
     Path("farms.toml").write_text("")
-    program, *words = shlex.split(example.split(" > ")[0].split(" | ")[0].split(" && ")[0])
+    program, *words = shlex.split(example.split(" > ")[0].split(" < ")[0].split(" | ")[0].split(" && ")[0])
     assert program == "xlbctl"
     code, out, err = run(*words)
     if words[0] == "completion":

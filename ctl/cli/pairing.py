@@ -1,0 +1,318 @@
+"""`xlbctl cluster create | join | check | destroy`: making a pair of two nodes, and judging it.
+
+Decides what is asked of people and in which order; the daemons do it. Everything that can be refused is, before
+anything is changed on either node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ctl.cli.base import Session, XlbCommand, pass_session
+from ctl.cli.options import ADDRESS, PORT
+from ctl.cli.output import Column, plural, print_json, print_table, show
+from ctl.errors import InvalidInput, XlbError
+
+if TYPE_CHECKING:
+    from ctl.cli.remote import Done, Peer
+
+CHECK_COLUMNS = (Column("CHECK"), Column("RESULT", state=True), Column("FINDING"), Column("REMEDY"))
+TIMEOUT_MS = 60_000
+IN_STEP_S = 20.0
+POLL_S = 0.2
+SHOWN = 10
+
+
+@click.command(
+    "create",
+    cls=XlbCommand,
+    examples=[
+        "xlbctl cluster create --local 10.99.0.1 --peer 10.99.0.2",
+        "xlbctl cluster create --local 10.99.0.1 --peer 10.99.0.2 --token-only",
+        "xlbctl cluster create --local 10.99.0.1 --peer 10.99.0.2 --yes < password-file",
+    ],
+)
+@click.option("--local", required=True, type=ADDRESS, help="This node's address on the cluster network.")
+@click.option("--peer", required=True, type=ADDRESS, help="The other node's address on the cluster network.")
+@click.option(
+    "--token-only", is_flag=True, help="Print a one-time token for 'xlbctl cluster join' instead of logging in there."
+)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmations.")
+@click.option("--ssh-port", type=PORT, default="22", help="Port of the other node's SSH server.")
+@click.option("--accept-host-key", metavar="SHA256:…", default="", help="Fingerprint of the other node's SSH host key.")
+@click.option("--remote-command", default="xlbctl", metavar="COMMAND", help="How xlbctl is called on the other node.")
+@pass_session
+def create(
+    session: Session,
+    local: str,
+    peer: str,
+    token_only: bool,
+    yes: bool,
+    ssh_port: int,
+    accept_host_key: str,
+    remote_command: str,
+) -> None:
+    """Make a pair of this node and another one, which loses its own farms and VIPs.
+
+    Asks for the other node's root password, unless the standard input is a file or a pipe: then its first line is the
+    password, and an empty one means that SSH keys let this user in. This node serves on without a pause.
+    """
+    session.timeout_ms = TIMEOUT_MS
+    if token_only:
+        made = session.call("cluster.create", local=local, peer=peer)
+        show(session.json, {"token": made["token"]}, lambda _: _print_token(made, peer))
+        return
+    own = session.call("cluster.preview")
+    password = _password(peer)
+    confirm = _confirmation(yes)
+    from ctl.cli.remote import Target
+
+    login = _Login(Target(peer, ssh_port, local), password, _belief(peer, accept_host_key, yes), remote_command)
+    try:
+        outcome = asyncio.run(_create(session, own, local, login, confirm))
+    finally:
+        _cancel_token(session)
+    if session.json:
+        print_json(outcome)
+    else:
+        click.echo(f"{outcome['node']} and {outcome['peer']} are a pair; {outcome['node']} serves")
+        _print_findings(outcome["checks"])
+
+
+@click.command(
+    "join",
+    cls=XlbCommand,
+    examples=[
+        "xlbctl cluster join --local 10.99.0.2 TOKEN",
+        "xlbctl cluster join --local 10.99.0.2 --yes - < token-file",
+    ],
+)
+@click.option("--local", required=True, type=ADDRESS, help="This node's address on the cluster network.")
+@click.option("--yes", is_flag=True, help="Do not ask before this node's farms and VIPs are removed.")
+@click.option("--no-check", is_flag=True, help="Do not run 'xlbctl cluster check' afterwards.")
+@click.argument("token")
+@pass_session
+def join(session: Session, local: str, yes: bool, no_check: bool, token: str) -> None:
+    """Make this node the backup of the one that made TOKEN ('-': read it from the standard input).
+
+    This node's own farms and VIPs are removed; a copy that 'xlbctl apply' takes is kept in its state directory.
+    """
+    session.timeout_ms = TIMEOUT_MS
+    if token == "-":
+        token = sys.stdin.readline().strip()
+    has = session.call("cluster.preview")
+    removal = _removal(has["node"], has)
+    if removal and not yes:
+        click.confirm(f"{removal}. Go on?", abort=True, err=True)
+    joined = session.call("cluster.join", local=local, token=token)
+    checks = [] if no_check else _settled_checks(session)
+    if session.json:
+        print_json(joined | {"checks": checks})
+        return
+    click.echo(f"{joined['node']} is the backup of {joined['peer']}")
+    if joined["kept"]:
+        click.echo(f"its own farms are kept in {joined['kept']}")
+    if checks:
+        _print_findings(checks)
+
+
+@click.command("check", cls=XlbCommand, examples=["xlbctl cluster check", "xlbctl cluster check -o json"])
+@click.pass_context
+def check(ctx: click.Context) -> None:
+    """Check what the pair needs of both nodes and the network, one line each; exits 1 if anything failed."""
+    session = ctx.find_object(Session)
+    assert session is not None
+    session.timeout_ms = TIMEOUT_MS
+    findings = session.call("cluster.check")
+    show(session.json, findings, _print_findings)
+    ctx.exit(1 if any(each["status"] == "fail" for each in findings) else 0)
+
+
+@click.command("destroy", cls=XlbCommand, examples=["xlbctl cluster destroy", "xlbctl cluster destroy --yes"])
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_session
+def destroy(session: Session, yes: bool) -> None:
+    """End the pair: the node that serves goes on as a single one, the other keeps only a copy of its farms."""
+    session.timeout_ms = TIMEOUT_MS
+    if not yes:
+        status = session.call("cluster.status")
+        name = (status.get("peer") or {}).get("name", "its peer")
+        click.confirm(f"End the pair of {status['node']} and {name}?", abort=True, err=True)
+    ended = session.call("cluster.destroy")
+    if ended["warning"]:
+        click.echo(f"xlbctl: {ended['warning']}", err=True)
+    show(session.json, ended, _print_destroyed)
+
+
+# --- create ----------------------------------------------------------------------------------------------------------
+
+
+class _Login:
+    """How to get at the other node."""
+
+    def __init__(self, target: Any, password: str, believe: Callable[[str], bool], command: str) -> None:
+        self.target, self.password, self.believe, self.command = target, password, believe, command
+
+
+async def _create(
+    session: Session, own: dict[str, Any], local: str, login: _Login, confirm: Callable[[str], None]
+) -> dict[str, Any]:
+    from ctl.cli.remote import logged_in
+
+    address = login.target.host
+    _say(f"logging in to {address}")
+    async with logged_in(login.target, login.password, login.believe) as peer:
+        has = await _look_at(peer, login, own["version"])
+        if removal := _removal(has["node"], has):
+            confirm(f"{removal}. Go on?")
+        made = session.call("cluster.create", local=local, peer=address)
+        _say(f"{has['node']} joins")
+        command = f"{login.command} -o json cluster join --local {shlex.quote(address)} --yes --no-check -"
+        done = await peer.run(command, made["token"] + "\n", lambda line: _say(f"{has['node']}: {_bare(line)}"))
+        if done.status:
+            raise XlbError(f"{has['node']} could not join: {_last_sentence(done)}")
+    joined = _json_of(done, has["node"])
+    return {"node": own["node"], "peer": has["node"], "kept": joined.get("kept"), "checks": _settled_checks(session)}
+
+
+async def _look_at(peer: Peer, login: _Login, version: str) -> dict[str, Any]:
+    """What the other node has. Raises XlbError when it cannot be half of a pair; nothing is changed by looking."""
+    host = peer.target.host
+    done = await peer.run(f"{login.command} -o json version")
+    if done.status in (126, 127):
+        raise XlbError(f"xlb is not installed on {host}: install the same package there, version {version}")
+    versions = _json_of(done, host)
+    its = versions.get("xlbd")
+    if its is None:
+        raise XlbError(f"xlbd does not run on {host}: systemctl start xlbd there; {_last_sentence(done)}")
+    if its != version:
+        raise XlbError(f"{host} has xlb {its} and this node {version}; install the same version on both")
+    done = await peer.run(f"{login.command} -o json cluster status")
+    status = _json_of(done, host)
+    if status.get("peer"):
+        name = status["peer"]["name"]
+        raise XlbError(f"{status['node']} is in a pair with {name} already; run xlbctl cluster destroy there first")
+    vips = _json_of(await peer.run(f"{login.command} -o json vip list"), host)
+    farms = _json_of(await peer.run(f"{login.command} -o json farm list"), host)
+    return {
+        "node": status["node"],
+        "vips": [each["address"] for each in vips],
+        "farms": [each["name"] for each in farms],
+    }
+
+
+def _json_of(done: Done, host: str) -> Any:
+    try:
+        return json.loads(done.output)
+    except ValueError:
+        raise XlbError(f"xlbctl on {host} failed: {_last_sentence(done)}") from None
+
+
+def _last_sentence(done: Done) -> str:
+    lines = [line for line in done.errors.splitlines() if line.strip()]
+    return _bare(lines[-1]) if lines else f"it exited with {done.status} and said nothing"
+
+
+def _bare(line: str) -> str:
+    return line.removeprefix("xlbctl: ")
+
+
+def _password(peer: str) -> str:
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\r\n")
+    password: str = click.prompt(
+        f"Password of root on {peer} (empty: use your SSH keys)",
+        hide_input=True,
+        confirmation_prompt="Repeat it",
+        default="",
+        show_default=False,
+        err=True,
+    )
+    return password
+
+
+def _belief(peer: str, accepted: str, yes: bool) -> Callable[[str], bool]:
+    """Whether an unknown host key is to be believed: the one that was named, or the one a person says yes to."""
+
+    def believe(fingerprint: str) -> bool:
+        if accepted:
+            return fingerprint == accepted
+        if yes or not sys.stdin.isatty():
+            return False
+        return click.confirm(f"The host key of {peer} is unknown: {fingerprint}. Is that its key?", err=True)
+
+    return believe
+
+
+def _confirmation(yes: bool) -> Callable[[str], None]:
+    def confirm(question: str) -> None:
+        if yes:
+            return
+        if not sys.stdin.isatty():
+            raise InvalidInput(f"{question.removesuffix(' Go on?')} Confirm that with --yes", "--yes")
+        click.confirm(question, abort=True, err=True)
+
+    return confirm
+
+
+def _cancel_token(session: Session) -> None:
+    """Without effect on a pair that was made."""
+    try:
+        session.call("cluster.cancel")
+    except XlbError as error:
+        _say(f"the token could not be voided, it ends by itself: {error}")
+
+
+# --- what people read --------------------------------------------------------------------------------------------------
+
+
+def _settled_checks(session: Session) -> Any:
+    """Wait until the pair is in step, or has had time enough, and check it."""
+    deadline_s = time.monotonic() + IN_STEP_S
+    while time.monotonic() < deadline_s:
+        status = session.call("cluster.status")
+        if (status.get("peer") or {}).get("alive") and (status.get("sync") or {}).get("in_step"):
+            break
+        time.sleep(POLL_S)
+    return session.call("cluster.check")
+
+
+def _removal(node: str, has: dict[str, Any]) -> str:
+    """What joining removes, as a sentence; empty: nothing."""
+    vips, farms = has["vips"], has["farms"]
+    if not vips and not farms:
+        return ""
+    named = ", ".join([*farms, *vips][:SHOWN]) + (" and more" if len(vips) + len(farms) > SHOWN else "")
+    return (
+        f"{plural(len(farms), 'farm')} and {plural(len(vips), 'VIP')} of {node} will be removed, a copy is kept there: {named}"
+    )
+
+
+def _print_token(made: dict[str, Any], peer: str) -> None:
+    _say(f"on the other node, within {made['expires_s'] // 60} minutes: xlbctl cluster join --local {peer} TOKEN")
+    click.echo(made["token"])
+
+
+def _print_findings(findings: list[dict[str, Any]]) -> None:
+    rows = [(each["name"], each["status"], each["message"], each["remedy"]) for each in findings]
+    print_table(CHECK_COLUMNS, rows, "xlbd ran no checks.")
+
+
+def _print_destroyed(ended: dict[str, Any]) -> None:
+    click.echo(
+        f"the pair with {ended['peer']} is ended; this node {'serves on by itself' if ended['serves'] else 'is empty now'}"
+    )
+    if ended["kept"]:
+        click.echo(f"the farms are kept in {ended['kept']}")
+
+
+def _say(sentence: str) -> None:
+    click.echo(f"xlbctl: {sentence}", err=True)
