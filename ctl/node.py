@@ -152,6 +152,7 @@ class Node:
             self.plane.set_lease(LEASE_FOREVER_NS, SINGLE_EPOCH)
         else:
             self._fence()
+            self.addresses.pair(serving=False)  # before anything is added: that would also be announced
         self.checks.configure(config)
         await self._committer.replan(self.checks.checks.down)
         await asyncio.to_thread(self._attach, self.settings.data.interfaces)
@@ -284,6 +285,8 @@ class Node:
         self.attachments.update(attached)
         for name, attachment in attached.items():
             log.info("XDP on %s is %s%s", name, attachment.mode, f": {attachment.reason}" if attachment.reason else "")
+        for sentence in self.network.keep_frames_whole([name for name, each in attached.items() if each.mode == "generic"]):
+            log.info("%s", sentence)
 
     def _detach(self) -> None:
         try:
