@@ -8,7 +8,7 @@ refute() { if "${@:2}"; then printf 'FAILED  %s\n' "$1"; exit 1; else printf 'ok
 until_true() { for _ in $(seq 300); do if "$@" > /dev/null 2>&1; then return; fi; sleep 0.1; done; return 1; }
 xdp_on() { ip -details link show dev "$1" | grep -q xdp; }
 vip_on() { ip address show dev "$1" | grep -q 10.77.0.100; }
-show_log() { cat /tmp/xlbd.log >&2; }
+show_log() { [ $? = 0 ] || cat /tmp/xlbd.log >&2; }
 
 mount -t sysfs sysfs /sys
 mount -t bpf bpf /sys/fs/bpf
@@ -24,7 +24,7 @@ ip link add eth0 type veth peer name peer0
 ip link set eth0 up
 ip link set peer0 up
 ip address add 10.77.0.1/24 dev eth0
-trap show_log ERR
+trap show_log EXIT
 xlbd 2> /tmp/xlbd.log &
 daemon=$!
 check "xlbd serves" until_true xlbctl vip list
