@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bpf.attach import driver
-from ctl import lean_pyroute2, sysctl
+from ctl import lean_pyroute2, offloads, sysctl
 from ctl.address_batch import AddressBatch
 from ctl.announce import announcement, send_frame
 from ctl.errors import XlbError
@@ -150,6 +150,17 @@ class KernelNetwork:
     def forwarding_problems(self, interfaces: Sequence[str]) -> Sequence[str]:
         return sysctl.problems(interfaces)
 
+    def keep_frames_whole(self, interfaces: Sequence[str]) -> Sequence[str]:
+        return offloads.stop_joining(self._below(interfaces))
+
+    def joining_frames(self, interfaces: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        return offloads.joining(self._below(interfaces))
+
+    def _below(self, interfaces: Sequence[str]) -> list[str]:
+        with _netlink() as netlink:
+            links = [_stacked(link) for link in netlink.get_links()]
+        return list(dict.fromkeys(name for interface in interfaces for name in offloads.devices_below(interface, links)))
+
     def watch(self, events: NetworkEvents) -> None:
         self._watcher = NetlinkWatcher(events)
         with ThreadPoolExecutor(1) as thread:  # pyroute2 0.9 runs an event loop of its own, which cannot be done inside ours
@@ -179,6 +190,17 @@ def _as_events(event: str, messages: Any) -> list[Any]:
         message["event"] = event
         found.append(message)
     return found
+
+
+def _stacked(link: Any) -> offloads.Stacked:
+    """A veth's link is its other end, and one in another namespace has no index here: neither is below."""
+    information = attribute(link, "IFLA_LINKINFO")
+    kind = attribute(information, "IFLA_INFO_KIND") if information else ""
+    is_port = kind != "veth" and attribute(link, "IFLA_LINK_NETNSID") is None
+    below = attribute(link, "IFLA_LINK") or 0
+    return offloads.Stacked(
+        attribute(link, "IFLA_IFNAME"), link["index"], below if is_port else 0, attribute(link, "IFLA_MASTER") or 0
+    )
 
 
 def _index(device: str) -> int:

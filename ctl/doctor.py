@@ -118,6 +118,10 @@ def _interfaces(node: Node) -> Iterator[Finding]:
         asked = node.settings.data.xdp_mode.value == "generic"
         remedy = "" if native or asked else "generic mode is correct but slow: use a driver with native XDP, or more queues"
         yield Finding(f"interface {name}", native or asked, message, remedy)
+    generic = [name for name, attachment in node.attachments.items() if attachment.mode == "generic"]
+    for device, features in node.network.joining_frames(generic).items():
+        message = f"joins received frames ({', '.join(features)}) below XDP in generic mode, which takes them for too long"
+        yield Finding(f"interface {device}", False, message, f"ethtool -K {device} {' off '.join(features)} off")
 
 
 def _forwarding(node: Node) -> Iterator[Finding]:

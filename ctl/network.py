@@ -124,6 +124,12 @@ class Network(Protocol):
     def forwarding_problems(self, interfaces: Sequence[str]) -> Sequence[str]:
         """One sentence for each setting that is not as forwarding needs it."""
 
+    def keep_frames_whole(self, interfaces: Sequence[str]) -> Sequence[str]:
+        """See that nothing below these joins received frames; one sentence for each device changed or not changeable."""
+
+    def joining_frames(self, interfaces: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Devices below these that join received frames now, and the features that do it."""
+
     def watch(self, events: NetworkEvents) -> None:
         """Start to report changes on the running event loop; the first reports may come at once."""
 

@@ -49,6 +49,7 @@ class FakeNetwork:
         self.kept: set[tuple[int, str]] = set()
         self.asked: list[tuple[int, str]] = []
         self.problems: list[str] = []
+        self.joining: dict[str, list[str]] = {}
         self.refuse_addresses = False
         self.events: NetworkEvents | None = None
         self.closed = False
@@ -97,6 +98,12 @@ class FakeNetwork:
 
     def forwarding_problems(self, interfaces: Sequence[str]) -> Sequence[str]:
         return list(self.problems)
+
+    def keep_frames_whole(self, interfaces: Sequence[str]) -> Sequence[str]:
+        return []
+
+    def joining_frames(self, interfaces: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        return self.joining if interfaces else {}
 
     def watch(self, events: NetworkEvents) -> None:
         self.events = events

@@ -1,0 +1,127 @@
+"""Keeps received frames as they were sent on the devices below an interface with XDP in generic mode.
+
+Decides which devices those are, and which features join frames; sets them by ethtool's ioctl. Must not know farms or XDP.
+
+Linux itself switches joining off on the interface that gets a generic program (GRO is skipped, LRO and hardware GRO are
+disabled), but not on those it lies over: the port of a VLAN or macvlan, the members of a bond or bridge. What they join is
+longer than the MTU when it comes to the program, and would be answered as too big. In native mode the program sees frames
+before anything could join them.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import socket
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+JOINING = ("rx-gro", "rx-gro-hw", "rx-lro")
+
+_SIOCETHTOOL = 0x8946
+_GSTRINGS, _GSSET_INFO, _GFEATURES, _SFEATURES = 0x1B, 0x37, 0x3A, 0x3B
+_SS_FEATURES = 4
+_STRING_BYTES = 32
+_BLOCK = struct.Struct("=IIII")  # available, requested, active, never_changed
+_SET_BLOCK = struct.Struct("=II")  # valid, requested
+_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENODEV})
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """How a link lies with respect to others: `below` is the index of its port, `above` of what it is a member of; 0: none."""
+
+    name: str
+    index: int
+    below: int = 0
+    above: int = 0
+
+
+def devices_below(interface: str, links: Iterable[Stacked]) -> list[str]:
+    """Every device whose frames reach the interface through another one of `links`, nearest first; not the interface."""
+    by_index = {link.index: link for link in links}
+    start = next((link for link in by_index.values() if link.name == interface), None)
+    found: list[Stacked] = []
+    waiting = [start] if start is not None else []
+    while waiting:
+        upper = waiting.pop(0)
+        for link in by_index.values():
+            if (link.index == upper.below or link.above == upper.index) and link is not start and link not in found:
+                found.append(link)
+                waiting.append(link)
+    return [link.name for link in found]
+
+
+def joining(devices: Sequence[str]) -> dict[str, list[str]]:
+    """Devices that join received frames now, and by which features."""
+    found = {}
+    for device in devices:
+        active = [feature for feature, (_, on) in _features(device).items() if on]
+        if active:
+            found[device] = active
+    return found
+
+
+def stop_joining(devices: Sequence[str]) -> list[str]:
+    """Switch it off; one sentence for each device changed or not changeable."""
+    said = []
+    for device, features in joining(devices).items():
+        try:
+            _switch_off(device, features)
+            left = joining([device]).get(device, [])
+        except OSError as error:
+            said.append(f"could not switch {', '.join(features)} off on {device}: {error.strerror}")
+            continue
+        if done := [feature for feature in features if feature not in left]:
+            said.append(f"switched {', '.join(done)} off on {device}: XDP in generic mode must see frames as they were sent")
+        if left:
+            said.append(f"could not switch {', '.join(left)} off on {device}: its driver keeps it on")
+    return said
+
+
+def _features(device: str) -> Mapping[str, tuple[int, bool]]:
+    """(number, active) of the features that join frames and that the device has; none if it is gone."""
+    try:
+        count = _feature_count(device)
+        names = _ask(device, struct.pack("=III", _GSTRINGS, _SS_FEATURES, count), count * _STRING_BYTES)[12:]
+        blocks = -(-count // 32)
+        states = _ask(device, struct.pack("=II", _GFEATURES, blocks), blocks * _BLOCK.size)[8:]
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return {}
+        raise
+    found = {}
+    for number in range(count):
+        name = names[number * _STRING_BYTES :][:_STRING_BYTES].split(b"\0")[0].decode(errors="replace")
+        if name in JOINING:
+            _, _, active, _ = _BLOCK.unpack_from(states, number // 32 * _BLOCK.size)
+            found[name] = number, bool(active >> number % 32 & 1)
+    return found
+
+
+def _switch_off(device: str, features: Sequence[str]) -> None:
+    known = _features(device)
+    blocks = -(-_feature_count(device) // 32)
+    valid = [0] * blocks
+    for feature in features:
+        number, _ = known[feature]
+        valid[number // 32] |= 1 << number % 32
+    _ask(device, struct.pack("=II", _SFEATURES, blocks) + b"".join(_SET_BLOCK.pack(mask, 0) for mask in valid), 0)
+
+
+def _feature_count(device: str) -> int:
+    answer = _ask(device, struct.pack("=IIQ", _GSSET_INFO, 0, 1 << _SS_FEATURES), 4)
+    (count,) = struct.unpack_from("=I", answer, 16)
+    return int(count)
+
+
+def _ask(device: str, request: bytes, room: int) -> bytes:
+    """One ethtool request; `room`: bytes the kernel may add behind it. Raises OSError."""
+    memory = array.array("B", request + bytes(room))
+    address, _ = memory.buffer_info()
+    argument = struct.pack("16sP", device.encode()[:15], address) + bytes(16)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        fcntl.ioctl(asker.fileno(), _SIOCETHTOOL, argument)
+    return memory.tobytes()
