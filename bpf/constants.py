@@ -28,7 +28,7 @@ TICK_SHIFT = 26
 """last_seen counts ticks of 2**26 ns (67 ms) of CLOCK_MONOTONIC; 32 bits of them last nine years of uptime."""
 
 REFRESH_SHIFT = 9
-"""A flow that stays busy is reported to the peer again each time its tick crosses a multiple of 2**9 (34 s)."""
+"""A flow that stays busy is reported to the peer again every 2**9 ticks (34 s), at a time its client's port decides."""
 
 RING_BYTES = 8 * 1024 * 1024
 """Size of each replication ring, a power of two: 100,000 IPv4 or 62,000 IPv6 flow events."""

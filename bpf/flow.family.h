@@ -233,10 +233,11 @@ static __always_inline void note_end_FAM(struct packet *packet, struct flow_key_
 static __always_inline void touch_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
 {
 	u32 tick = now_ns(packet) >> TICK_SHIFT, before = flow->last_seen;
+	u32 phase = key->source_port >> (16 - REFRESH_SHIFT); /* not all connections in the same second */
 
 	if (before != tick) {
 		flow->last_seen = tick;
-		if (packet->lasting && flow->flags & FLOW_FLAG_FORWARD && (before ^ tick) >> REFRESH_SHIFT)
+		if (packet->lasting && flow->flags & FLOW_FLAG_FORWARD && ((before + phase) ^ (tick + phase)) >> REFRESH_SHIFT)
 			report_FAM(packet, key, flow, EVENT_TYPE_REFRESH);
 	}
 	if (!(flow->state & FLOW_STATE_SEEN))

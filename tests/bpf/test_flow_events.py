@@ -79,7 +79,7 @@ def test_established_is_reported_with_the_forward_entry(paired_bed: Bed, family:
 
 
 def test_a_busy_connection_is_reported_again(paired_bed: Bed, family: Family) -> None:
-    """Once when its tick crosses a multiple of 2**REFRESH_SHIFT, by the forward entry only."""
+    """Once in 2**REFRESH_SHIFT ticks, by the forward entry only."""
     paired_bed.farm(family.vip, (family.far(11), 8080))
     establish(paired_bed, family)
     with ring(paired_bed, family) as take:
@@ -95,6 +95,21 @@ def test_a_busy_connection_is_reported_again(paired_bed: Bed, family: Family) ->
         (record,) = take()
     assert record["type"] == EventType.REFRESH
     assert 0 <= paired_bed.plane.now_tick() - int(record["flow"]["last_seen"]) <= 3
+
+
+def test_busy_connections_are_not_all_reported_at_once(paired_bed: Bed, family: Family) -> None:
+    """After a quarter of the time between two reports, a quarter of the connections have been reported."""
+    ports = range(40000, 40256, 8)
+    paired_bed.farm(family.vip, (family.far(11), 8080))
+    for port in ports:
+        establish(paired_bed, family, port)
+    with ring(paired_bed, family) as take:
+        for keys, values in list(paired_bed.plane.flow_slices("flows", family.name, 1024)):
+            values["last_seen"] -= 1 << (REFRESH_SHIFT - 2)
+            paired_bed.plane.update_flows(family.name, keys, values)
+        for port in ports:
+            paired_bed.send(bytes(from_client(family, flags="A", source_port=port)))
+        assert len(ports) // 8 <= len(take()) <= len(ports) // 2
 
 
 @pytest.mark.parametrize("last", ["client", "backend"])
