@@ -105,8 +105,6 @@ class Failover(Handover):
             self._enter(State.BACKUP, f"{self.config.peer} fell silent before it granted epoch {self._claim}")
         if self.state is State.BACKUP and not self._take_over_by_silence():
             self._claim_if_better()
-        if not self._could_fail_back():
-            self._settled_since_ns = now
         if self._announce_ns and now >= self._announce_ns[0]:
             del self._announce_ns[0]
             self._out.append(Announce())
@@ -207,13 +205,8 @@ class Failover(Handover):
         if self._request:
             self._finish_request()
         if self.state is State.BACKUP and self.why != why:
-            self.why = why
+            self.why, self._settled_since_ns = why, self._now
             self._out.append(RoleChanged(self.role, self.epoch, why))
-
-    def _could_fail_back(self) -> bool:
-        peer = self._peer
-        following = peer is not None and peer.role is Role.ACTIVE and self.peer_alive
-        return following and self.state is State.BACKUP and self._in_step
 
     # --- elections --------------------------------------------------------------------------------------------------
 
@@ -270,7 +263,7 @@ class Failover(Handover):
             self._advert_heard_ns = NEVER_NS
             return
         self._advert_heard_ns = self._now
-        if self.serving and not self.peer_alive:
+        if self.serving and self._now - self._peer_heard_ns >= self.config.timing.takeover_ns:
             # No epoch in an advertisement: RFC 9568 (6.4.3) decides by priority, then by address.
             if (event.priority, event.sender_is_greater) > (self.config.priority, False):
                 self._step_down(
@@ -303,6 +296,8 @@ class Failover(Handover):
         self._claim_if_better()
 
     def _standing(self, event: StandingChanged) -> None:
+        if event.in_step and not self._in_step:
+            self._settled_since_ns = self._now
         self._in_step, self._version = event.in_step or self.serving, event.version
         if not self.serving:
             self._epochs.seen(event.version[0])

@@ -56,7 +56,6 @@ class Handover(Lease):
         request, self._request = self._request, ""
         self._enter(State.ACTIVE, f"serving with epoch {self.epoch}: hand-over given up, {why}")
         self._out.append(Refused(request, why))
-        self._settled_since_ns = self._now
         if request == "shutdown":
             self._retire(State.STOPPED, request)
 

@@ -34,6 +34,7 @@ from sync.states import OUT_OF_SERVICE, ROLES, TRANSITIONS, State
 from sync.timing import NS_PER_MS
 
 NEVER_NS = -(1 << 62)
+FAR_NS = 1 << 62
 
 
 class Lease:
@@ -92,6 +93,8 @@ class Lease:
     def next_wakeup_ns(self) -> int:
         """When to send the next Tick at the latest."""
         timing, wake_ns = self.config.timing, self._next_beat_ns
+        if self.state is State.STOPPED:
+            return FAR_NS
         if self.serving:
             alone_ns = self._acked_ns + timing.alone_ns
             return min(wake_ns, alone_ns if alone_ns > self._now else wake_ns, self.deadline_ns)
@@ -179,7 +182,7 @@ class Lease:
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
         if state is not State.CANDIDATE:
             self._claim = 0
-        self.state, self.why = state, why
+        self.state, self.why, self._settled_since_ns = state, why, self._now
         self._out.append(RoleChanged(ROLES[state], self.epoch, why))
 
     def _reserve(self, above: int = 0) -> None:
@@ -232,7 +235,7 @@ class Lease:
     def _wants(self) -> bool:
         """Whether to ask the active peer for the VIPs: this node is the preferred one and has been ready for long."""
         peer, config = self._peer, self.config
-        if not config.failback or self.state is not State.BACKUP or peer is None or peer.role is not Role.ACTIVE:
+        if not (config.failback and self._in_step and self.state is State.BACKUP and peer and peer.role is Role.ACTIVE):
             return False
         return config.priority > peer.priority and self._now - self._settled_since_ns >= config.timing.failback_delay_ns
 

@@ -1,0 +1,380 @@
+"""Two failover machines joined by an imaginary wire: what each does, and the sentence it gives for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from sync import failover_types as types
+from sync.failover import Failover
+from sync.failover_types import FailoverConfig, Role, Vote
+from sync.timing import NS_PER_MS as MS
+from sync.timing import Timing
+
+TIMING = Timing.from_ms(10, 30, 36, failback_delay_ns=50 * MS, handover_timeout_ns=100 * MS)
+
+
+class Pair:
+    """Both machines, one clock, and a wire that can be cut. Disks and flushes answer at once."""
+
+    def __init__(self, vote: Vote = Vote.NONE, failback: bool = False, start: bool = True) -> None:
+        self.now = 0
+        self.one = Failover(FailoverConfig("lb1", "lb2", TIMING, 100, failback, vote), 11, 0, 0, 0)
+        self.two = Failover(FailoverConfig("lb2", "lb1", TIMING, 50, failback, vote), 22, 0, 0, 0)
+        self.effects: dict[Failover, list[types.Effect]] = {self.one: [], self.two: []}
+        self.cut: set[str] = set()  # paths
+        self.dead: set[Failover] = set()
+        self.flush = True
+        if start:
+            for machine in (self.one, self.two):
+                self.do(machine, machine.start())
+            self.pass_ms(130)  # past the time in which silence does not count yet
+            self.hear(self.two, types.StandingChanged(True, (1, 1)))
+            self.pass_ms(20)
+
+    def other(self, machine: Failover) -> Failover:
+        return self.two if machine is self.one else self.one
+
+    def hear(self, machine: Failover, event: types.Event) -> None:
+        if machine not in self.dead:
+            self.do(machine, machine.handle(event, self.now))
+
+    def do(self, machine: Failover, effects: list[types.Effect]) -> None:
+        self.effects[machine] += effects
+        for effect in effects:
+            if isinstance(effect, types.SendHeartbeat) and "cluster" not in self.cut:
+                self.hear(self.other(machine), types.HeartbeatHeard(effect.heartbeat))
+            elif isinstance(effect, types.SendAdvert) and "data" not in self.cut:
+                self.hear(self.other(machine), types.AdvertHeard(effect.priority))
+            elif isinstance(effect, types.PersistEpoch):
+                self.hear(machine, types.EpochPersisted(effect.reserved))
+            elif isinstance(effect, types.FlushFlows) and self.flush:
+                self.hear(machine, types.FlowsFlushed(effect.number))
+
+    def pass_ms(self, ms: int) -> None:
+        end = self.now + ms * MS
+        while True:
+            machines = [machine for machine in (self.one, self.two) if machine not in self.dead]
+            wake = min((machine.next_wakeup_ns for machine in machines), default=end + 1)
+            if wake > end:
+                break
+            self.now = max(self.now, wake)
+            for machine in machines:
+                if self.now >= machine.next_wakeup_ns:
+                    self.hear(machine, types.Tick())
+        self.now = end
+
+    def sentences(self, machine: Failover) -> list[str]:
+        return [effect.why for effect in self.effects[machine] if isinstance(effect, types.RoleChanged)]
+
+    def last(self, machine: Failover, kind: type) -> types.Effect:
+        return [effect for effect in self.effects[machine] if isinstance(effect, kind)][-1]
+
+    def roles(self) -> tuple[str, str]:
+        return self.one.role.value, self.two.role.value
+
+
+def test_the_preferred_of_two_that_start_serves_once_the_other_promised() -> None:
+    pair = Pair()
+    assert pair.roles() == ("active", "backup")
+    assert pair.sentences(pair.one)[:2] == [
+        "claiming epoch 2: lb2 is backup and ranks lower",
+        "serving with epoch 2: lb2 granted it",
+    ]
+    assert pair.two.why == "lb1 serves with epoch 2"
+
+
+def test_what_a_node_does_first_is_to_close_what_it_left_open() -> None:
+    machine = Failover(FailoverConfig("lb1", "lb2", TIMING), 11, 5, 6, 0)
+    effects = machine.start()
+    assert effects[:2] == [types.CloseLease(), types.StopServing()]
+    assert machine.epoch == 6 and types.PersistEpoch(6, 8) in effects
+
+
+def test_promotion_happens_in_the_right_order() -> None:
+    pair = Pair()
+    kinds = [type(effect) for effect in pair.effects[pair.one]]
+    applied, lease, serve = kinds.index(types.ApplyReplicated), kinds.index(types.ExtendLease), kinds.index(types.Serve)
+    assert applied < lease < serve < kinds.index(types.Announce)
+
+
+def test_the_backup_takes_over_when_all_is_silent_and_not_before() -> None:
+    pair = Pair()
+    pair.dead.add(pair.one)
+    heard = pair.now
+    deadline = pair.one.deadline_ns
+    while pair.two.role is Role.BACKUP:
+        pair.pass_ms(1)
+        assert pair.now < heard + 60 * MS
+    assert pair.now > deadline + 4 * MS
+    assert pair.two.why == "serving with epoch 3: lb1 silent on every path for 36 ms"
+
+
+@pytest.mark.parametrize("path", ["cluster", "data"])
+def test_one_silent_path_changes_nothing(path: str) -> None:
+    pair = Pair()
+    pair.cut.add(path)
+    pair.pass_ms(500)
+    assert pair.roles() == ("active", "backup")
+
+
+def test_a_lease_rests_on_the_heartbeat_that_was_acknowledged() -> None:
+    pair = Pair()
+    pair.pass_ms(100)
+    sent = pair.last(pair.one, types.SendHeartbeat).heartbeat.sent_ns  # type: ignore[attr-defined]
+    assert pair.one.deadline_ns == sent + 30 * MS
+    assert "acknowledged by lb2" in pair.one.explain(pair.now)
+    pair.cut |= {"cluster", "data"}
+    pair.pass_ms(14)
+    assert pair.one.deadline_ns == sent + 30 * MS
+    pair.pass_ms(10)
+    assert pair.one.deadline_ns > sent + 30 * MS
+    assert "not acknowledged by lb2" in pair.one.explain(pair.now)
+
+
+def test_a_node_that_slept_past_its_lease_steps_back_and_does_not_extend() -> None:
+    pair = Pair()
+    pair.dead.add(pair.one)
+    pair.pass_ms(80)
+    assert pair.two.role is Role.ACTIVE
+    pair.dead.clear()
+    before = len(pair.effects[pair.one])
+    pair.hear(pair.one, types.Tick())
+    after = pair.effects[pair.one][before:]
+    assert after[:2] == [types.CloseLease(), types.StopServing()]
+    assert not [effect for effect in after if isinstance(effect, types.ExtendLease)]
+    assert any("the lease ran out 5" in why and "lb2 may serve by now" in why for why in pair.sentences(pair.one))
+    pair.pass_ms(20)
+    assert pair.roles() == ("backup", "active") and pair.one.why == "lb2 serves with epoch 3"
+
+
+def test_no_preemption_and_failback_only_in_step_and_after_a_while() -> None:
+    for failback in (False, True):
+        pair = Pair(failback=failback)
+        pair.dead.add(pair.one)
+        pair.pass_ms(80)
+        pair.dead.clear()
+        pair.hear(pair.one, types.StandingChanged(False, (1, 1)))
+        pair.pass_ms(300)
+        assert pair.roles() == ("backup", "active")
+        pair.hear(pair.one, types.StandingChanged(True, (1, 1)))
+        pair.pass_ms(40)
+        assert pair.roles() == ("backup", "active")
+        pair.pass_ms(60)
+        assert pair.roles() == (("active", "backup") if failback else ("backup", "active"))
+        if failback:
+            assert any("handing over to lb1: failback" in why for why in pair.sentences(pair.two))
+
+
+def test_a_hand_over_closes_before_the_peer_opens() -> None:
+    pair = Pair()
+    order: list[str] = []
+    pair_do: Callable[[Failover, list[types.Effect]], None] = pair.do
+
+    def note(machine: Failover, effects: list[types.Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, types.CloseLease):
+                order.append(f"{machine.config.node} closes")
+            if isinstance(effect, types.Serve):
+                order.append(f"{machine.config.node} serves")
+            pair_do(machine, [effect])
+
+    pair.do = note  # type: ignore[method-assign]
+    pair.hear(pair.one, types.SwitchoverRequested())
+    pair.pass_ms(1)
+    assert order == ["lb1 closes", "lb2 serves"]
+    assert pair.roles() == ("backup", "active")
+    assert types.CloseLease(handover=True) in pair.effects[pair.one]
+    assert types.Completed("switchover") in pair.effects[pair.one]
+    assert "handed over to lb2, epoch 3" in pair.sentences(pair.one)
+    assert "serving with epoch 3: lb1 granted it" in pair.sentences(pair.two)
+
+
+def test_a_hand_over_waits_for_the_flows_and_gives_up_in_time() -> None:
+    pair = Pair()
+    pair.flush = False
+    pair.hear(pair.one, types.SwitchoverRequested())
+    pair.pass_ms(90)
+    assert pair.one.serving and pair.one.why == "serving with epoch 2 and handing over to lb2: switchover"
+    pair.pass_ms(20)
+    assert pair.last(pair.one, types.Refused) == types.Refused("switchover", "lb2 did not claim within 100 ms")
+    assert pair.one.why == "serving with epoch 2: hand-over given up, lb2 did not claim within 100 ms"
+    pair.pass_ms(50)
+    assert pair.roles() == ("active", "backup")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "why"),
+    [
+        (lambda pair: pair.cut.update(("cluster", "data")) or pair.pass_ms(40), "lb2 is not heard on the cluster link"),
+        (lambda pair: pair.hear(pair.two, types.StandingChanged(False, (1, 1))), "lb2's flow table is not in step yet"),
+        (lambda pair: pair.hear(pair.two, types.MaintenanceRequested(True)), "lb2 is maintenance and cannot serve"),
+        (lambda pair: pair.hear(pair.two, types.CarrierChanged("eth0", False)), "lb2 is fault and cannot serve"),
+    ],
+)
+def test_a_switchover_to_a_peer_that_cannot_serve_is_refused(prepare: Callable[[Pair], object], why: str) -> None:
+    pair = Pair()
+    prepare(pair)
+    if "heard" not in why:
+        pair.pass_ms(20)
+    pair.hear(pair.one, types.SwitchoverRequested())
+    assert pair.last(pair.one, types.Refused) == types.Refused("switchover", why)
+    assert pair.one.role is Role.ACTIVE
+
+
+def test_a_backup_refuses_a_switchover_and_names_the_other() -> None:
+    pair = Pair()
+    pair.hear(pair.two, types.SwitchoverRequested())
+    assert pair.last(pair.two, types.Refused) == types.Refused("switchover", "lb2 is backup: ask lb1")
+
+
+def test_a_lost_carrier_moves_the_vips_at_once() -> None:
+    pair = Pair()
+    pair.hear(pair.one, types.CarrierChanged("eth0", False))
+    assert pair.roles() == ("fault", "active")
+    assert "no carrier on eth0, and lb2 can serve" in pair.sentences(pair.one)
+    pair.hear(pair.one, types.CarrierChanged("eth0", True))
+    pair.pass_ms(100)
+    assert pair.roles() == ("backup", "active")
+
+
+def test_a_lost_carrier_is_borne_while_the_peer_cannot_serve() -> None:
+    pair = Pair()
+    pair.dead.add(pair.two)
+    pair.pass_ms(100)
+    pair.hear(pair.one, types.CarrierChanged("eth0", False))
+    pair.pass_ms(50)
+    assert pair.one.role is Role.ACTIVE and "in spite of no carrier on eth0: lb2 cannot serve" in pair.one.why
+    pair.dead.clear()
+    pair.pass_ms(200)
+    assert pair.roles() == ("fault", "active")
+
+
+def test_maintenance_hands_over_first_and_ends_where_it_began() -> None:
+    pair = Pair()
+    pair.hear(pair.one, types.MaintenanceRequested(True))
+    pair.pass_ms(5)
+    assert pair.roles() == ("maintenance", "active")
+    pair.dead.add(pair.two)
+    pair.pass_ms(300)
+    assert pair.one.role is Role.MAINTENANCE
+    pair.hear(pair.one, types.MaintenanceRequested(False))
+    pair.pass_ms(300)
+    assert pair.one.role is Role.ACTIVE
+
+
+def test_maintenance_of_the_last_node_needs_force() -> None:
+    pair = Pair()
+    pair.dead.add(pair.two)
+    pair.pass_ms(50)
+    pair.hear(pair.one, types.MaintenanceRequested(True))
+    assert pair.last(pair.one, types.Refused) == types.Refused("maintenance", "lb2 is not heard on the cluster link")
+    pair.hear(pair.one, types.MaintenanceRequested(True, force=True))
+    assert pair.one.role is Role.MAINTENANCE and pair.one.deadline_ns == 0
+
+
+def test_a_shutdown_hands_over_and_gives_its_unused_epoch_back() -> None:
+    pair = Pair()
+    pair.hear(pair.one, types.ShutdownRequested())
+    pair.pass_ms(5)
+    assert pair.one.role is Role.LEFT and pair.two.role is Role.ACTIVE
+    assert pair.effects[pair.one][-2:] == [types.PersistEpoch(3, 3), types.Completed("shutdown")]
+    assert pair.one.handle(types.Tick(), pair.now + 999 * MS) == []
+
+
+def test_a_peer_that_left_counts_as_silent() -> None:
+    pair = Pair()
+    pair.hear(pair.two, types.StandingChanged(False, (1, 1)))
+    pair.pass_ms(200)
+    pair.hear(pair.one, types.ShutdownRequested())
+    pair.pass_ms(16)
+    assert pair.two.why == "serving with epoch 3: lb1 has left"
+
+
+def test_two_that_serve_are_healed_by_epoch() -> None:
+    pair = Pair()
+    pair.cut |= {"cluster", "data"}
+    pair.pass_ms(200)
+    assert pair.roles() == ("active", "active")
+    pair.cut.clear()
+    pair.pass_ms(12)
+    assert pair.roles() == ("backup", "active")
+    assert "lb2 serves too, with the higher epoch 3" in pair.sentences(pair.one)
+
+
+def test_without_a_cluster_link_two_that_serve_are_healed_by_priority() -> None:
+    pair = Pair()
+    pair.cut |= {"cluster", "data"}
+    pair.pass_ms(200)
+    pair.cut.remove("data")
+    pair.pass_ms(12)
+    assert pair.roles() == ("active", "backup")
+    assert "lb1 advertises priority 100 and nothing else is heard" in pair.sentences(pair.two)
+
+
+def test_with_a_vote_a_node_that_lost_peer_and_vote_lets_its_lease_run_out() -> None:
+    for vote in (Vote.GATEWAY, Vote.WITNESS):
+        pair = Pair(vote)
+        pair.cut |= {"cluster", "data"}
+        pair.pass_ms(200)
+        assert pair.roles() == ("backup", "backup"), vote
+        for _ in range(100):
+            pair.pass_ms(1)
+            for effect in pair.effects[pair.two]:
+                if isinstance(effect, types.AskVote) and effect.asked_ns > pair.now - 2 * MS:
+                    pair.hear(pair.two, types.VoteAnswered(effect.asked_ns))
+        assert pair.roles() == ("backup", "active"), vote
+
+
+def test_an_active_that_hears_of_a_later_term_begins_a_later_one_without_a_pause() -> None:
+    pair = Pair()
+    pair.hear(pair.one, types.StandingChanged(True, (9, 4)))
+    assert pair.one.epoch == 10 and pair.one.role is Role.ACTIVE
+    assert "epoch raised to 10: term 9 was known" in pair.sentences(pair.one)
+
+
+def test_replayed_and_late_heartbeats_count_for_nothing() -> None:
+    pair = Pair()
+    beat = pair.last(pair.one, types.SendHeartbeat).heartbeat  # type: ignore[attr-defined]
+    pair.dead.add(pair.one)
+    pair.pass_ms(20)
+    for late in (beat, replace(beat, boot=5, sequence=900), replace(beat, sequence=1)):
+        pair.hear(pair.two, types.HeartbeatHeard(late))
+    pair.pass_ms(20)
+    assert pair.two.role is Role.ACTIVE
+
+
+def test_an_old_grant_opens_nothing() -> None:
+    machine = Failover(FailoverConfig("lb1", "lb2", TIMING), 11, 0, 0, 0)
+    machine.start()
+    machine.handle(types.EpochPersisted(2), 1 * MS)
+    peer = types.Heartbeat(22, 1, 0, Role.BACKUP, 0, 50)
+    machine.handle(types.HeartbeatHeard(peer), 2 * MS)
+    assert machine.why == "claiming epoch 2: lb2 is backup and ranks lower"
+    grant = replace(peer, grants=2, echo_boot=11)
+    for sequence, (asked_ms, now_ms, boot) in enumerate(((1, 3, 11), (3, 33, 11), (40, 35, 11), (34, 36, 12)), start=2):
+        stale = replace(grant, sequence=sequence, echo_boot=boot, echo_sequence=sequence, echo_sent_ns=asked_ms * MS)
+        machine.handle(types.HeartbeatHeard(stale), now_ms * MS)
+        assert machine.role is Role.BACKUP, (asked_ms, now_ms)
+    effects = machine.handle(types.HeartbeatHeard(replace(grant, sequence=9, echo_sequence=9, echo_sent_ns=34 * MS)), 37 * MS)
+    assert types.ExtendLease(64 * MS, 2, 52 * MS) in effects
+
+
+def test_names_decide_should_two_epochs_ever_be_equal() -> None:
+    one = Failover(FailoverConfig("lb1", "lb2", TIMING), 11, 4, 4, 0)
+    two = Failover(FailoverConfig("lb2", "lb1", TIMING), 22, 4, 4, 0)
+    assert one._outranked(4) and not two._outranked(4)
+
+
+def test_an_epoch_is_never_reused_after_a_crash() -> None:
+    spent = set()
+    epoch, reserved = 0, 0
+    for _ in range(20):
+        machine = Failover(FailoverConfig("lb1", "lb2", TIMING), 11, epoch, reserved, 0)
+        effects = machine.start()
+        (persist,) = [effect for effect in effects if isinstance(effect, types.PersistEpoch)]
+        epoch, reserved = persist.epoch, persist.reserved
+        assert reserved not in spent and reserved % 2 == 0
+        spent.add(reserved)
