@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from ctl.network import InterfaceAddress
 from tests.fakes.daemon import RunningDaemon, running_daemon
 from tests.fakes.network import FakeNetwork
 from tests.fakes.plane import FakePlane
-
-DEADLINE_S = 15.0
 
 _numbers = itertools.count()
 
@@ -90,15 +87,6 @@ def two_sites(
         site(tmp_path / "2", names[1], second, extra.get(1, "")) as two,
     ):
         yield one, two
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Poll; the value that made it true."""
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline_s, f"waited {DEADLINE_S} s for {what}"
-        time.sleep(0.01)
-    return value
 
 
 def join(one: Site, two: Site) -> Any:

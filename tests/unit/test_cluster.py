@@ -16,7 +16,8 @@ from ctl.clusterfile import PAIRING_PORT, ClusterFile
 from ctl.errors import InvalidInput, XlbError
 from ctl.pairing import Token
 from ctl.store import Store
-from tests.fakes.pair import Site, join, site, two_sites, until
+from tests.fakes.pair import Site, join, site, two_sites
+from tests.rig.wait import wait_until
 
 VIP = {"address": "10.0.0.100/24", "device": "eth0"}
 FARM = {"name": "web", "vip": "10.0.0.100", "port": 80}
@@ -39,9 +40,9 @@ def pair(nodes: tuple[Site, Site]) -> tuple[Site, Site]:
 
 
 def in_step(one: Site, two: Site) -> None:
-    until(lambda: one.status["peer"] and one.status["peer"]["alive"] and two.status["peer"]["alive"], "both to be heard")
-    until(lambda: one.status["generation"] == two.status["generation"], "the same configuration on both")
-    until(lambda: one.daemon.node.pair_config.replica.peer_version is not None, "the peer's version")  # type: ignore[union-attr]
+    wait_until(lambda: one.status["peer"] and one.status["peer"]["alive"] and two.status["peer"]["alive"], "both to be heard")
+    wait_until(lambda: one.status["generation"] == two.status["generation"], "the same configuration on both")
+    wait_until(lambda: one.daemon.node.pair_config.replica.peer_version is not None, "the peer's version")  # type: ignore[union-attr]
 
 
 def farms(of: Site) -> list[str]:
@@ -85,7 +86,7 @@ def test_a_change_is_on_both_disks_when_it_is_answered(pair: tuple[Site, Site]) 
     for each in pair:
         config = Store(each.directory / "state").load().config
         assert [backend.endpoint for backend in config.farms["web"].backends] == ["10.0.0.11:8080"]
-    until(lambda: two.daemon.node.config.farms["web"].backends, "the backup to adopt it")
+    wait_until(lambda: two.daemon.node.config.farms["web"].backends, "the backup to adopt it")
 
 
 def test_the_backup_passes_changes_on_and_answers_as_the_active_does(pair: tuple[Site, Site]) -> None:
@@ -111,7 +112,7 @@ def test_an_absent_peer_is_named_in_the_answer(tmp_path: Path) -> None:
         join(one, two)
         in_step(one, two)
         two.daemon.on_loop(two.daemon.node.member.wires.close_soon)  # type: ignore[union-attr]
-        until(lambda: not one.status["peer"]["alive"], "the silence to be noticed")
+        wait_until(lambda: not one.status["peer"]["alive"], "the silence to be noticed")
         from ctl.client import Client
 
         with Client(one.daemon.socket_path) as client:
@@ -129,7 +130,7 @@ def test_a_pair_survives_the_restart_of_both_nodes(tmp_path: Path) -> None:
         site(tmp_path / "1", "lb1", places[0][0], plane=places[0][1]) as one,
         site(tmp_path / "2", "lb2", places[1][0], plane=places[1][1]) as two,
     ):
-        until(lambda: {one.status["role"], two.status["role"]} == {"active", "backup"}, "one active node")
+        wait_until(lambda: {one.status["role"], two.status["role"]} == {"active", "backup"}, "one active node")
         in_step(one, two)
         assert [each["address"] for each in two.call("vip.list")] == ["10.0.0.100"]
 
@@ -168,7 +169,7 @@ def test_the_same_token_joins_nobody_twice(tmp_path: Path) -> None:
         token = one.call("cluster.create", local=one.address, peer=two.address)["token"]
         two.call("cluster.join", local=two.address, token=token)
         two.call("cluster.destroy")
-        until(lambda: one.status["role"] == "single", "the creator to be single again")
+        wait_until(lambda: one.status["role"] == "single", "the creator to be single again")
         with pytest.raises(XlbError, match=r"used already|nobody waits at"):
             two.call("cluster.join", local=two.address, token=token)
         unchanged(one, two)
@@ -325,7 +326,7 @@ def test_destroy_on_the_active_node(pair: tuple[Site, Site]) -> None:
     one, two = pair
     ended = one.call("cluster.destroy")
     assert ended["serves"] and not ended["warning"] and ended["kept"] is None
-    until(lambda: two.status["role"] == "single", "the backup to be single")
+    wait_until(lambda: two.status["role"] == "single", "the backup to be single")
     unchanged(one, two)
     assert farms(one) == ["web"] and farms(two) == []
     assert "web" in next((two.directory / "state").glob("before-leave-*.farms.toml")).read_text()
@@ -338,7 +339,7 @@ def test_destroy_on_the_backup(pair: tuple[Site, Site]) -> None:
     one, two = pair
     ended = two.call("cluster.destroy")
     assert not ended["serves"] and not ended["warning"] and ended["farms"] == ["web"]
-    until(lambda: one.status["role"] == "single", "the active node to be single")
+    wait_until(lambda: one.status["role"] == "single", "the active node to be single")
     unchanged(one, two)
     assert farms(one) == ["web"] and farms(two) == []
     assert Path(ended["kept"]).exists()
@@ -347,7 +348,7 @@ def test_destroy_on_the_backup(pair: tuple[Site, Site]) -> None:
 def test_destroy_without_the_peer_says_what_is_left_to_do(pair: tuple[Site, Site]) -> None:
     one, two = pair
     two.daemon.on_loop(two.daemon.node.member.wires.close_soon)  # type: ignore[union-attr]
-    until(lambda: not one.status["peer"]["alive"], "the silence")
+    wait_until(lambda: not one.status["peer"]["alive"], "the silence")
     monkey = pytest.MonkeyPatch()
     monkey.setattr(ctl.cluster, "LEAVE_TIMEOUT_S", 0.5)
     try:
@@ -361,7 +362,7 @@ def test_destroy_without_the_peer_says_what_is_left_to_do(pair: tuple[Site, Site
 def test_a_pair_can_be_made_again_after_it_was_destroyed(pair: tuple[Site, Site]) -> None:
     one, two = pair
     one.call("cluster.destroy")
-    until(lambda: two.status["role"] == "single", "the backup to be single")
+    wait_until(lambda: two.status["role"] == "single", "the backup to be single")
     one.call("farm.set", name="web", port=81)
     join(one, two)
     in_step(one, two)
