@@ -6,8 +6,9 @@ set -euo pipefail
 check() { if "${@:2}"; then printf 'ok      %s\n' "$1"; else printf 'FAILED  %s\n' "$1"; exit 1; fi; }
 refute() { if "${@:2}"; then printf 'FAILED  %s\n' "$1"; exit 1; else printf 'ok      %s\n' "$1"; fi; }
 until_true() { for _ in $(seq 300); do if "$@" > /dev/null 2>&1; then return; fi; sleep 0.1; done; return 1; }
-xdp_on() { ip -details link show dev "$1" | grep -q xdp; }
-vip_on() { ip address show dev "$1" | grep -q 10.77.0.100; }
+# grep reads to the end: a writer that loses its reader would fail the pipe.
+xdp_on() { ip -details link show dev "$1" | grep xdp > /dev/null; }
+vip_on() { ip address show dev "$1" | grep 10.77.0.100 > /dev/null; }
 show_log() { [ $? = 0 ] || cat /tmp/xlbd.log >&2; }
 
 mount -t sysfs sysfs /sys
