@@ -33,6 +33,10 @@ REFRESH_SHIFT = 9
 RING_BYTES = 8 * 1024 * 1024
 """Size of each replication ring, a power of two: 100,000 IPv4 or 62,000 IPv6 flow events."""
 
+LEASE_HANDED_OVER_NS = 1
+"""Deadline of a node that has just handed its VIPs over: what still comes for them goes to the kernel, which forwards it to
+the peer. The VIPs' addresses must be gone from the node's interfaces, or the kernel would answer."""
+
 LEASE_FOREVER_NS = 2**64 - 1
 """Deadline of a node without a peer: its lease never runs out."""
 
@@ -118,6 +122,11 @@ COUNTERS: tuple[Counter, ...] = (
     ),
     Counter("pass_vip_icmp", Kind.PASS, "Echo request or other ICMP to a VIP that no flow explains: the kernel answers."),
     Counter("pass_vip_open", Kind.PASS, "No farm serves the port and the VIP's guard is off: the kernel's business."),
+    Counter(
+        "pass_handed_over",
+        Kind.PASS,
+        "For a VIP that has just been handed over: the kernel forwards it to the peer, none is lost.",
+    ),
     Counter("pass_unresolved", Kind.PASS, "Rewritten, but the next hop's MAC is unknown: the kernel resolves it and forwards."),
     Counter(
         "pass_too_big",

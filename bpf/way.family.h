@@ -1,5 +1,17 @@
 /* The way of an IP packet, step by step: each step answers a verdict, or GO_ON. */
 
+/* The lease is closed. While the VIPs move to the peer in good order, what still comes here for one goes there by way of the
+ * kernel, which keeps it until the peer has announced itself. A reply that is not for a VIP (mode dnat) may not. */
+static __always_inline u32 fenced_FAM(struct addr_FAM *destination)
+{
+	u32 zero = 0;
+	struct lease *held = lease.lookup(&zero);
+
+	if (held && held->deadline_ns == LEASE_HANDED_OVER_NS && vips_FAM.lookup((struct vip_key_FAM *)destination))
+		return COUNTER_PASS_HANDED_OVER;
+	return COUNTER_DROP_FENCED;
+}
+
 /* A packet no flow explains, for `address`: the kernel's unless that is a VIP, else `verdict`. */
 static __always_inline u32 guard_FAM(struct packet *packet, struct addr_FAM *address, u32 verdict)
 {
@@ -8,7 +20,7 @@ static __always_inline u32 guard_FAM(struct packet *packet, struct addr_FAM *add
 	if (!vip)
 		return COUNTER_PASS_NOT_OURS;
 	if (is_fenced(packet))
-		return COUNTER_DROP_FENCED;
+		return fenced_FAM(address);
 	if (verdict == COUNTER_DROP_PROTOCOL && vip->flags & VIP_FLAG_OPEN)
 		return COUNTER_PASS_VIP_OPEN;
 	return verdict;
@@ -23,7 +35,7 @@ static __always_inline u32 serve_FAM(struct packet *packet, struct flow_key_FAM 
 	if (!vip)
 		return COUNTER_PASS_NOT_OURS;
 	if (is_fenced(packet))
-		return COUNTER_DROP_FENCED;
+		return fenced_FAM(&key->destination);
 	found = find_service_FAM(key, vip);
 	if (!found)
 		return vip->flags & VIP_FLAG_OPEN ? COUNTER_PASS_VIP_OPEN : COUNTER_DROP_VIP_GUARD;
@@ -40,7 +52,7 @@ static __always_inline u32 find_or_open_FAM(struct packet *packet, struct flow_k
 	if (found && !is_reopened(packet, found->flags, found->state)) {
 		packet->farm = found->farm;
 		if (is_fenced(packet))
-			return COUNTER_DROP_FENCED;
+			return fenced_FAM(&key->destination);
 		if (is_usable_FAM(packet, key, found)) {
 			*flow = packet->lasting ? flows_FAM.lookup(key) : found;
 			return GO_ON;
@@ -62,13 +74,13 @@ static __always_inline u32 handle_flow_FAM(struct packet *packet, struct flow_ke
 		packet->lasting = true;
 		if (is_fenced(packet)) {
 			packet->farm = flow->farm;
-			return COUNTER_DROP_FENCED;
+			return fenced_FAM(&key->destination);
 		}
 	} else {
 		if (flow) {
 			packet->farm = flow->farm;
 			if (is_fenced(packet))
-				return COUNTER_DROP_FENCED;
+				return fenced_FAM(&key->destination);
 			forget_FAM(key, flow);
 			flow = NULL;
 		}

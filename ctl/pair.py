@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from bpf.constants import LEASE_HANDED_OVER_NS
 from bpf.tables import DataPlane, PlaneError
 from ctl.pair_requests import Requests
 from ctl.pair_terms import TermsWriter
@@ -55,6 +56,8 @@ from sync.failover_types import (
 
 APPLY_BOUND_S = 0.02
 """A takeover waits no longer for flows that were received and are not in the table yet."""
+HANDED_OVER_S = 2.0
+"""So long the kernel of a node that handed over sends on what still comes: neighbours learn of the new node meanwhile."""
 LAST_FLUSH_BOUND_S = 0.1
 """So long a node that has stopped serving still sends its last flow changes to the one that serves now."""
 
@@ -120,6 +123,8 @@ class Pair:
         self._decided_ns = self._opening_ns = self._applied_ns = self._leased_ns = 0
         self._moving: Iterator[list[str]] | None = None  # VIPs under way, a batch per turn
         self._stop_flows: asyncio.TimerHandle | None = None
+        self._close: asyncio.TimerHandle | None = None
+        self._deadline_ns = 0
         self._peer_alive, self._peer_boot = False, 0
         self._standing: Standing = (False, (0, 0))
         self._alive = True
@@ -153,9 +158,11 @@ class Pair:
     def stop(self) -> None:
         """End this run: the machine hears and says nothing any more. The lease is left as it is."""
         self._alive = False
-        for handle in (self._held, self._wake, self._stop_flows):
+        for handle in (self._held, self._wake, self._stop_flows, self._close):
             if handle is not None:
                 handle.cancel()
+        if self._close is not None:
+            self._close_for_good()
         self._moving = None
         self.requests.end(f"{self.config.node} leaves the pair")
 
@@ -267,14 +274,28 @@ class Pair:
             log.warning("an extension of the lease came too late and is void")
 
     def _close_lease(self, effect: CloseLease) -> None:
-        self._write_lease(0, self.machine.epoch)
+        """After a hand-over the kernel sends on what still comes: not before every address is gone, or it would answer."""
+        if not effect.handover:
+            self._write_lease(0, self.machine.epoch)
+            return
+        for refused in self.hands.addresses.stand_by():
+            if refused:
+                self._write_lease(0, self.machine.epoch)
+                return
+        self._write_lease(LEASE_HANDED_OVER_NS, self.machine.epoch)
+        self._close = self._loop.call_later(HANDED_OVER_S, self._close_for_good)
+
+    def _close_for_good(self) -> None:
+        self._close = None
+        if self._deadline_ns == LEASE_HANDED_OVER_NS:
+            self._write_lease(0, self.machine.epoch)
 
     def _write_lease(self, deadline_ns: int, epoch: int) -> None:
         try:
             self.hands.plane.set_lease(deadline_ns, epoch)
         except (PlaneError, OSError) as error:
             log.error("the lease could not be written: %s", error)
-        self._leased_ns = now_ns()
+        self._deadline_ns, self._leased_ns = deadline_ns, now_ns()
 
     def _persist(self, effect: PersistEpoch) -> None:
         self._terms.save(effect.epoch, effect.reserved, lambda: self.handle(EpochPersisted(effect.reserved)))

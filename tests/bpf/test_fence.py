@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bpf.constants import LEASE_FOREVER_NS, Mode, Protocol, VipFlag
+from bpf.constants import LEASE_FOREVER_NS, LEASE_HANDED_OVER_NS, Mode, Protocol, VipFlag
 from tests.bpf.bed import V4, V6, Bed, Family
 from tests.bpf.packets import arp, echo_request, from_backend, from_client, icmp_error, network, solicitation, transport
 from tests.bpf.test_flows import establish
@@ -75,6 +75,25 @@ def test_a_fresh_node_holds_no_lease(bed: Bed, family: Family) -> None:
     prepare(bed, family)
     bed.plane.set_lease(0, 0)
     assert everything(bed, family) == CLOSED
+
+
+def test_what_comes_for_a_vip_that_was_handed_over_goes_to_the_kernel(bed: Bed, family: Family) -> None:
+    prepare(bed, family)
+    before = bed.table_state(family)
+    bed.plane.set_lease(LEASE_HANDED_OVER_NS, 7)
+    assert everything(bed, family) == {
+        kind: "drop_fenced_neighbour" if kind == "neighbour" else "pass_handed_over" for kind in OPEN
+    }
+    assert bed.table_state(family) == before
+
+
+def test_a_reply_that_keeps_its_client_is_not_handed_over(bed: Bed, family: Family) -> None:
+    """The kernel would forward it to the client as it is: from the backend's address, which the client never asked."""
+    prepare(bed, family, Mode.DNAT)
+    reply = bytes(from_backend(family, family.far(11), family.client, 40001))
+    assert bed.send(reply, "out0").verdict == "forward_redirect"
+    bed.plane.set_lease(LEASE_HANDED_OVER_NS, 7)
+    assert bed.send(reply, "out0").verdict == "drop_fenced"
 
 
 def test_the_deadline_of_a_single_node_never_comes(bed: Bed, family: Family) -> None:
