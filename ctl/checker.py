@@ -22,38 +22,41 @@ class ProbeFailed(Exception):
     """The backend did not pass; the message is one short sentence for `farm show` and the log."""
 
 
-async def probe(check: HealthCheck, address: str, port: int) -> None:
-    """Run one probe of `check` against address:port.
+async def probe(check: HealthCheck, address: str, port: int, source: str = "") -> None:
+    """Run one probe of `check` against address:port, from address `source` unless that is left to the kernel.
 
     Raises ProbeFailed with the reason.
     """
     try:
         async with asyncio.timeout(check.timeout_ms / 1000):
             if check.kind is CheckKind.TCP:
-                await _probe_tcp(address, port)
+                await _probe_tcp(address, port, source)
             elif check.kind is CheckKind.HTTP:
-                await _probe_http(check, address, port)
+                await _probe_http(check, address, port, source)
     except TimeoutError:
         raise ProbeFailed(f"no answer from {format_endpoint(address, port)} within {check.timeout_ms} ms") from None
     except OSError as error:
         raise ProbeFailed(f"{format_endpoint(address, port)}: {_reason(error)}") from None
 
 
-async def _probe_tcp(address: str, port: int) -> None:
+async def _probe_tcp(address: str, port: int, source: str) -> None:
     """RFC 9293 handshake, then an abortive close: thousands of checks must not fill the node with TIME-WAIT ports."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ABORT)
+        if source:
+            connection.bind((source, 0))
         await asyncio.get_running_loop().sock_connect(connection, (address, port))
 
 
-async def _probe_http(check: HealthCheck, address: str, port: int) -> None:
+async def _probe_http(check: HealthCheck, address: str, port: int, source: str) -> None:
     """GET with HTTP/1.1 (RFC 9112); only the status line is read."""
     host = check.host or format_endpoint(address, port)
     request = (
         f"GET {check.path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {_USER_AGENT}\r\nAccept: */*\r\nConnection: close\r\n\r\n"
     )
-    reader, writer = await asyncio.open_connection(address, port, limit=MAX_STATUS_LINE_BYTES)
+    local = (source, 0) if source else None
+    reader, writer = await asyncio.open_connection(address, port, limit=MAX_STATUS_LINE_BYTES, local_addr=local)
     try:
         writer.write(request.encode("latin-1", "replace"))
         line = await _status_line(reader)

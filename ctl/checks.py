@@ -14,8 +14,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from ctl.checker import ProbeFailed, probe
+from ctl.errors import XlbError
 from ctl.health import HealthChecks, Probe, Transition
 from ctl.model import Config, HealthCheck, format_endpoint
+from ctl.sources import OwnSources
 
 MAX_PROBES = 512
 FILE_NAME = "health.json"
@@ -107,6 +109,19 @@ class CheckRunner:
             temporary.replace(self._path)
         except OSError as error:
             log.warning("cannot write %s: %s", self._path, error.strerror)
+
+
+def own_probe(sources: OwnSources) -> RunProbe:
+    """`probe` from an address the answer comes back to."""
+
+    async def run(check: HealthCheck, address: str, port: int) -> None:
+        try:
+            source = await sources.towards(address)
+        except XlbError as error:
+            raise ProbeFailed(str(error)) from None
+        await probe(check, address, port, source)
+
+    return run
 
 
 def load_down(run_dir: Path) -> frozenset[int]:

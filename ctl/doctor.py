@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bpf import bpffs, constants
+from ctl.errors import XlbError
 from ctl.looplag import LoopLag
 from ctl.vips import wanted
 
@@ -52,6 +53,7 @@ def examine(node: Node) -> list[dict[str, Any]]:
         _forwarding,
         _addresses,
         _neighbours,
+        _sources,
         _listeners,
         _health,
         _tables,
@@ -127,8 +129,7 @@ def _interfaces(node: Node) -> Iterator[Finding]:
 def _forwarding(node: Node) -> Iterator[Finding]:
     problems = node.network.forwarding_problems(node.settings.data.interfaces)
     for problem in problems:
-        message, _, remedy = problem.partition(": ")
-        yield Finding("forwarding", False, message, remedy)
+        yield Finding("forwarding", False, *_message_and_remedy(problem))
     if not problems:
         yield Finding("forwarding", True, "the kernel forwards on every data interface")
 
@@ -161,6 +162,25 @@ def _neighbours(node: Node) -> Iterator[Finding]:
         yield Finding(f"neighbour {address}", False, f"does not answer on {names.get(index, index)}", remedy)
     if not unresolved:
         yield Finding("neighbours", True, f"{len(kept)} next hops of backends are resolved")
+
+
+def _sources(node: Node) -> Iterator[Finding]:
+    """Whether the node itself can be answered by the backends it checks."""
+    checked = {
+        backend.address for farm in node.config.farms.values() if farm.health.kind != "none" for backend in farm.backends
+    }
+    failing = []
+    for address in sorted(checked):
+        try:
+            node.sources.look(address)
+        except XlbError as error:
+            failing.append(Finding(f"checks of {address}", False, *_message_and_remedy(str(error))))
+    yield from failing[:_SHOWN]
+
+
+def _message_and_remedy(sentence: str) -> tuple[str, str]:
+    message, _, remedy = sentence.partition(": ")
+    return message, remedy
 
 
 def _listeners(node: Node) -> Iterator[Finding]:

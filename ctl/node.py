@@ -20,7 +20,7 @@ from bpf.constants import LEASE_FOREVER_NS
 from bpf.tables import DataPlane, PlaneError
 from ctl import memory
 from ctl.api import ApiServer
-from ctl.checks import CheckRunner, load_down
+from ctl.checks import CheckRunner, load_down, own_probe
 from ctl.cluster import ClusterCommands
 from ctl.clusterfile import ClusterFile, ClusterSettings
 from ctl.commit import Committed, Committer
@@ -36,6 +36,7 @@ from ctl.nodefile import NodeSettings
 from ctl.notify import Notifier, watchdog_interval_s
 from ctl.pair_config import PairConfiguration
 from ctl.replica import ConfigReplica
+from ctl.sources import OwnSources
 from ctl.store import Store
 from ctl.sweep import Sweeper
 from ctl.vips import VipAddresses
@@ -96,7 +97,8 @@ class Node:
         self.member: PairMember | None = None
         self.lag = LoopLag()
         self.addresses = VipAddresses(network, run_dir)
-        self.checks = CheckRunner(HealthChecks(load_down(run_dir)), run_dir, self._transition)
+        self.sources = OwnSources(network, lambda: self.config)
+        self.checks = CheckRunner(HealthChecks(load_down(run_dir)), run_dir, self._transition, own_probe(self.sources))
         self.sweeper = Sweeper(plane, lambda: self.config)
         self.next_hops = NextHopKeeper(network, lambda: self.config)
         self.started = asyncio.Event()
