@@ -195,6 +195,8 @@ class Failover(Handover):
             return
         if beat.role is Role.ACTIVE:
             self._peer_serves(beat)
+        if self.state is State.STOPPED:
+            return
         if beat.offering and self.state is State.BACKUP and self.can_serve and self._epochs.reserved:
             self._claim_epoch(f"{self.config.peer} offers to hand over")
         else:

@@ -19,20 +19,21 @@ TIMING = Timing.from_ms(10, 30, 36, failback_delay_ns=50 * MS, handover_timeout_
 class Pair:
     """Both machines, one clock, and a wire that can be cut. Disks and flushes answer at once."""
 
-    def __init__(self, vote: Vote = Vote.NONE, failback: bool = False, start: bool = True) -> None:
+    def __init__(self, vote: Vote = Vote.NONE, failback: bool = False) -> None:
         self.now = 0
         self.one = Failover(FailoverConfig("lb1", "lb2", TIMING, 100, failback, vote), 11, 0, 0, 0)
         self.two = Failover(FailoverConfig("lb2", "lb1", TIMING, 50, failback, vote), 22, 0, 0, 0)
         self.effects: dict[Failover, list[types.Effect]] = {self.one: [], self.two: []}
         self.cut: set[str] = set()  # paths
         self.dead: set[Failover] = set()
-        self.flush = True
-        if start:
-            for machine in (self.one, self.two):
-                self.do(machine, machine.start())
-            self.pass_ms(130)  # past the time in which silence does not count yet
-            self.hear(self.two, types.StandingChanged(True, (1, 1)))
-            self.pass_ms(20)
+        self.flush, self.busy = True, False
+        self.waiting: list[tuple[Failover, types.Effect]] = []
+        self.order: list[str] = []
+        for machine in (self.one, self.two):
+            self.do(machine, machine.start())
+        self.pass_ms(130)  # past the time in which silence does not count yet
+        self.hear(self.two, types.StandingChanged(True, (1, 1)))
+        self.pass_ms(20)
 
     def other(self, machine: Failover) -> Failover:
         return self.two if machine is self.one else self.one
@@ -42,16 +43,26 @@ class Pair:
             self.do(machine, machine.handle(event, self.now))
 
     def do(self, machine: Failover, effects: list[types.Effect]) -> None:
-        self.effects[machine] += effects
-        for effect in effects:
-            if isinstance(effect, types.SendHeartbeat) and "cluster" not in self.cut:
-                self.hear(self.other(machine), types.HeartbeatHeard(effect.heartbeat))
-            elif isinstance(effect, types.SendAdvert) and "data" not in self.cut:
-                self.hear(self.other(machine), types.AdvertHeard(effect.priority))
-            elif isinstance(effect, types.PersistEpoch):
-                self.hear(machine, types.EpochPersisted(effect.reserved))
-            elif isinstance(effect, types.FlushFlows) and self.flush:
-                self.hear(machine, types.FlowsFlushed(effect.number))
+        """Carry effects out in the order they came, whoever they came from."""
+        self.waiting += [(machine, effect) for effect in effects]
+        while self.waiting and not self.busy:
+            who, effect = self.waiting.pop(0)
+            self.busy = True
+            self.effects[who].append(effect)
+            self.carry_out(who, effect)
+            self.busy = False
+
+    def carry_out(self, machine: Failover, effect: types.Effect) -> None:
+        if isinstance(effect, types.SendHeartbeat) and "cluster" not in self.cut:
+            self.hear(self.other(machine), types.HeartbeatHeard(effect.heartbeat))
+        elif isinstance(effect, types.SendAdvert) and "data" not in self.cut:
+            self.hear(self.other(machine), types.AdvertHeard(effect.priority))
+        elif isinstance(effect, types.PersistEpoch):
+            self.hear(machine, types.EpochPersisted(effect.reserved))
+        elif isinstance(effect, types.FlushFlows) and self.flush:
+            self.hear(machine, types.FlowsFlushed(effect.number))
+        elif isinstance(effect, types.CloseLease | types.Serve):
+            self.order.append(f"{machine.config.node} {'serves' if isinstance(effect, types.Serve) else 'closes'}")
 
     def pass_ms(self, ms: int) -> None:
         end = self.now + ms * MS
@@ -170,21 +181,10 @@ def test_no_preemption_and_failback_only_in_step_and_after_a_while() -> None:
 
 def test_a_hand_over_closes_before_the_peer_opens() -> None:
     pair = Pair()
-    order: list[str] = []
-    pair_do: Callable[[Failover, list[types.Effect]], None] = pair.do
-
-    def note(machine: Failover, effects: list[types.Effect]) -> None:
-        for effect in effects:
-            if isinstance(effect, types.CloseLease):
-                order.append(f"{machine.config.node} closes")
-            if isinstance(effect, types.Serve):
-                order.append(f"{machine.config.node} serves")
-            pair_do(machine, [effect])
-
-    pair.do = note  # type: ignore[method-assign]
+    pair.order.clear()
     pair.hear(pair.one, types.SwitchoverRequested())
     pair.pass_ms(1)
-    assert order == ["lb1 closes", "lb2 serves"]
+    assert pair.order == ["lb1 closes", "lb2 serves"]
     assert pair.roles() == ("backup", "active")
     assert types.CloseLease(handover=True) in pair.effects[pair.one]
     assert types.Completed("switchover") in pair.effects[pair.one]
