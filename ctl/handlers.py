@@ -66,6 +66,7 @@ class Dispatcher:
             "cluster.destroy": Question(node.cluster.destroy),
             "cluster.check": Question(node.cluster.check),
             "cluster.switchover": Question(self._cluster_switchover),
+            "cluster.failback": Question(self._cluster_failback),
             "cluster.maintenance": Question(self._cluster_maintenance, frozenset({"on", "force"})),
         }
 
@@ -156,6 +157,10 @@ class Dispatcher:
 
     async def _cluster_switchover(self, _: Arguments) -> Result:
         await self._member().switchover()
+        return status.cluster_status(self._node)
+
+    async def _cluster_failback(self, _: Arguments) -> Result:
+        await self._member().failback()
         return status.cluster_status(self._node)
 
     async def _cluster_maintenance(self, arguments: Arguments) -> Result:

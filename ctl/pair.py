@@ -112,6 +112,7 @@ class Pair:
         stored = terms.terms
         self.machine = Failover(config, self.boot, stored.epoch, stored.reserved, now_ns(), stored.maintenance)
         self.requests = Requests()
+        self.peer_priority = 0  # as last heard; 0: never
         self._terms = terms
         self._loop = asyncio.get_running_loop()
         self._events: deque[Event] = deque()
@@ -173,6 +174,7 @@ class Pair:
         now = now_ns()
         echoed = heartbeat.echo_sent_ns if heartbeat.echo_boot == self.boot else 0
         self.clock.heard(heartbeat.boot, heartbeat.sent_ns, echoed, heartbeat.echo_held_ns, now)
+        self.peer_priority = heartbeat.priority
         self.handle(HeartbeatHeard(heartbeat))
 
     def advert_heard(self, priority: int, sender_is_greater: bool) -> None:

@@ -148,6 +148,14 @@ class PairMember:
                 f"{self.config.node} is in {self.pair.machine.role.value} and cannot take over: {self.pair.machine.why}"
             )
 
+    async def failback(self) -> None:
+        """Make the node with the higher priority serve, if it does not. Raises XlbError saying why not."""
+        machine, peer = self.pair.machine, self.pair.peer_priority
+        if not peer:
+            raise XlbError(f"{self.config.peer} has not been heard since this daemon started; see xlbctl cluster status")
+        if machine.serving is not (self.config.priority > peer):
+            await self.switchover()
+
     async def _switchover_asked(self, _: dict[str, Any]) -> None:
         """The peer's operator wants the VIPs there."""
         await self._asked("switchover", lambda: self.pair.handle(SwitchoverRequested()))

@@ -75,13 +75,14 @@ class PairWires:
         if self._closed:
             return
         missing = False
-        for name, attempt in (
-            ("control", lambda: self._open_channels(heard)),
-            ("vrrp", lambda: self._open_vrrp(heard)),
-            ("gateway", lambda: self._open_gateway(heard)),
-        ):
+        attempts: dict[str, Callable[[Heard], None]] = {
+            "cluster": self._open_channels,
+            "vrrp": self._open_vrrp,
+            "gateway": self._open_gateway,
+        }
+        for name, attempt in attempts.items():
             try:
-                attempt()
+                attempt(heard)
             except (OSError, XlbError) as error:
                 missing = True
                 if name not in self._complaints:

@@ -27,13 +27,50 @@ def status(session: Session) -> None:
     show(session.json, session.call("status"), lambda answer: print_fields(status_fields(answer)))
 
 
+@cluster.command("switchover", examples=["xlbctl cluster switchover"])
+@pass_session
+def switchover(session: Session) -> None:
+    """Make the other node serve, without losing a connection.
+
+    May be asked on either node. Refused, with nothing changed, unless the other node is ready and has every connection.
+    """
+    show_roles(session, session.call("cluster.switchover"))
+
+
+@cluster.command("maintenance", examples=["xlbctl cluster maintenance on", "xlbctl cluster maintenance off"])
+@click.argument("state", type=click.Choice(["on", "off"]))
+@click.option("--force", is_flag=True, help="Even when the other node cannot take over: the VIPs are served by nobody then.")
+@pass_session
+def maintenance(session: Session, state: str, force: bool) -> None:
+    """Take this node out of service, or put it back; it stays so over a restart.
+
+    A node that serves hands over first.
+    """
+    show_roles(session, session.call("cluster.maintenance", on=state == "on", force=force or None))
+
+
+@cluster.command("failback", examples=["xlbctl cluster failback"])
+@pass_session
+def failback(session: Session) -> None:
+    """Make the node with the higher priority serve, if it does not; `failback = true` in its node file does so by itself."""
+    show_roles(session, session.call("cluster.failback"))
+
+
 cluster.add_command(pairing.check)
 cluster.add_command(pairing.destroy)
+
+
+def show_roles(session: Session, answer: dict[str, Any]) -> None:
+    """Say what the two nodes are now."""
+    peer = answer["peer"]
+    sentence = f"{answer['node']} is {answer['role']}, {peer['name']} is {peer['role']}"
+    show(session.json, answer, lambda _: click.echo(sentence))
 
 
 def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the lines of `cluster status` as names and values."""
     fields = [("node", str(answer["node"])), ("role", str(answer["role"]))]
+    fields += [("why", str(answer["why"]))] if answer.get("why") else []
     fields += [("epoch", str(answer["epoch"])), ("generation", str(answer["generation"]))]
     lease_ms = answer.get("lease_ms_left")
     fields.append(("lease", "never runs out" if lease_ms is None else f"{lease_ms} ms left"))
@@ -43,7 +80,7 @@ def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
     serves = f"{plural(answer['farms'], 'farm')} on {plural(answer['vips'], 'VIP')}"
     fields.append(("serves", f"{serves}, {plural(flows['connections'], 'connection')} (room for {flows['max']})"))
     fields.append(("xlbd", f"{answer['version']}, up for {duration(answer['uptime_s'])}, pins {answer['pins']['origin']}"))
-    return fields + peer_fields(answer.get("peer"), answer.get("sync"))
+    return fields + peer_fields(answer.get("peer"), answer.get("sync"), answer.get("paths"))
 
 
 def interface_sentence(interface: dict[str, Any]) -> str:
@@ -53,7 +90,9 @@ def interface_sentence(interface: dict[str, Any]) -> str:
     return f"{interface['xdp_mode'] or 'none'}{driver}{reason}"
 
 
-def peer_fields(peer: dict[str, Any] | None, sync: dict[str, Any] | None) -> list[tuple[str, str]]:
+def peer_fields(
+    peer: dict[str, Any] | None, sync: dict[str, Any] | None, paths: dict[str, bool] | None = None
+) -> list[tuple[str, str]]:
     """Return what is known of the other node; a single node has none."""
     if not peer:
         return [("peer", "none: this node is single")]
@@ -62,6 +101,9 @@ def peer_fields(peer: dict[str, Any] | None, sync: dict[str, Any] | None) -> lis
         ("peer", f"{peer['name']}, {peer['role']}, {'alive' if peer['alive'] else 'silent'}"),
         ("last heard", "never" if heard is None else f"{heard} ms ago" if heard < 10_000 else f"{duration(heard / 1000)} ago"),
     ]
+    if paths:
+        heard_on = ", ".join(f"{name} {'yes' if alive else 'no'}" for name, alive in sorted(paths.items()))
+        fields.append(("heartbeats", heard_on))
     if sync:
         fields.append(("in step", "yes" if sync["in_step"] else "no"))
         fields.append(("protected", share(sync["protected"], 1)))
