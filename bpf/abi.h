@@ -63,6 +63,13 @@ struct backend {
 _Static_assert(sizeof(struct backend) == 20, "backend");
 _Static_assert(MAX_FARMS <= 65536 && MAX_BACKENDS <= 65536, "struct flow has 16 bits for a farm's and a backend's id");
 
+/* The ICMP errors a CPU has sent of its own in a tick. */
+struct error_budget {
+	u32 tick; /* see TICK_SHIFT */
+	u32 sent;
+};
+_Static_assert(sizeof(struct error_budget) == 8, "error_budget");
+
 /* --- per address family ------------------------------------------------------------------------------------ */
 
 #define WORDS_v4 1

@@ -27,6 +27,9 @@ MAX_IPV6_EXTENSIONS = 4
 TICK_SHIFT = 26
 """last_seen counts ticks of 2**26 ns (67 ms) of CLOCK_MONOTONIC; 32 bits of them last nine years of uptime."""
 
+MAX_ERRORS_PER_TICK = 64
+"""So many ICMP errors of its own a CPU sends in a tick: 950 a second (RFC 1812 4.3.2.8 and RFC 4443 2.4f ask for a limit)."""
+
 REFRESH_SHIFT = 9
 """A flow that stays busy is reported to the peer again every 2**9 ticks (34 s), at a time its client's port decides."""
 
@@ -152,7 +155,9 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("drop_ipv6_extension", Kind.DROP, "IPv6 extension headers of a packet for a VIP are too many or not understood."),
     Counter("drop_protocol", Kind.DROP, "Neither TCP, UDP nor ICMP to a guarded VIP."),
     Counter("drop_no_route", Kind.DROP, "The kernel has no route to the next hop, or forbids it."),
-    Counter("drop_too_big", Kind.DROP, "Longer than the MTU of the way out, and no ICMP error could be sent."),
+    Counter(
+        "drop_too_big", Kind.DROP, "Longer than the MTU of the way out, and no ICMP error could be sent, or too many were."
+    ),
     Counter("drop_internal", Kind.DROP, "A table entry that must exist is missing: a bug, please report it."),
     Counter("event_promoted", Kind.EVENT, "A connection was seen in both directions and moved to the lasting flow table."),
     Counter("event_flow_table_full", Kind.EVENT, "The lasting flow table is full; the connection stays in the evictable one."),

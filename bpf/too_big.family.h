@@ -1,4 +1,6 @@
-/* Answers a packet that is too long for its way out, from the address it was sent to. Never about an ICMP error. */
+/* Answers a packet that is too long for its way out, from the address it was sent to. Never about an ICMP error, and not more
+ * often than may_send_error allows: a sender that is not told tries again.
+ */
 
 static __always_inline u32 answer_too_big_FAM(struct packet *packet, u32 mtu)
 {
@@ -7,6 +9,8 @@ static __always_inline u32 answer_too_big_FAM(struct packet *packet, u32 mtu)
 	struct ethhdr *ethernet, *was;
 	void *end;
 
+	if (!may_send_error(packet))
+		return COUNTER_DROP_TOO_BIG;
 	if (bpf_xdp_adjust_tail(context, (int)kept - (int)packet->frame_bytes) ||
 	    bpf_xdp_adjust_head(context, -(int)ERROR_HEADER_BYTES_FAM))
 		return COUNTER_DROP_TOO_BIG;

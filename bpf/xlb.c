@@ -24,6 +24,7 @@
 #include "event.family.h"
 #include "flow.h"
 #include "flow.family.h"
+#include "error_budget.h"
 #include "too_big.family.h"
 #include "next_hop.family.h"
 #include "rewrite.family.h"

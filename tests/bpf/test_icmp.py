@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_RR
 from scapy.layers.inet6 import (
@@ -16,7 +19,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 from scapy.utils import checksum
 
-from bpf.constants import Mode, Protocol
+from bpf.constants import MAX_ERRORS_PER_TICK, Mode, Protocol
 from tests.bpf.bed import (
     GATEWAY_MAC,
     NODE_IN_MAC,
@@ -278,3 +281,36 @@ def test_what_may_be_fragmented_goes_to_the_kernel_rewritten(bed: Bed) -> None:
     out = bed.send(bytes(packet))
     assert out.verdict == "pass_too_big"
     assert out.frame == rewritten(packet, (V4.vip, 40000), (V4.far(SMALL), 8080), None, hops=0)
+
+
+def test_a_flood_of_packets_that_are_too_long_is_answered_up_to_a_limit(bed: Bed, family: Family) -> None:
+    """A tick's share is answered, then nothing until the next tick. Pinned, because each CPU has a share of its own."""
+    bed.farm(family.vip, (family.far(SMALL), 8080), protocol=Protocol.UDP)
+    frame = bytes(too_long(family, Protocol.UDP, SMALL_MTU + 1))
+
+    def answered() -> bool:
+        verdict = bed.send(frame).verdict
+        assert verdict in ("forward_too_big", "drop_too_big")
+        return verdict == "forward_too_big"
+
+    def burst() -> int:
+        sent = 0
+        while answered():
+            sent += 1
+            assert sent < 100 * MAX_ERRORS_PER_TICK, "no limit"
+        return sent
+
+    def wait_for_the_next_tick() -> None:
+        deadline_s = time.monotonic() + 5
+        while not answered():
+            assert time.monotonic() < deadline_s, "nobody is told any more"
+
+    here = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(here)})
+    try:
+        burst()
+        wait_for_the_next_tick()
+        assert 1 + burst() >= MAX_ERRORS_PER_TICK
+        wait_for_the_next_tick()
+    finally:
+        os.sched_setaffinity(0, here)

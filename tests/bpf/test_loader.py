@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bpf import constants, libbpf, loader
+from bpf import compile, constants, libbpf, loader
+from bpf.flatten import flatten
 from bpf.layout import Layouts
 from bpf.tables import PlaneError
 from tests.bpf.bed import why_not
@@ -110,17 +111,26 @@ def test_a_feature_is_a_macro_and_part_of_the_build(small: Small) -> None:
     assert verdict(small) == 1
 
 
-def test_counters_of_another_number_start_afresh_and_flows_stay(small: Small) -> None:
+@pytest.mark.parametrize("name", sorted(loader.RESETTABLE))
+def test_what_has_no_past_starts_afresh_in_another_size_and_flows_stay(small: Small, name: str) -> None:
+    small.write(("counters", name))
     first = small.ensure()
     put(small, first.layouts, "things", 7, 1)
-    put(small, first.layouts, "counters", 0, 99)
-    small.write(("counters, 4", "counters, 5"))
+    put(small, first.layouts, name, 0, 99)
+    small.write(("counters", name), (f"{name}, 4", f"{name}, 5"))
     second = small.ensure()
     assert second.how == "upgraded"
-    table = small.table(second.layouts, "counters")
+    table = small.table(second.layouts, name)
     assert table.all_values()["count"].tolist() == [0] * 5
     table.close()
     assert counts(small, second.layouts, "things") == {7: 1}
+
+
+def test_what_may_start_afresh_is_there() -> None:
+    """A name that no table has any more would let nothing start afresh."""
+    text = flatten(compile.SOURCE)
+    for name in loader.RESETTABLE:
+        assert f'PINS "/{name}"' in text, name
 
 
 def refused(small: Small, replace_pins: bool = False, **fields: object) -> PlaneError:
