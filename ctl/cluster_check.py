@@ -192,10 +192,9 @@ class ClusterCheck:
             found = [Finding("peer", FAIL, f"{peer} cannot be asked: {error}", remedy), *examine(own), judge_interface(own)]
             return [asdict(each) for each in [*found, await self._ping(own)]]
         found = [Finding("peer", OK, f"{peer} answers on the cluster link"), *compare(own, facts)]
-        found.append(judge_offset(peer, await self._offset()))
-        found.append(await self._ping(own))
-        found += await self._vrrp()
-        found += judge_duplicates(len(self._node.config.vips), await self._duplicates_where_served())
+        found.append(judge_offset(peer, await self._offset()))  # by itself: the others would delay its answers
+        ping, vrrp, duplicates = await asyncio.gather(self._ping(own), self._vrrp(), self._duplicates_where_served())
+        found += [ping, *vrrp, *judge_duplicates(len(self._node.config.vips), duplicates)]
         return [asdict(each) for each in found]
 
     # --- what the peer may ask ---------------------------------------------------------------------------------
@@ -259,9 +258,12 @@ class ClusterCheck:
         own, peer = pair.settings.own.name, pair.settings.peer.name
         used = self._node.settings.cluster.vrrp_id
         router_id = secrets.choice([number for number in range(200, 255) if number != used])
-        ask: Callable[[str], Any] = lambda what: pair.ask("cluster.probe", {"what": what, "router_id": router_id}, ANSWER_S)  # noqa: E731
-        there, _ = await asyncio.gather(_or_reason(ask("hear")), _or_reason(self._send(router_id)))
-        here, _ = await asyncio.gather(_or_reason(self._hear(router_id)), _or_reason(ask("send")))
+
+        def ask(what: str) -> Any:
+            return pair.ask("cluster.probe", {"what": what, "router_id": router_id}, ANSWER_S)
+
+        work = (ask("hear"), self._send(router_id), self._hear(router_id), ask("send"))
+        there, _, here, _ = await asyncio.gather(*map(_or_reason, work))
         return [*judge_vrrp(own, peer, there), *judge_vrrp(peer, own, here)]
 
     def _vrrp_ends(self) -> tuple[str, str, str]:
@@ -296,7 +298,7 @@ class ClusterCheck:
     async def _duplicates(self) -> Mapping[str, str] | str:
         from ctl import probes
 
-        links = self._node.network.interfaces()
+        links = await asyncio.to_thread(self._node.network.interfaces)
         by_device: dict[str, list[str]] = {}
         for vip in self._node.config.vips.values():
             by_device.setdefault(vip.device, []).append(vip.address)

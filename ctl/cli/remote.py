@@ -78,7 +78,7 @@ async def _lines(stream: Any, progress: Callable[[str], None] | None = None) -> 
         if size > MAX_OUTPUT_BYTES:
             raise XlbError("the peer's answer is too long")
         lines.append(line)
-        if progress is not None:
+        if progress is not None and line.strip():
             progress(line.rstrip("\n"))
     return "".join(lines)
 
