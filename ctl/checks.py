@@ -20,6 +20,8 @@ from ctl.model import Config, HealthCheck, format_endpoint
 from ctl.sources import OwnSources
 
 MAX_PROBES = 512
+PROBES_PER_TURN = 16  # started before the loop gets a turn
+FARMS_PER_TURN = 32
 FILE_NAME = "health.json"
 
 RunProbe = Callable[[HealthCheck, str, int], Awaitable[None]]
@@ -38,6 +40,7 @@ class CheckRunner:
         self._changed = changed
         self._run_probe = run_probe
         self._wake = asyncio.Event()
+        self._following = asyncio.Lock()
         self._probes: set[asyncio.Task[None]] = set()
 
     def configure(self, config: Config) -> None:
@@ -45,12 +48,20 @@ class CheckRunner:
         self.checks.configure(config, now_ms())
         self._wake.set()
 
+    async def follow(self, config: Config) -> None:
+        """`configure`, with turns of the loop between; configurations are followed in the order of the calls."""
+        async with self._following:
+            for number, _ in enumerate(self.checks.configure_in_steps(config, now_ms()), 1):
+                if number % FARMS_PER_TURN == 0:
+                    await asyncio.sleep(0)
+        self._wake.set()
+
     async def run(self) -> None:
         """Until cancelled; the probes under way are cancelled too."""
         try:
             while True:
                 self._wake.clear()
-                for due in self.checks.due(now_ms(), MAX_PROBES - len(self._probes)):
+                for due in self.checks.due(now_ms(), min(PROBES_PER_TURN, MAX_PROBES - len(self._probes))):
                     task = asyncio.get_running_loop().create_task(self._probe(due))
                     self._probes.add(task)
                     task.add_done_callback(self._done)

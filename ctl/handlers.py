@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ctl.node import Node
     from ctl.pair_member import PairMember
 
-FARMS_PER_SLICE = 16
+FARMS_PER_SLICE = 8
 
 Arguments = dict[str, Any]
 Result = Any
@@ -199,4 +199,12 @@ async def _wanted(arguments: Arguments) -> farmsfile.Document:
     """What the document says. It is taken out of the arguments: a big one need not stay in memory while it is put in force."""
     if not isinstance(arguments.get("document"), dict):
         raise InvalidInput("expected a farms file as a map", "document")
-    return await asyncio.to_thread(lambda: farmsfile.parse(arguments.pop("document")))
+    return await asyncio.to_thread(_parse, arguments.pop("document"))
+
+
+def _parse(document: dict[str, Any]) -> farmsfile.Document:
+    wanted = farmsfile.parse(document)
+    farms = document.get("farm")
+    while farms:  # one by one: to free all at once would keep the interpreter for milliseconds
+        farms.pop()
+    return wanted

@@ -10,6 +10,7 @@ failures in a row take it down and `rise` successes in a row bring it up.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -86,6 +87,11 @@ class HealthChecks:
 
     def configure(self, config: Config, now_ms: int) -> None:
         """Follow the configuration: backends of enabled farms with a check are probed, others forgotten and no longer down."""
+        for _ in self.configure_in_steps(config, now_ms):
+            pass
+
+    def configure_in_steps(self, config: Config, now_ms: int) -> Iterator[None]:
+        """The same farm by farm, for whoever must not be held up. Other calls may come between; run it to its end."""
         wanted = {name: farm for name, farm in config.farms.items() if farm.enabled and farm.health.kind is not CheckKind.NONE}
         for name, farm in self._farms.items():
             if wanted.get(name) is not farm:
@@ -93,10 +99,12 @@ class HealthChecks:
                 for backend in farm.backends:
                     if backend.id not in kept:
                         self._forget(backend.id)
+                yield
         for name, farm in wanted.items():
             if self._farms.get(name) is not farm:
                 for backend in farm.backends:
                     self._follow(farm, backend, now_ms)
+                yield
         self._farms = wanted
 
     def due(self, now_ms: int, limit: int) -> tuple[Probe, ...]:

@@ -48,6 +48,8 @@ ROLE_SINGLE = "single"
 SINGLE_EPOCH = 0
 CONTROL_SOCKET = "control.sock"
 REPLAN_RETRY_S = 5.0
+MANY_BACKENDS = 1000
+"""A change of so many makes enough objects for a look at all of them to hold up the loop."""
 
 log = logging.getLogger(__name__)
 
@@ -339,7 +341,7 @@ class Node:
         """Put a change in force on this node, whatever the peer has."""
         done = await self._committer.commit(make, self.checks.checks.down)
         if done.new is not done.old:
-            self._follow(done)
+            await self._follow(done)
         return done
 
     async def put(self, config: Config) -> Committed:
@@ -360,16 +362,18 @@ class Node:
         except (XlbError, PlaneError, OSError) as error:
             log.error("the peer's configuration %d is not in force here, trying again: %s", config.generation, error)
             asyncio.get_running_loop().call_later(REPLAN_RETRY_S, self._replan_wanted.set)
-        self._follow(Committed(old, config))
+        await self._follow(Committed(old, config))
 
-    def _follow(self, done: Committed) -> None:
+    async def _follow(self, done: Committed) -> None:
         before = self.checks.checks.down
-        self.checks.configure(done.new)
+        await self.checks.follow(done.new)
         if self.checks.checks.down != before:
             self._replan_wanted.set()
         before_change, after_change = changed_backends(done.old, done.new)
         if before_change or after_change:
             self.next_hops.wake()
+        if len(after_change) >= MANY_BACKENDS:
+            memory.settle()
         gone = before_change - after_change
         if gone:  # what was removed serves no longer; draining is how one lets connections finish
             self._spawn(self._flush(FlowSelection(backends=gone)), "flow removal")

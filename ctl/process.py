@@ -6,7 +6,6 @@ Decides the order of starting and stopping. What a node does stands in `ctl.node
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
@@ -75,6 +74,7 @@ def _build_for(settings: NodeSettings, paired: bool) -> Build:
 
 async def _serve(settings: NodeSettings, plane: KernelPlane, origin: Origin, detach: bool, started: Callable[[], None]) -> None:
     node = Node(settings, plane, KernelNetwork(), _KernelAttacher(settings, plane), origin, Notifier())
+    memory.collect_rarely()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(WORKER_THREADS, "xlb-worker", initializer=favour_this_thread))
@@ -84,7 +84,7 @@ async def _serve(settings: NodeSettings, plane: KernelPlane, origin: Origin, det
     try:
         await node.start()
         started()
-        gc.freeze()  # what is there now stays: collections need not look at it
+        memory.settle()
         await asyncio.to_thread(memory.give_back)
         failure = await _first(stop, node.failed)
         if failure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import os
 import stat
 from collections.abc import Iterator
@@ -16,7 +17,16 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl.api import MAX_REQUESTS_IN_FLIGHT, ApiServer, MalformedRequest, Request, decode_request, result_answer
+from ctl.api import (
+    MAX_QUEUED_MESSAGES,
+    MAX_REQUESTS_IN_FLIGHT,
+    SMALL_MESSAGE_BYTES,
+    ApiServer,
+    MalformedRequest,
+    Request,
+    decode_request,
+    result_answer,
+)
 from ctl.client import Client
 from ctl.errors import InvalidInput, XlbError
 from ctl.protocol import MAX_MESSAGE_BYTES
@@ -92,10 +102,24 @@ def test_no_map_does_more_than_be_refused(document: dict[str, Any]) -> None:
     assert request.arguments == document.get("args", {})
 
 
+@given(st.dictionaries(st.text(max_size=5), JSON, max_size=4), st.data())
+def test_a_big_request_is_read_as_a_small_one(arguments: dict[str, Any], data: st.DataObject) -> None:
+    payload = msgpack.packb(GOOD | {"args": {**arguments, "filling": "x" * SMALL_MESSAGE_BYTES}})
+    assert decode_request(payload).arguments == msgpack.unpackb(payload)["args"]
+    length = data.draw(st.integers(SMALL_MESSAGE_BYTES + 1, len(payload) - 1) | st.just(len(payload) + 1))
+    with pytest.raises(MalformedRequest):
+        decode_request((payload + b"\0")[:length])
+
+
+def test_a_big_request_has_no_keys_but_strings() -> None:
+    with pytest.raises(MalformedRequest, match="int is not allowed"):
+        decode_request(msgpack.packb(GOOD | {"args": {1: "x" * SMALL_MESSAGE_BYTES}}))
+
+
 @given(JSON | st.lists(st.integers(0, 9), min_size=250, max_size=700))
 def test_an_answer_packed_in_slices_is_the_same(result: Any) -> None:
     for value in (result, {"rows": result, "n": 1}):
-        packed = asyncio.run(result_answer(3, value))
+        packed = asyncio.run(result_answer(3, copy.deepcopy(value)))  # which uses long lists up
         assert msgpack.unpackb(packed) == {"id": 3, "ok": True, "result": value}
 
 
@@ -184,7 +208,7 @@ def test_xlbctl_says_itself_that_a_message_is_too_long(daemon: RunningDaemon) ->
         ("conn.flush", {"backend": "10.0.0.1:80"}, "refused", "10.0.0.1:80 is not in any farm"),
         ("config.apply", {"document": {}, "dry_run": 1}, "invalid", "dry_run: expected true or false"),
         ("config.diff", {"document": []}, "invalid", "document"),
-        ("vip.add", {"address": "10.0.0.1/24", "device": "eth9"}, "refused", "'eth9' on this node; it has: eth0, eth1"),
+        ("vip.add", {"address": "10.0.0.1/24", "device": "eth9"}, "invalid", "'eth9' on this node; it has: eth0, eth1"),
     ],
 )
 def test_wrong_commands_get_one_sentence(
@@ -266,9 +290,13 @@ def many_questions(path: Path, number: int) -> None:
         connection.setsockopt(zmq.SNDHWM, 0)
         connection.setsockopt(zmq.RCVHWM, 0)
         connection.connect(f"ipc://{path}")
+        answered = []
         for each in range(number):
             connection.send(msgpack.packb(GOOD | {"id": each}))
-        assert {receive(connection)["id"] for _ in range(number)} == set(range(number))
+            if each >= MAX_QUEUED_MESSAGES // 2:  # of more, answers may be dropped when this process gets no processor
+                answered.append(receive(connection)["id"])
+        answered += [receive(connection)["id"] for _ in range(number - len(answered))]
+        assert sorted(answered) == list(range(number))
 
 
 def test_a_path_that_cannot_be_bound_is_one_sentence(tmp_path: Path) -> None:
