@@ -25,13 +25,15 @@ class Sample:
 
 
 class ClockEstimator:
-    """Keeps the last samples of one peer boot and answers with the best of them."""
+    """Keeps the last samples of one peer boot and answers with the best of them. `best` may be read by any thread."""
 
-    __slots__ = ("_boot", "_samples")
+    __slots__ = ("_boot", "_samples", "best")
 
     def __init__(self) -> None:
         self._boot = 0
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
+        self.best: Sample | None = None
+        """The sample with the shortest round trip, or None when there is none yet."""
 
     def heard(self, boot: int, sent_ns: int, echo_sent_ns: int, echo_held_ns: int, now_ns: int) -> None:
         """Take in one heartbeat of the peer.
@@ -42,15 +44,12 @@ class ClockEstimator:
         if boot != self._boot:
             self._boot = boot
             self._samples.clear()
+            self.best = None
         round_trip_ns = now_ns - echo_sent_ns - echo_held_ns
         if not echo_sent_ns or not 0 <= round_trip_ns <= MAX_ROUND_TRIP_NS:
             return
         self._samples.append(Sample(round_trip_ns, now_ns - round_trip_ns // 2 - sent_ns))
-
-    @property
-    def best(self) -> Sample | None:
-        """The sample with the shortest round trip, or None when there is none yet."""
-        return min(self._samples, key=lambda sample: sample.round_trip_ns, default=None)
+        self.best = min(self._samples, key=lambda sample: sample.round_trip_ns)
 
     @property
     def offset_ns(self) -> int | None:
