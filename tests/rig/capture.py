@@ -1,17 +1,20 @@
-"""Which node speaks for a VIP, from frames on the switch's ports: the proof that never two answer.
+"""Which node speaks for a VIP, from frames the switch hands to everybody else: the proof that never two answer.
 
-The kernel filters and keeps the frames, so that a capture costs next to nothing while a fault is measured. A frame counts when
-a node sent it with the VIP as source address, or told neighbours that the VIP is its own (ARP, neighbour advertisement).
+The kernel filters and keeps the frames, so that a capture costs next to nothing while a fault is measured. A frame counts
+when it has the VIP as source address, or tells neighbours whose the VIP is (ARP, neighbour advertisement); its source MAC
+names the node.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ipaddress
 import socket
 import struct
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.rig.namespaces import Namespace
@@ -54,44 +57,60 @@ def overlap_ms(spoken: list[Spoken]) -> float:
 
 
 class Capture:
-    """From construction to `stop`: what `ports` (switch port by node name) carry from the nodes as `addresses`."""
+    """From construction to `stop`: frames that leave the switch by `ports`, sent by a node as one of `addresses`.
 
-    def __init__(self, switch: Namespace, ports: dict[str, str], *addresses: str) -> None:
+    nodes: name by MAC address. What a node says into a cable that is cut reaches nobody and does not count.
+    """
+
+    def __init__(self, switch: Namespace, ports: Sequence[str], nodes: Mapping[bytes, str], *addresses: str) -> None:
         self._offset_ns = time.time_ns() - time.monotonic_ns()
+        self._nodes = nodes
         self._spoken: list[Spoken] = []
         self._taps = [
-            (node, switch.call(lambda port=port, address=address: _tap(port, address)))  # type: ignore[misc]
-            for node, port in ports.items()
+            switch.call(lambda port=port, address=address: _tap(port, address))  # type: ignore[misc]
+            for port in ports
             for address in addresses
         ]
+        self._failure: BaseException | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stopped.wait(_DRAIN_EVERY_S):
+        try:
+            while not self._stopped.wait(_DRAIN_EVERY_S):
+                self._drain()
             self._drain()
-        self._drain()
+        except Exception as error:
+            self._failure = error
 
     def _drain(self) -> None:
-        for node, tap in self._taps:
-            try:
+        for tap in self._taps:
+            with contextlib.suppress(BlockingIOError):
                 while True:
-                    _, controls, _, _ = tap.recvmsg(_FRAME_BYTES, 64)
-                    seconds, nanoseconds = struct.unpack("=qq", controls[0][2])
-                    self._spoken.append(Spoken(seconds * 1_000_000_000 + nanoseconds - self._offset_ns, node))
-            except BlockingIOError:
-                continue
+                    frame, controls, _, _ = tap.recvmsg(_FRAME_BYTES, 64)
+                    node = self._nodes.get(frame[6:12])
+                    if node is not None:
+                        seconds, nanoseconds = struct.unpack("=qq", controls[0][2])
+                        self._spoken.append(Spoken(seconds * 1_000_000_000 + nanoseconds - self._offset_ns, node))
 
     def stop(self) -> list[Spoken]:
         """In the order of time. Raises AssertionError if a frame was lost: a capture with holes proves nothing."""
+        self._end()
+        lost = sum(struct.unpack("II", tap.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))[1] for tap in self._taps)
+        self.close()
+        assert self._failure is None and lost == 0, f"the capture lost {lost} frames ({self._failure})"
+        return sorted(self._spoken, key=lambda each: each.at_ns)
+
+    def _end(self) -> None:
         self._stopped.set()
         self._thread.join()
-        for node, tap in self._taps:
-            _, lost = struct.unpack("II", tap.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
+
+    def close(self) -> None:
+        """End without a result; may be called again."""
+        self._end()
+        for tap in self._taps:
             tap.close()
-            assert lost == 0, f"the capture at {node} lost {lost} frames"
-        return sorted(self._spoken, key=lambda each: each.at_ns)
 
 
 def _tap(port: str, address: str) -> socket.socket:
@@ -111,7 +130,7 @@ def _speaks4(address: str) -> list[bytes]:
     wanted = int(ipaddress.IPv4Address(address))
     return [
         _step(_LOAD_WORD, _PACKET_TYPE),
-        _step(_JUMP_EQUAL, _PACKET_OUTGOING, 8, 0),
+        _step(_JUMP_EQUAL, _PACKET_OUTGOING, 0, 8),
         _step(_LOAD_HALF, 12),
         _step(_JUMP_EQUAL, 0x0800, 0, 2),
         _step(_LOAD_WORD, 26),
@@ -127,7 +146,7 @@ def _speaks4(address: str) -> list[bytes]:
 def _speaks6(address: str) -> list[bytes]:
     """IPv6 from the address, or a neighbour advertisement for it."""
     words = struct.unpack("!4I", ipaddress.IPv6Address(address).packed)
-    steps = [(_LOAD_WORD, _PACKET_TYPE, "", ""), (_JUMP_EQUAL, _PACKET_OUTGOING, "no", "")]
+    steps = [(_LOAD_WORD, _PACKET_TYPE, "", ""), (_JUMP_EQUAL, _PACKET_OUTGOING, "", "no")]
     steps += [(_LOAD_HALF, 12, "", ""), (_JUMP_EQUAL, 0x86DD, "", "no")]
     for number, word in enumerate(words):
         steps += [(_LOAD_WORD, 22 + 4 * number, "", ""), (_JUMP_EQUAL, word, "yes" if number == 3 else "", "advertisement")]

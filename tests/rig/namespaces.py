@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
 _SIOCETHTOOL = 0x8946
+_SIOCGIFHWADDR = 0x8927
 _ETHTOOL_STXCSUM = 0x17
 _ETHTOOL_SGRO = 0x2C
 
@@ -114,6 +115,16 @@ class Namespace:
 
     def interface_index(self, device: str) -> int:
         return self.call(lambda: socket.if_nametoindex(device))
+
+    def mac(self, device: str) -> bytes:
+        """The hardware address of an interface."""
+
+        def ask() -> bytes:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+                answer = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, struct.pack("16s24x", device.encode()))
+            return answer[18:24]
+
+        return self.call(ask)
 
     def plain_checksums(self, device: str, *, merge: bool = False) -> None:
         """Make `device` send finished checksums and, unless `merge`, never join received frames into larger ones.

@@ -1,0 +1,193 @@
+"""What each fault of a pair costs its clients: real daemons, real packets, held connections with checked payload.
+
+    sudo .venv/bin/python -m bench.failover [--runs 20] [--faults cut,"kill -9"] [--connections 2000] [--json]
+
+Two nodes, two backends, a client and a switch in network namespaces. A process opens a new connection every millisecond and
+the held connections exchange payload all the time. Per run: quiet, the fault, and the time until everything goes on.
+
+outage: the longest time in which no new connection was begun (or came about) among those that were answered within half a
+second; delay: the slowest new connection that did come about; stalled: the slowest round trip of a held connection; both
+answered: from the successor's first frame as the VIP to the last frame of the node that served, on the switch's ports; noise:
+the outage the same prober sees when nothing is wrong. "cut" takes the carrier away and "silent cut" only the frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.net.faults import FAULTS, Cost, Fault, Observer, ProbeFarm
+from tests.net.paired import DEFAULT_TIMING, TIMING, PairSite, paired
+from tests.net.serving import PORTS, VIPS
+from tests.rig import HeldConnections, Layout, why_not
+
+SPREAD_S = 1.0
+"""Between two messages on a held connection: 2,000 of them exchange 2,000 messages a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A fault at a timing, with the worst that is acceptable; infinite: not asked for."""
+
+    fault: Fault
+    timing: dict[str, int]
+    median_ms: float
+    worst_ms: float
+    delay_ms: float = float("inf")
+
+    @property
+    def name(self) -> str:
+        return f"{self.fault.name}, default times" if self.timing is DEFAULT_TIMING else self.fault.name
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case(FAULTS["cut"], TIMING, 45, 60),
+        Case(FAULTS["silent cut"], TIMING, 45, 60),
+        Case(FAULTS["kill -9"], TIMING, 12, 25),
+        Case(FAULTS["SIGSTOP"], TIMING, 12, 25),
+        Case(FAULTS["switchover"], TIMING, 10, 10, delay_ms=10),
+        Case(FAULTS["cut"], DEFAULT_TIMING, float("inf"), 450),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Every run of a case."""
+
+    case: Case
+    costs: list[Cost]
+
+    def worst(self, name: str) -> float:
+        return float(max(getattr(cost, name) for cost in self.costs))
+
+    def total(self, name: str) -> int:
+        return int(sum(getattr(cost, name) for cost in self.costs))
+
+    @property
+    def median_ms(self) -> float:
+        return statistics.median(cost.outage_ms for cost in self.costs)
+
+    @property
+    def harmless(self) -> bool:
+        return all(cost.harmless for cost in self.costs)
+
+    @property
+    def met(self) -> bool:
+        """Whether every number is within the case's bounds."""
+        case = self.case
+        in_time = self.median_ms <= case.median_ms and self.worst("outage_ms") <= case.worst_ms
+        prompt = case.delay_ms == float("inf") or (self.total("failed") == 0 and self.worst("slowest_ms") <= case.delay_ms)
+        return self.harmless and in_time and prompt
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.failover", description=__doc__)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--connections", type=int, default=2000)
+    parser.add_argument("--faults", default=",".join(CASES).replace(", ", ";"), help="comma-separated; ';' inside a name")
+    parser.add_argument("--json", action="store_true", help="print one JSON document, every run in it")
+    chosen = parser.parse_args()
+    if reason := why_not():
+        print(f"cannot run here: {reason}", file=sys.stderr)
+        return 1
+    cases = [CASES[name.replace(";", ", ")] for name in chosen.faults.split(",")]
+    progress = Console(stderr=True)
+    results = []
+    for timing in (TIMING, DEFAULT_TIMING):
+        group = [case for case in cases if case.timing is timing]
+        if group:
+            results += _measure_all(group, chosen.runs, chosen.connections, progress)
+    if chosen.json:
+        print(json.dumps({result.case.name: [asdict(cost) for cost in result.costs] for result in results}))
+    else:
+        Console(width=None if sys.stdout.isatty() else 150).print(_table(results))
+    return 0 if all(result.harmless for result in results) else 1
+
+
+def _measure_all(cases: list[Case], runs: int, connections: int, progress: Console) -> list[Result]:
+    results = []
+    with paired(Layout(nodes=2, backends=2), cases[0].timing) as site, ProbeFarm(site.rig, site.node):
+        site.add_farm("tcp")
+        for case in cases:
+            with _held(site, connections) as held:
+                costs = []
+                for number in range(1, runs + 1):
+                    cost = _measure(site, case.fault, held)
+                    costs.append(cost)
+                    if not cost.harmless:
+                        progress.print(f"{cost}\n", *(node.tail(25) + "\n" for node in site.rig.nodes), highlight=False)
+                    progress.print(
+                        f"{case.name} {number}: outage {cost.outage_ms:.1f} ms, noise {cost.noise_ms:.1f} ms, "
+                        f"{cost.broken} broken, both answered {cost.both_ms:g} ms, "
+                        f"last frame {cost.last_ms:.1f}, first frame {cost.first_ms:.1f} ms after the fault",
+                        highlight=False,
+                    )
+            results.append(Result(case, costs))
+    return results
+
+
+@contextmanager
+def _held(site: PairSite, count: int) -> Iterator[HeldConnections]:
+    held = HeldConnections(VIPS[4], PORTS["tcp"], count, pause_s=SPREAD_S)
+    site.rig.client.run(held.open())
+    yield held
+    site.rig.client.run(held.close())
+
+
+def _measure(site: PairSite, fault: Fault, held: HeldConnections) -> Cost:
+    site.settle()
+    site.rig.client.run(held.confirm())
+    struck = site.node
+    with Observer(site.rig, held) as observer:
+        observer.strike(fault, struck)
+        if fault.name == "SIGSTOP":
+            fault.heal(site.rig, struck)  # what it does when it wakes up is part of the fault
+            observer.good(300)
+        cost = observer.cost()
+    if fault.name != "SIGSTOP":
+        fault.heal(site.rig, struck)
+    return cost
+
+
+def _table(results: list[Result]) -> Table:
+    table = Table(title="Cost of a fault to clients", title_justify="left")
+    table.add_column("fault")
+    for heading in ("runs", "outage median", "worst", "wanted", "delay worst", "held: broken", "wrong bytes", "stalled worst"):
+        table.add_column(heading, justify="right")
+    table.add_column("both answered", justify="right")
+    table.add_column("noise median/worst", justify="right")
+    table.add_column("met")
+    for result in results:
+        case = result.case
+        wanted = f"{case.worst_ms:g}" if case.median_ms == float("inf") else f"{case.median_ms:g} / {case.worst_ms:g}"
+        noise = statistics.median(cost.noise_ms for cost in result.costs)
+        table.add_row(
+            case.name,
+            str(len(result.costs)),
+            f"{result.median_ms:.1f} ms",
+            f"{result.worst('outage_ms'):.1f} ms",
+            f"{wanted} ms",
+            f"{result.worst('slowest_ms'):.1f} ms",
+            str(result.total("broken") + result.total("silent")),
+            str(result.total("wrong_bytes")),
+            f"{result.worst('stalled_ms'):.0f} ms",
+            f"{sum(cost.both_ms for cost in result.costs):g} ms",
+            f"{noise:.1f} / {result.worst('noise_ms'):.1f} ms",
+            "yes" if result.met else "no",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
