@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from ctl.errors import XlbError
+from ctl.errors import InvalidInput, XlbError
 from ctl.model import Config
 from ctl.network import InterfaceAddress, Network, ReadyAddresses
 
@@ -50,7 +50,7 @@ class VipAddresses:
         return frozenset(self._ours)
 
     def check_devices(self, old: Config, new: Config) -> None:
-        """Raise XlbError naming the interfaces there are, when a VIP that is new or moved names one there is not."""
+        """Raise InvalidInput naming the interfaces there are, when a VIP that is new or moved names one there is not."""
         added = wanted(new) - wanted(old)
         if not added:
             return
@@ -58,7 +58,8 @@ class VipAddresses:
         for each in sorted(added, key=lambda address: address.address):
             if each.device not in existing:
                 names = ", ".join(sorted(existing)) or "none"
-                raise XlbError(f"vip {each.address}: there is no interface {each.device!r} on this node; it has: {names}")
+                message = f"there is no interface {each.device!r} on this node; it has: {names}"
+                raise InvalidInput(message, f"vip.{each.address}.device")
 
     def follow(self, config: Config) -> None:
         """Make the interfaces carry the VIPs of `config`, announce those that were added, remove ours that went.

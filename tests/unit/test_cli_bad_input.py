@@ -61,7 +61,7 @@ CASES = [
     ("backend set web 10.77.0.12:80 --weight 2", 2, "farm web has no backend 10.77.0.12:80"),
     ("backend set web 10.77.0.11:8080", 2, "nothing to change"),
     ("backend remove web 10.77.0.12:80", 2, "farm web has no backend 10.77.0.12:80"),
-    ("vip add 10.77.0.101/24 --dev eth9", 1, "eth9"),
+    ("vip add 10.77.0.101/24 --dev eth9", 2, "vip.10.77.0.101.device: there is no interface 'eth9' on this node; it has: "),
     ("vip add 10.77.0.101 --dev eth0", 2, "ADDR/PREFIX: '10.77.0.101' has no prefix length"),
     ("vip add 10.77.0.101/64 --dev eth0", 2, "ADDR/PREFIX: '64' is not a prefix length; expected 0 to 32"),
     ("vip add 10.77.0.101/24", 2, "--dev"),
