@@ -62,8 +62,33 @@ class Encoder:
         return b"".join([*lines, _line({"sha256": _digest(lines)})])
 
 
+class Decoder:
+    """Text to configurations. Remembers each line's farm: one that did not change stays the same object and is not checked
+    again, so that following a change costs what it touches.
+    """
+
+    def __init__(self) -> None:
+        self._farms: dict[bytes, Farm] = {}
+
+    def decode(self, text: bytes) -> Config:
+        """As the function of that name."""
+        header, lines = _opened(text)
+        try:
+            config, self._farms = _config(header, lines, self._farms)
+        except DamagedRecord:
+            raise
+        except (InvalidInput, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedRecord(f"it holds a value that cannot be: {error}") from error
+        return config
+
+
 def decode(text: bytes) -> Config:
     """The configuration a record holds. Raises DamagedRecord, or NewerRecord naming the remedy."""
+    return Decoder().decode(text)
+
+
+def _opened(text: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    """Header and lines of a text that is whole."""
     lines = text.splitlines(keepends=True)
     if not lines:
         raise DamagedRecord("it is empty")
@@ -78,10 +103,7 @@ def decode(text: bytes) -> Config:
         raise DamagedRecord(f"it ends in line {len(lines)} without the closing digest")
     if trailer["sha256"] != _digest(lines[:-1]):
         raise DamagedRecord("its digest does not match its lines")
-    try:
-        return _config(header, [_object(line, number) for number, line in enumerate(lines[1:-1], 2)])
-    except (InvalidInput, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedRecord(f"it holds a value that cannot be: {error}") from error
+    return header, lines[1:-1]
 
 
 def _digest(lines: list[bytes]) -> str:
@@ -119,24 +141,29 @@ def _enums(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _ENUMS[name](value) if name in _ENUMS else value for name, value in values.items()}
 
 
-def _config(header: Mapping[str, Any], lines: list[dict[str, Any]]) -> Config:
+def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes, Farm]) -> tuple[Config, dict[bytes, Farm]]:
+    """The configuration, and its farms by their lines. `known`: farms that were checked before."""
     vips: dict[str, Vip] = {}
     farms: dict[str, Farm] = {}
-    for line in lines:
-        ((kind, values),) = line.items()
-        if kind == "vip":
-            vips[values["address"]] = Vip(**values)
-        elif kind == "farm":
+    farm_lines: dict[bytes, Farm] = {}
+    for number, line in enumerate(lines, 2):
+        farm = known.get(line)
+        if farm is None:
+            ((kind, values),) = _object(line, number).items()
+            if kind == "vip":
+                vips[values["address"]] = Vip(**values)
+                continue
+            if kind != "farm":
+                raise ValueError(f"a line about {kind}")
             health = HealthCheck(**_enums(values["health"]))
             backends = tuple(Backend(**each) for each in values["backends"])
-            farms[values["name"]] = Farm(**_enums(values) | {"health": health, "backends": backends})
-        else:
-            raise ValueError(f"a line about {kind}")
+            farm = Farm(**_enums(values) | {"health": health, "backends": backends})
+        farms[farm.name] = farm_lines[line] = farm
     if len(vips) + len(farms) != len(lines):
         raise ValueError("a name that is listed twice")
     config = Config(vips=MappingProxyType(vips), farms=MappingProxyType(farms), **_standing(header))
-    check_config(config)
-    return config
+    check_config(config, {farm.name for line, farm in farm_lines.items() if line in known})
+    return config, farm_lines
 
 
 def _standing(header: Mapping[str, Any]) -> dict[str, Any]:

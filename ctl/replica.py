@@ -19,7 +19,7 @@ from ctl.commit import Committed
 from ctl.errors import XlbError
 from ctl.model import Config
 from ctl.peerlink import DocumentOffered, PeerLink, VersionTold
-from ctl.record import DamagedRecord, Encoder, NewerRecord, decode
+from ctl.record import DamagedRecord, Decoder, Encoder, NewerRecord
 from ctl.store import Files
 from sync import configsync
 from sync.configsync import ConfigSync, Document, Version
@@ -63,7 +63,7 @@ class ConfigReplica:
         self._host = host
         self._state_dir = state_dir
         self._serving_epoch = serving_epoch
-        self._encoder = Encoder()
+        self._encoder, self._decoder = Encoder(), Decoder()
         self._sync = ConfigSync(configsync.EMPTY, peer)
         self._link: PeerLink | None = None
         self._lock = asyncio.Lock()
@@ -173,13 +173,22 @@ class ConfigReplica:
             document = await self._offers.get()
             if document.version > self._sync.document.version:
                 try:
-                    config = await asyncio.to_thread(_read, document, self.pair_id)
+                    config = await asyncio.to_thread(self._read, document)
                 except (DamagedRecord, NewerRecord) as error:
                     self._complain("%s offered configuration %s, which is refused: %s", self.peer, document.version, error)
                     continue
                 self._configs[document.version] = config, False
             self._serve()
             self._perform(self._sync.offered(document))
+
+    def _read(self, document: Document) -> Config:
+        """The configuration of a document. Raises DamagedRecord for one that is not what the document says. Blocks."""
+        config = self._decoder.decode(document.body)
+        if config.pair != self.pair_id:
+            raise DamagedRecord("it belongs to another pair")
+        if version_of(config) != document.version or config.history != document.history:
+            raise DamagedRecord("its header has another version than the message")
+        return config
 
     async def _tick(self) -> None:
         while True:
@@ -277,16 +286,6 @@ class ConfigReplica:
 def version_of(config: Config) -> Version:
     """A configuration's place in the pair's history."""
     return config.epoch, config.generation
-
-
-def _read(document: Document, pair_id: str) -> Config:
-    """The configuration of a document. Raises DamagedRecord for one that is not what the document says."""
-    config = decode(document.body)
-    if config.pair != pair_id:
-        raise DamagedRecord("it belongs to another pair")
-    if version_of(config) != document.version or config.history != document.history:
-        raise DamagedRecord("its header has another version than the message")
-    return config
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -162,12 +162,17 @@ def check_farm(farm: Farm, place: str = "") -> None:
 
 
 def check_vip_of_farm(vips: Mapping[str, Vip], farm: Farm, place: str = "") -> None:
-    """A farm listens on an address that exists. Raises InvalidInput with the command that adds it."""
-    if farm.vip in vips:
-        return
-    length = 64 if is_ipv6(farm.vip) else 24
-    remedy = f"add it first: xlbctl vip add {farm.vip}/{length} --dev INTERFACE"
-    raise InvalidInput(f"{farm.vip} is not one of the virtual addresses; {remedy}", f"{place or f'farm.{farm.name}'}.vip")
+    """A farm listens on a VIP, and backends see one: else nobody would answer for it, or two nodes would.
+
+    Raises InvalidInput with the command that adds it.
+    """
+    for key, address in (("vip", farm.vip), ("snat_address", farm.snat_address)):
+        if address and address not in vips:
+            length = 64 if is_ipv6(address) else 24
+            remedy = f"add it first: xlbctl vip add {address}/{length} --dev INTERFACE"
+            raise InvalidInput(
+                f"{address} is not one of the virtual addresses; {remedy}", f"{place or f'farm.{farm.name}'}.{key}"
+            )
 
 
 def check_listener(others: Iterable[Farm], farm: Farm, place: str = "") -> None:
@@ -191,30 +196,33 @@ def check_limits(vips: Collection[str], farms: Collection[Farm]) -> None:
     from bpf.columns import port_prefixes  # brings numpy, which xlbctl's short commands must not wait for
 
     backends = sum(len(farm.backends) for farm in farms)
-    held = {farm.snat_address for farm in farms if farm.snat_address}.difference(vips)
     ranges = sum(len(port_prefixes(farm.port, farm.port_last)) for farm in farms if farm.port != farm.port_last)
     for key, number, limit in (
-        ("vip", len(vips) + len(held), MAX_VIPS),
+        ("vip", len(vips), MAX_VIPS),
         ("farm", len(farms), MAX_FARMS - 1),
         ("backend", backends, MAX_BACKENDS - 1),
         ("farm.port", ranges, MAX_PORT_RANGES),
     ):
         if number > limit:
-            what = {"vip": "virtual and SNAT addresses", "farm": "farms", "backend": "backends"}.get(
+            what = {"vip": "virtual addresses", "farm": "farms", "backend": "backends"}.get(
                 key, "prefixes of port ranges"
             )
             raise InvalidInput(f"this node has room for {limit} {what}, and this would make {number}", key)
 
 
-def check_config(config: Config) -> None:
-    """Every invariant of a whole configuration, for one that comes from outside. Raises InvalidInput."""
+def check_config(config: Config, checked: Collection[str] = frozenset()) -> None:
+    """Every invariant of a whole configuration, for one that comes from outside. Raises InvalidInput.
+
+    checked: names of farms of which each by itself is known to be right.
+    """
     for address, vip in config.vips.items():
         check_vip(vip)
         if address != vip.address:
             raise InvalidInput(f"is filed under {address}", f"vip.{vip.address}")
     last_on: dict[tuple[str, str], Farm] = {}
     for farm in sorted(config.farms.values(), key=lambda farm: farm.port):
-        check_farm(farm)
+        if farm.name not in checked:
+            check_farm(farm)
         check_vip_of_farm(config.vips, farm)
         listener = (farm.vip, farm.protocol)
         previous = last_on.get(listener)

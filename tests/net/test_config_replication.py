@@ -1,0 +1,73 @@
+"""What was acknowledged is never lost: the active node is killed while somebody changes the configuration."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from ctl.client import Client
+from ctl.errors import XlbError
+from ctl.record import decode
+from tests.net.paired import DEFAULT_TIMING, PairSite, paired
+from tests.rig import VIP4, Node
+from tests.rig.wait import wait_until
+
+CHANGES_BEFORE_THE_CRASH = 5
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[PairSite]:
+    with paired(cluster=DEFAULT_TIMING) as made:
+        made.node.call("farm.add", name="web", vip=VIP4, port=80)
+        made.node.call("backend.add", farm="web", address="10.77.0.21", port=8080, weight=1)
+        yield made
+
+
+def stored_weight(node: Node) -> int:
+    """What the node's disk says, whatever its daemon does."""
+    return decode((node.state_dir / "farms.jsonl").read_bytes()).farms["web"].backends[0].weight
+
+
+class Changer(threading.Thread):
+    """Raises the weight by one with each change, until a change is not answered."""
+
+    def __init__(self, node: Node, weight: int) -> None:
+        super().__init__()
+        self.node, self.weight = node, weight
+        self.confirmed = weight  # the last that was answered as stored on both nodes
+        self.changes = 0
+
+    def run(self) -> None:
+        with Client(self.node.run_dir / "control.sock", timeout_ms=5000) as client:
+            while True:
+                self.weight += 1
+                wanted = {"farm": "web", "address": "10.77.0.21", "port": 8080, "weight": self.weight}
+                try:
+                    client.call("backend.set", wanted)
+                except XlbError:
+                    return
+                if not client.note:
+                    self.confirmed = self.weight
+                self.changes += 1
+
+
+@pytest.mark.parametrize("asked", ["the active node", "the backup"])
+def test_a_change_that_was_confirmed_survives_the_death_of_the_active_node(site: PairSite, asked: str) -> None:
+    site.settle()
+    active, backup = site.node, site.other
+    changer = Changer(active if asked == "the active node" else backup, stored_weight(active))
+    changer.start()
+    wait_until(lambda: changer.changes >= CHANGES_BEFORE_THE_CRASH, "some changes", 20)
+    active.kill()
+    changer.join(30)
+    assert changer.confirmed > 1
+    for node in (active, backup):
+        assert changer.confirmed <= stored_weight(node) <= changer.weight
+    wait_until(lambda: backup.call("cluster.status")["role"] == "active", "the takeover")
+    assert backup.call("farm.show", name="web")["backends"][0]["weight"] >= changer.confirmed
+    active.start()
+    site.settle()
+    wait_until(lambda: active.call("config.export") == backup.call("config.export"), "the same configuration again")
+    assert not list(active.state_dir.glob("farms.conflict-*"))
