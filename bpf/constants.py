@@ -88,7 +88,6 @@ class VipFlag(enum.IntFlag):
 
     RANGES = 1  # some farm on it serves a port range: ask the range table after the exact one
     OPEN = 2  # no guard: packets no farm serves go to the kernel
-    HOLD = 4  # address of a SNAT pool only: flow hits and ARP are fenced, nothing is served
 
 
 class EventType(enum.IntEnum):

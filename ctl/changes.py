@@ -56,7 +56,7 @@ def vip_delete(config: Config, arguments: Arguments) -> Config:
     address = Fields(arguments, "vip", ("address",)).address("address")
     if address not in config.vips:
         raise InvalidInput(f"there is no virtual address {address}{suggest(address, config.vips)}", "vip.address")
-    users = sorted(farm.name for farm in config.farms.values() if farm.vip == address)
+    users = sorted(farm.name for farm in config.farms.values() if address in (farm.vip, farm.snat_address))
     if users:
         named = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
         raise XlbError(f"{address} is used by farm {named}; delete or move what uses it first (xlbctl farm delete NAME)")

@@ -141,13 +141,6 @@ def _addresses(node: Node) -> Iterator[Finding]:
         yield Finding(f"vip {each.address}", False, f"is not on {each.device}", remedy)
     if not missing:
         yield Finding("vips", True, f"{len(node.config.vips)} on their interfaces")
-    here = {each.address for each in node.network.addresses()}
-    for farm in node.config.farms.values():
-        if farm.snat_address and farm.snat_address not in here:
-            message = (
-                f"farm {farm.name}: snat_address {farm.snat_address} is on no interface, so backends' replies do not come here"
-            )
-            yield Finding("snat address", False, message, f"xlbctl vip add {farm.snat_address}/PREFIX --dev INTERFACE")
 
 
 def _neighbours(node: Node) -> Iterator[Finding]:

@@ -8,8 +8,7 @@ Invariants, at every instant between two operations:
 * slots and backend ids a service still points at are neither rewritten nor rebound: a change writes a new run, replaces the
   service, and the old run (or id) becomes usable one round later.
 
-A stopped farm has no service: the VIP's guard drops its new connections, existing flows go on. Addresses that are only a
-farm's SNAT address become VIPs that hold (`VipFlag.HOLD`), stopped or not, because flows may still use them.
+A stopped farm has no service: the VIP's guard drops its new connections, existing flows go on.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from bpf.tables import (
 )
 from ctl import maglev
 from ctl.errors import XlbError
-from ctl.model import AllDown, Backend, Config, Farm, Mode, Scheduler
+from ctl.model import AllDown, Backend, Config, Farm, Scheduler
 from ctl.slotspace import Run, SlotSpace, run_of
 
 _Content = tuple[bool, int, tuple[Backend, ...]]
@@ -142,8 +141,6 @@ def vip_flags(config: Config) -> dict[str, int]:
     for farm in config.farms.values():
         if farm.enabled and farm.port != farm.port_last:
             flags[farm.vip] |= VipFlag.RANGES
-        if farm.snat_address and farm.mode is Mode.SNAT and farm.snat_address not in config.vips:
-            flags[farm.snat_address] = int(VipFlag.HOLD)
     return flags
 
 

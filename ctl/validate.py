@@ -204,9 +204,7 @@ def check_limits(vips: Collection[str], farms: Collection[Farm]) -> None:
         ("farm.port", ranges, MAX_PORT_RANGES),
     ):
         if number > limit:
-            what = {"vip": "virtual addresses", "farm": "farms", "backend": "backends"}.get(
-                key, "prefixes of port ranges"
-            )
+            what = {"vip": "virtual addresses", "farm": "farms", "backend": "backends"}.get(key, "prefixes of port ranges")
             raise InvalidInput(f"this node has room for {limit} {what}, and this would make {number}", key)
 
 

@@ -224,7 +224,7 @@ def farm_options(adding: bool) -> Callable[[Callable[..., Any]], Callable[..., A
             type=_choice(Scheduler),
             help=f"maglev: hash of the connection; source: hash of the client; roundrobin: in turn.{default('maglev')}",
         ),
-        click.option("--snat-address", type=ADDRESS, help=f"Address backends see in mode snat.{default('the VIP')}"),
+        click.option("--snat-address", type=ADDRESS, help=f"VIP that backends see in mode snat.{default('the VIP')}"),
         click.option(
             "--all-down", type=_choice(AllDown), help=f"With no backend up: drop new connections or try all.{default('drop')}"
         ),

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bpf.constants import LEASE_FOREVER_NS, LEASE_HANDED_OVER_NS, Mode, Protocol, VipFlag
+from bpf.constants import LEASE_FOREVER_NS, LEASE_HANDED_OVER_NS, Mode, Protocol
 from tests.bpf.bed import V4, V6, Bed, Family
 from tests.bpf.packets import arp, echo_request, from_backend, from_client, icmp_error, network, solicitation, transport
 from tests.bpf.test_flows import establish
@@ -126,7 +126,7 @@ def test_dnat_replies_are_fenced_though_no_vip_is_in_them(bed: Bed, family: Fami
 
 
 def test_a_snat_address_is_fenced_too(bed: Bed, family: Family) -> None:
-    bed.farm(family.snat, flags=VipFlag.HOLD, port=1, farm=2)
+    bed.farm(family.snat, port=1, farm=2)
     bed.farm(family.vip, (family.far(11), 8080), snat=family.snat)
     bed.send(bytes(from_client(family)))
     lease(bed, -1)

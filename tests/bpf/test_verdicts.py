@@ -113,7 +113,7 @@ def neighbour_asks_for_a_vip(bed: Bed, family: Family) -> Outcome:
 
 @case("pass_neighbour")
 def neighbour_asks_for_a_snat_address(bed: Bed, family: Family) -> Outcome:
-    bed.farm(family.snat, (family.far(11), 8080), flags=VipFlag.HOLD)
+    bed.farm(family.snat, (family.far(11), 8080))
     return bed.send(neighbour_request(family, family.snat))
 
 
@@ -221,7 +221,7 @@ def unserved_protocol(bed: Bed, family: Family) -> Outcome:
 @case("drop_vip_guard")
 def packet_to_a_snat_address(bed: Bed, family: Family) -> Outcome:
     serve(bed, family)
-    bed.farm(family.snat, (family.far(11), 8080), port=99, flags=VipFlag.HOLD, farm=2)
+    bed.farm(family.snat, (family.far(11), 8080), port=99, farm=2)
     return bed.send(bytes(from_client(family, destination=family.snat)))
 
 

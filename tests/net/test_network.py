@@ -13,7 +13,7 @@ import pytest
 
 from bpf import libbpf
 from tests.net.serving import BACKEND_PORTS, PORTS, VIPS, Serving, serving
-from tests.rig import HeldConnections, Layout, Rig, Tally, repeat, tcp_connect, udp_exchange, wait_until
+from tests.rig import Answer, HeldConnections, Layout, Rig, Tally, http_get, repeat, tcp_connect, udp_exchange, wait_until
 
 both_families = pytest.mark.parametrize("family", [4, 6])
 PRIVATE_PORT = 2222
@@ -273,3 +273,30 @@ def test_the_node_itself_does_not_speak_as_the_vip(site: Serving, family: int) -
             return str(one.getsockname()[0])
 
     assert site.node.namespace.call(source) == ("10.77.0.1" if family == 4 else "fd77::1")
+
+
+@both_families
+def test_backends_see_the_address_the_farm_names(site: Serving, family: int) -> None:
+    """Another VIP, which no farm listens on. The backend asks for it by ARP or NDP, and the node answers."""
+    seen, length = ("10.77.0.101", 24) if family == 4 else ("fd77::101", 64)
+    site.node.xlbctl("vip", "add", f"{seen}/{length}", "--dev", "eth0")
+    site.add_farm("http", family, name="hidden", snat_address=seen)
+    for backend in site.rig.backends:
+        backend.namespace.run("ip", "neigh", "flush", "dev", "eth0")
+    tally, peers = Tally(), set()
+
+    async def ask() -> Answer:
+        answer = await http_get(VIPS[family], PORTS["http"])
+        peers.add(answer.peer.split(" ")[0])
+        return answer
+
+    before = site.counters()
+    site.rig.client.run(repeat(ask, 60, tally))
+    assert tally.failures == []
+    assert set(tally.by_backend) == {"b1", "b2", "b3"}
+    assert peers == {seen}
+    assert site.counters()["pass_neighbour"] > before["pass_neighbour"], "nobody had to ask for the address"
+    refused = site.node.xlbctl("vip", "delete", seen, expect=1)
+    assert "hidden" in refused.stderr
+    site.node.call("farm.delete", name="hidden")
+    site.node.xlbctl("vip", "delete", seen)

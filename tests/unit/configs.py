@@ -56,7 +56,7 @@ def configs(draw: st.DrawFn) -> Config:
             protocol=draw(st.sampled_from(Protocol)),
             mode=draw(st.sampled_from(Mode)),
             scheduler=draw(st.sampled_from(Scheduler)),
-            snat_address=draw(st.sampled_from(["", servers.format(99), vip])),
+            snat_address=draw(st.sampled_from(["", *(each.address for each in vips if (":" in each.address) == (":" in vip))])),
             enabled=draw(st.booleans()),
             all_down=draw(st.sampled_from(AllDown)),
             idle_timeout_s=draw(st.integers(0, 604800)),

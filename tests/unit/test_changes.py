@@ -66,6 +66,7 @@ BAD = [
     (add(shceduler="maglev"), 'farm.new.shceduler: no such setting; did you mean "scheduler"?'),
     (add(scheduler="rr"), "farm.new.scheduler: expected maglev or roundrobin or source"),
     (add(snat_address="2001:db8::2"), "farm.new.snat_address: expected the family of the farm's VIP 10.0.0.1, got 2001:db8::2"),
+    (add(snat_address="10.0.0.9"), "farm.new.snat_address: 10.0.0.9 is not one of the virtual addresses; add it first"),
     (add(snat_address="224.0.0.1"), "farm.new.snat_address: expected the address of one host"),
     (add(idle_timeout_s=-1), "farm.new.idle_timeout_s: expected 0 to 604800, got -1"),
     (add(enabled="yes"), 'farm.new.enabled: expected true or false, got the text "yes"'),

@@ -20,10 +20,12 @@ def sentences(old: Config, new: Config) -> list[str]:
 def test_sentences() -> None:
     empty = Config()
     old = change(empty, "vip.add", {"address": "10.0.0.1/24", "device": "eth0"})
+    old = change(old, "vip.add", {"address": "10.0.0.9/24", "device": "eth0"})
     old = change(old, "farm.add", {"name": "web", "vip": "10.0.0.1", "port": 80})
     old = change(old, "backend.add", {"farm": "web", "address": "10.0.0.3", "port": 80})
     assert sentences(empty, old) == [
         "vip 10.0.0.1 added (/24 on eth0)",
+        "vip 10.0.0.9 added (/24 on eth0)",
         "farm web added (10.0.0.1 port 80/tcp, snat, maglev)",
         "farm web: backend 10.0.0.3:80 added (weight 1)",
     ]
@@ -38,7 +40,7 @@ def test_sentences() -> None:
         "farm web: backend 10.0.0.3:80 weight 1 → 3",
         "farm web: backend 10.0.0.3:80 draining false → true",
     ]
-    assert sentences(new, empty) == ["vip 10.0.0.1 removed", "farm web removed"]
+    assert sentences(new, empty) == ["vip 10.0.0.1 removed", "vip 10.0.0.9 removed", "farm web removed"]
     assert differences(old, new)[4] == replace(
         differences(old, new)[4], subject="farm web: backend 10.0.0.3:80", key="weight", old=1, new=3
     )

@@ -67,6 +67,11 @@ port = 80
         ('"10.0.1.2"', '"::9"', 'farm "web".backend[1].address: expected an IPv4 address'),
         ('"10.0.1.2"', '"10.0.1.1"', 'farm "web".backend[1]: the farm has a backend 10.0.1.1:80 already'),
         ('vip = "10.0.0.1"', 'vip = "10.0.0.2"', 'farm "web".vip: 10.0.0.2 is not one of the virtual addresses'),
+        (
+            "port = 80\n\n[[farm.b",
+            'port = 80\nsnat_address = "10.0.0.2"\n\n[[farm.b',
+            'farm "web".snat_address: 10.0.0.2 is not one of the virtual addresses',
+        ),
         ('"10.0.0.1/24"', '"10.0.0.1"', "vip[0].address: expected an address with prefix length"),
         ('name = "web"\n', "", "farm[0].name: is missing"),
         ("[[vip]]", "[[vips]]", 'vips: no such setting; did you mean "vip"?'),
