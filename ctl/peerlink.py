@@ -28,6 +28,9 @@ BOUNDS = ChannelBounds(queued_messages=16, message_bytes=MAX_DOCUMENT_BYTES + 65
 MAX_QUESTIONS_IN_FLIGHT = 32
 MAX_COMMAND_LENGTH = 64
 ANSWER_TIMEOUT_S = 10.0
+CONNECT_S = 1.0
+"""So long a question or an answer waits for a connection that is being made, or for room."""
+CONNECT_POLL_S = 0.02
 MAX_NUMBER = 2**63
 
 log = logging.getLogger(__name__)
@@ -193,7 +196,7 @@ class PeerLink:
             raise InvalidInput(f"{len(data)} bytes are more than {self.peer} reads at once; split it")
         future = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
-            if not self._send(data):
+            if not await self._send_soon(data):
                 raise XlbError(f"{self.peer} is not connected")
             answer = await asyncio.wait_for(future, timeout_s)
         except TimeoutError:
@@ -211,6 +214,14 @@ class PeerLink:
         for future in self._asked.values():
             if not future.done():
                 future.set_result(Answer(0, None, (XlbError.kind, f"the connection to {self.peer} was closed", "")))
+
+    async def _send_soon(self, data: bytes) -> bool:
+        """Send, within CONNECT_S."""
+        for _ in range(round(CONNECT_S / CONNECT_POLL_S)):
+            if self._send(data):
+                return True
+            await asyncio.sleep(CONNECT_POLL_S)
+        return False
 
     def _start_answer(self, question: Question) -> None:
         if len(self._tasks) >= MAX_QUESTIONS_IN_FLIGHT:
@@ -234,7 +245,7 @@ class PeerLink:
             data = encode(Answer(question.id, None, ("internal", message, "")))
         if len(data) > BOUNDS.message_bytes:
             data = encode(Answer(question.id, None, (XlbError.kind, f"the answer would take {len(data)} bytes", "")))
-        if not self._send(data):
+        if not await self._send_soon(data):
             log.warning("the answer to %s's %s could not be sent", self.peer, question.command)
 
 

@@ -281,3 +281,10 @@ def test_settings_are_what_the_file_takes() -> None:
         return decode(encode(value))
 
     assert roundtrip(joined) == joined
+
+
+def test_a_joiner_that_introduces_another_key_than_it_proved_is_denied() -> None:
+    door = invitation()
+    other = replace(TWO, member=replace(TWO.member, public_key=Keys.generate().public))
+    assert reply(door.received(application(other).join, 0, CREATED_S)) == DENIED
+    assert door._agreed is None

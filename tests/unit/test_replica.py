@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -355,3 +356,25 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
         await link.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["offer", [1, 1], [[1, number] for number in range(65)], b""],
+        ["offer", [1, 1], [[1]], b""],
+        ["offer", [1], [], b""],
+        ["offer", [1, 1], [], "text"],
+        ["version", [1, -1]],
+        ["version", [True, 1]],
+        ["ask", 1, "x" * 65, {}],
+        ["ask", 1, "echo", {1: 2}],
+        ["ask", -1, "echo", {}],
+        ["answer", 1, None, ["invalid", "message"]],
+        ["unknown"],
+        {"not": "a list"},
+    ],
+)
+def test_what_is_out_of_bounds_is_no_message(fields: Any) -> None:
+    with pytest.raises(MalformedMessage):
+        decode(msgpack.packb(fields))
