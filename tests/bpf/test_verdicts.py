@@ -17,7 +17,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from bpf.constants import COUNTERS, Kind, Mode, Protocol, Scheduler, VipFlag
+from bpf.constants import COUNTERS, LEASE_HANDED_OVER_NS, Kind, Mode, Protocol, Scheduler, VipFlag
 from bpf.hashing import flow_hash, snat_candidates
 from bpf.tables import FlowTuple, PutSlots
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, SEED, SMALL, UNRESOLVED, V4, V6, Bed, Family, Outcome
@@ -183,6 +183,13 @@ def too_big_and_the_sender_is_told(bed: Bed, family: Family) -> Outcome:
 
 
 # --- dropped -------------------------------------------------------------------------------------------------
+
+
+@case("pass_handed_over")
+def new_connection_when_handed_over(bed: Bed, family: Family) -> Outcome:
+    serve(bed, family)
+    bed.plane.set_lease(LEASE_HANDED_OVER_NS, 7)
+    return bed.send(bytes(from_client(family)))
 
 
 @case("drop_fenced")
