@@ -52,7 +52,7 @@ class EpochFile:
             raise XlbError(f"cannot read {self.path}: {error.strerror}; run xlbd as root") from None
         try:
             return _decode(text, self.path), ""
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             kept = self.path.with_name(f"{FILE}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
             try:
                 self._files.rename(self.path, kept)

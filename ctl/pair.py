@@ -62,7 +62,7 @@ LAST_FLUSH_BOUND_S = 0.1
 """So long a node that has stopped serving still sends its last flow changes to the one that serves now."""
 
 Standing = tuple[bool, tuple[int, int]]
-"""Whether this node's flow table is complete, and which version of the configuration is on its disk."""
+"""Whether this node has every flow and no older configuration than its peer, and which version that is."""
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Pair:
         stored = terms.terms
         self.machine = Failover(config, self.boot, stored.epoch, stored.reserved, now_ns(), stored.maintenance)
         self.requests = Requests()
-        self.peer_priority = 0  # as last heard; 0: never
+        self.heard: Heartbeat | None = None  # the peer's last
         self._terms = terms
         self._loop = asyncio.get_running_loop()
         self._events: deque[Event] = deque()
@@ -149,6 +149,8 @@ class Pair:
 
     async def shut_down(self) -> None:
         """Hand over if the peer can serve, else close the lease. Bounded by the machine's own time-out."""
+        if not self._alive:
+            return
         await self.requests.ask("shutdown", lambda: self.handle(ShutdownRequested()))
         await self._terms.idle()
 
@@ -174,7 +176,8 @@ class Pair:
         now = now_ns()
         echoed = heartbeat.echo_sent_ns if heartbeat.echo_boot == self.boot else 0
         self.clock.heard(heartbeat.boot, heartbeat.sent_ns, echoed, heartbeat.echo_held_ns, now)
-        self.peer_priority = heartbeat.priority
+        self.heard = heartbeat
+        self.tell_standing()  # the answer says it
         self.handle(HeartbeatHeard(heartbeat))
 
     def advert_heard(self, priority: int, sender_is_greater: bool) -> None:

@@ -19,7 +19,7 @@ from ctl.clusterfile import ClusterSettings
 from ctl.epochfile import EpochFile
 from ctl.errors import InvalidInput, XlbError
 from ctl.nodefile import NodeSettings
-from ctl.pair import Hands, Pair, new_boot, now_ns
+from ctl.pair import Hands, Pair, Standing, new_boot, now_ns
 from ctl.pair_config import PairConfiguration
 from ctl.pair_terms import TermsWriter
 from ctl.pair_wires import Heard, PairWires
@@ -96,7 +96,7 @@ class PairMember:
             addresses=node.addresses,
             wires=wires,
             flows=self.replicator,
-            standing=lambda: (self.replicator.complete, self.configuration.replica.version),
+            standing=self._standing,
             role_changed=self._role_changed,
             served=self._served,
             failed=node.give_up,
@@ -150,10 +150,10 @@ class PairMember:
 
     async def failback(self) -> None:
         """Make the node with the higher priority serve, if it does not. Raises XlbError saying why not."""
-        machine, peer = self.pair.machine, self.pair.peer_priority
-        if not peer:
+        machine, heard = self.pair.machine, self.pair.heard
+        if heard is None:
             raise XlbError(f"{self.config.peer} has not been heard since this daemon started; see xlbctl cluster status")
-        if machine.serving is not (self.config.priority > peer):
+        if machine.serving is not (self.config.priority > heard.priority):
             await self.switchover()
 
     async def _switchover_asked(self, _: dict[str, Any]) -> None:
@@ -205,7 +205,7 @@ class PairMember:
                 "role": seen.peer_role or "unknown",
                 "alive": seen.peer_alive,
                 "last_heard_ms": None if seen.peer_silent_ns < 0 else seen.peer_silent_ns // 1_000_000,
-                "version": self.configuration.replica.peer_version,
+                "in_step": seen.peer_alive and self.pair.heard is not None and self.pair.heard.in_step,
             },
             "sync": {
                 "in_step": flows.in_step,
@@ -224,6 +224,10 @@ class PairMember:
     def _step_changed(self, in_step: bool, why: str) -> None:
         log.info("flow table %s: %s", "in step" if in_step else "not in step", why)
         self.pair.tell_standing()
+
+    def _standing(self) -> Standing:
+        version, heard = self.configuration.replica.version, self.pair.heard
+        return self.replicator.complete and (heard is None or version >= heard.version), version
 
     def _role_changed(self, role: Role) -> None:
         self._node.role_changed()
