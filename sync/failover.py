@@ -120,9 +120,12 @@ class Failover(Handover):
             self._next_beat_ns = self._now  # a new run must hear this node before it can prove that it is new
         if not self._guard.accept(beat.boot, beat.sequence, beat.echo_sequence if beat.echo_boot == self.boot else 0):
             return
+        returns = not self.peer_alive
         self._peer, self._peer_heard_ns = beat, self._now
         if self.serving:
             self._active_hears(beat)
+            if returns and self.serving:
+                self._announce_soon()  # it may have served meanwhile, and clients may still send to it
         elif self.state is State.CANDIDATE:
             self._candidate_hears(beat)
         else:
@@ -251,23 +254,29 @@ class Failover(Handover):
         self._epochs.spend()
         self._enter(State.ACTIVE, f"serving with epoch {self.epoch}: {why}")
         self._in_step, self._acked_ns, self._grants, self._request = True, basis_ns, 0, ""
+        self._followed = False
         self._out.append(ApplyReplicated())
         self._send()
         self._extend(basis_ns, now + timing.alone_ns)
         self._out.append(Serve(self.epoch))
-        self._announce_ns = [now + count * timing.heartbeat_ns for count in ANNOUNCE_AFTER_HEARTBEATS]
+        self._announce_soon()
         self._reserve()
+
+    def _announce_soon(self) -> None:
+        self._announce_ns = [self._now + count * self.config.timing.heartbeat_ns for count in ANNOUNCE_AFTER_HEARTBEATS]
 
     # --- everything else that happens to this node ------------------------------------------------------------------
 
     def _advert(self, event: AdvertHeard) -> None:
         if event.priority == 0:
             self._advert_heard_ns = NEVER_NS
+            if self.serving:
+                self._announce_soon()  # who resigns has served
             return
         self._advert_heard_ns = self._now
         if self.serving and self._now - self._peer_heard_ns >= self.config.timing.takeover_ns:
             # No epoch in an advertisement: RFC 9568 (6.4.3) decides by priority, then by address.
-            if (event.priority, event.sender_is_greater) > (self.config.priority, False):
+            if (event.priority, event.sender_is_greater) > (self._advertised(), False):
                 self._step_down(
                     State.BACKUP, f"{self.config.peer} advertises priority {event.priority} and nothing else is heard"
                 )

@@ -34,6 +34,7 @@ from sync.states import OUT_OF_SERVICE, ROLES, TRANSITIONS, State
 from sync.timing import NS_PER_MS
 
 NEVER_NS = -(1 << 62)
+LEAST_PRIORITY = 1
 FAR_NS = 1 << 62
 
 
@@ -53,6 +54,7 @@ class Lease:
         self._peer: Heartbeat | None = None
         self._peer_heard_ns = self._advert_heard_ns = NEVER_NS
         self._acked_ns = NEVER_NS  # when the last heartbeat that the peer acknowledged was sent
+        self._followed = False  # the peer has acknowledged a heartbeat of this term
         self._sent_ns = NEVER_NS
         self._next_beat_ns = now_ns
         self._sequence = 0
@@ -153,7 +155,7 @@ class Lease:
         """Count the lease from the heartbeat that the peer says it heard, if it promises to follow."""
         sent_ns = beat.echo_sent_ns
         if beat.grants == self.epoch and beat.echo_boot == self.boot and self._acked_ns < sent_ns <= self._now:
-            self._acked_ns = sent_ns
+            self._acked_ns, self._followed = sent_ns, True
             self._extend(sent_ns, sent_ns + self.config.timing.lease_ns)
 
     def _extend_alone(self) -> None:
@@ -221,7 +223,7 @@ class Lease:
         self._out.append(SendHeartbeat(heartbeat))
         if self.serving:
             self._next_beat_ns = now + timing.heartbeat_ns
-            self._out.append(SendAdvert(self.config.priority, now + timing.alone_ns))
+            self._out.append(SendAdvert(self._advertised(), now + timing.alone_ns))
             self._extend_alone()
         elif self._claim:
             self._next_beat_ns = now + timing.heartbeat_ns
@@ -231,6 +233,15 @@ class Lease:
         vote = self.config.vote
         if vote is Vote.GATEWAY or (vote is Vote.WITNESS and self.serving):
             self._ask_vote()
+
+    def _advertised(self) -> int:
+        """The priority of this node's advertisements.
+
+        They carry no epoch. A peer that followed this term and fell silent may have begun a later one, and then has the newer
+        connections: where the data network heals before the cluster link, it is to win whatever the configured priorities.
+        """
+        lost = self._followed and self._now - self._acked_ns >= self.config.timing.takeover_ns
+        return LEAST_PRIORITY if lost else self.config.priority
 
     def _wants(self) -> bool:
         """Whether to ask the active peer for the VIPs: this node is the preferred one and has been ready for long."""

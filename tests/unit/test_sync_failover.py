@@ -304,14 +304,35 @@ def test_two_that_serve_are_healed_by_epoch() -> None:
     assert "lb2 serves too, with the higher epoch 3" in pair.sentences(pair.one)
 
 
-def test_without_a_cluster_link_two_that_serve_are_healed_by_priority() -> None:
+def test_without_a_cluster_link_the_later_of_two_that_serve_stays_whatever_the_priorities() -> None:
     pair = Pair()
     pair.cut |= {"cluster", "data"}
     pair.pass_ms(200)
     pair.cut.remove("data")
     pair.pass_ms(12)
-    assert pair.roles() == ("active", "backup")
-    assert "lb1 advertises priority 100 and nothing else is heard" in pair.sentences(pair.two)
+    assert pair.roles() == ("backup", "active")
+    assert "lb2 advertises priority 50 and nothing else is heard" in pair.sentences(pair.one)
+
+
+def test_a_higher_priority_makes_a_node_step_back_where_nothing_else_is_heard() -> None:
+    pair = Pair()
+    pair.cut |= {"cluster", "data"}
+    pair.pass_ms(200)
+    pair.hear(pair.two, types.AdvertHeard(50))
+    assert pair.two.role is Role.ACTIVE
+    pair.hear(pair.two, types.AdvertHeard(51))
+    assert (pair.two.role, pair.two.why) == (Role.BACKUP, "lb1 advertises priority 51 and nothing else is heard")
+
+
+@pytest.mark.parametrize("first", ["cluster", "data"])
+def test_who_stays_after_a_cut_tells_clients_again_where_the_vips_are(first: str) -> None:
+    pair = Pair()
+    pair.cut |= {"cluster", "data"}
+    pair.pass_ms(1000)
+    pair.effects[pair.two].clear()
+    pair.cut.remove(first)
+    pair.pass_ms(300)
+    assert sum(isinstance(effect, types.Announce) for effect in pair.effects[pair.two]) >= 3
 
 
 def test_with_a_vote_a_node_that_lost_peer_and_vote_lets_its_lease_run_out() -> None:
