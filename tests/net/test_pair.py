@@ -1,0 +1,131 @@
+"""A real pair under the faults a site has: who serves afterwards, what clients lose, and that never two nodes answer."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.net.faults import FAULTS, Fault, Observer, ProbeFarm
+from tests.net.paired import PairSite, paired
+from tests.net.serving import PORTS, VIPS
+from tests.rig import VIP4, HeldConnections, Node, Rig, wait_until
+
+HELD = 200
+TIMES = {"heartbeat_ms": 40, "lease_ms": 120, "takeover_ms": 140}
+"""Slow enough for a machine that runs other tests beside; how fast a pair can be is the benchmarks' business."""
+
+OUTAGE_MS = 1000
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[PairSite]:
+    with paired(cluster=TIMES) as pair:
+        pair.add_farm("tcp")
+        with ProbeFarm(pair.rig, pair.node):
+            yield pair
+
+
+@pytest.fixture
+def held(site: PairSite) -> Iterator[HeldConnections]:
+    site.settle()
+    connections = HeldConnections(VIPS[4], PORTS["tcp"], HELD)
+    site.rig.client.run(connections.open())
+    assert site.rig.client.run(connections.confirm()) == 0
+    site.settle()
+    yield connections
+    site.rig.client.run(connections.close())
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=lambda fault: fault.name)
+def test_a_fault_of_the_serving_node(site: PairSite, held: HeldConnections, fault: Fault) -> None:
+    struck, other = site.node, site.other
+    with Observer(site.rig, held) as observer:
+        observer.strike(fault, struck)
+        fault.heal(site.rig, struck)
+        wait_until(lambda: site.status(struck)["role"] == "backup", f"{struck.name} steps back", 15)
+        cost = observer.cost()
+    assert cost.both_ms == 0, cost
+    assert cost.harmless, cost
+    assert cost.outage_ms < OUTAGE_MS, cost
+    site.settle()
+    assert site.node is other, "the VIPs moved once and stayed"
+    assert VIP4 in site.addresses(other)
+    assert VIP4 not in site.addresses(struck)
+
+
+def cut_cluster(rig: Rig, node: Node) -> None:
+    rig.cut(node.name, "ha0", silently=True)
+
+
+def mend_cluster(rig: Rig, node: Node) -> None:
+    rig.mend(node.name, "ha0")
+
+
+def test_a_cut_of_the_cluster_link_alone_changes_nothing(site: PairSite, held: HeldConnections) -> None:
+    """VRRP on the data network goes on saying who serves."""
+    serving, other = site.node, site.other
+    epoch = site.status(serving)["epoch"]
+    with Observer(site.rig, held) as observer:
+        observer.strike(Fault("cluster link", cut_cluster, mend_cluster, moves=False), serving)
+        wait_until(lambda: not site.status(other)["paths"]["cluster"], "the silence to be noticed")
+        observer.good(300)
+        assert site.status(other)["paths"]["data"]
+        assert site.status(other)["role"] == "backup"
+        mend_cluster(site.rig, serving)
+        site.settle()
+        cost = observer.cost()
+    assert cost.harmless, cost
+    assert (site.node, site.status(serving)["epoch"]) == (serving, epoch)
+
+
+def test_a_lost_carrier_hands_the_vips_over(site: PairSite, held: HeldConnections) -> None:
+    struck = site.node
+    loud = Fault("carrier", lambda rig, node: rig.cut(node.name), lambda rig, node: rig.mend(node.name))
+    with Observer(site.rig, held) as observer:
+        observer.strike(loud, struck)
+        assert site.status(struck)["role"] == "fault"
+        assert "no carrier on eth0" in site.status(struck)["why"]
+        loud.heal(site.rig, struck)
+        wait_until(lambda: site.status(struck)["role"] == "backup", "the carrier to be noticed", 15)
+        cost = observer.cost()
+    assert cost.harmless, cost
+    assert cost.outage_ms < TIMES["takeover_ms"], "nobody waited for silence"
+
+
+def test_maintenance_by_the_real_command(site: PairSite, held: HeldConnections) -> None:
+    node, other = site.node, site.other
+    assert node.xlbctl("cluster", "maintenance", "on").stdout == f"{node.name} is maintenance, {other.name} is active\n"
+    status = node.json("cluster", "status")
+    assert (status["role"], status["peer"]["role"]) == ("maintenance", "active")
+    refused = other.xlbctl("cluster", "switchover", expect=1).stderr
+    assert f"{node.name} is maintenance" in refused
+    assert node.xlbctl("cluster", "maintenance", "off").stdout == f"{node.name} is backup, {other.name} is active\n"
+    site.settle()
+    assert site.node is other
+    assert site.rig.client.run(held.confirm()) == 0
+    assert held.broken == []
+
+
+def test_a_backup_that_dies_is_not_missed(site: PairSite, held: HeldConnections) -> None:
+    serving, other = site.node, site.other
+    epoch = site.status(serving)["epoch"]
+    other.kill()
+    wait_until(lambda: not site.status(serving)["peer"]["alive"], "its silence to be noticed")
+    assert site.rig.client.run(held.confirm()) == 0
+    assert (site.status(serving)["role"], site.status(serving)["epoch"]) == ("active", epoch)
+    other.start()
+    site.settle()
+    assert site.node is serving
+
+
+def test_both_stopped_at_once_are_one_active_again(site: PairSite, held: HeldConnections) -> None:
+    """As after a hypervisor's hiccup: both leases have run out, both nodes find out, one of them serves."""
+    for node in site.rig.nodes:
+        node.signal(signal.SIGSTOP)
+    for node in site.rig.nodes:
+        node.signal(signal.SIGCONT)
+    site.settle()
+    assert site.rig.client.run(held.confirm()) == 0
+    assert held.broken == []
