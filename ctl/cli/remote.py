@@ -62,8 +62,9 @@ class Peer:
         """Run a command to its end; what it needs to keep secret goes in by stdin. progress: gets stderr line by line."""
         try:
             async with self._connection.create_process(command, encoding="utf-8", errors="replace") as process:
-                process.stdin.write(stdin)
-                process.stdin.write_eof()
+                with contextlib.suppress(OSError):  # it has ended without reading
+                    process.stdin.write(stdin)
+                    process.stdin.write_eof()
                 output, errors = await asyncio.gather(_lines(process.stdout), _lines(process.stderr, progress))
                 done = await process.wait(check=False)
         except (asyncssh.Error, OSError) as error:

@@ -261,3 +261,15 @@ def test_create_and_join_by_token(site: Site) -> None:
     used = site.two.xlbctl("cluster", "join", "--local", PEER, "--yes", made["token"], expect=1)
     assert "the token was used, has expired or was replaced" in used.stderr or "used already" in used.stderr
     assert not site.http().error
+
+
+def test_the_cluster_network_may_be_ipv6(site: Site) -> None:
+    for number, node in enumerate((site.one, site.two), 1):
+        node.namespace.ip(f"addr add fd99::{number}/64 dev ha0 nodad")
+    token = site.one.json("cluster", "create", "--local", "fd99::1", "--peer", "fd99::2", "--token-only")["token"]
+    site.two.xlbctl("cluster", "join", "--local", "fd99::2", "--yes", "--no-check", token)
+    wait_until(lambda: site.two.call("cluster.status")["peer"]["alive"], "the nodes to hear each other")
+    site.two.xlbctl("farm", "add", "six", "--vip", VIP6, "--port", "80")
+    assert {each["name"] for each in site.one.call("farm.list")} >= {"http4", "six"}
+    found = findings(site.one, 0)
+    assert found["ping"]["status"] == found["VRRP unicast lb1 to lb2"]["status"] == "ok"
