@@ -129,7 +129,7 @@ class Channel:
         self.counts = ChannelCounts()
         self._received = received
         # Plain sockets: an asyncio socket would wait where a full queue has to be noticed, and cannot be emptied at once.
-        plain: zmq.Context[zmq.Socket[bytes]] = zmq.Context(context)
+        plain: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
         self._inward, self._outward = plain.socket(zmq.ROUTER), plain.socket(zmq.DEALER)
         self._loop = asyncio.get_running_loop()
         self._watched = -1  # descriptor the loop watches
