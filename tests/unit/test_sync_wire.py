@@ -41,13 +41,13 @@ def harmless(data: bytes) -> None:
         assert isinstance(wire.decode_control(data), Heartbeat)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.binary(max_size=300))
 def test_random_bytes_are_harmless(data: bytes) -> None:
     harmless(data)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(heartbeats, st.data())
 def test_damaged_heartbeats_are_harmless(heartbeat: Heartbeat, data: st.DataObject) -> None:
     packet = bytearray(wire.encode(heartbeat))
@@ -78,7 +78,7 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(heartbeats, st.data())
 def test_fields_of_other_types_are_harmless(heartbeat: Heartbeat, data: st.DataObject) -> None:
     parts: list[Any] = msgpack.unpackb(wire.encode(heartbeat))
