@@ -17,4 +17,4 @@ timed "tests on Debian'\''s versions" in_root '
     dpkg-query -W -f "\${Package} \${Version}\n" python3-click python3-msgpack python3-numpy python3-pyroute2 python3-rich python3-zmq python3-pytest
     git clone -q /mnt/source /root/xlb
     mount -t bpf bpf /sys/fs/bpf
-    cd /root/xlb && exec python3 -m pytest -q -p no:cacheprovider tests/unit tests/bpf'
+    cd /root/xlb && exec timeout 1200 python3 -m pytest -q -p no:cacheprovider tests/unit tests/bpf'
