@@ -1,4 +1,8 @@
-"""What a skipped test means: visible everywhere (-ra), and a failure where XLB_NO_SKIP=1 says every privilege is there."""
+"""What a skipped test means: visible everywhere (-ra), and a failure where XLB_NO_SKIP=1 says every privilege is there.
+
+Also how hypothesis searches: by hand with new examples each time and no eye on the clock, in CI always with the same, so that
+a run says something about the change it runs for.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,10 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("xlb", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ)
+settings.load_profile("xlb")
 
 SKIPS_FAIL = os.environ.get("XLB_NO_SKIP") == "1"
 
