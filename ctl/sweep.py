@@ -113,7 +113,9 @@ class Sweeper:
         for table, family, keys, values in flows.slices(self._plane):
             counts += expiry.count_connections(values)[0]
             entries[f"{table}_{family}"] += len(keys)
-            removed += self._expire(table, family, keys, values, timeouts, follower if table == "flows" else None)
+            expired = self._expire(table, family, keys, values, timeouts, follower if table == "flows" else None)
+            removed += expired
+            flows.rest_after(expired)
         used = np.flatnonzero(counts)
         connections = dict(zip(used.tolist(), counts[used].tolist(), strict=True))
         return SweepResult(connections, entries, removed, (time.monotonic() - started) * 1000)
