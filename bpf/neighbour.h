@@ -27,6 +27,9 @@ static __always_inline u32 handle_arp(struct packet *packet)
 	__builtin_memcpy(&target, arp->target, sizeof(target));
 	if (!vips_v4.lookup(&target))
 		return COUNTER_PASS_NOT_IP;
+	/* Nobody answers an announcement (RFC 5227). A node that has just handed a VIP over learns from it where packets wait to go. */
+	if (*(__be32 *)arp->sender == *(__be32 *)arp->target)
+		return COUNTER_PASS_NEIGHBOUR;
 	return is_fenced(packet) ? COUNTER_DROP_FENCED_NEIGHBOUR : COUNTER_PASS_NEIGHBOUR;
 }
 

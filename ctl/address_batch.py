@@ -1,7 +1,8 @@
 """The VIPs' addresses, looked up and packed beforehand: added, removed or announced in microseconds each.
 
 A takeover must not wait for a dump of interfaces or for a thread. Each `AddressBatch` holds one rtnetlink request for all
-its addresses and one Ethernet frame per address. Does I/O only; nothing here blocks. Layouts: rtnetlink(7), linux/if_addr.h.
+its addresses and one Ethernet frame per address. Does I/O only; nothing here blocks. Layouts: rtnetlink(7), linux/if_addr.h,
+linux/neighbour.h.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from ctl.announce import announcement
 from ctl.network import Interface, InterfaceAddress
 from ctl.rtnetlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_ERROR, RECEIVE_BYTES
 
-RTM_NEWADDR, RTM_DELADDR = 20, 21
+RTM_NEWADDR, RTM_DELADDR, RTM_DELNEIGH = 20, 21, 29
+NDA_DST = 1
 IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO = 1, 2, 6
 IFA_F_NODAD = 0x02
 FOREVER = 0xFFFFFFFF
@@ -26,6 +28,7 @@ REQUESTS_PER_MESSAGE = 64
 
 _HEADER = struct.Struct("=IHHII")
 _IFADDR = struct.Struct("=BBBBI")
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _ATTRIBUTE = struct.Struct("=HH")
 _CACHEINFO = struct.Struct("=IIII")
 _NO_MAC = ("", "00:00:00:00:00:00")
@@ -49,8 +52,10 @@ class AddressBatch:
         unknown = [each for each in addresses if each.device not in interfaces]
         self._unknown = [f"cannot add {each.address}: there is no interface {each.device}" for each in unknown]
         rows = [(each, interfaces[each.device].index) for each in known]
-        self._add = _pack(RTM_NEWADDR, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE, rows)
-        self._remove = _pack(RTM_DELADDR, NLM_F_REQUEST, rows)
+        add = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE
+        self._add = _pack([_request(RTM_NEWADDR, add, number, *row) for number, row in enumerate(rows)])
+        self._remove = _pack([_request(RTM_DELADDR, NLM_F_REQUEST, number, *row) for number, row in enumerate(rows)])
+        self._forget = _pack([_forget(number, *row) for number, row in enumerate(rows)])
         self._frames = tuple(
             Announcement(each.device, each.address, announcement(each.address, interfaces[each.device].mac))
             for each in known
@@ -68,6 +73,9 @@ class AddressBatch:
         return self._unknown + refused
 
     def remove(self) -> list[str]:
+        # What the kernel knows of the peer as this neighbour is from an earlier term. It would send packets there before the
+        # peer serves; without an entry it keeps them until the peer announces itself.
+        self._request(self._forget, "forget", (errno.ENOENT, errno.ENODEV))
         return self._request(self._remove, "remove", (errno.EADDRNOTAVAIL, errno.ENODEV))
 
     def announce(self) -> list[str]:
@@ -114,8 +122,7 @@ class AddressBatch:
                 offset += max(_HEADER.size, (length + 3) & ~3)
 
 
-def _pack(kind: int, flags: int, rows: Sequence[tuple[InterfaceAddress, int]]) -> tuple[bytes, ...]:
-    requests = [_request(kind, flags, number, address, index) for number, (address, index) in enumerate(rows)]
+def _pack(requests: Sequence[bytes]) -> tuple[bytes, ...]:
     return tuple(
         b"".join(requests[start : start + REQUESTS_PER_MESSAGE]) for start in range(0, len(requests), REQUESTS_PER_MESSAGE)
     )
@@ -130,6 +137,13 @@ def _request(kind: int, flags: int, sequence: int, address: InterfaceAddress, in
     if six and kind == RTM_NEWADDR:
         body += _attribute(IFA_CACHEINFO, _CACHEINFO.pack(0, FOREVER, 0, 0))
     return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
+
+
+def _forget(sequence: int, address: InterfaceAddress, index: int) -> bytes:
+    """The neighbour entry of this very address."""
+    family = socket.AF_INET6 if ":" in address.address else socket.AF_INET
+    body = _NEIGHBOUR.pack(family, index, 0, 0, 0) + _attribute(NDA_DST, socket.inet_pton(family, address.address))
+    return _HEADER.pack(_HEADER.size + len(body), RTM_DELNEIGH, NLM_F_REQUEST, sequence, 0) + body
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from bpf.constants import LEASE_FOREVER_NS, LEASE_HANDED_OVER_NS, Mode, Protocol
+from ctl.announce import announcement
 from tests.bpf.bed import V4, V6, Bed, Family
 from tests.bpf.packets import arp, echo_request, from_backend, from_client, icmp_error, network, solicitation, transport
 from tests.bpf.test_flows import establish
@@ -133,6 +134,14 @@ def test_a_snat_address_is_fenced_too(bed: Bed, family: Family) -> None:
     assert bed.send(bytes(from_backend(family, family.far(11), family.snat, 40000)), "out0").verdict == "drop_fenced"
     question = arp(family.snat) if family is V4 else solicitation(family.snat)
     assert bed.send(question).verdict == "drop_fenced_neighbour"
+
+
+def test_an_announcement_passes_a_closed_fence(bed: Bed, family: Family) -> None:
+    """Who has just handed a VIP over must learn where it is, or what its kernel keeps for it waits for a second."""
+    bed.farm(family.vip, (family.far(11), 8080))
+    lease(bed, -1)
+    frame = announcement(family.vip, "02:00:00:00:00:77")
+    assert bed.send(frame).verdict == ("pass_neighbour" if family is V4 else "pass_not_ours")
 
 
 @pytest.mark.parametrize("protocol", list(Protocol), ids=lambda protocol: protocol.name.lower())
