@@ -137,7 +137,7 @@ class Observer:
 
     def cost(self) -> Cost:
         """End the observation and say what came of it."""
-        probed = self.probes.stop()
+        probed = self.probed = self.probes.stop()
         silent = self.rig.client.run(self.held.confirm())
         spoken = self.capture.stop()
         around = probed.between(self.struck_ns - BEFORE_NS, FOR_EVER_NS)
