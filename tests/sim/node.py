@@ -121,7 +121,7 @@ class Node:
         self.inbox, self.cut_effects = [], []
         if power:
             self.kernel = Kernel()
-            self.clock_offset = -self.world.now + self.world.rng.randint(0, 10**9)
+            self.clock_offset = -self.world.now + self.world.rng.randint(COARSE_NS, 10**9)
 
     def pause(self) -> None:
         self.paused = True
@@ -306,8 +306,8 @@ class Node:
         self.world.term_begins(self, effect.epoch)
         self.receiver.set_serving(True)
         self.perform(self.config.serve(effect.epoch))
-        if self.failover.peer_alive:
-            self.peer_alive = True
+        self.watch_peer()
+        if self.peer_alive:
             self.perform(self.sender.start(effect.epoch, self.local(self.world.now)))
 
     def do_stop_serving(self, effect: failover_types.StopServing) -> None:
