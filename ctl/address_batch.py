@@ -18,8 +18,10 @@ from ctl.announce import announcement
 from ctl.network import Interface, InterfaceAddress
 from ctl.rtnetlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_ERROR, RECEIVE_BYTES
 
-RTM_NEWADDR, RTM_DELADDR, RTM_DELNEIGH = 20, 21, 29
+RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE, RTM_DELNEIGH = 20, 21, 24, 25, 29
 NDA_DST = 1
+RTA_DST, RTA_OIF = 1, 4
+RT_TABLE_LOCAL, RTPROT_STATIC, RTN_LOCAL = 255, 4, 2
 IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO = 1, 2, 6
 IFA_F_NODAD = 0x02
 FOREVER = 0xFFFFFFFF
@@ -29,6 +31,7 @@ REQUESTS_PER_MESSAGE = 64
 _HEADER = struct.Struct("=IHHII")
 _IFADDR = struct.Struct("=BBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
+_ROUTE = struct.Struct("=BBBBBBBBI")
 _ATTRIBUTE = struct.Struct("=HH")
 _CACHEINFO = struct.Struct("=IIII")
 _NO_MAC = ("", "00:00:00:00:00:00")
@@ -56,6 +59,9 @@ class AddressBatch:
         self._add = _pack([_request(RTM_NEWADDR, add, number, *row) for number, row in enumerate(rows)])
         self._remove = _pack([_request(RTM_DELADDR, NLM_F_REQUEST, number, *row) for number, row in enumerate(rows)])
         self._forget = _pack([_forget(number, *row) for number, row in enumerate(rows)])
+        self._here = _pack([_local_route(RTM_NEWROUTE, add, number, *row) for number, row in enumerate(rows) if _six(row[0])])
+        gone = [_local_route(RTM_DELROUTE, NLM_F_REQUEST, number, *row) for number, row in enumerate(rows) if _six(row[0])]
+        self._gone = _pack(gone)
         self._frames = tuple(
             Announcement(each.device, each.address, announcement(each.address, interfaces[each.device].mac))
             for each in known
@@ -69,14 +75,18 @@ class AddressBatch:
         self._netlink.bind((0, 0))
 
     def add(self) -> list[str]:
-        refused = self._request(self._add, "add", (errno.EEXIST,))
+        # The kernel routes an IPv6 address that is being added to itself only when a work queue gets to it. Until then it would
+        # forward what is for the address, answers to its own neighbour solicitations too, and repeat those after a second.
+        refused = self._request(self._here, "route", (errno.EEXIST,))
+        refused += self._request(self._add, "add", (errno.EEXIST,))
         return self._unknown + refused
 
     def remove(self) -> list[str]:
         # What the kernel knows of the peer as this neighbour is from an earlier term. It would send packets there before the
         # peer serves; without an entry it keeps them until the peer announces itself.
         self._request(self._forget, "forget", (errno.ENOENT, errno.ENODEV))
-        return self._request(self._remove, "remove", (errno.EADDRNOTAVAIL, errno.ENODEV))
+        refused = self._request(self._remove, "remove", (errno.EADDRNOTAVAIL, errno.ENODEV))
+        return refused + self._request(self._gone, "unroute", (errno.ESRCH, errno.ENODEV))
 
     def announce(self) -> list[str]:
         refused = []
@@ -129,7 +139,7 @@ def _pack(requests: Sequence[bytes]) -> tuple[bytes, ...]:
 
 
 def _request(kind: int, flags: int, sequence: int, address: InterfaceAddress, index: int) -> bytes:
-    six = ":" in address.address
+    six = _six(address)
     packed = socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, address.address)
     # IPv6: without duplicate address detection, and deprecated from birth; see KernelNetwork.add_addresses.
     body = _IFADDR.pack(socket.AF_INET6 if six else socket.AF_INET, address.prefix_length, IFA_F_NODAD if six else 0, 0, index)
@@ -141,9 +151,22 @@ def _request(kind: int, flags: int, sequence: int, address: InterfaceAddress, in
 
 def _forget(sequence: int, address: InterfaceAddress, index: int) -> bytes:
     """The neighbour entry of this very address."""
-    family = socket.AF_INET6 if ":" in address.address else socket.AF_INET
+    family = socket.AF_INET6 if _six(address) else socket.AF_INET
     body = _NEIGHBOUR.pack(family, index, 0, 0, 0) + _attribute(NDA_DST, socket.inet_pton(family, address.address))
     return _HEADER.pack(_HEADER.size + len(body), RTM_DELNEIGH, NLM_F_REQUEST, sequence, 0) + body
+
+
+def _local_route(kind: int, flags: int, sequence: int, address: InterfaceAddress, index: int) -> bytes:
+    """The kernel's own of an IPv6 address, in a copy that is there at once."""
+    body = _ROUTE.pack(socket.AF_INET6, 128, 0, 0, RT_TABLE_LOCAL, RTPROT_STATIC, 0, RTN_LOCAL, 0)
+    body += _attribute(RTA_DST, socket.inet_pton(socket.AF_INET6, address.address)) + _attribute(
+        RTA_OIF, struct.pack("=I", index)
+    )
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
+
+
+def _six(address: InterfaceAddress) -> bool:
+    return ":" in address.address
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
