@@ -83,6 +83,10 @@ class Cost:
         return not (self.broken or self.silent or self.wrong_bytes or self.both_ms)
 
 
+class NotServing(AssertionError):
+    """The node to be struck gave the VIPs away by itself: on an overloaded machine its lease ran out."""
+
+
 class Observer:
     """Probes, captures and held connections around one fault. Use as a context manager; `strike` once, then `cost`.
 
@@ -116,7 +120,8 @@ class Observer:
     def strike(self, fault: Fault, node: Node, good_after: int = 300) -> None:
         """Let it happen to `node`, and wait until `good_after` new connections have been made since somebody serves."""
         role = node.call("cluster.status")["role"]
-        assert role == "active", f"{node.name} is {role} already, before any fault\n{node.tail()}"
+        if role != "active":
+            raise NotServing(f"{node.name} is {role} already, before any fault\n{node.tail()}")
         self.struck_ns = time.monotonic_ns()
         fault.strike(self.rig, node)
         if fault.moves:
@@ -177,13 +182,14 @@ def capture(rig: Rig, *addresses: str) -> Capture:
 class ProbeFarm:
     """A farm whose backends take the probes' connections. Use as a context manager around everything that probes."""
 
-    def __init__(self, rig: Rig, serving: Node, vip: str = VIP4) -> None:
+    def __init__(self, rig: Rig, serving: Node, vip: str = VIP4, acceptors: bool = True) -> None:
+        """acceptors: False where another farm's are there already; they take both families."""
         name = "probe6" if ":" in vip else "probe4"
         serving.call("farm.add", name=name, vip=vip, port=PROBE_PORT)
         for backend in rig.backends:
             address = backend.address6 if ":" in vip else backend.address4
             serving.call("backend.add", farm=name, address=address, port=PROBE_PORT)
-        self._acceptors = [Acceptor(backend.namespace) for backend in rig.backends]
+        self._acceptors = [Acceptor(backend.namespace) for backend in rig.backends if acceptors]
 
     def __enter__(self) -> Self:
         return self
