@@ -19,7 +19,7 @@ setup: ## Install Debian packages, .venv with xlbd and xlbctl, the bpffs mount (
 	@.ci/setup
 
 .PHONY: demo
-demo: setup ## Balance real traffic between network namespaces and show it (root, under 90 s)
+demo: setup ## Make a pair, pull its cables and stop its daemons under real traffic, show what clients lose (root, under 90 s)
 	@$(PYTHON) -m tests.demo
 
 .PHONY: test

@@ -100,8 +100,10 @@ class Observer:
         vip: str = VIP4,
         interval_ms: float = 1.0,
         quiet_probes: int = 500,
+        tick: Callable[[Observer], None] = lambda observer: None,
     ) -> None:
-        self.rig, self.held = rig, held
+        """tick: called again and again while something is waited for."""
+        self.rig, self.held, self._tick = rig, held, tick
         self.struck_ns = 0
         self._broken_before, self._wrong_before = len(held.broken), held.wrong_bytes
         held.slowest_s = 0.0
@@ -126,7 +128,12 @@ class Observer:
         fault.strike(self.rig, node)
         if fault.moves:
             successor = next(other for other in self.rig.nodes if other is not node)
-            wait_until(lambda: successor.call("cluster.status")["role"] == "active", f"{successor.name} takes over")
+
+            def serves() -> bool:
+                self._tick(self)
+                return bool(successor.call("cluster.status")["role"] == "active")
+
+            wait_until(serves, f"{successor.name} takes over")
         self.good(good_after)
 
     def good(self, count: int) -> None:
@@ -135,10 +142,33 @@ class Observer:
 
     def _good_since(self, since_ns: int, count: int, what: str) -> None:
         def enough() -> bool:
+            self._tick(self)
             probed = self.probes.so_far().between(since_ns, FOR_EVER_NS)
             return len(probed.began) - probed.failed >= count
 
         wait_until(enough, what)
+
+    # What can be seen meanwhile.
+
+    @property
+    def speaker(self) -> str:
+        """The node whose frame as the VIP came last; empty: none yet."""
+        return self.capture.last
+
+    @property
+    def silent_ms(self) -> float:
+        """How long ago the last new connection began that has come about."""
+        probed = self.probes.so_far()
+        good = probed.began[probed.took >= 0]
+        return (time.monotonic_ns() - int(good.max(initial=self._begun_ns))) / NS_PER_MS
+
+    @property
+    def outage_ms(self) -> float:
+        """The longest outage since the fault, so far; 0 before."""
+        if not self.struck_ns:
+            return 0.0
+        ended = self.probes.so_far().between(self.struck_ns - BEFORE_NS, FOR_EVER_NS).outage_ms
+        return max(self.silent_ms, ended if ended != float("inf") else 0.0)
 
     def cost(self) -> Cost:
         """End the observation and say what came of it."""

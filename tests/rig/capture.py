@@ -94,6 +94,11 @@ class Capture:
                         seconds, nanoseconds = struct.unpack("=qq", controls[0][2])
                         self._spoken.append(Spoken(seconds * 1_000_000_000 + nanoseconds - self._offset_ns, node))
 
+    @property
+    def last(self) -> str:
+        """The node that spoke last, as of a moment ago; empty: none."""
+        return self._spoken[-1].node if self._spoken else ""
+
     def stop(self) -> list[Spoken]:
         """In the order of time. Raises AssertionError if a frame was lost: a capture with holes proves nothing."""
         self._end()
