@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from ctl.cli.base import Session, XlbCommand
+from ctl.cli.interrupt import interruptible
 from ctl.cli.output import Column, bit_rate, byte_count, count, print_json, print_table
 from ctl.cli.rates import Sample, rates, sample
 from ctl.model import format_endpoint
@@ -49,8 +49,7 @@ def stats(ctx: click.Context, everything: bool, watch: bool, interval: float, pr
     if sum((session.json, watch, prometheus)) > 1:
         raise click.UsageError("--watch, --prometheus and -o json exclude each other", ctx)
     if watch:
-        with contextlib.suppress(KeyboardInterrupt):
-            _watch(session, everything, interval)
+        _watch(session, everything, interval)
         return
     answer, farms, counts = take_sample(session)
     if prometheus:
@@ -68,15 +67,15 @@ def take_sample(session: Session) -> tuple[dict[str, Any], list[dict[str, Any]],
 
 
 def _watch(session: Session, everything: bool, interval: float) -> None:
-    _, _, before = take_sample(session)
-    while True:
-        time.sleep(interval)
-        answer, _, after = take_sample(session)
-        if sys.stdout.isatty():
-            click.clear()
-        click.echo(f"per second, over {after.at_s - before.at_s:.1f} s")
-        _print_tables(answer["counters"], rates(before, after), everything, as_rates=True)
-        before = after
+    with interruptible() as told_to_stop_within:
+        _, _, before = take_sample(session)
+        while not told_to_stop_within(interval):
+            answer, _, after = take_sample(session)
+            if sys.stdout.isatty():
+                click.clear()
+            click.echo(f"per second, over {after.at_s - before.at_s:.1f} s")
+            _print_tables(answer["counters"], rates(before, after), everything, as_rates=True)
+            before = after
 
 
 def _print_tables(counters: list[dict[str, Any]], counts: Sample, everything: bool, as_rates: bool) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import select
 import sys
 import termios
 import time
@@ -16,6 +14,7 @@ import click
 
 from ctl.cli.base import Session, XlbCommand, pass_session
 from ctl.cli.farm import farm_state
+from ctl.cli.interrupt import interruptible
 from ctl.cli.output import Column, bit_rate, colour_refused, count, plain_lines, printable, rich_table, share
 from ctl.cli.rates import Load, Sample, rates
 from ctl.cli.stats import take_sample
@@ -69,7 +68,6 @@ def _watch(session: Session, interval: float) -> None:
 
     console = Console(highlight=False, no_color=colour_refused())
     with (
-        contextlib.suppress(KeyboardInterrupt),
         keyboard() as quit_within,
         Live(console=console, screen=True, auto_refresh=False) as live,
     ):
@@ -167,20 +165,13 @@ def _row(name: str, what: str, state: str, connections: int, load: Load, part: s
 
 @contextlib.contextmanager
 def keyboard() -> Iterator[Callable[[float], bool]]:
-    """Read single keys; yields a function that waits so many seconds and returns True as soon as one of them says quit."""
+    """Read single keys; yields a function that waits so many seconds and says whether one of them, or Ctrl-C, said quit."""
     descriptor = sys.stdin.fileno()
     settings = termios.tcgetattr(descriptor)
 
-    def quit_within(seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            ready, _, _ = select.select([descriptor], [], [], left)
-            if ready and os.read(descriptor, 1) in QUIT_KEYS:
-                return True
-        return False
-
     tty.setcbreak(descriptor)
     try:
-        yield quit_within
+        with interruptible(descriptor, QUIT_KEYS) as told_to_stop_within:
+            yield told_to_stop_within
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, settings)

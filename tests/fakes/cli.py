@@ -88,9 +88,10 @@ class Terminal:
 
     def wait(self, within_s: float = 20.0) -> int:
         """Return the exit code; what was written until then is in `output`."""
-        while self._read(within_s):
+        deadline = time.monotonic() + within_s
+        while (left := deadline - time.monotonic()) > 0 and self._read(left):
             pass
-        return self.process.wait(within_s)
+        return self.process.wait(max(0.1, deadline - time.monotonic()))
 
     def _read(self, seconds: float) -> bool:
         """Read something; False after so many seconds or at the end."""
