@@ -7,12 +7,10 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 
-from bpf import layout
-from bpf.plane import KernelPlane
 from tests.net.faults import FAULTS, Fault, Observer, ProbeFarm
+from tests.net.many_flows import put_connections
 from tests.net.paired import PairSite, paired
 from tests.net.serving import PORTS, VIPS
 from tests.rig import VIP6, HeldConnections, Layout, Node, Rig, wait_until
@@ -102,38 +100,6 @@ def test_what_happens_to_the_backup_costs_clients_nothing(site: PairSite, name: 
         assert cost.failed == 0, cost
         assert cost.first_ms == 0, "the backup spoke for the VIP"
         assert site.node is serving
-
-
-def put_connections(node: Node, count: int) -> None:
-    """Write connections into a node's table as if clients had opened them: copies of one that is there, of other clients."""
-    layouts = layout.load(node.run_dir)
-    assert layouts is not None
-    plane = KernelPlane(node.bpf_dir, layouts)
-    try:
-        keys, values = (np.concatenate(each) for each in zip(*plane.flow_slices("flows", "v4", 4096), strict=True))
-        forward = int(
-            np.flatnonzero((keys["destination_port"] == PORTS["tcp"]) & (values["destination_port"] == PORTS["tcp"]))[0]
-        )
-        clients = (0x0AC80000 + np.arange(count, dtype=np.uint32)).astype(">u4").view(np.uint8)
-        key, value = np.repeat(keys[forward : forward + 1], count), np.repeat(values[forward : forward + 1], count)
-        backends = clients.copy().reshape(count, 4)
-        backends[:, 1] += 1  # 10.201.0.0/16 and following: a reply entry of its own for each
-        _set(key["source"], clients)
-        _set(value["destination"], backends)
-        reply_key, reply = np.zeros_like(key), value.copy()
-        reply_key["protocol"] = key["protocol"]
-        for there, here in (("source", "destination"), ("destination", "source")):
-            reply_key[there], reply_key[f"{there}_port"] = value[here], value[f"{here}_port"]
-            reply[there], reply[f"{there}_port"] = key[here], key[f"{here}_port"]
-        reply["flags"] = 0
-        for each in ((reply_key, reply), (key, value)):
-            assert plane.update_flows("v4", *each) == count
-    finally:
-        plane.close()
-
-
-def _set(column: np.ndarray, addresses: np.ndarray) -> None:
-    column[...] = np.frombuffer(addresses.tobytes(), column.dtype)
 
 
 def reboot(node: Node) -> None:

@@ -132,6 +132,7 @@ class Rig:
         self._pins = BPF_ROOT / f"xlb-rig-{self.id}-"  # what all its nodes' bpf_dirs begin with
         self._reaper = self._start_reaper()
         self._ports: list[tuple[str, str]] = []
+        self._silent: set[str] = set()  # ports that were cut silently
         try:
             self._build()
         except BaseException:
@@ -246,17 +247,17 @@ class Rig:
 
     def cut(self, host: str, device: str = "eth0", *, silently: bool = False) -> None:
         """Pull the cable; `silently`: the carrier stays, frames do not arrive."""
-        if silently:
-            self.switch.run("bridge", "link", "set", "dev", f"{host}-{device}", "state", "disabled")
-        else:
-            self.switch.ip(f"link set {host}-{device} down")
+        self._cut([f"{host}-{device}"], silently)
 
     def cut_off(self, host: str, *, silently: bool = False) -> None:
         """Pull all cables of a host, one right after the other."""
-        commands = [
-            f"link set dev {port} state disabled" if silently else f"link set {port} down" for port in self._ports_of(host)
-        ]
+        self._cut(self._ports_of(host), silently)
+
+    def _cut(self, ports: list[str], silently: bool) -> None:
+        commands = [f"link set dev {port} state disabled" if silently else f"link set {port} down" for port in ports]
         self.switch.run("bridge" if silently else "ip", "-batch", "-", stdin="\n".join(commands) + "\n")
+        if silently:
+            self._silent.update(ports)
 
     def mend_all(self, host: str) -> None:
         """Undo `cut_off`, the cluster's cable first."""
@@ -268,8 +269,11 @@ class Rig:
 
     def mend(self, host: str, device: str = "eth0") -> None:
         """Undo `cut`."""
-        self.switch.ip(f"link set {host}-{device} up")
-        self.switch.run("bridge", "link", "set", "dev", f"{host}-{device}", "state", "forwarding")
+        port = f"{host}-{device}"
+        self.switch.ip(f"link set {port} up")
+        if port in self._silent:  # one that was loud is set forwarding by the bridge, once it has its carrier
+            self.switch.run("bridge", "link", "set", "dev", port, "state", "forwarding")
+            self._silent.remove(port)
 
     # --- the end -------------------------------------------------------------------------------------------------
 
