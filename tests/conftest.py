@@ -7,6 +7,7 @@ a run says something about the change it runs for.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -15,6 +16,9 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("xlb", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ)
 settings.load_profile("xlb")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C in processes that would inherit it
 
 SKIPS_FAIL = os.environ.get("XLB_NO_SKIP") == "1"
 

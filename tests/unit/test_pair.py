@@ -31,7 +31,7 @@ from tests.rig.wait import wait_until
 
 VIP = InterfaceAddress("eth0", "10.77.0.100", 24)
 CONFIG = Config(generation=1, vips={VIP.address: Vip(VIP.address, VIP.prefix_length, VIP.device, True)})
-FAST = "heartbeat_ms = 40\nlease_ms = 120\ntakeover_ms = 160"
+FAST = "heartbeat_ms = 60\nlease_ms = 600\ntakeover_ms = 700"  # wide enough for two daemons in one ordinary process
 
 
 @pytest.fixture
