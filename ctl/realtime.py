@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 
 from ctl import memory
 
@@ -15,6 +16,9 @@ PRIORITY = 2
 """Low on purpose: above every ordinary process, below whatever else a site runs in real time."""
 
 WORKER_PRIORITY = 1
+
+PERIOD_S, REST_S = 0.05, 0.005
+"""So long of each period all workers of a node leave the processors to others."""
 
 _granted = False
 
@@ -56,6 +60,19 @@ def favour_this_thread() -> None:
     """
     if _granted:
         _favour(threading.get_native_id())
+
+
+def rest() -> None:
+    """Call between pieces of long work in a worker thread. Sleeps if it is time to leave the processor to ordinary processes.
+
+    Where real-time threads leave them less than a twentieth of a second, the kernel runs those for 50 ms in a row (the fair
+    server of Linux 6.8; before that, sched_rt_runtime_us of sched(7)) and no real-time thread meanwhile, the loop least of
+    all. Measured with three busy workers on two busy processors: a loop 49 ms late, with these rests 0.9 ms.
+    """
+    if _granted:
+        phase_s = time.monotonic() % PERIOD_S
+        if phase_s < REST_S:
+            time.sleep(REST_S - phase_s)
 
 
 def _favour(thread: int) -> None:
