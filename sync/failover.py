@@ -98,7 +98,7 @@ class Failover(Handover):
         return out
 
     def _tick(self, event: Tick) -> None:
-        now, timing = self._now, self.config.timing
+        now = self._now
         if self._request and now >= self._request_until_ns:
             self._request_timed_out()
         if self.state is State.CANDIDATE and not self.peer_alive:
@@ -108,8 +108,7 @@ class Failover(Handover):
         if self._announce_ns and now >= self._announce_ns[0]:
             del self._announce_ns[0]
             self._out.append(Announce())
-        alone_ns = self._acked_ns + timing.alone_ns
-        if now >= self._next_beat_ns or (self.serving and self._sent_ns < alone_ns <= now):
+        if now >= self._next_beat_ns or (self.serving and self._sent_ns < self._alone_at_ns <= now):
             self._send()
 
     # --- heartbeats -------------------------------------------------------------------------------------------------
@@ -254,6 +253,7 @@ class Failover(Handover):
         self._epochs.spend()
         self._enter(State.ACTIVE, f"serving with epoch {self.epoch}: {why}")
         self._in_step, self._acked_ns, self._grants, self._request = True, basis_ns, 0, ""
+        self._unacked_ns.clear()
         self._followed = False
         self._out.append(ApplyReplicated())
         self._send()

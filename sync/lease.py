@@ -12,6 +12,8 @@ instead, both serve until the cut heals: two nodes without a vote cannot know be
 
 from __future__ import annotations
 
+from collections import deque
+
 from sync.epochs import Epochs
 from sync.failover_types import (
     AskVote,
@@ -36,6 +38,7 @@ from sync.timing import NS_PER_MS
 NEVER_NS = -(1 << 62)
 LEAST_PRIORITY = 1
 FAR_NS = 1 << 62
+REMEMBERED_BEATS = 16
 
 
 class Lease:
@@ -56,6 +59,7 @@ class Lease:
         self._acked_ns = NEVER_NS  # when the last heartbeat that the peer acknowledged was sent
         self._followed = False  # the peer has acknowledged a heartbeat of this term
         self._sent_ns = NEVER_NS
+        self._unacked_ns: deque[int] = deque(maxlen=REMEMBERED_BEATS)  # when heartbeats since then were sent
         self._next_beat_ns = now_ns
         self._sequence = 0
         self._claim = self._claim_since_ns = self._grants = 0
@@ -98,7 +102,7 @@ class Lease:
         if self.state is State.STOPPED:
             return FAR_NS
         if self.serving:
-            alone_ns = self._acked_ns + timing.alone_ns
+            alone_ns = self._alone_at_ns
             return min(wake_ns, alone_ns if alone_ns > self._now else wake_ns, self.deadline_ns)
         silence_ns = max(self._silence_ends_ns, self._quiet_until_ns, self._awake_since_ns + timing.listen_ns)
         return min(wake_ns, silence_ns) if silence_ns > self._now else wake_ns
@@ -156,11 +160,21 @@ class Lease:
         sent_ns = beat.echo_sent_ns
         if beat.grants == self.epoch and beat.echo_boot == self.boot and self._acked_ns < sent_ns <= self._now:
             self._acked_ns, self._followed = sent_ns, True
+            while self._unacked_ns and self._unacked_ns[0] <= sent_ns:
+                self._unacked_ns.popleft()
             self._extend(sent_ns, sent_ns + self.config.timing.lease_ns)
+
+    @property
+    def _alone_at_ns(self) -> int:
+        """From when on missing acknowledgements mean that nobody acknowledges: one must have had time to come back."""
+        if not self._unacked_ns:
+            return FAR_NS
+        timing = self.config.timing
+        return max(self._acked_ns + timing.alone_ns, self._unacked_ns[0] + timing.answer_ns)
 
     def _extend_alone(self) -> None:
         now, timing = self._now, self.config.timing
-        unheard = now - self._acked_ns >= timing.alone_ns
+        unheard = now >= self._alone_at_ns
         awake = now - self._awake_since_ns >= timing.alone_ns
         if unheard and awake and self.config.vote is Vote.NONE:
             self._extend(now, now + timing.alone_ns)
@@ -171,7 +185,8 @@ class Lease:
         self._out.append(FlushFlows(self._next_flush()))
         self.deadline_ns = 0
         self._announce_ns = []
-        self._quiet_until_ns = self._now + self.config.timing.takeover_ns
+        # Longer than the peer waits, so that the two never take over at the same moment.
+        self._quiet_until_ns = self._now + self.config.timing.takeover_ns + self.config.timing.alone_ns
         self._enter(state, why)
         self._reserve()
         self._send()
@@ -200,6 +215,8 @@ class Lease:
         """Say everything about this node, then extend the lease where nobody but this node can."""
         now, timing, peer = self._now, self.config.timing, self._peer
         self._sequence += 1
+        if now - self._sent_ns > timing.stall_ns:
+            self._awake_since_ns = now  # whatever else happened meanwhile: the peer heard nothing
         self._sent_ns = now
         heartbeat = Heartbeat(
             boot=self.boot,
@@ -225,6 +242,7 @@ class Lease:
             self._next_beat_ns = now + timing.heartbeat_ns
             self._out.append(SendAdvert(self._advertised(), now + timing.alone_ns))
             self._extend_alone()
+            self._unacked_ns.append(now)
         elif self._claim:
             self._next_beat_ns = now + timing.heartbeat_ns
         else:

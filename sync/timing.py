@@ -41,6 +41,7 @@ class Timing:
     handover_timeout_ns: int = 2000 * NS_PER_MS
     failback_delay_ns: int = 10_000 * NS_PER_MS
     alone_ns: int = field(init=False)  # no acknowledgement for so long: the peer no longer carries the lease
+    answer_ns: int = field(init=False)  # an acknowledgement is given so long to come back
     stall_ns: int = field(init=False)  # this machine heard nothing, not even its timer, for so long: it slept
     listen_ns: int = field(init=False)  # a node that slept listens so long before it believes in silence
 
@@ -48,6 +49,7 @@ class Timing:
         if not self.start_wait_ns:
             object.__setattr__(self, "start_wait_ns", 3 * self.takeover_ns)
         object.__setattr__(self, "alone_ns", self.lease_ns // 2)
+        object.__setattr__(self, "answer_ns", self.lease_ns // 6)
         object.__setattr__(self, "stall_ns", 2 * self.heartbeat_ns)
         object.__setattr__(self, "listen_ns", 2 * self.heartbeat_ns)
 

@@ -27,6 +27,7 @@ PAUSE_AT = (
     configsync.SendOffer,
 )
 FAULTS_UNTIL = 500 * MS
+BLIND_FROM = 120 * MS
 CONVERGED_WITHIN = 600 * MS
 QUIET = 150 * MS
 
@@ -42,6 +43,9 @@ class Profile:
     delay_ns: int = 2 * MS  # longest on the cluster link without a fault
     loss: float = 0.0  # on the cluster link
     drift_ppm: int = 500
+    data_loss: float = 0.05  # of advertisements
+    most_faults: int = 6
+    blind: bool = False  # the cluster link is cut before anything else goes wrong
 
 
 PROCESS = (
@@ -67,6 +71,7 @@ PROFILES = (
     Profile("witness", Vote.WITNESS, PROCESS + NETWORK + NETWORK, exclusive=True, loss=0.02),
     Profile("gateway", Vote.GATEWAY, ("isolate", "isolate", "crash", "power", "switchover", "restart"), exclusive=True),
     Profile("cut", Vote.NONE, PROCESS + NETWORK, exclusive=False, loss=0.02),
+    Profile("blind", Vote.NONE, ("pause", "crash"), True, 4 * MS, data_loss=0.0, most_faults=1, blind=True),
 )
 
 
@@ -104,7 +109,7 @@ class World:
         self.gaps: list[tuple[int, int]] = []  # (closed at, opened at) of the pair as a whole
         self.closed_at = -1
         self.nodes = [Node(self, 0), Node(self, 1)]
-        self.fault_count = rng.randint(1, 6) if faults is None else faults
+        self.fault_count = rng.randint(1, self.profile.most_faults) if faults is None else faults
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -144,7 +149,7 @@ class World:
         link = "cluster" if path == "bulk" else path
         if self.cut.get((sender, link)):
             return
-        loss = self.loss if path != "data" else max(self.loss, 0.05)
+        loss = self.loss if path != "data" else max(self.loss, self.profile.data_loss)
         if loss and rng.random() < loss:
             return
         receiver = self.nodes[1 - sender]
@@ -228,9 +233,11 @@ class World:
     # --- faults -----------------------------------------------------------------------------------------------------
 
     def schedule_faults(self) -> None:
+        if self.profile.blind:
+            self.at(BLIND_FROM, lambda: self.fault_cut_cluster(self.nodes[0], FAULTS_UNTIL - BLIND_FROM))
         for _ in range(self.fault_count):
             name = self.rng.choice(self.profile.faults)
-            when = self.rng.randint(0, FAULTS_UNTIL - 50 * MS)
+            when = self.rng.randint(2 * BLIND_FROM if self.profile.blind else 0, FAULTS_UNTIL - 50 * MS)
             self.at(when, lambda name=name: self.fault(name))  # type: ignore[misc]
 
     def fault(self, name: str) -> None:
