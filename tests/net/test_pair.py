@@ -87,11 +87,12 @@ def test_a_lost_carrier_hands_the_vips_over(site: PairSite, held: HeldConnection
         observer.strike(loud, struck)
         assert site.status(struck)["role"] == "fault"
         assert "no carrier on eth0" in site.status(struck)["why"]
+        why = site.status(site.node)["why"]
         loud.heal(site.rig, struck)
         wait_until(lambda: site.status(struck)["role"] == "backup", "the carrier to be noticed", 15)
         cost = observer.cost()
     assert cost.harmless, cost
-    assert cost.outage_ms < TIMES["takeover_ms"], "nobody waited for silence"
+    assert "silent" not in why, "nobody waited for silence"
 
 
 def test_maintenance_by_the_real_command(site: PairSite, held: HeldConnections) -> None:
