@@ -50,7 +50,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.fault.name}, default times" if self.timing is DEFAULT_TIMING else self.fault.name
+        return f"{self.fault.name} at default times" if self.timing is DEFAULT_TIMING else self.fault.name
 
     @property
     def wanted(self) -> str:
@@ -107,13 +107,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.failover", description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--connections", type=int, default=2000)
-    parser.add_argument("--faults", default=",".join(CASES).replace(", ", ";"), help="comma-separated; ';' inside a name")
+    parser.add_argument("--faults", default=",".join(CASES), help="comma-separated (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON document, every run in it")
     chosen = parser.parse_args()
     if reason := why_not():
         print(f"cannot run here: {reason}", file=sys.stderr)
         return 1
-    cases = [CASES[name.replace(";", ", ")] for name in chosen.faults.split(",")]
+    names = [name.strip() for name in chosen.faults.split(",")]
+    if unknown := set(names) - CASES.keys():
+        parser.error(f"--faults: there is no {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    cases = [CASES[name] for name in names]
     progress = Console(stderr=True)
     results = []
     for timing in (TIMING, DEFAULT_TIMING):
