@@ -56,6 +56,7 @@ class Failover(Handover):
     ) -> None:
         super().__init__(config, boot, epoch, reserved, now_ns, maintenance)
         self._guard = SessionGuard()
+        self._hailed_boot = 0
 
     @property
     def peer_boot(self) -> int:
@@ -116,7 +117,11 @@ class Failover(Handover):
     def _heartbeat(self, event: HeartbeatHeard) -> None:
         beat = event.heartbeat
         if beat.boot != self._guard.boot:
-            self._next_beat_ns = self._now  # a new run must hear this node before it can prove that it is new
+            if beat.boot != self._hailed_boot:  # once: two that refuse each other must not answer each answer
+                self._hailed_boot = beat.boot
+                self._next_beat_ns = self._now  # a new run must hear this node before it can prove that it is new
+            if self._now - self._peer_heard_ns >= self.config.timing.start_wait_ns:
+                self._guard.forget()
         if not self._guard.accept(beat.boot, beat.sequence, beat.echo_sequence if beat.echo_boot == self.boot else 0):
             return
         returns = not self.peer_alive
@@ -295,6 +300,8 @@ class Failover(Handover):
             self._enter(State.FAULT, text)
             self._send()
         elif not self._down and self.state is State.FAULT:
+            # Silence says nothing about the time in which nothing could be heard: the peer may have served for long.
+            self._quiet_until_ns = max(self._quiet_until_ns, self._now + self.config.timing.start_wait_ns)
             self._enter(State.BACKUP, "every tracked interface has its carrier again")
             self._send()
 

@@ -4,7 +4,8 @@ Decides fresh or not. Must not know what the messages say.
 
 A boot id is a random number a daemon draws when it starts. Random numbers have no order, so a late message of an earlier run
 could look like a new run. Causality orders them: the present run has heard something of ours that no earlier one can have
-heard. A message of another run counts only if it echoes a later message of ours than any message before.
+heard. A message of another run counts only if it echoes a later message of ours than any message before; or if the run
+followed so far has been silent for long, because two nodes that each follow a dead run of the other would wait for ever.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ class SessionGuard:
 
     def __init__(self) -> None:
         self.boot = self.sequence = self.echoed = 0
+
+    def forget(self) -> None:
+        """The run followed so far is gone: follow whichever speaks next."""
+        self.boot = 0
 
     def accept(self, boot: int, sequence: int, echoed: int) -> bool:
         """True if the message is newer than every one accepted before; False for a replay or a latecomer.

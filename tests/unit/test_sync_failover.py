@@ -240,6 +240,20 @@ def test_a_lost_carrier_moves_the_vips_at_once() -> None:
     assert pair.roles() == ("backup", "active")
 
 
+def test_a_node_whose_carrier_returns_listens_before_it_believes_in_silence() -> None:
+    pair = Pair()
+    pair.hear(pair.one, types.CarrierChanged("eth0", False))
+    pair.cut |= {"cluster", "data"}
+    pair.pass_ms(500)
+    assert pair.roles() == ("fault", "active")
+    pair.hear(pair.one, types.CarrierChanged("eth0", True))
+    pair.pass_ms(TIMING.takeover_ns // MS * 2)  # a bridge port that learns, a connection that is being made again
+    assert pair.roles() == ("backup", "active")
+    pair.cut.clear()
+    pair.pass_ms(200)
+    assert pair.roles() == ("backup", "active") and pair.one.why.startswith("lb2 serves")
+
+
 def test_a_lost_carrier_is_borne_while_the_peer_cannot_serve() -> None:
     pair = Pair()
     pair.dead.add(pair.two)
@@ -399,3 +413,17 @@ def test_an_epoch_is_never_reused_after_a_crash() -> None:
         epoch, reserved = persist.epoch, persist.reserved
         assert reserved not in spent and reserved % 2 == 0
         spent.add(reserved)
+
+
+def test_two_that_each_heard_a_dead_run_of_the_other_find_each_other() -> None:
+    pair = Pair()
+    pair.cut |= {"cluster", "data"}
+    for machine in (pair.one, pair.two):
+        dead = types.Heartbeat(77, 900, 0, Role.BACKUP, 0, 50, echo_boot=machine.boot, echo_sequence=1 << 40)
+        pair.hear(machine, types.HeartbeatHeard(dead))
+        assert machine.peer_boot == 77
+    pair.pass_ms(50)
+    pair.cut.clear()
+    pair.pass_ms(200)
+    assert (pair.one.peer_boot, pair.two.peer_boot) == (22, 11)
+    assert sorted(pair.roles()) == ["active", "backup"]

@@ -85,6 +85,8 @@ def test_a_session_takes_each_message_once_and_follows_the_present_run() -> None
     assert guard.accept(6, 2, 11)
     assert not guard.accept(5, 900, 10)  # a late message of the earlier run
     assert guard.accept(6, 3, 11)
+    guard.forget()
+    assert guard.accept(8, 1, 0) and not guard.accept(8, 1, 0)
 
 
 def imports(path: Path) -> set[str]:
