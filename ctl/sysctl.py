@@ -2,6 +2,8 @@
 
 * forwarding: bpf_fib_lookup answers only for interfaces that forward, and unresolved packets are forwarded by the kernel.
 * accept_local: a packet whose next hop is not resolved yet goes to the kernel with the VIP, a local address, as source.
+* arp_announce 2: for such a packet the kernel would ask for its next hop in the VIP's name, and go on asking for seconds after
+  the VIP has moved to the peer; everybody who hears that would send to the wrong node.
 * accept_ra 2: with forwarding on, 1 would make the node forget the default route it learned by router advertisement.
 
 Knows nothing of farms. Settings live in /proc/sys of the network namespace this process is in.
@@ -35,6 +37,7 @@ def settings(interfaces: Sequence[str], root: Path = ROOT) -> Iterator[Setting]:
     for interface in interfaces:
         yield Setting(f"ipv4/conf/{interface}/forwarding", "1")
         yield Setting(f"ipv4/conf/{interface}/accept_local", "1")
+        yield Setting(f"ipv4/conf/{interface}/arp_announce", "2")
     if not (root / "ipv6/conf/all/forwarding").exists():
         return
     for directory in sorted((root / "ipv6/conf").iterdir()):

@@ -41,8 +41,11 @@ from sync.handover import Handover
 from sync.lease import NEVER_NS
 from sync.session import SessionGuard
 from sync.states import State
+from sync.timing import NS_PER_MS
 
 ANNOUNCE_AFTER_HEARTBEATS = (1, 5, 25)
+ANNOUNCE_AFTER_MS = (1500, 4000)
+"""The kernel of a node that died may for three seconds go on asking for neighbours in the name of an IPv6 VIP."""
 
 
 class Failover(Handover):
@@ -268,7 +271,9 @@ class Failover(Handover):
         self._reserve()
 
     def _announce_soon(self) -> None:
-        self._announce_ns = [self._now + count * self.config.timing.heartbeat_ns for count in ANNOUNCE_AFTER_HEARTBEATS]
+        waits_ns = [count * self.config.timing.heartbeat_ns for count in ANNOUNCE_AFTER_HEARTBEATS]
+        waits_ns += [wait_ms * NS_PER_MS for wait_ms in ANNOUNCE_AFTER_MS]
+        self._announce_ns = sorted(self._now + wait_ns for wait_ns in waits_ns)
 
     # --- everything else that happens to this node ------------------------------------------------------------------
 

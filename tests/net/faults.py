@@ -5,6 +5,7 @@ Decides what is measured and how; what a result should be is the business of the
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -13,13 +14,14 @@ from types import TracebackType
 from typing import Self
 
 from tests.rig import VIP4, HeldConnections, Node, Rig, wait_until
-from tests.rig.capture import Capture, Spoken, overlap_ms
+from tests.rig.capture import Capture, Spoken, last_turns, overlap_ms
 from tests.rig.probes import PROBE_PORT, Acceptor, Probes
 
 NS_PER_MS = 1_000_000
 BEFORE_NS = 100 * NS_PER_MS
 """An outage may begin a little before the fault is known to have struck."""
 FOR_EVER_NS = 1 << 62
+MOST_STRAY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Cost:
     both_ms: float
     last_ms: float
     first_ms: float
+    stray: tuple[str, ...] = ()  # what was said out of turn
 
     @property
     def harmless(self) -> bool:
@@ -110,6 +113,7 @@ class Observer:
         self.capture = capture(rig, vip)
         self.probes = Probes(rig.client.namespace, vip, PROBE_PORT, interval_ms)
         self._begun_ns = time.monotonic_ns()
+        self._terms_before = self._terms()
         self._good_since(self._begun_ns, quiet_probes, "connections before the fault")
 
     def __enter__(self) -> Self:
@@ -179,6 +183,7 @@ class Observer:
         quiet = probed.between(self._begun_ns, self.struck_ns - BEFORE_NS)
         last_ms, first_ms = self._turns(spoken)
         broken = len(self.held.broken) - self._broken_before
+        both_ms = overlap_ms(spoken, len(self._terms() - self._terms_before))
         return Cost(
             outage_ms=around.outage_ms,
             noise_ms=quiet.outage_ms,
@@ -189,10 +194,19 @@ class Observer:
             silent=silent - len(self.held.broken),
             wrong_bytes=self.held.wrong_bytes - self._wrong_before,
             stalled_ms=self.held.slowest_s * 1000,
-            both_ms=overlap_ms(spoken),
+            both_ms=both_ms,
             last_ms=last_ms,
             first_ms=first_ms,
+            stray=tuple(self._said(each) for each in last_turns(spoken, MOST_STRAY)) if both_ms else (),
         )
+
+    def _terms(self) -> set[str]:
+        """Every epoch that either daemon has served with, by its log."""
+        logs = (node.log.read_text(errors="replace") for node in self.rig.nodes if node.log.exists())
+        return {epoch for log in logs for epoch in re.findall(r"serving with epoch (\d+): ", log)}
+
+    def _said(self, frame: Spoken) -> str:
+        return f"{(frame.at_ns - self.struck_ns) / NS_PER_MS:.1f} ms after the fault {frame.node} said {frame.head.hex(' ', 2)}"
 
     def _turns(self, spoken: list[Spoken]) -> tuple[float, float]:
         if not spoken:

@@ -10,6 +10,8 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import ARP, Ether
 
 from bpf import libbpf
 from tests.net.serving import BACKEND_PORTS, PORTS, VIPS, Serving, serving
@@ -36,6 +38,22 @@ def test_no_packet_is_lost_when_the_node_forgets_its_neighbours(site: Serving, f
         node.run("ip", "neigh", "flush", "dev", "eth0")
         answer = site.udp(family, timeout_s=3)
         assert answer.error == "", "a datagram is sent once: it was lost"
+
+
+def test_a_next_hop_is_asked_for_in_the_nodes_own_name(site: Serving) -> None:
+    """In the VIP's, every neighbour would take it for an announcement, and it is repeated after the VIP has moved away."""
+    nobody = "10.77.0.222"
+    client = site.rig.client.namespace
+    asked = client.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806)))
+    with closing(asked):
+        asked.settimeout(5)
+        datagram = UDP(sport=4444, dport=PORTS["udp"]) / b"?"
+        frame = Ether(src=client.mac("eth0"), dst=site.node.namespace.mac("eth0")) / IP(src=nobody, dst=VIPS[4]) / datagram
+        asked.bind(("eth0", 0x0806))
+        asked.send(bytes(frame))
+        while (request := ARP(asked.recv(1514)[14:])).pdst != nobody:
+            pass
+        assert (request.op, request.psrc) == (1, "10.77.0.1")
 
 
 def test_held_connections_continue_when_the_node_forgets_its_neighbours(site: Serving) -> None:

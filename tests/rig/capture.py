@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ipaddress
+import itertools
 import socket
 import struct
 import threading
@@ -35,25 +36,32 @@ _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _JUMP_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x1
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """A frame a node sent as the VIP: when the switch had it, in ns of CLOCK_MONOTONIC."""
+    """A frame a node sent as the VIP: when the switch had it, in ns of CLOCK_MONOTONIC, and how it began."""
 
     at_ns: int
     node: str
+    head: bytes = b""
 
 
-def overlap_ms(spoken: list[Spoken]) -> float:
-    """For how long two nodes answered, in a capture over at most one change of the serving node.
+def overlap_ms(spoken: list[Spoken], changes: int = 1) -> float:
+    """For how long two nodes answered, in a capture, ordered by time, over at most so many changes of the serving node.
 
-    From the first frame of the node that spoke second to the last frame of the one that spoke first; 0 if it had none so late.
+    Nodes that take turns as often as the VIPs moved do not overlap. Else from the first frame of the node that spoke second to
+    the last frame of the one that spoke first; 0 if it had none so late.
     """
-    if not spoken:
+    turns = sum(before.node != after.node for before, after in itertools.pairwise(spoken))
+    if turns <= changes:
         return 0.0
-    first = min(spoken, key=lambda each: each.at_ns).node
-    begun_ns = min((each.at_ns for each in spoken if each.node != first), default=None)
-    if begun_ns is None:
-        return 0.0
+    first = spoken[0].node
+    begun_ns = next(each.at_ns for each in spoken if each.node != first)
     last_ns = max(each.at_ns for each in spoken if each.node == first)
     return max(0, last_ns - begun_ns) / 1e6
+
+
+def last_turns(spoken: list[Spoken], count: int) -> list[Spoken]:
+    """The first frame of each of the last `count` turns: what a node said first when it spoke again."""
+    turns = [after for before, after in itertools.pairwise(spoken) if before.node != after.node]
+    return turns[-count:]
 
 
 class Capture:
@@ -92,7 +100,8 @@ class Capture:
                     node = self._nodes.get(frame[6:12])
                     if node is not None:
                         seconds, nanoseconds = struct.unpack("=qq", controls[0][2])
-                        self._spoken.append(Spoken(seconds * 1_000_000_000 + nanoseconds - self._offset_ns, node))
+                        at_ns = seconds * 1_000_000_000 + nanoseconds - self._offset_ns
+                        self._spoken.append(Spoken(at_ns, node, frame))
 
     @property
     def last(self) -> str:

@@ -114,6 +114,7 @@ def tree(tmp_path: Path) -> Path:
         "ipv4/conf/all/rp_filter": "1",
         "ipv4/conf/eth0/forwarding": "1",
         "ipv4/conf/eth0/accept_local": "0",
+        "ipv4/conf/eth0/arp_announce": "0",
         "ipv4/conf/eth0/rp_filter": "0",
         "ipv6/conf/all/forwarding": "0",
         "ipv6/conf/eth0/forwarding": "0",
@@ -129,7 +130,7 @@ def tree(tmp_path: Path) -> Path:
 
 def test_sysctls_are_set_only_where_they_must_be(tree: Path) -> None:
     said = sysctl.enable(("eth0",), tree)
-    assert len(said) == 5 and "set net.ipv6.conf.eth0.accept_ra from 1 to 2" in said
+    assert len(said) == 6 and "set net.ipv6.conf.eth0.accept_ra from 1 to 2" in said
     assert (tree / "ipv4/ip_forward").read_text() == "1"
     assert (tree / "ipv6/conf/eth1/accept_ra").read_text() == "0\n"
     order = [sentence.split()[1] for sentence in said]
@@ -146,4 +147,4 @@ def test_a_node_without_ipv6_needs_nothing_of_it(tree: Path) -> None:
 def test_what_cannot_be_set_is_said(tree: Path) -> None:
     (tree / "ipv4/ip_forward").unlink()
     (tree / "ipv4/ip_forward").mkdir()
-    assert len(sysctl.enable(("eth0",), tree)) == 4, "what cannot be read is not there"
+    assert len(sysctl.enable(("eth0",), tree)) == 5, "what cannot be read is not there"

@@ -427,3 +427,17 @@ def test_two_that_each_heard_a_dead_run_of_the_other_find_each_other() -> None:
     pair.pass_ms(200)
     assert (pair.one.peer_boot, pair.two.peer_boot) == (22, 11)
     assert sorted(pair.roles()) == ["active", "backup"]
+
+
+def test_the_successor_announces_for_as_long_as_the_dead_may_be_heard() -> None:
+    pair = Pair()
+    pair.dead.add(pair.one)
+    pair.pass_ms(40)
+    assert pair.two.role is Role.ACTIVE
+    at_ms = []
+    for waited_ms in range(0, 6000, 5):
+        pair.effects[pair.two].clear()
+        pair.pass_ms(5)
+        at_ms += [waited_ms] * any(isinstance(effect, types.Announce) for effect in pair.effects[pair.two])
+    assert len(at_ms) == 5
+    assert at_ms[2] < 300 and 1450 < at_ms[3] < 1550 and 3950 < at_ms[4] < 4050
