@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ctl.nodefile import load
+from ctl.nodefile import ClusterSection, DataSection, NodeSection, load, parse
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -28,6 +28,22 @@ def test_every_changelog_ends_at_the_project_version() -> None:
 def test_the_packaged_node_file_is_valid() -> None:
     node = load(TOP / "debian/node.toml")
     assert node.data.interfaces == ("eth0",)
+
+
+def test_the_manual_shows_every_setting_with_its_default() -> None:
+    page = (TOP / "docs/man/xlbd.8").read_text().replace("\\-", "-")
+    shown = tomllib.loads(page[page.index(".EX") + len(".EX") : page.index(".EE")])
+    sections = {"node": NodeSection, "data": DataSection, "cluster": ClusterSection}
+    assert {name: set(table) for name, table in shown.items()} == {
+        name: set(section.__slots__) - {"priority_given"} for name, section in sections.items()
+    }
+    defaults = parse('[data]\ninterfaces = ["eth0"]', "", "lb1")
+    for name, table in shown.items():
+        for key, value in table.items():
+            default = getattr(getattr(defaults, name), key)
+            assert value == (
+                list(default) if isinstance(default, tuple) else str(default) if isinstance(default, Path) else default
+            )
 
 
 def _targets() -> set[str]:
