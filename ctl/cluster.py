@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bpf.constants import ABI_VERSION
 from ctl.cluster_check import ClusterCheck
 from ctl.clusterfile import PAIRING_PORT, ClusterFile, ClusterSettings, Member
+from ctl.epochfile import EpochFile
 from ctl.errors import InvalidInput, XlbError
 from ctl.fields import Fields
 from ctl.model import Config
@@ -103,7 +104,7 @@ class ClusterCommands:
             await self._enter(settings)
 
     async def _enter(self, settings: ClusterSettings) -> None:
-        await asyncio.to_thread(self._file.save, settings)
+        await asyncio.to_thread(self._store, settings)
         try:
             await self._node.put(config_for_pair(self._node.config, settings))
             await self._node.enter_pair(settings)
@@ -132,7 +133,7 @@ class ClusterCommands:
         own_config = self._node.config
         async with Knock(token, keys, local) as knock:
             settings, stored = application.accepted(await knock.ask(application.join), int(time.time()))
-            await asyncio.to_thread(self._file.save, settings)
+            await asyncio.to_thread(self._store, settings)
             peer = settings.peer.name
             try:
                 application.done(await knock.ask(stored, timeout_s=20.0))
@@ -235,6 +236,15 @@ class ClusterCommands:
     @property
     def _file(self) -> ClusterFile:
         return ClusterFile(self._state_dir)
+
+    def _store(self, settings: ClusterSettings) -> None:
+        """Of an earlier pair nothing counts in this one, neither its terms nor that this node was in maintenance. Blocks."""
+        terms = EpochFile(self._state_dir)
+        try:
+            terms.remove()
+        except OSError as error:
+            raise XlbError(f"cannot remove {terms.path}: {error.strerror}; look after the disk and repeat it") from error
+        self._file.save(settings)
 
     def _require_single(self) -> None:
         if self._node.pair_config is not None:

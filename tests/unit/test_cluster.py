@@ -369,6 +369,16 @@ def test_a_pair_can_be_made_again_after_it_was_destroyed(pair: tuple[Site, Site]
     assert two.call("farm.show", name="web")["port"] == 81
 
 
+def test_maintenance_ends_with_the_pair(pair: tuple[Site, Site]) -> None:
+    one, two = pair
+    two.call("cluster.maintenance", on=True)
+    two.call("cluster.destroy")
+    wait_until(lambda: one.status["role"] == "single", "the active node to be single")
+    join(two, one)
+    in_step(two, one)
+    wait_until(lambda: [each.status["role"] for each in (two, one)] == ["active", "backup"], "the new pair's roles")
+
+
 def test_a_single_node_has_no_pair_to_destroy(nodes: tuple[Site, Site]) -> None:
     with pytest.raises(XlbError, match="this node is single; xlbctl cluster create makes a pair"):
         nodes[0].call("cluster.destroy")
