@@ -135,6 +135,9 @@ def _forwarding(node: Node) -> Iterator[Finding]:
 
 
 def _addresses(node: Node) -> Iterator[Finding]:
+    if not node.addresses.serving:
+        yield Finding("vips", True, f"{len(node.config.vips)} ready, none on its interface: this node does not serve")
+        return
     missing = sorted(wanted(node.config) - node.network.addresses(), key=lambda each: each.address)
     for each in missing[:_SHOWN]:
         remedy = f"bring {each.device} back; xlbd adds the address by itself"

@@ -87,6 +87,8 @@ def test_only_the_active_node_carries_the_addresses_and_an_open_lease(pair: tupl
     assert VIP in one.daemon.network.present and VIP not in two.daemon.network.present
     assert not two.daemon.network.announced
     assert two.daemon.node.config.vips.keys() == {"10.77.0.100"}, "the backup's tables are those of the active node"
+    for node in (one, two):
+        assert [each["ok"] for each in node.call("doctor") if each["name"].startswith("vip")] == [True]
 
 
 @pytest.mark.parametrize("asked_on", [0, 1])
