@@ -109,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="xlbd",
         description="The xlb load balancer's daemon: stays in the foreground, logs to stderr, stops on SIGTERM.",
-        epilog="The data plane goes on serving while xlbd is stopped, unless it was started with --detach.",
+        epilog="A single node's data plane goes on serving while xlbd is stopped, unless it was started with --detach; "
+        "a pair's node hands over.",
     )
     add = parser.add_argument
     add("--config", type=Path, default=nodefile.DEFAULT_PATH, metavar="FILE", help="node file (default: %(default)s)")

@@ -90,7 +90,7 @@ async def _serve(settings: NodeSettings, plane: KernelPlane, origin: Origin, det
         if failure:
             raise XlbError(f"{failure}; the data plane goes on serving, start xlbd again")
         clean = True
-        log.info("stopping%s", "" if detach else "; the data plane goes on serving")
+        log.info("stopping%s", "" if detach or node.member is not None else "; the data plane goes on serving")
     finally:
         await node.stop(detach and clean)  # a daemon that fails takes nothing away from what serves
 
