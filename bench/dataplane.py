@@ -29,7 +29,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bpf import libbpf, loader
+from bpf import libbpf, loader, xdp
 from bpf.constants import Mode, Protocol
 from bpf.headers import compiler_flags, make_header_tree
 from bpf.tables import Array
@@ -117,7 +117,7 @@ class Measure:
 
 def fastest(fd: int, frame: bytes, ifindex: int, runs: int, repeat: int = REPEAT) -> int:
     """Least ns per run of a program."""
-    return min(libbpf.test_run(fd, frame, ifindex, repeat).duration_ns for _ in range(runs))
+    return min(xdp.test_run(fd, frame, ifindex, repeat).duration_ns for _ in range(runs))
 
 
 def import_bcc() -> Any:
@@ -246,7 +246,7 @@ def measure_tables(runs: int) -> Iterator[Measure]:
     for words, flags in (("preallocated", 0), ("not preallocated", 1)):
         with compiled(TABLE, [f"-DFLAGS={flags}"]) as module:
             insert, lookup = (module.load_func(name, import_bcc().BPF.XDP).fd for name in ("insert", "lookup"))
-            yield Measure(f"table like flows, {words}: insert", libbpf.test_run(insert, bytes(64), 0, 1 << 20).duration_ns)
+            yield Measure(f"table like flows, {words}: insert", xdp.test_run(insert, bytes(64), 0, 1 << 20).duration_ns)
             yield Measure(f"table like flows, {words}: lookup", fastest(lookup, bytes(64), 0, runs))
 
 

@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.dataplane import compiled, import_bcc
-from bpf import compile, flatten, libbpf, loader
+from bpf import compile, flatten, loader, map_elements, xdp
 from bpf.constants import EventType, FlowFlag, FlowState, Protocol
 from bpf.layout import Layouts
 from bpf.plane import KernelPlane
@@ -275,12 +275,12 @@ def _generator(pins: Path, plane: KernelPlane, flows: int) -> Iterator[tuple[Any
         key, flow = _pattern(plane)
         event = np.zeros(1, plane._tables["events_v4"].value)
         event["key"], event["flow"], event["type"] = key, flow, EventType.ESTABLISHED
-        libbpf.map_update(module["pattern"].map_fd, bytes(4), event.tobytes())
+        map_elements.update(module["pattern"].map_fd, bytes(4), event.tobytes())
 
         def written() -> int:
-            return int.from_bytes(libbpf.map_lookup(module["written"].map_fd, bytes(4), 8) or b"", sys.byteorder)
+            return int.from_bytes(map_elements.lookup(module["written"].map_fd, bytes(4), 8) or b"", sys.byteorder)
 
-        yield lambda count: libbpf.test_run(program, bytes(64), 0, count), written
+        yield lambda count: xdp.test_run(program, bytes(64), 0, count), written
 
 
 def _free_port() -> int:

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bpf import libbpf
-from bpf.libbpf import AttachMode, XdpState
+from bpf import libbpf, xdp
 from bpf.loader import PROGRAM, program_path
 from bpf.tables import PlaneError
+from bpf.xdp import AttachMode, XdpState
 
 Mode = Literal["auto", "native", "generic"]
 
-_FLAGS = {AttachMode.NATIVE: libbpf.XDP_FLAGS_DRV_MODE, AttachMode.GENERIC: libbpf.XDP_FLAGS_SKB_MODE}
+_FLAGS = {AttachMode.NATIVE: xdp.XDP_FLAGS_DRV_MODE, AttachMode.GENERIC: xdp.XDP_FLAGS_SKB_MODE}
 _WANTED = {"native": AttachMode.NATIVE, "generic": AttachMode.GENERIC}
 _NO_FALLBACK = frozenset({errno.EPERM, errno.ENODEV, errno.EEXIST, errno.EBUSY, errno.ENOMEM})
 _SIOCETHTOOL, _ETHTOOL_GDRVINFO = 0x8946, 3
@@ -61,7 +61,7 @@ def attach(bpf_dir: Path, interfaces: Sequence[str], xdp_mode: Mode = "auto") ->
         for name in done:
             index, state = before[name]
             if state.program_id == 0:
-                _remove(index, libbpf.xdp_query(index))
+                _remove(index, xdp.query(index))
         raise
     finally:
         os.close(ours)
@@ -77,7 +77,7 @@ def detach(bpf_dir: Path, interfaces: Sequence[str]) -> list[str]:
             index = socket.if_nametoindex(name)
         except OSError:
             continue
-        state = libbpf.xdp_query(index)
+        state = xdp.query(index)
         if state.program_id and is_ours(state.program_id, own_id) and state.mode in _FLAGS:
             _remove(index, state)
             taken.append(name)
@@ -91,7 +91,7 @@ def attached(bpf_dir: Path, interfaces: Sequence[str]) -> dict[str, Attachment |
     for name in interfaces:
         found[name] = None
         try:
-            state = libbpf.xdp_query(socket.if_nametoindex(name))
+            state = xdp.query(socket.if_nametoindex(name))
         except OSError:
             continue
         if state.program_id and state.program_id == own_id:
@@ -142,7 +142,7 @@ def _checked_state(name: str, own_id: int) -> tuple[int, XdpState]:
         index = socket.if_nametoindex(name)
     except OSError as error:
         raise PlaneError(f"interface {name} does not exist: correct data.interfaces in the node file") from error
-    state = libbpf.xdp_query(index)
+    state = xdp.query(index)
     if state.mode in (AttachMode.SEVERAL, AttachMode.OFFLOADED) or (state.program_id and not is_ours(state.program_id, own_id)):
         title = _program_name(state.program_id) or "without a name"
         raise PlaneError(
@@ -176,30 +176,30 @@ def _attach_one(name: str, index: int, state: XdpState, ours: int, own_id: int, 
         return _attach_fresh(name, index, ours, xdp_mode)
     except PlaneError:
         if state.program_id:
-            libbpf.xdp_attach(index, ours, _FLAGS[state.mode])
+            xdp.attach(index, ours, _FLAGS[state.mode])
         raise
 
 
 def _attach_fresh(name: str, index: int, ours: int, xdp_mode: Mode) -> Attachment:
     """Onto an interface without a program."""
-    new = libbpf.XDP_FLAGS_UPDATE_IF_NOEXIST
+    new = xdp.XDP_FLAGS_UPDATE_IF_NOEXIST
     if xdp_mode == "generic":
-        _attach_or_explain(name, index, ours, new | libbpf.XDP_FLAGS_SKB_MODE)
+        _attach_or_explain(name, index, ours, new | xdp.XDP_FLAGS_SKB_MODE)
         return _attachment(name, AttachMode.GENERIC, "the node file asks for generic mode")
     try:
-        libbpf.xdp_attach(index, ours, new | libbpf.XDP_FLAGS_DRV_MODE)
+        xdp.attach(index, ours, new | xdp.XDP_FLAGS_DRV_MODE)
         return _attachment(name, AttachMode.NATIVE, "")
     except OSError as error:
         reason = error.strerror or os.strerror(error.errno or 0)
         if xdp_mode == "native" or error.errno in _NO_FALLBACK:
             raise _explained(name, error, "native ") from error
-    _attach_or_explain(name, index, ours, new | libbpf.XDP_FLAGS_SKB_MODE)
+    _attach_or_explain(name, index, ours, new | xdp.XDP_FLAGS_SKB_MODE)
     return _attachment(name, AttachMode.GENERIC, f"native mode failed: {reason}")
 
 
 def _attach_or_explain(name: str, index: int, ours: int, flags: int) -> None:
     try:
-        libbpf.xdp_attach(index, ours, flags)
+        xdp.attach(index, ours, flags)
     except OSError as error:
         raise _explained(name, error, "") from error
 
@@ -220,7 +220,7 @@ def _replace(name: str, index: int, state: XdpState, ours: int) -> None:
     """Exchange an older xlb for this one; no packet sees the interface without a program."""
     old = libbpf.program_by_id(state.program_id)
     try:
-        libbpf.xdp_attach(index, ours, _FLAGS[state.mode], old)
+        xdp.attach(index, ours, _FLAGS[state.mode], old)
     except OSError as error:
         raise _explained(name, error, "") from error
     finally:
@@ -231,7 +231,7 @@ def _remove(index: int, state: XdpState) -> None:
     """Take off the program of `state`, unless somebody exchanged it meanwhile."""
     old = libbpf.program_by_id(state.program_id)
     try:
-        libbpf.xdp_attach(index, -1, _FLAGS[state.mode], old)
+        xdp.attach(index, -1, _FLAGS[state.mode], old)
     finally:
         os.close(old)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bpf import columns, libbpf
+from bpf import columns, libbpf, map_elements, xdp
 from bpf.constants import COUNTERS, MAX_BACKENDS, MAX_FARMS, MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK, TICK_SHIFT
 from bpf.events import FlowEvents
 from bpf.layout import Layouts
@@ -94,7 +94,7 @@ class KernelPlane:
         try:
             execute(group)
         except OSError as error:
-            number = error.done if isinstance(error, libbpf.BatchError) else 0
+            number = error.done if isinstance(error, map_elements.BatchError) else 0
             reason = os.strerror(error.errno or 0)
             if error.errno in (errno.E2BIG, errno.ENOSPC):
                 reason = "its table cannot hold it"
@@ -129,7 +129,7 @@ class KernelPlane:
         values["snat_address"] = columns.address_column((each.value.snat_address for each in group), 16)
         try:
             table.put(keys, values[owners])
-        except libbpf.BatchError as error:
+        except map_elements.BatchError as error:
             error.done = int(owners[error.done])
             raise
 
@@ -245,14 +245,14 @@ class KernelPlane:
 
     def _read_one(self, name: str) -> Any:
         table = self._tables[name]
-        raw = libbpf.map_lookup(table.fd, bytes(4), table.value.itemsize)
+        raw = map_elements.lookup(table.fd, bytes(4), table.value.itemsize)
         return np.frombuffer(bytearray(raw or bytes(table.value.itemsize)), dtype=table.value)[0]
 
     def _write_one(self, name: str, **fields: int) -> None:
         row = self._read_one(name)
         for field, value in fields.items():
             row[field] = value
-        libbpf.map_update(self._tables[name].fd, bytes(4), row.tobytes())
+        map_elements.update(self._tables[name].fd, bytes(4), row.tobytes())
 
     # --- counts ----------------------------------------------------------------------------------------------
 
@@ -279,20 +279,20 @@ class KernelPlane:
     def lookup_flows(self, table: str, family: str, keys: Array) -> tuple[Array, Array]:
         found_in = self._tables[f"{table}_{family}"]
         values = np.zeros(len(keys), dtype=found_in.value)
-        return libbpf.lookup_each(found_in.fd, _rows(keys, found_in.key), values), values
+        return map_elements.lookup_each(found_in.fd, _rows(keys, found_in.key), values), values
 
     def update_flows(self, family: str, keys: Array, values: Array) -> int:
         table = self._tables[f"flows_{family}"]
         try:
-            return libbpf.update_batch(table.fd, _rows(keys, table.key), _rows(values, table.value))
-        except libbpf.BatchError as error:
+            return map_elements.update_batch(table.fd, _rows(keys, table.key), _rows(values, table.value))
+        except map_elements.BatchError as error:
             if error.errno in (errno.E2BIG, errno.ENOMEM, errno.ENOSPC):
                 return error.done
             raise PlaneError(f"writing {len(keys)} flows to {table.path} failed: {error}") from error
 
     def delete_flows(self, table: str, family: str, keys: Array) -> int:
         deleted_from = self._tables[f"{table}_{family}"]
-        return libbpf.delete_batch(deleted_from.fd, _rows(keys, deleted_from.key))
+        return map_elements.delete_batch(deleted_from.fd, _rows(keys, deleted_from.key))
 
     def encode_flow_keys(self, family: str, tuples: Sequence[FlowTuple]) -> Array:
         """Keys for `lookup_flows` and `delete_flows`."""
@@ -307,17 +307,9 @@ class KernelPlane:
 
     # --- the program -----------------------------------------------------------------------------------------
 
-    def test_run(self, packet: bytes, ifindex: int = 0, repeat: int = 1) -> libbpf.TestRun:
-        """Run the pinned program on a packet; see `libbpf.test_run`."""
-        return libbpf.test_run(self._program, packet, ifindex, repeat)
-
-    def program(self) -> libbpf.ProgramInfo:
-        """Id, tag and name of the pinned program."""
-        return libbpf.program_info(self._program)
-
-    def table_info(self) -> dict[str, libbpf.MapInfo]:
-        """Sizes of every table, for `status` and `doctor`."""
-        return {name: libbpf.map_info(table.fd) for name, table in self._tables.items()}
+    def test_run(self, packet: bytes, ifindex: int = 0, repeat: int = 1) -> xdp.TestRun:
+        """Run the pinned program on a packet; see `xdp.test_run`."""
+        return xdp.test_run(self._program, packet, ifindex, repeat)
 
     def flow_events(self, family: str) -> FlowEvents | None:
         """A reader of the ring that replication drains; None if the program was compiled without it."""

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from bpf import attach, libbpf
+from bpf import attach, xdp
 from bpf.attach import Attachment, Mode
-from bpf.libbpf import AttachMode
 from bpf.tables import PlaneError
+from bpf.xdp import AttachMode
 from tests.bpf.bed import why_not
 from tests.bpf.small import Small, small_plane
 from tests.rig import xdp_pass
@@ -40,7 +40,7 @@ class Node:
 
     def on(self, interface: str) -> tuple[AttachMode, int]:
         def ask() -> tuple[AttachMode, int]:
-            state = libbpf.xdp_query(socket.if_nametoindex(interface))
+            state = xdp.query(socket.if_nametoindex(interface))
             return state.mode, state.program_id
 
         return self.namespace.call(ask)

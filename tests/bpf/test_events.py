@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from bpf import libbpf, loader
+from bpf import libbpf, loader, xdp
 from bpf.events import FlowEvents
 from bpf.pinned import Table
 from tests.bpf.bed import why_not
@@ -67,7 +67,7 @@ class Ring:
 
     def emit(self, count: int, *, discard: bool = False) -> int:
         """Run the program; returns the last verdict, XDP_DROP if the ring was full."""
-        return libbpf.test_run(self.program, bytes(200 if discard else 64), repeat=count).action
+        return xdp.test_run(self.program, bytes(200 if discard else 64), repeat=count).action
 
     def numbers(self, limit: int = 10_000) -> list[int]:
         records = self.events.read(limit)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bpf import compile, constants, libbpf, loader
+from bpf import compile, constants, libbpf, loader, xdp
 from bpf.flatten import flatten
 from bpf.layout import Layouts
 from bpf.tables import PlaneError
@@ -53,7 +53,7 @@ def counts(small: Small, layouts: Layouts, name: str) -> dict[int, int]:
 def verdict(small: Small) -> int:
     fd = libbpf.obj_get(loader.program_path(small.build.bpf_dir))
     try:
-        return libbpf.test_run(fd, bytes(64)).action
+        return xdp.test_run(fd, bytes(64)).action
     finally:
         os.close(fd)
 

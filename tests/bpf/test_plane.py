@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bpf import columns, libbpf, loader
+from bpf import columns, libbpf, loader, map_elements
 from bpf.constants import COUNTERS, LEASE_FOREVER_NS, SLOTS_PER_CHUNK, FlowFlag, VipFlag
 from bpf.layout import Layouts
 from bpf.pinned import Table
@@ -121,7 +121,7 @@ def test_the_kernel_finds_every_port_of_a_range_and_no_other(kernel: Kernel, pla
     keys["protocol"] = 6
     keys["address"] = np.frombuffer(columns.address_bytes(VIPS[family]), f"V{table.key['address'].itemsize}")
     keys["port"] = np.arange(65536)
-    found = libbpf.lookup_each(table.fd, keys, np.zeros(65536, table.value))
+    found = map_elements.lookup_each(table.fd, keys, np.zeros(65536, table.value))
     table.close()
     assert np.flatnonzero(found).tolist() == list(range(first, last + 1))
 

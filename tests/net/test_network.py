@@ -13,7 +13,7 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import ARP, Ether
 
-from bpf import libbpf
+from bpf import xdp
 from tests.net.serving import BACKEND_PORTS, PORTS, VIPS, Serving, serving
 from tests.rig import Answer, HeldConnections, Layout, Rig, Tally, http_get, repeat, tcp_connect, udp_exchange, wait_until
 
@@ -264,20 +264,20 @@ def test_native_mode_on_a_driver_without_it_is_refused_with_the_remedy() -> None
         assert not rig.node.bpf_dir.exists(), "pins made for a start that failed"
 
 
-def xdp_mode_of(rig: Rig) -> libbpf.AttachMode:
+def xdp_mode_of(rig: Rig) -> xdp.AttachMode:
     index = rig.node.namespace.interface_index("eth0")
-    return rig.node.namespace.call(lambda: libbpf.xdp_query(index)).mode
+    return rig.node.namespace.call(lambda: xdp.query(index)).mode
 
 
 def test_stopping_detaches_nothing_unless_asked() -> None:
     with serving() as site:
         site.add_farm("tcp")
         assert site.node.stop() == 0
-        assert xdp_mode_of(site.rig) is libbpf.AttachMode.NATIVE
+        assert xdp_mode_of(site.rig) is xdp.AttachMode.NATIVE
         assert site.tcp().error == ""
         site.node.start("--detach")
         assert site.node.stop() == 0
-        assert xdp_mode_of(site.rig) is libbpf.AttachMode.NONE
+        assert xdp_mode_of(site.rig) is xdp.AttachMode.NONE
         assert VIPS[4] not in site.node.namespace.run("ip", "addr", "show", "dev", "eth0").stdout
 
 

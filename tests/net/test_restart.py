@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf import libbpf
+from bpf import xdp
 from tests.net.serving import PORTS, VIPS, Serving, copy_of_the_code, serving
 from tests.rig import HeldConnections, Layout, Tally, http_get, repeat
 
@@ -94,7 +94,7 @@ def test_upgrading_the_program_under_load(site: Serving, held: HeldConnections) 
 def program_on(site: Serving) -> int:
     """Id of the XDP program on the node's interface."""
     index = site.node.namespace.interface_index("eth0")
-    return site.node.namespace.call(lambda: libbpf.xdp_query(index)).program_id
+    return site.node.namespace.call(lambda: xdp.query(index)).program_id
 
 
 def another_version(tree: Path) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf import libbpf
+from bpf import xdp
 from tests.rig import (
     HTTP_PORT,
     TCP_PORT,
@@ -82,8 +82,8 @@ def test_client_reaches_backends_without_a_node() -> None:
 def test_nodes_are_plugged_for_native_xdp() -> None:
     with Rig(Layout(backends=1, interfaces=2)) as rig:
         for port in ("lb1-eth0", "lb1-eth1"):
-            query = functools.partial(libbpf.xdp_query, rig.switch.interface_index(port))
-            assert rig.switch.call(query).mode is libbpf.AttachMode.NATIVE
+            query = functools.partial(xdp.query, rig.switch.interface_index(port))
+            assert rig.switch.call(query).mode is xdp.AttachMode.NATIVE
 
 
 def test_a_dying_backend_breaks_held_connections_and_is_noticed() -> None:

@@ -11,7 +11,7 @@ import functools
 import os
 import struct
 
-from bpf import libbpf
+from bpf import xdp
 
 _BPF_PROG_TYPE_XDP = 6
 _XDP_PASS = 2
@@ -30,4 +30,4 @@ def _load() -> int:
 
 def attach(interface_index: int) -> None:
     """Put the program natively on an interface of the calling thread's namespace."""
-    libbpf.xdp_attach(interface_index, _load(), libbpf.XDP_FLAGS_DRV_MODE)
+    xdp.attach(interface_index, _load(), xdp.XDP_FLAGS_DRV_MODE)
