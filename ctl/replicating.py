@@ -1,36 +1,24 @@
 """Both replication machines with their hands: does what their effects ask for, one bounded step at a time.
 
 Single-threaded and without a clock of its own: the thread that owns it calls `step` again and again, and tests call it by
-hand. What to send and when the tables are in step is decided in `sync.replication`. Must not know threads, sockets, roles.
+hand. What to send and when the tables are in step is decided in `sync.flowsender` and `sync.flowreceiver`. Must not know
+threads, sockets, roles.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from bpf.tables import Array, PlaneError
 from ctl.flowreplica import ReplicaTable
 from ctl.flowsource import BLOCK_RECORDS, FlowSource, Records, ReplicatedPlane, make_codec
-from sync import flowwire
+from sync import flowreceiver, flowsender, flowwire
 from sync.errors import WireError
-from sync.replication import (
-    Acknowledgement,
-    Apply,
-    BeginMark,
-    Block,
-    Effect,
-    Flushed,
-    Limits,
-    ReadSlice,
-    Receiver,
-    SendAcknowledgement,
-    SendBlock,
-    Sender,
-    StepChanged,
-    SweepUnmarked,
-)
+from sync.flowreceiver import Apply, BeginMark, Receiver, SendAcknowledgement, SweepUnmarked
+from sync.flowsender import Flushed, ReadSlice, SendBlock, Sender
+from sync.flowstream import Acknowledgement, Block, Limits, StepChanged
 
 LIMITS = Limits(window_blocks=16)
 """A window bounds what a takeover must still apply: 16 blocks of 4,096 connections."""
@@ -213,11 +201,6 @@ class ReplicationEngine:
         """Whether everything received is in the table; may be asked in any thread."""
         return not self._work and not self._working and self._sweep is None
 
-    @property
-    def pending_work(self) -> int:
-        """Blocks received and not yet in the table, and 1 more for a sweep under way."""
-        return len(self._work) + (self._sweep is not None)
-
     def _tick(self, now_ns: int) -> None:
         self._tick_due_ns = now_ns + TICK_NS
         if self.sender.running:
@@ -312,7 +295,7 @@ class ReplicationEngine:
         known = self._clock_offset_ns()
         return now_ns - block.clock_ns if known is None else known
 
-    def _do(self, effects: list[Effect], now_ns: int) -> None:
+    def _do(self, effects: Iterable[flowsender.Effect | flowreceiver.Effect], now_ns: int) -> None:
         for effect in effects:
             match effect:
                 case SendBlock(block):

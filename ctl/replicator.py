@@ -1,8 +1,8 @@
 """Flow replication's side effects: reads the kernel's flow events, sends them, and puts the peer's flows into the tables.
 
-What is sent, acknowledged and in step is decided in `sync.replication`; what a flow looks like on the wire in
-`sync.flowcodec`. Here is one thread that does whatever may take long, so that the loop and its heartbeats never wait for
-it. Must not know roles, leases or how the peer is found.
+What is sent, acknowledged and in step is decided in `sync.flowsender` and `sync.flowreceiver`; what a flow looks like
+on the wire in `sync.flowcodec`. Here is one thread that does whatever may take long, so that the loop and its heartbeats never
+wait for it. Must not know roles, leases or how the peer is found.
 """
 
 from __future__ import annotations

@@ -85,10 +85,6 @@ class FlowCodec:
         parts = [VERSION, abi, sys.byteorder, bits, [each.record.descr for each in self._columns.values()]]
         self.layout = int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
-    def record_bytes(self, family: str) -> int:
-        """Size of one record."""
-        return self._columns[family].record.itemsize
-
     def encode(self, family: str, keys: Array, flows: Array, types: Array | int) -> bytes:
         """Forward entries as a payload. types: PRESENT, REMOVED or the kernel's event type."""
         columns = self._columns[family]

@@ -66,7 +66,7 @@ class Joined:
         self.until(lambda: self.engines[0].sender.in_step and self.engines[1].receiver.in_step, "step")
         number = len(self.flushed) + 1
         self.engines[0].flush(number, time.monotonic_ns())
-        self.until(lambda: number in self.flushed and not self.engines[1].pending_work, "flush")
+        self.until(lambda: number in self.flushed and self.engines[1].idle, "flush")
 
     def close(self) -> None:
         for engine in self.engines:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from sync import configsync, failover, failover_types, replication
+from sync import configsync, failover, failover_types, flowreceiver, flowsender, flowstream
 from sync.failover_types import Role
 
 if TYPE_CHECKING:
@@ -99,9 +99,9 @@ class Node:
         config = world.configs[self.index]
         epoch = max(self.disk.epoch, self.disk.document.version[0])
         self.failover = failover.Failover(config, boot, epoch, self.disk.reserved, now)
-        limits = replication.Limits(window_blocks=8, queued_records=64, retry_ns=40 * MS)
-        self.sender = replication.Sender(boot, 7, limits)
-        self.receiver = replication.Receiver(7, limits)
+        limits = flowstream.Limits(window_blocks=8, queued_records=64, retry_ns=40 * MS)
+        self.sender = flowsender.Sender(boot, 7, limits)
+        self.receiver = flowreceiver.Receiver(7, limits)
         self.config = configsync.ConfigSync(self.disk.document, world.nodes[1 - self.index].name)
         self.peer_alive = False
         self.marked: set[int] | None = None
@@ -175,10 +175,10 @@ class Node:
             if self.peer_alive:
                 self.perform(self.config.peer_has(beat.version, self.local(self.world.now)))
 
-    def hear_block(self, block: replication.Block) -> None:
+    def hear_block(self, block: flowstream.Block) -> None:
         self.perform(self.receiver.block(block, self.local(self.world.now)))
 
-    def hear_ack(self, ack: replication.Acknowledgement) -> None:
+    def hear_ack(self, ack: flowstream.Acknowledgement) -> None:
         self.perform(self.sender.acknowledged(ack, self.local(self.world.now)))
 
     def hear_slice(self, payload: tuple[int, list[tuple[int, int]], bool]) -> None:
@@ -318,7 +318,7 @@ class Node:
         self.read_ring()
         self.perform(self.sender.flush(effect.number))
 
-    def do_flushed(self, effect: replication.Flushed) -> None:
+    def do_flushed(self, effect: flowsender.Flushed) -> None:
         self.event(failover_types.FlowsFlushed(effect.number))
 
     def do_role(self, effect: failover_types.RoleChanged) -> None:
@@ -326,7 +326,7 @@ class Node:
         if effect.role is Role.ACTIVE and self.config.epoch:
             self.perform(self.config.serve(effect.epoch))
 
-    def do_apply(self, effect: replication.Apply) -> None:
+    def do_apply(self, effect: flowreceiver.Apply) -> None:
         kernel = self.kernel
         for key, value in effect.block.payload:  # type: ignore[misc]
             if not effect.only_absent:
@@ -337,19 +337,19 @@ class Node:
                 self.marked.add(key)
         self.perform(self.receiver.applied(effect.block))
 
-    def do_mark(self, effect: replication.BeginMark) -> None:
+    def do_mark(self, effect: flowreceiver.BeginMark) -> None:
         self.marked = set()
         self.sender.stop()
         self.kernel.ring.clear()
 
-    def do_sweep(self, effect: replication.SweepUnmarked) -> None:
+    def do_sweep(self, effect: flowreceiver.SweepUnmarked) -> None:
         if self.marked is not None:
             for key in [key for key in self.kernel.table if key not in self.marked]:
                 del self.kernel.table[key]
         self.marked = None
         self.perform(self.receiver.applied(effect.block))
 
-    def do_read_slice(self, effect: replication.ReadSlice) -> None:
+    def do_read_slice(self, effect: flowsender.ReadSlice) -> None:
         """The slice is read from the kernel a moment later, and arrives another moment later, as from a thread."""
         if effect.first:
             self.slice_keys = sorted(self.kernel.table)
@@ -421,14 +421,14 @@ _EFFECTS: dict[type, Callable[[Node, Any], None]] = {
     failover_types.RoleChanged: Node.do_role,
     failover_types.Refused: lambda node, effect: node.world.note(node, f"refused {effect.request}: {effect.why}"),
     failover_types.Completed: Node.do_completed,
-    replication.SendBlock: lambda node, effect: node.send("bulk", "block", effect.block),
-    replication.SendAcknowledgement: lambda node, effect: node.send("bulk", "ack", effect.acknowledgement),
-    replication.ReadSlice: Node.do_read_slice,
-    replication.Flushed: Node.do_flushed,
-    replication.BeginMark: Node.do_mark,
-    replication.Apply: Node.do_apply,
-    replication.SweepUnmarked: Node.do_sweep,
-    replication.StepChanged: lambda node, effect: node.world.note(node, f"in step {effect.in_step}: {effect.why}"),
+    flowsender.SendBlock: lambda node, effect: node.send("bulk", "block", effect.block),
+    flowreceiver.SendAcknowledgement: lambda node, effect: node.send("bulk", "ack", effect.acknowledgement),
+    flowsender.ReadSlice: Node.do_read_slice,
+    flowsender.Flushed: Node.do_flushed,
+    flowreceiver.BeginMark: Node.do_mark,
+    flowreceiver.Apply: Node.do_apply,
+    flowreceiver.SweepUnmarked: Node.do_sweep,
+    flowstream.StepChanged: lambda node, effect: node.world.note(node, f"in step {effect.in_step}: {effect.why}"),
     configsync.Store: Node.do_store,
     configsync.KeepConflict: Node.do_conflict,
     configsync.Adopt: lambda node, effect: None,

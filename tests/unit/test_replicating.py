@@ -17,7 +17,7 @@ from bpf.tables import Array
 from ctl.flowsource import FAMILIES, make_codec
 from ctl.replicating import Outlets, ReplicationEngine
 from sync import flowwire
-from sync.replication import Acknowledgement, Block, Kind
+from sync.flowstream import Acknowledgement, Block, Kind
 from tests.fakes.plane import FakePlane, event_dtype, flow_dtype, key_dtype
 
 MS = 1_000_000
@@ -162,7 +162,7 @@ class World:
         number = len(self.a.flushed) + 1
         self.a.engine.flush(number, self.clock(self.a))
         self.until(lambda: number in self.a.flushed, "flush")
-        self.until(lambda: not self.b.engine.pending_work, "end of the sweep")
+        self.until(lambda: self.b.engine.idle, "end of the sweep")
 
     def check_equal(self) -> None:
         """Every entry of A stands in B, as B can use it; nothing else does."""
@@ -442,7 +442,7 @@ LISTENER = Side(1, 0, 0)
 def is_dropped(raw: bytes) -> bool:
     before = LISTENER.engine.counts.bad_messages
     LISTENER.engine.message(raw, 1)
-    return LISTENER.engine.counts.bad_messages == before + 1 and not LISTENER.sent and not LISTENER.engine.pending_work
+    return LISTENER.engine.counts.bad_messages == before + 1 and not LISTENER.sent and LISTENER.engine.idle
 
 
 @settings(deadline=None)

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from sync.replication import (
-    Acknowledgement,
-    Apply,
-    BeginMark,
-    Block,
-    Effect,
-    Flushed,
-    Kind,
-    Limits,
-    ReadSlice,
-    Receiver,
-    SendAcknowledgement,
-    SendBlock,
-    Sender,
-    StepChanged,
-    SweepUnmarked,
-)
+from collections.abc import Sequence
 
+from sync import flowreceiver, flowsender
+from sync.flowreceiver import Apply, BeginMark, Receiver, SendAcknowledgement, SweepUnmarked
+from sync.flowsender import Flushed, ReadSlice, SendBlock, Sender
+from sync.flowstream import Acknowledgement, Block, Kind, Limits, StepChanged
+
+Effects = Sequence[flowsender.Effect | flowreceiver.Effect]
 LIMITS = Limits(window_blocks=4, queued_records=20, retry_ns=1000)
 BOOT = 7
 
 
-def blocks(effects: list[Effect]) -> list[Block]:
+def blocks(effects: Effects) -> list[Block]:
     return [effect.block for effect in effects if isinstance(effect, SendBlock)]
 
 
-def kinds(effects: list[Effect]) -> list[Kind]:
+def kinds(effects: Effects) -> list[Kind]:
     return [block.kind for block in blocks(effects)]
 
 
-def acks(effects: list[Effect]) -> list[Acknowledgement]:
+def acks(effects: Effects) -> list[Acknowledgement]:
     return [effect.acknowledgement for effect in effects if isinstance(effect, SendAcknowledgement)]
 
 
@@ -97,7 +87,7 @@ def test_credit_bounds_what_is_under_way() -> None:
 
 def test_too_many_changes_start_a_new_snapshot() -> None:
     sender = in_step()
-    effects: list[Effect] = []
+    effects: list[flowsender.Effect] = []
     for _ in range(30):
         effects += sender.changes(4, 1, b"x", 4)
     assert next(effect for effect in effects if isinstance(effect, StepChanged)) == StepChanged(
