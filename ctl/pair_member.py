@@ -19,8 +19,9 @@ from ctl.clusterfile import ClusterSettings
 from ctl.epochfile import EpochFile
 from ctl.errors import InvalidInput, XlbError
 from ctl.nodefile import NodeSettings
-from ctl.pair import Hands, Pair, Standing, new_boot, now_ns
+from ctl.pair import Pair, Standing, new_boot, now_ns
 from ctl.pair_config import PairConfiguration
+from ctl.pair_effects import Hands
 from ctl.pair_terms import TermsWriter
 from ctl.pair_wires import Heard, PairWires
 from ctl.replicator import Replicator
@@ -96,12 +97,11 @@ class PairMember:
             addresses=node.addresses,
             wires=wires,
             flows=self.replicator,
-            standing=self._standing,
+            terms=terms,
             role_changed=self._role_changed,
             served=self._served,
-            failed=node.give_up,
         )
-        self.pair = Pair(self.config, terms, hands, boot)
+        self.pair = Pair(self.config, hands, self._standing, node.give_up, boot)
         self._parts.append(self.pair.stop)
         await self.configuration.prepare()
 

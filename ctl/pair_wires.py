@@ -48,7 +48,7 @@ class WireCounts:
 
 
 class PairWires:
-    """Implements `ctl.pair.Wires`. Create on a running loop, `open` once, `close` once.
+    """Implements `ctl.pair_effects.Wires`. Create on a running loop, `open` once, `close` once.
 
     virtual: the VIPs at this moment. realtime_priority: of the thread that moves heartbeats, 0 for an ordinary one.
     """

@@ -17,7 +17,8 @@ from ctl.epochfile import EpochFile, Terms
 from ctl.errors import InvalidInput, XlbError
 from ctl.model import Config, Vip
 from ctl.network import InterfaceAddress
-from ctl.pair import Hands, Pair
+from ctl.pair import Pair
+from ctl.pair_effects import Hands
 from ctl.pair_member import failover_config
 from ctl.pair_requests import Requests
 from ctl.pair_terms import TermsWriter
@@ -93,7 +94,7 @@ def test_only_the_active_node_carries_the_addresses_and_an_open_lease(pair: tupl
 
 @pytest.mark.parametrize("asked_on", [0, 1])
 def test_switchover_from_either_node(pair: tuple[Site, Site], asked_on: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctl.pair.HANDED_OVER_S", 0.2)
+    monkeypatch.setattr("ctl.pair_effects.HANDED_OVER_S", 0.2)
     one, two = pair
     before = one.status["epoch"]
     pair[asked_on].call("cluster.switchover")
@@ -329,8 +330,8 @@ class Bench:
         timing = Timing.from_ms(10, 30, takeover_ms, start_wait_ns=takeover_ms * 1_000_000)
         config = FailoverConfig("lb1", "lb2", timing)
         self.terms = TermsWriter(EpochFile(tmp_path), Terms())
-        hands = Hands(self.plane, self.vips, self.wires, self.flows, lambda: (True, (0, 1)))
-        self.pair = Pair(config, self.terms, hands)
+        hands = Hands(self.plane, self.vips, self.wires, self.flows, self.terms)
+        self.pair = Pair(config, hands, lambda: (True, (0, 1)))
 
     def do(self, *effects: Any) -> None:
         self.pair._effects.extend(effects)
