@@ -37,7 +37,7 @@ SHOWN = 10
     examples=[
         "xlbctl cluster create --local 10.99.0.1 --peer 10.99.0.2",
         "xlbctl cluster create --local 10.99.0.1 --peer 10.99.0.2 --token-only",
-        "xlbctl cluster create --local 10.99.0.1 --peer 10.99.0.2 --yes < password-file",
+        "xlbctl cluster create --local 10.99.0.1 --peer 10.99.0.2 --yes --accept-host-key SHA256:… < password-file",
     ],
 )
 @click.option("--local", required=True, type=ADDRESS, help="This node's address on the cluster network.")
@@ -47,7 +47,13 @@ SHOWN = 10
 )
 @click.option("--yes", is_flag=True, help="Do not ask for confirmations.")
 @click.option("--ssh-port", type=PORT, default="22", help="Port of the other node's SSH server.")
-@click.option("--accept-host-key", metavar="SHA256:…", default="", help="Fingerprint of the other node's SSH host key.")
+@click.option(
+    "--accept-host-key",
+    metavar="SHA256:…",
+    default="",
+    show_default=False,
+    help="Fingerprint of the other node's SSH host key, where known_hosts does not have it and nobody can be asked.",
+)
 @click.option("--remote-command", default="xlbctl", metavar="COMMAND", help="How xlbctl is called on the other node.")
 @pass_session
 def create(
