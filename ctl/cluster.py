@@ -106,7 +106,7 @@ class ClusterCommands:
     async def _enter(self, settings: ClusterSettings) -> None:
         await asyncio.to_thread(self._store, settings)
         try:
-            await self._node.put(config_for_pair(self._node.config, settings))
+            await self._node.configuration.put(config_for_pair(self._node.config, settings))
             await self._node.enter_pair(settings)
         except (XlbError, OSError) as error:
             await asyncio.to_thread(self._file.remove)
@@ -143,7 +143,7 @@ class ClusterCommands:
                 raise XlbError(f"{peer} did not confirm the pair: {error}; nothing was changed here; {look}") from None
         kept = await asyncio.to_thread(set_aside, own_config, self._state_dir, "before-join")
         try:
-            await self._node.put(config_for_pair(own_config, settings))
+            await self._node.configuration.put(config_for_pair(own_config, settings))
             await self._node.enter_pair(settings)
         except (XlbError, OSError) as error:
             raise XlbError(
@@ -202,7 +202,7 @@ class ClusterCommands:
         await pair.stop_replicating()
         config = self._node.config
         kept = await asyncio.to_thread(set_aside, config, self._state_dir, "before-leave")
-        await self._node.commit_here(lambda old: Config(hash_seed=old.hash_seed, generation=old.generation + 1))
+        await self._node.configuration.commit(lambda old: Config(hash_seed=old.hash_seed, generation=old.generation + 1))
         await asyncio.to_thread(self._file.remove)
         return str(kept) if kept else None
 

@@ -72,7 +72,7 @@ def resolve_error(name: str, seconds: float = RESOLVE_S) -> str:
 
 
 def _interface(node: Node, name: str, links: Any) -> dict[str, Any]:
-    link, attachment = links.get(name), node.attachments.get(name)
+    link, attachment = links.get(name), node.interfaces.attachments.get(name)
     return {
         "name": name,
         "mtu": link.mtu if link else 0,

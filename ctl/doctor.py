@@ -104,7 +104,7 @@ def _compiler(_: Node) -> Iterator[Finding]:
 def _interfaces(node: Node) -> Iterator[Finding]:
     links = node.network.interfaces()
     for name in node.settings.data.interfaces:
-        link, attachment = links.get(name), node.attachments.get(name)
+        link, attachment = links.get(name), node.interfaces.attachments.get(name)
         if link is None or attachment is None:
             yield Finding(
                 f"interface {name}", False, "missing or without XDP", "bring the interface back; xlbd attaches by itself"
@@ -120,7 +120,7 @@ def _interfaces(node: Node) -> Iterator[Finding]:
         asked = node.settings.data.xdp_mode.value == "generic"
         remedy = "" if native or asked else "generic mode is correct but slow: use a driver with native XDP, or more queues"
         yield Finding(f"interface {name}", native or asked, message, remedy)
-    generic = [name for name, attachment in node.attachments.items() if attachment.mode == "generic"]
+    generic = [name for name, attachment in node.interfaces.attachments.items() if attachment.mode == "generic"]
     for device, features in node.network.joining_frames(generic).items():
         message = f"joins received frames ({', '.join(features)}) below XDP in generic mode, which takes them for too long"
         yield Finding(f"interface {device}", False, message, f"ethtool -K {device} {' off '.join(features)} off")

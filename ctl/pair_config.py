@@ -46,7 +46,7 @@ class PairConfiguration:
         self._node = node
         self._serving_epoch = serving_epoch
         peer = settings.peer.name
-        self.replica = ConfigReplica(node, settings.pair_id, peer, node.settings.node.state_dir, serving_epoch)
+        self.replica = ConfigReplica(node.configuration, settings.pair_id, peer, node.settings.node.state_dir, serving_epoch)
         self.link = PeerLink(peer, send, self._answer, self.replica.heard)
 
     @property
@@ -64,7 +64,7 @@ class PairConfiguration:
             return
         if not self.settings.creator:
             await asyncio.to_thread(set_aside, config, self._node.settings.node.state_dir, "before-join")
-        await self._node.put(config_for_pair(config, self.settings))
+        await self._node.configuration.put(config_for_pair(config, self.settings))
 
     async def start(self) -> None:
         """Begin to replicate: from here on the node's changes are the pair's."""

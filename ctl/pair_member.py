@@ -101,7 +101,7 @@ class PairMember:
             role_changed=self._role_changed,
             served=self._served,
         )
-        self.pair = Pair(self.config, hands, self._standing, node.give_up, boot)
+        self.pair = Pair(self.config, hands, self._standing, node.supervisor.give_up, boot)
         self._parts.append(self.pair.stop)
         await self.configuration.prepare()
 
@@ -230,7 +230,7 @@ class PairMember:
         return self.replicator.complete and (heard is None or version >= heard.version), version
 
     def _role_changed(self, role: Role) -> None:
-        self._node.role_changed()
+        self._node.show_summary()
         if role is not Role.ACTIVE and self._arrival is not None:
             self._arrival.cancel()
             self._arrival = None

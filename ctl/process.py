@@ -86,7 +86,7 @@ async def _serve(settings: NodeSettings, plane: KernelPlane, origin: Origin, det
         started()
         memory.settle()
         await asyncio.to_thread(memory.give_back)
-        failure = await _first(stop, node.failed)
+        failure = await _first(stop, node.supervisor.failed)
         if failure:
             raise XlbError(f"{failure}; the data plane goes on serving, start xlbd again")
         clean = True
@@ -103,7 +103,7 @@ async def _first(stop: asyncio.Event, failed: asyncio.Future[str]) -> str:
 
 
 class _KernelAttacher:
-    """`ctl.node.Attacher` on the program this node pinned."""
+    """`ctl.interfaces.Attacher` on the program this node pinned."""
 
     def __init__(self, settings: NodeSettings, plane: KernelPlane) -> None:
         self._settings, self._plane = settings, plane
@@ -116,13 +116,11 @@ class _KernelAttacher:
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
         return attach.detach(self._bpf_dir, interfaces)
 
-    def report_flows(self, on: bool) -> None:
-        loaded = loader.ensure(_build_for(self._settings, on))
+    def report_flows(self) -> None:
+        loaded = loader.ensure(_build_for(self._settings, paired=True))
         if loaded.how == "adopted":
             return
         self._plane.reopen(self._bpf_dir, loaded.layouts)
         present = [name for name in self._settings.data.interfaces if Path("/sys/class/net", name).exists()]
         attach.attach(self._bpf_dir, present, self._xdp_mode.value)
-        log.info(
-            "the program was replaced in %.0f ms: it %s flow changes", loaded.took_ms, "reports" if on else "no longer reports"
-        )
+        log.info("the program was replaced in %.0f ms: it reports flow changes", loaded.took_ms)

@@ -80,7 +80,7 @@ async def stats(node: Node) -> dict[str, Any]:
             "answered": api.answered,
             "failed": api.failed,
             "malformed": api.malformed,
-            "waiting_changes": node.waiting_changes,
+            "waiting_changes": node.configuration.waiting_changes,
         },
         "loop_lag_ms": lag["worst_minute"],
         "loop_lag": lag,
@@ -97,7 +97,7 @@ def _interfaces(node: Node) -> list[dict[str, Any]]:
     links = node.network.interfaces()
     found = []
     for name in node.settings.data.interfaces:
-        link, attachment = links.get(name), node.attachments.get(name)
+        link, attachment = links.get(name), node.interfaces.attachments.get(name)
         found.append(
             {
                 "name": name,

@@ -33,7 +33,7 @@ interfaces = ["eth0"]
 
 
 class FakeAttacher:
-    """Implements `ctl.node.Attacher`."""
+    """Implements `ctl.interfaces.Attacher`."""
 
     def __init__(self) -> None:
         self.on: dict[str, Attachment] = {}
@@ -44,8 +44,8 @@ class FakeAttacher:
         self.on |= done
         return done
 
-    def report_flows(self, on: bool) -> None:
-        self.reports_flows = on
+    def report_flows(self) -> None:
+        self.reports_flows = True
 
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
         return [name for name in interfaces if self.on.pop(name, None)]

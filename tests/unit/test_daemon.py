@@ -130,7 +130,7 @@ def test_changes_of_many_clients_are_all_made(daemon: RunningDaemon) -> None:
 
 
 def test_the_queue_of_changes_is_bounded(daemon: RunningDaemon) -> None:
-    committer = daemon.node._committer
+    committer = daemon.node.configuration._committer
     daemon.on_loop(setattr, committer, "_waiting", MAX_WAITING_CHANGES)
     with pytest.raises(XlbError, match="changes are waiting already"):
         daemon.call("farm.delete", name="web")

@@ -221,8 +221,8 @@ def test_a_failing_effect_ends_the_daemon(pair: tuple[Site, Site]) -> None:
     member = one.daemon.node.member
     assert member is not None
     member.wires.send_heartbeat = broken  # type: ignore[method-assign]
-    wait_until(lambda: one.daemon.node.failed.done(), "the daemon to give up")
-    assert "a bug" in one.daemon.node.failed.result()
+    wait_until(lambda: one.daemon.node.supervisor.failed.done(), "the daemon to give up")
+    assert "a bug" in one.daemon.node.supervisor.failed.result()
     wait_until(lambda: two.status["role"] == "active", "the other node to serve")
 
 
