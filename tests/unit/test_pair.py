@@ -88,8 +88,18 @@ def test_only_the_active_node_carries_the_addresses_and_an_open_lease(pair: tupl
     assert VIP in one.daemon.network.present and VIP not in two.daemon.network.present
     assert not two.daemon.network.announced
     assert two.daemon.node.config.vips.keys() == {"10.77.0.100"}, "the backup's tables are those of the active node"
-    for node in (one, two):
-        assert [each["ok"] for each in node.call("doctor") if each["name"].startswith("vip")] == [True]
+
+
+def test_doctor_is_content_with_a_backup_and_with_packets_that_were_fenced(
+    pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for node in pair:
+        counted = node.daemon.plane.counters() | {"drop_fenced": (3, 180)}
+        monkeypatch.setattr(node.daemon.plane, "counters", lambda counted=counted: counted)
+        findings = {each["name"]: each["ok"] for each in node.call("doctor")}
+        assert (findings["vips"], findings["drops"]) == (True, True)
+    pair[0].call("cluster.destroy")
+    assert "drop_fenced" in {each["name"] for each in pair[0].call("doctor")}, "a single node's lease never runs out"
 
 
 @pytest.mark.parametrize("asked_on", [0, 1])
