@@ -58,6 +58,17 @@ def test_make_commands_in_documents_exist(document: str) -> None:
     assert named <= _targets()
 
 
+DOCUMENTS = [TOP / "README.md", *(TOP / "docs").rglob("*.md"), TOP / "vagrant/README.md"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(TOP)))
+def test_files_named_in_documents_exist(document: Path) -> None:
+    text = document.read_text()
+    named = {TOP / name for name in re.findall(r"\b(?:bench|bpf|ctl|debian|docs|sync|tests|vagrant)/[\w./-]*\.[a-z]+\b", text)}
+    linked = {document.parent / name for name in re.findall(r"\]\(([^:)#]+)\)", text)}
+    assert not {str(path) for path in named | linked if not path.exists()}
+
+
 def test_make_help_lists_every_target() -> None:
     described = set(re.findall(r"^([a-z][a-z0-9-]*):.*## ", (TOP / "Makefile").read_text(), re.MULTILINE))
     assert _targets() - described == {"test-privileged"}  # a part of `test`
