@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ctl.errors import InvalidInput, XlbError
-from ctl.store import Files
+from ctl.files import Files
 from ctl.validate import MAX_PRIORITY, canonical_address, check_name
 from sync.transport import Keys
 
@@ -132,12 +132,8 @@ class ClusterFile:
 
     def save(self, settings: ClusterSettings) -> None:
         """Returns once the file would survive a power cut. Raises XlbError naming the file and the reason."""
-        temporary = self.path.with_suffix(".json.new")
         try:
-            self._files.make_directory(self.path.parent)
-            self._files.write_synced(temporary, encode(settings))
-            self._files.rename(temporary, self.path)
-            self._files.sync_directory(self.path.parent)
+            self._files.replace(self.path, encode(settings))
         except OSError as error:
             raise XlbError(f"cannot store {self.path}: {error.strerror or error}; look after the disk and repeat it") from error
 

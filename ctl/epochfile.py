@@ -7,13 +7,12 @@ served, so that no restart ever serves under a number that was used before.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeGuard
 
 from ctl.errors import XlbError
-from ctl.store import Files
+from ctl.files import Files, utc_stamp
 
 FILE = "epoch.json"
 FORMAT_VERSION = 1
@@ -53,7 +52,7 @@ class EpochFile:
         try:
             return _decode(text, self.path), ""
         except (ValueError, RecursionError) as error:
-            kept = self.path.with_name(f"{FILE}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+            kept = self.path.with_name(f"{FILE}.corrupt-{utc_stamp()}")
             try:
                 self._files.rename(self.path, kept)
             except OSError as reason:
@@ -62,12 +61,8 @@ class EpochFile:
 
     def save(self, terms: Terms) -> None:
         """Returns once the file would survive a power cut. Raises OSError."""
-        temporary = self.path.with_suffix(".json.new")
         text = json.dumps({"xlb": "epoch", "version": FORMAT_VERSION, **asdict(terms)}).encode() + b"\n"
-        self._files.make_directory(self.path.parent)
-        self._files.write_synced(temporary, text)
-        self._files.rename(temporary, self.path)
-        self._files.sync_directory(self.path.parent)
+        self._files.replace(self.path, text)
 
     def remove(self) -> None:
         """A node that is single again starts afresh in its next pair. Raises OSError."""

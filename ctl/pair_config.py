@@ -18,10 +18,10 @@ from ctl import changes, farmsfile
 from ctl.api import Noted
 from ctl.clusterfile import ClusterSettings
 from ctl.errors import InvalidInput, XlbError
+from ctl.files import Files, utc_stamp
 from ctl.model import Config
 from ctl.peerlink import PeerLink, Send
 from ctl.replica import ConfigReplica, version_of
-from ctl.store import Files
 
 if TYPE_CHECKING:
     from ctl.node import Node
@@ -145,8 +145,7 @@ def set_aside(config: Config, state_dir: Path, occasion: str) -> Path | None:
     """
     if not config.vips and not config.farms:
         return None
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    path = state_dir / f"{occasion}-{stamp}.farms.toml"
+    path = state_dir / f"{occasion}-{utc_stamp()}.farms.toml"
     files = Files()
     try:
         files.write_synced(path, farmsfile.to_text(farmsfile.to_document(config)).encode())

@@ -17,10 +17,10 @@ from typing import Protocol
 
 from ctl.commit import Committed
 from ctl.errors import XlbError
+from ctl.files import Files
 from ctl.model import Config
 from ctl.peerlink import DocumentOffered, PeerLink, VersionTold
 from ctl.record import DamagedRecord, Decoder, Encoder, NewerRecord
-from ctl.store import Files
 from sync import configsync
 from sync.configsync import ConfigSync, Document, Version
 

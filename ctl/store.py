@@ -7,12 +7,11 @@ of storing farms are here; what the lines mean is decided in ctl/record.py.
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from ctl.errors import XlbError
+from ctl.files import Files, utc_stamp
 from ctl.model import Config
 from ctl.record import MAX_BYTES, DamagedRecord, Encoder, NewerRecord, decode
 
@@ -29,41 +28,6 @@ class LoadReport:
     config: Config
     message: str = ""
     kept: Path | None = None
-
-
-class Files:
-    """The steps on the file system, each atomic; a test replaces them to stop between any two."""
-
-    def make_directory(self, path: Path) -> None:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    def write_synced(self, path: Path, content: bytes) -> None:
-        """A new file, mode 0600, on disk when this returns."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            os.fchmod(descriptor, 0o600)
-            view = memoryview(content)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def remove(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
-
-    def link(self, existing: Path, new: Path) -> None:
-        os.link(existing, new)
-
-    def rename(self, old: Path, new: Path) -> None:
-        old.replace(new)
-
-    def sync_directory(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class Store:
@@ -152,7 +116,7 @@ class Store:
 
     def _keep(self, path: Path) -> Path:
         """Rename a damaged file to a name no other has."""
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        stamp = utc_stamp()
         kept = self.state_dir / f"{CORRUPT}-{stamp}"
         number = 1
         while kept.exists():

@@ -12,7 +12,7 @@ import pytest
 
 from ctl.clusterfile import FORMAT_VERSION, ClusterFile, ClusterSettings, Member, decode, encode
 from ctl.errors import InvalidInput, XlbError
-from ctl.store import Files
+from ctl.files import Files
 from sync.transport import Keys
 
 ONE, TWO = Keys.generate(), Keys.generate()

@@ -10,8 +10,8 @@ import pytest
 
 from ctl.epochfile import EpochFile, Terms
 from ctl.errors import XlbError
+from ctl.files import Files
 from ctl.pair_terms import TermsWriter
-from ctl.store import Files
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from ctl.changes import change
 from ctl.errors import XlbError
+from ctl.files import Files
 from ctl.model import Config
 from ctl.record import FORMAT_VERSION, DamagedRecord, Encoder, NewerRecord, decode
-from ctl.store import CORRUPT, FILE, PREVIOUS, Files, Store
+from ctl.store import CORRUPT, FILE, PREVIOUS, Store
 from tests.unit.configs import configs
 
 
