@@ -109,24 +109,22 @@ class Names:
 def connection_view(entry: FlowEntry, names: Names, now_tick: int) -> dict[str, Any]:
     """One connection of `conn list`. The reply direction has the same fields, seen from its own arrival."""
     arrives, leaves = entry.arrives, entry.leaves
-    client_side = entry.forward
+    ends = (
+        format_endpoint(arrives.source, arrives.source_port),
+        format_endpoint(arrives.destination, arrives.destination_port),
+        format_endpoint(leaves.destination, leaves.destination_port),
+        format_endpoint(leaves.source, leaves.source_port),
+    )
+    client, vip, backend, backend_sees = ends if entry.forward else (ends[2], ends[3], ends[0], ends[1])
     return {
         "protocol": constants.Protocol(arrives.protocol).name.lower(),
-        "client": format_endpoint(arrives.source, arrives.source_port)
-        if client_side
-        else format_endpoint(leaves.destination, leaves.destination_port),
-        "vip": format_endpoint(arrives.destination, arrives.destination_port)
-        if client_side
-        else format_endpoint(leaves.source, leaves.source_port),
-        "backend": format_endpoint(leaves.destination, leaves.destination_port)
-        if client_side
-        else format_endpoint(arrives.source, arrives.source_port),
-        "backend_sees": format_endpoint(leaves.source, leaves.source_port)
-        if client_side
-        else format_endpoint(arrives.destination, arrives.destination_port),
+        "client": client,
+        "vip": vip,
+        "backend": backend,
+        "backend_sees": backend_sees,
         "farm": names.farm(entry.farm),
         "backend_known": names.has_backend(entry.backend),
-        "direction": "forward" if client_side else "reply",
+        "direction": "forward" if entry.forward else "reply",
         "state": flow_state(entry),
         "idle_s": round(max(0, now_tick - entry.last_seen_tick) * TICK_S, 1),
     }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from ctl.fields import farm_fields
 from ctl.health import BackendHealth
 from ctl.model import DEFAULT_IDLE_TIMEOUT_S, Backend, CheckKind, Farm, HealthCheck, Vip
 
@@ -57,16 +58,7 @@ def farm_view(farm: Farm, readings: Readings) -> dict[str, Any]:
     """The answer of `farm show`. `port` is a number, or "first-last" for a range."""
     traffic = readings.farm_traffic(farm.id)
     backends = [backend_view(backend, readings) for backend in farm.backends]
-    return {
-        "name": farm.name,
-        "vip": farm.vip,
-        "port": farm.port if farm.port_last == farm.port else f"{farm.port}-{farm.port_last}",
-        "proto": farm.protocol.value,
-        "mode": farm.mode.value,
-        "scheduler": farm.scheduler.value,
-        "snat_address": farm.snat_address,
-        "enabled": farm.enabled,
-        "all_down": farm.all_down.value,
+    return farm_fields(farm) | {
         "idle_timeout_s": farm.idle_timeout_s or DEFAULT_IDLE_TIMEOUT_S[farm.protocol],
         "health": health_view(farm.health),
         "connections": sum(backend["connections"] for backend in backends),

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import click
 
@@ -101,11 +101,13 @@ def _session_options() -> list[click.Parameter]:
     ]
 
 
-class XlbCommand(click.Command):
-    """A command whose help ends with examples that work."""
+class _WithExamples(click.Command):
+    """Takes the session's options; its help ends with examples that work."""
+
+    settings: ClassVar[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
-        kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"], "show_default": True})
+        kwargs.setdefault("context_settings", self.settings)
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
         self.params += _session_options()
@@ -116,22 +118,17 @@ class XlbCommand(click.Command):
         super().format_epilog(ctx, formatter)
 
 
-class XlbGroup(click.Group):
+class XlbCommand(_WithExamples):
+    """A verb; its help shows what an option is when it is not given."""
+
+    settings: ClassVar[dict[str, Any]] = {**_WithExamples.settings, "show_default": True}
+
+
+class XlbGroup(_WithExamples, click.Group):
     """A noun: finds its verbs, suggests the one that was meant."""
 
     command_class = XlbCommand
     group_class = type
-
-    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
-        kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
-        super().__init__(*args, **kwargs)
-        self.examples = tuple(examples)
-        self.params += _session_options()
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples where click puts the epilog."""
-        write_examples(self.examples, formatter)
-        super().format_epilog(ctx, formatter)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs in the order they were written, which is the one they are used in."""
