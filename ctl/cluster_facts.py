@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from bpf.constants import ABI_VERSION
-from bpf.timex import clock_state
+from bpf.timex import clock_is_synchronised
 from ctl.record import FORMAT_VERSION
 from ctl.version import package_version
 
@@ -43,10 +43,10 @@ def facts_of(node: Node, cluster_address: str) -> dict[str, Any]:
 
 def _clock() -> dict[str, Any]:
     try:
-        state = clock_state()
+        synchronised = clock_is_synchronised()
     except OSError as error:
         return {"synchronised": False, "why": error.strerror}
-    return {"synchronised": state.synchronised, "why": "" if state.synchronised else "the kernel's clock is not synchronised"}
+    return {"synchronised": synchronised, "why": "" if synchronised else "the kernel's clock is not synchronised"}
 
 
 def _dns(configured: str) -> dict[str, Any]:
