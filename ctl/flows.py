@@ -16,7 +16,6 @@ from bpf import constants
 from bpf.columns import decode_flows, family_of
 from bpf.tables import Array, DataPlane, FlowEntry, FlowTuple
 from ctl.model import Protocol
-from ctl.realtime import rest
 
 FAMILIES = ("v4", "v6")
 TABLES = ("flows", "embryonic")
@@ -116,5 +115,4 @@ def slices(plane: DataPlane) -> Iterator[tuple[str, str, Array, Array]]:
     for table in TABLES:
         for family in FAMILIES:
             for keys, values in plane.flow_slices(table, family, SLICE_ENTRIES):
-                rest()
                 yield table, family, keys, values

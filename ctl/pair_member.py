@@ -77,6 +77,9 @@ class PairMember:
         self._parts.append(realtime.run_ordinarily)
         for sentence in self._refused:
             log.warning("%s", sentence)
+        if granted:
+            resting = asyncio.get_running_loop().create_task(realtime.rest_when_busy(), name="rests")
+            self._parts.append(resting.cancel)
         terms = TermsWriter(file, replace(stored, epoch=max(stored.epoch, node.config.epoch)))
         self._parts.append(terms.close)
         self.wires = wires = PairWires(cluster, node.settings, lambda: node.config.vips, realtime.PRIORITY if granted else 0)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from ctl.epochfile import EpochFile, Terms
-from ctl.realtime import favour_this_thread
+from ctl.realtime import worker_threads
 
 RETRY_S = 0.1
 RETRY_MAX_S = 5.0
@@ -29,7 +28,7 @@ class TermsWriter:
         self._done: list[Callable[[], None]] = []
         self._dirty = False
         self._task: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, "xlb-epoch", initializer=favour_this_thread)
+        self._thread = worker_threads(1, "xlb-epoch")
 
     def save(self, epoch: int, reserved: int, done: Callable[[], None]) -> None:
         """Store both numbers; `done` is called on the loop once they, or newer ones, are on disk."""

@@ -10,7 +10,6 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bpf import attach, loader
@@ -25,9 +24,10 @@ from ctl.errors import XlbError
 from ctl.node import Node, Origin
 from ctl.nodefile import NodeSettings
 from ctl.notify import Notifier
-from ctl.realtime import favour_this_thread
+from ctl.realtime import worker_threads
 
 WORKER_THREADS = 8  # for what would hold the loop; mostly they wait for the disk or the kernel
+
 
 log = logging.getLogger("ctl")
 
@@ -77,7 +77,7 @@ async def _serve(settings: NodeSettings, plane: KernelPlane, origin: Origin, det
     memory.collect_rarely()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(WORKER_THREADS, "xlb-worker", initializer=favour_this_thread))
+    loop.set_default_executor(worker_threads(WORKER_THREADS, "xlb-worker"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     clean = False

@@ -5,10 +5,13 @@ Decides the priority. A node that may not have them works, but late heartbeats u
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import ctypes
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from ctl import memory
 
@@ -17,8 +20,13 @@ PRIORITY = 2
 
 WORKER_PRIORITY = 1
 
-PERIOD_S, REST_S = 0.05, 0.005
-"""So long of each period all workers of a node leave the processors to others."""
+PERIOD_S, REST_S = 0.02, 0.0025
+"""So long of each period no thread of a busy node runs Python; all nodes of one machine rest at the same time."""
+
+BUSY_SHARE = 0.5
+"""Of one processor: a node that used less in a period leaves others enough."""
+
+_interpreter = ctypes.PyDLL(None)  # functions called by way of it keep the interpreter's lock
 
 _granted = False
 
@@ -27,7 +35,7 @@ def run_in_time() -> tuple[bool, list[str]]:
     """(whether SCHED_FIFO was granted, one sentence for each thing that was refused). Call on the loop's thread.
 
     Processes and threads started afterwards are ordinary again (SCHED_RESET_ON_FORK, sched(7)); threads that run Python must
-    not be, see `favour_this_thread`.
+    not be, see `favour_this_thread`; and `rest_when_busy` is to run then.
     """
     refused = []
     global _granted
@@ -52,7 +60,8 @@ def run_in_time() -> tuple[bool, list[str]]:
 
 
 def favour_this_thread() -> None:
-    """Let the calling thread go before ordinary processes, on a node that runs in time; what every worker thread begins with.
+    """Let the calling thread go before ordinary processes, on a node that runs in time; what a thread that runs Python does
+    first.
 
     A thread that holds the interpreter's lock holds up the loop, real-time or not. Beside busy processes a loop with an
     ordinary worker woke up to 26 ms late, with one at nice -20 up to 54 ms (nice counts within a session only, see
@@ -62,17 +71,40 @@ def favour_this_thread() -> None:
         _favour(threading.get_native_id())
 
 
-def rest() -> None:
-    """Call between pieces of long work in a worker thread. Sleeps if it is time to leave the processor to ordinary processes.
+def worker_threads(count: int, name: str) -> ThreadPoolExecutor:
+    """An executor whose threads all run already, favoured if this node runs in time.
 
-    Where real-time threads leave them less than a twentieth of a second, the kernel runs those for 50 ms in a row (the fair
-    server of Linux 6.8; before that, sched_rt_runtime_us of sched(7)) and no real-time thread meanwhile, the loop least of
-    all. Measured with three busy workers on two busy processors: a loop 49 ms late, with these rests 0.9 ms.
+    Whoever starts a thread waits for its first step, and that an ordinary thread takes when the processors are free: beside
+    busy real-time workers the loop waited 60 ms.
     """
-    if _granted:
-        phase_s = time.monotonic() % PERIOD_S
-        if phase_s < REST_S:
-            time.sleep(REST_S - phase_s)
+    pool = ThreadPoolExecutor(count, name, initializer=favour_this_thread)
+    together = threading.Barrier(count + 1)
+    for _ in range(count):
+        pool.submit(together.wait)
+    together.wait()
+    return pool
+
+
+async def rest_when_busy() -> None:
+    """Until cancelled: stop every thread of this process that runs Python for a moment of each period, while it is busy.
+
+    Where real-time threads leave others less than a twentieth of a second, the kernel stops them at the end of it, the loop
+    least of all spared (sched_rt_runtime_us of sched(7); the fair server of Linux 6.8): up to 50 ms in a row. Here the loop
+    sleeps with the interpreter's lock in its hand, so that no worker has to think of it; what runs without the lock, a
+    system call mostly, ends soon and then waits. Call on the loop's thread, on a node that runs in time.
+    """
+    used_s = time.process_time()
+    while True:
+        await asyncio.sleep(PERIOD_S - time.monotonic() % PERIOD_S)
+        before_s, used_s = used_s, time.process_time()
+        if used_s - before_s > BUSY_SHARE * PERIOD_S:
+            hold_interpreter(REST_S - time.monotonic() % PERIOD_S)
+
+
+def hold_interpreter(seconds: float) -> None:
+    """Sleep so that no other thread of this process runs Python meanwhile."""
+    if seconds > 0:
+        _interpreter.usleep(int(seconds * 1e6))
 
 
 def _favour(thread: int) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from bpf.tables import Array
 from ctl.flowsource import ReplicatedPlane
-from ctl.realtime import favour_this_thread, rest
+from ctl.realtime import favour_this_thread
 from ctl.replicating import LIMITS, Outlets, ReplicationEngine
 from sync.flowwire import MAX_MESSAGE_BYTES
 from sync.transport import ChannelBounds
@@ -250,8 +250,6 @@ class Replicator:
                     return
                 command(_now_ns())
             wait_ns = engine.step(_now_ns())
-            if not wait_ns:
-                rest()
 
     def _take(self, message: bytes, now_ns: int) -> None:
         try:

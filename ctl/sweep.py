@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol, TypeVar
@@ -22,7 +21,7 @@ from bpf.tables import Array, DataPlane, PlaneError
 from ctl import expiry, flows
 from ctl.flows import FlowSelection
 from ctl.model import Config
-from ctl.realtime import favour_this_thread
+from ctl.realtime import worker_threads
 
 MIN_PAUSE_S = 1.0
 MAX_PAUSE_S = 5.0
@@ -62,7 +61,7 @@ class Sweeper:
     def __init__(self, plane: DataPlane, config: Callable[[], Config]) -> None:
         self._plane = plane
         self._config = config
-        self._thread = ThreadPoolExecutor(1, "xlb-sweep", initializer=favour_this_thread)
+        self._thread = worker_threads(1, "xlb-sweep")
         self.result = SweepResult()
         self.sweeps = 0
         self.expired = 0

@@ -5,6 +5,7 @@ The pair is written to disk as `xlbctl cluster create` and `join` leave it; maki
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -84,10 +85,14 @@ PAIR = Layout(nodes=2)
 
 
 @contextmanager
-def paired(layout: Layout = PAIR, cluster: Mapping[str, Any] = TIMING) -> Iterator[PairSite]:
-    """Build, pair, start, wait until in step, and take down."""
+def paired(layout: Layout = PAIR, cluster: Mapping[str, Any] = TIMING, *, apart: bool = False) -> Iterator[PairSite]:
+    """Build, pair, start, wait until in step, and take down. apart: one processor for each daemon, where there are two."""
     with Rig(layout) as rig:
         write_pair(rig, cluster)
+        processors = sorted(os.sched_getaffinity(0))
+        if apart and len(processors) >= len(rig.nodes):
+            for node, processor in zip(rig.nodes, processors, strict=False):
+                node.processor = processor
         for node in rig.nodes:
             node.start()
         yield PairSite(rig)

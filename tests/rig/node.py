@@ -41,6 +41,7 @@ class Node:
         )
         self.process: subprocess.Popen[bytes] | None = None
         self.started_in_s = 0.0
+        self.processor: int | None = None  # the only one it may use, as if it were a machine of its own
         self.tree = _TREE  # where xlbd's code comes from; another copy is another version
         directory.mkdir(parents=True)
         self.state_dir.mkdir()
@@ -77,7 +78,8 @@ class Node:
         return self
 
     def xlbd_command(self, *options: str) -> list[str]:
-        return [*_command("xlbd", "ctl.daemon"), "--config", str(self.config), *options]
+        pinned = [] if self.processor is None else ["taskset", "--cpu-list", f"{self.processor}"]
+        return [*pinned, *_command("xlbd", "ctl.daemon"), "--config", str(self.config), *options]
 
     def start_refused(self, *prefix: str, deadline_s: float = 20) -> tuple[int, str]:
         """Start xlbd, behind `prefix` on the command line, where it must not come up: its exit status and what it logged."""
