@@ -221,13 +221,13 @@ class _Held(asyncio.Protocol):
         self.backend = ""
         self.greeting = b""
         self.sent = self.received = self.rounds = 0
-        self.sent_s = 0.0
+        self.born_s = self.sent_s = 0.0
         self.lost = ""  # why the connection ended, empty while it lives
         self.closing = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport, self.born_s = transport, time.monotonic()
 
     def send(self) -> None:
         if not self.lost and not self.closing:

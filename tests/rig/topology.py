@@ -31,6 +31,7 @@ from tests.rig import xdp_pass
 from tests.rig.client import Client
 from tests.rig.namespaces import Namespace
 from tests.rig.node import Node
+from tests.rig.wait import wait_until
 
 VIP4, VIP6 = "10.77.0.100", "fd77::100"
 HTTP_PORT, TCP_PORT, UDP_PORT = 8080, 7000, 7001
@@ -272,6 +273,7 @@ class Rig:
         port = f"{host}-{device}"
         self.switch.ip(f"link set {port} up")
         if port in self._silent:  # one that was loud is set forwarding by the bridge, once it has its carrier
+            wait_until(lambda: "LOWER_UP" in self.switch.run("ip", "link", "show", port).stdout, f"{port} has its carrier")
             self.switch.run("bridge", "link", "set", "dev", port, "state", "forwarding")
             self._silent.remove(port)
 
