@@ -208,19 +208,22 @@ class Demo:
         fault, struck = FAULTS[name], self.settle()
         self.title(title.format(node=struck.name))
         with self.watching() as tick, Observer(self.rig, self.held, interval_ms=2, tick=tick) as observer:
-            self.heal_under_watch(observer, fault, struck)
+            observer.strike(fault, struck)
+            if not fault.splits:
+                self.heal(fault, struck)
+                observer.good(100)
             cost = observer.cost()
+        if fault.splits:
+            self.heal(fault, struck)
         self.costs.append((short, struck, cost))
         self.check(cost.outage_ms <= OUTAGE_MS, f"new connections: none for {cost.outage_ms:.0f} ms, then as before")
         self.check(cost.broken + cost.silent == 0, f"{cost.broken + cost.silent} of {HELD:,} held connections broken")
         self.check(cost.wrong_bytes == 0, f"{cost.wrong_bytes} bytes wrong")
         self.check(cost.both_ms == 0, f"both nodes answered for {cost.both_ms:g} ms")
 
-    def heal_under_watch(self, observer: Observer, fault: Fault, struck: Node) -> None:
-        observer.strike(fault, struck)
+    def heal(self, fault: Fault, struck: Node) -> None:
         fault.heal(self.rig, struck)
         wait_until(lambda: struck.call("cluster.status")["role"] == "backup", f"{struck.name} steps back", deadline_s=15)
-        observer.good(100)
 
     @contextmanager
     def watching(self) -> Iterator[Callable[[Observer], None]]:

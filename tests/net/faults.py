@@ -26,19 +26,27 @@ MOST_STRAY = 8
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens to the node that serves. `heal` makes it a backup again, `moves`: the other node serves afterwards."""
+    """What happens to the node that serves. `heal` makes it a backup again, `moves`: the other node serves afterwards.
+
+    splits: without a vote both serve until it is healed, as nobody hears one of them; what the healing costs is no part of it.
+    """
 
     name: str
     strike: Callable[[Rig, Node], None]
     heal: Callable[[Rig, Node], None] = lambda rig, node: None
     moves: bool = True
+    splits: bool = False
+
+
+def _mend(rig: Rig, node: Node) -> None:
+    rig.mend_all(node.name)
 
 
 FAULTS = {
     fault.name: fault
     for fault in (
-        Fault("cut", lambda rig, node: rig.cut_off(node.name), lambda rig, node: rig.mend_all(node.name)),
-        Fault("silent cut", lambda rig, node: rig.cut_off(node.name, silently=True), lambda rig, node: rig.mend_all(node.name)),
+        Fault("cut", lambda rig, node: rig.cut_off(node.name), _mend, splits=True),
+        Fault("silent cut", lambda rig, node: rig.cut_off(node.name, silently=True), _mend, splits=True),
         Fault("kill -9", lambda rig, node: node.kill(), lambda rig, node: _start_again(node)),
         Fault("SIGSTOP", lambda rig, node: node.signal(signal.SIGSTOP), lambda rig, node: node.signal(signal.SIGCONT)),
         Fault("switchover", lambda rig, node: _switch_over(node)),

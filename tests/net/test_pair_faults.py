@@ -49,8 +49,8 @@ def test_an_ipv6_vip_moves_like_an_ipv4_one(site: PairSite, name: str) -> None:
         struck, other = site.node, site.other
         with Observer(site.rig, held, VIP6) as observer:
             observer.strike(fault, struck)
-            fault.heal(site.rig, struck)
             cost = observer.cost()
+        fault.heal(site.rig, struck)
         assert cost.harmless, cost
         assert cost.outage_ms < OUTAGE_MS, cost
         site.settle()

@@ -52,8 +52,8 @@ def test_the_way_back_moves_with_the_vips(site: PairSite, name: str) -> None:
         struck, other = site.node, site.other
         with Observer(site.rig, held) as observer:
             observer.strike(fault, struck)
-            fault.heal(site.rig, struck)
             cost = observer.cost()
+        fault.heal(site.rig, struck)
         assert cost.harmless, cost
         assert cost.outage_ms < OUTAGE_MS, cost
         wait_until(lambda: site.status(struck)["role"] == "backup", f"{struck.name} steps back")
