@@ -20,6 +20,9 @@ from tests.vm.machines import WORK, DataNetwork, Machine
 VIP = "10.99.0.100"
 CLUSTER_ADDRESS = {"lb1": "10.98.0.11", "lb2": "10.98.0.12"}
 HELD = 100
+TIMES = "\n[cluster]\nheartbeat_ms = 300\nlease_ms = 1200\ntakeover_ms = 1350"
+"""An emulated processor that shares two real ones stands still for longer than the 300 ms of a default lease."""
+
 IN_STEP_S = 120
 APT = "DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends"
 
@@ -63,9 +66,10 @@ def _status(machine: Machine) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def pair(lb1: Machine, lb2: Machine, network: DataNetwork) -> Iterator[Pair]:
     for machine in (lb1, lb2):
-        machine.copy(WORK / "xlb.deb", "/tmp/xlb.deb")
-        machine.run(f"{APT} purge xlb < /dev/null; {APT} install /tmp/xlb.deb < /dev/null")
+        machine.copy(WORK / "xlb.deb", "/root/xlb.deb")
+        machine.run(f"{APT} purge xlb < /dev/null; {APT} install /root/xlb.deb < /dev/null")
         machine.run("sed -i 's/^interfaces = .*/interfaces = [\"eth1\"]/' /etc/xlb/node.toml")
+        machine.run(f"cat >> /etc/xlb/node.toml <<< '{TIMES}'")
         machine.run("systemctl enable --now xlbd")
     lb1.run(f"xlbctl vip add {VIP}/24 --dev eth1")
     lb1.run(f"xlbctl farm add echo --vip {VIP} --port 7000")
@@ -100,8 +104,8 @@ def _all_continue(client: Client, held: HeldConnections) -> None:
 
 def test_cluster_check_passes(pair: Pair) -> None:
     for machine in pair.machines:
-        findings = machine.ask("cluster", "check")
-        assert [each for each in findings if each["result"] == "failed"] == []
+        said = machine.run("xlbctl cluster check")  # which exits 1 if one fails
+        assert "Operation not permitted" not in said, "the unit forbids what a check needs"
 
 
 def test_power_cut_breaks_nothing(pair: Pair, client: Client, held: HeldConnections) -> None:
@@ -128,8 +132,8 @@ def test_upgrade_of_both_breaks_nothing(pair: Pair, client: Client, held: HeldCo
     """The backup first, as one does; then the active, whose backup takes over meanwhile or not."""
     active = pair.active()
     for machine in (pair.other(active), active):
-        machine.copy(next_package, "/tmp/next.deb")
-        machine.run(f"{APT} install /tmp/next.deb < /dev/null")
+        machine.copy(next_package, "/root/next.deb")
+        machine.run(f"{APT} install /root/next.deb < /dev/null")
         pair.wait_in_step()
         _all_continue(client, held)
         assert machine.run("dpkg-query -W -f '${Version}' xlb").endswith("+next")
