@@ -1,7 +1,7 @@
-"""state_dir/epoch.json: which terms of leadership this node knows, and whether an operator took it out of service.
+"""state_dir/epoch.json: which terms of leadership and leases this node knows, and whether an operator took it out of service.
 
 Decides the format, and what to do with a damaged file. The failover machine says what to write; a term is on disk before it is
-served, so that no restart ever serves under a number that was used before.
+served, so that no restart ever serves under a number that was used before; so is the lease that the peer relies on.
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ from typing import TypeGuard
 
 from ctl.errors import XlbError
 from ctl.files import Files, utc_stamp
+from sync.timing import MAX_LEASE_NS, MIN_LEASE_NS
 
 FILE = "epoch.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: without the leases
 MAX_BYTES = 4096
 MAX_EPOCH = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a restart must know. `reserved`: a term this node may have served in; see `sync.epochs`."""
+    """What a restart must know. `reserved`: a term this node may have served in (`sync.epochs`). Leases: `sync.agreement`."""
 
     epoch: int = 0
     reserved: int = 0
     maintenance: bool = False
+    lease_ns: int = 0
+    peer_lease_ns: int = 0
 
 
 class EpochFile:
@@ -82,7 +85,15 @@ def _decode(text: bytes, path: Path) -> Terms:
     epoch, reserved, maintenance = (document.get(key) for key in ("epoch", "reserved", "maintenance"))
     if not _is_number(epoch) or not _is_number(reserved) or not isinstance(maintenance, bool):
         raise ValueError("epoch, reserved: expected numbers, maintenance: true or false")
-    return Terms(epoch, reserved, maintenance)
+    return Terms(epoch, reserved, maintenance, *(_lease(document, key) for key in ("lease_ns", "peer_lease_ns")))
+
+
+def _lease(document: dict[str, object], key: str) -> int:
+    """0: not known, as in a file of format 1."""
+    value = document.get(key, 0)
+    if not _is_number(value) or not (value == 0 or MIN_LEASE_NS <= value <= MAX_LEASE_NS):
+        raise ValueError(f"{key}: expected 0 or {MIN_LEASE_NS} to {MAX_LEASE_NS}")
+    return value
 
 
 def _is_number(value: object) -> TypeGuard[int]:

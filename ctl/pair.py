@@ -26,7 +26,10 @@ from sync.failover_types import (
     FailoverConfig,
     Heartbeat,
     HeartbeatHeard,
+    Leases,
+    LeasesPersisted,
     PersistEpoch,
+    PersistLeases,
     ShutdownRequested,
     StandingChanged,
     Tick,
@@ -55,7 +58,8 @@ class Pair:
         self.boot = boot or new_boot()
         self.clock = ClockEstimator()
         stored = hands.terms.terms
-        self.machine = Failover(config, self.boot, stored.epoch, stored.reserved, now_ns(), stored.maintenance)
+        leases = Leases(stored.lease_ns, stored.peer_lease_ns)
+        self.machine = Failover(config, self.boot, stored.epoch, stored.reserved, now_ns(), stored.maintenance, leases)
         self.requests = Requests()
         self.heard: Heartbeat | None = None  # the peer's last
         self._wires, self._flows, self._terms = hands.wires, hands.flows, hands.terms
@@ -84,12 +88,22 @@ class Pair:
     async def found(self) -> None:
         """Begin a new pair as its serving node, without a pause: nobody else can be serving."""
         for effect in self.machine.start(founding=True):
-            if isinstance(effect, PersistEpoch):
-                await self._terms.save_now(effect.epoch, effect.reserved)
-                self.machine.handle(EpochPersisted(effect.reserved), now_ns())
+            if isinstance(effect, PersistEpoch | PersistLeases):
+                await self._store(effect)
         self._decided_ns = now_ns()
         self._effects.extend(self.machine.found(self._decided_ns))
         self._run()
+
+    async def _store(self, effect: PersistEpoch | PersistLeases) -> None:
+        event: Event
+        if isinstance(effect, PersistEpoch):
+            self._terms.save(effect.epoch, effect.reserved, lambda: None)
+            event = EpochPersisted(effect.reserved)
+        else:
+            self._terms.save_leases(effect.leases, lambda: None)
+            event = LeasesPersisted(effect.leases)
+        await self._terms.idle()
+        self.machine.handle(event, now_ns())
 
     async def shut_down(self) -> None:
         """Hand over if the peer can serve, else close the lease. Bounded by the machine's own time-out."""

@@ -32,7 +32,9 @@ from sync.failover_types import (
     FlowsFlushed,
     FlushFlows,
     Heartbeat,
+    LeasesPersisted,
     PersistEpoch,
+    PersistLeases,
     Refused,
     Role,
     RoleChanged,
@@ -173,6 +175,9 @@ class Performer:
     def _persist(self, effect: PersistEpoch) -> None:
         self._hands.terms.save(effect.epoch, effect.reserved, lambda: self._happened(EpochPersisted(effect.reserved)))
 
+    def _persist_leases(self, effect: PersistLeases) -> None:
+        self._hands.terms.save_leases(effect.leases, lambda: self._happened(LeasesPersisted(effect.leases)))
+
     def _role_changed(self, effect: RoleChanged) -> None:
         level = logging.INFO if effect.role in (Role.ACTIVE, Role.BACKUP, Role.LEFT) else logging.WARNING
         log.log(level, "%s is %s, epoch %d: %s", self._node, effect.role.value, effect.epoch, effect.why)
@@ -268,6 +273,7 @@ _DO: dict[type, Callable[[Performer, Any], None]] = {
     ExtendLease: Performer._extend_lease,
     CloseLease: Performer._close_lease,
     PersistEpoch: Performer._persist,
+    PersistLeases: Performer._persist_leases,
     ApplyReplicated: Performer._apply_replicated,
     Serve: Performer._serve,
     Announce: Performer._announce,

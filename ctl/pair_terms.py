@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from ctl.epochfile import EpochFile, Terms
 from ctl.realtime import worker_threads
+from sync.failover_types import Leases
 
 RETRY_S = 0.1
 RETRY_MAX_S = 5.0
@@ -36,16 +37,17 @@ class TermsWriter:
         self._done.append(done)
         self._begin()
 
+    def save_leases(self, leases: Leases, done: Callable[[], None]) -> None:
+        """Store both leases; `done` as with `save`."""
+        self.terms = replace(self.terms, lease_ns=leases.own_ns, peer_lease_ns=leases.peer_ns)
+        self._done.append(done)
+        self._begin()
+
     def set_maintenance(self, on: bool) -> None:
         """A restart is to find the node in or out of service as it is now."""
         if on != self.terms.maintenance:
             self.terms = replace(self.terms, maintenance=on)
             self._begin()
-
-    async def save_now(self, epoch: int, reserved: int) -> None:
-        """Return once both numbers are on disk."""
-        self.save(epoch, reserved, lambda: None)
-        await self.idle()
 
     async def idle(self) -> None:
         """Wait until everything is on disk."""

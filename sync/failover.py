@@ -26,6 +26,8 @@ from sync.failover_types import (
     FlowsFlushed,
     Heartbeat,
     HeartbeatHeard,
+    Leases,
+    LeasesPersisted,
     MaintenanceRequested,
     Role,
     RoleChanged,
@@ -38,7 +40,7 @@ from sync.failover_types import (
     VoteAnswered,
 )
 from sync.handover import Handover
-from sync.lease import NEVER_NS
+from sync.lease import NEVER_NS, NO_LEASES
 from sync.session import SessionGuard
 from sync.states import State
 from sync.timing import NS_PER_MS
@@ -51,13 +53,20 @@ ANNOUNCE_AFTER_MS = (1500, 4000)
 class Failover(Handover):
     """One node's machine. Feed it events with `handle`, carry out the effects, and send a Tick by `next_wakeup_ns`.
 
-    boot: random non-zero number of this run; epoch, reserved: as last persisted (0, 0 on a new node).
+    boot: random non-zero number of this run; epoch, reserved, leases: as last persisted (0, 0 and none on a new node).
     """
 
     def __init__(
-        self, config: FailoverConfig, boot: int, epoch: int, reserved: int, now_ns: int, maintenance: bool = False
+        self,
+        config: FailoverConfig,
+        boot: int,
+        epoch: int,
+        reserved: int,
+        now_ns: int,
+        maintenance: bool = False,
+        leases: Leases = NO_LEASES,
     ) -> None:
-        super().__init__(config, boot, epoch, reserved, now_ns, maintenance)
+        super().__init__(config, boot, epoch, reserved, now_ns, maintenance, leases)
         self._guard = SessionGuard()
         self._hailed_boot = 0
 
@@ -72,7 +81,9 @@ class Failover(Handover):
         founding: this node serves alone and begins a pair; it goes on serving, and calls `found` next.
         """
         self._out = [] if founding else [CloseLease(), StopServing()]
+        self._store_leases()
         self._reserve()
+        self._tell_lease()
         if not founding:
             self._send()
         return self._out
@@ -89,7 +100,7 @@ class Failover(Handover):
         out: list[Effect] = []
         self._out = out
         now = self._now = max(now_ns, self._now)
-        if now - self._last_event_ns > self.config.timing.stall_ns:
+        if now - self._last_event_ns > self.timing.stall_ns:
             self._awake_since_ns = now
         self._last_event_ns = now
         if self.state is State.STOPPED:
@@ -123,12 +134,13 @@ class Failover(Handover):
             if beat.boot != self._hailed_boot:  # once: two that refuse each other must not answer each answer
                 self._hailed_boot = beat.boot
                 self._next_beat_ns = self._now  # a new run must hear this node before it can prove that it is new
-            if self._now - self._peer_heard_ns >= self.config.timing.start_wait_ns:
+            if self._now - self._peer_heard_ns >= self.timing.start_wait_ns:
                 self._guard.forget()
         if not self._guard.accept(beat.boot, beat.sequence, beat.echo_sequence if beat.echo_boot == self.boot else 0):
             return
         returns = not self.peer_alive
         self._peer, self._peer_heard_ns = beat, self._now
+        self._agree(beat)
         if self.serving:
             self._active_hears(beat)
             if returns and self.serving:
@@ -189,7 +201,7 @@ class Failover(Handover):
         """Whether the peer promised after it heard this very claim, and the promise is fresh enough to serve on."""
         if beat.grants != self._claim or beat.echo_boot != self.boot:
             return False
-        return self._claim_since_ns <= beat.echo_sent_ns <= self._now < beat.echo_sent_ns + self.config.timing.lease_ns
+        return self._claim_since_ns <= beat.echo_sent_ns <= self._now < beat.echo_sent_ns + self.timing.lease_ns
 
     def _yield(self, beat: Heartbeat, why: str) -> None:
         self._enter(State.BACKUP, f"claim of epoch {self._claim} withdrawn: {why}")
@@ -223,7 +235,7 @@ class Failover(Handover):
     # --- elections --------------------------------------------------------------------------------------------------
 
     def _take_over_by_silence(self) -> bool:
-        now, timing = self._now, self.config.timing
+        now, timing = self._now, self.timing
         listened = now >= max(self._awake_since_ns + timing.listen_ns, self._quiet_until_ns)
         if not (self.can_serve and listened and now >= self._silence_ends_ns):
             return False
@@ -257,7 +269,7 @@ class Failover(Handover):
 
     def _open(self, basis_ns: int, why: str) -> None:
         """Become active with the reserved epoch; the lease counts from `basis_ns`."""
-        now, timing = self._now, self.config.timing
+        now, timing = self._now, self.timing
         self._epochs.spend()
         self._enter(State.ACTIVE, f"serving with epoch {self.epoch}: {why}")
         self._in_step, self._acked_ns, self._grants, self._request = True, basis_ns, 0, ""
@@ -271,7 +283,7 @@ class Failover(Handover):
         self._reserve()
 
     def _announce_soon(self) -> None:
-        waits_ns = [count * self.config.timing.heartbeat_ns for count in ANNOUNCE_AFTER_HEARTBEATS]
+        waits_ns = [count * self.timing.heartbeat_ns for count in ANNOUNCE_AFTER_HEARTBEATS]
         waits_ns += [wait_ms * NS_PER_MS for wait_ms in ANNOUNCE_AFTER_MS]
         self._announce_ns = sorted(self._now + wait_ns for wait_ns in waits_ns)
 
@@ -284,7 +296,7 @@ class Failover(Handover):
                 self._announce_soon()  # who resigns has served
             return
         self._advert_heard_ns = self._now
-        if self.serving and self._now - self._peer_heard_ns >= self.config.timing.takeover_ns:
+        if self.serving and self._now - self._peer_heard_ns >= self.timing.takeover_ns:
             # No epoch in an advertisement: RFC 9568 (6.4.3) decides by priority, then by address.
             if (event.priority, event.sender_is_greater) > (self._advertised(), False):
                 self._step_down(
@@ -306,7 +318,7 @@ class Failover(Handover):
             self._send()
         elif not self._down and self.state is State.FAULT:
             # Silence says nothing about the time in which nothing could be heard: the peer may have served for long.
-            self._quiet_until_ns = max(self._quiet_until_ns, self._now + self.config.timing.start_wait_ns)
+            self._quiet_until_ns = max(self._quiet_until_ns, self._now + self.timing.start_wait_ns)
             self._enter(State.BACKUP, "every tracked interface has its carrier again")
             self._send()
 
@@ -335,6 +347,7 @@ _HANDLERS: dict[type, Callable[[Failover, Any], None]] = {
     CarrierChanged: Failover._carrier,
     VoteAnswered: Failover._vote_answered,
     EpochPersisted: Failover._epoch_persisted,
+    LeasesPersisted: Failover._leases_persisted,
     StandingChanged: Failover._standing,
     FlowsFlushed: Failover._flows_flushed,
     SwitchoverRequested: Failover._switchover,

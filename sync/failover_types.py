@@ -55,7 +55,7 @@ class Heartbeat:
     """Everything a node says about itself, said anew each time: a lost heartbeat loses nothing.
 
     `grants` is a promise: "I follow the node that serves or claims this epoch; my lease is closed, and I will not open one
-    until I have heard nothing for takeover_ns since your heartbeat `echo_sequence`".
+    until I have heard nothing for takeover_ns since your heartbeat `echo_sequence`". What the leases are for: `sync.agreement`.
     """
 
     boot: int  # random number of the sender's daemon run
@@ -64,6 +64,8 @@ class Heartbeat:
     role: Role
     epoch: int  # highest term the sender knows of; its own when it is active
     priority: int
+    lease_ns: int  # so long the sender's kernel may serve after a heartbeat was sent
+    allows_ns: int  # so long a lease of the receiver the sender waits for, also after a restart; 0: not on its disk yet
     claim: int = 0  # epoch for which the sender asks the receiver's promise
     grants: int = 0
     echo_boot: int = 0  # boot, sequence and clock of the receiver's heartbeat that the sender heard last
@@ -75,6 +77,14 @@ class Heartbeat:
     can_serve: bool = False
     offering: bool = False  # the active sender wants to hand over: claim, please
     wants: bool = False  # the backup sender would like to be handed the VIPs
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """What a restart must know of both nodes' leases; 0: nothing was stored yet. See `sync.agreement`."""
+
+    own_ns: int = 0  # the longest that the peer is known to wait for
+    peer_ns: int = 0  # the longest that the peer may use
 
 
 # --- events ---------------------------------------------------------------------------------------------------------
@@ -124,6 +134,13 @@ class EpochPersisted:
 
 
 @dataclass(frozen=True, slots=True)
+class LeasesPersisted:
+    """The PersistLeases with these is on disk (fsync done)."""
+
+    leases: Leases
+
+
+@dataclass(frozen=True, slots=True)
 class StandingChanged:
     """The flow table is or is no longer complete, or the configuration has another version."""
 
@@ -163,6 +180,7 @@ Event = (
     | CarrierChanged
     | VoteAnswered
     | EpochPersisted
+    | LeasesPersisted
     | StandingChanged
     | FlowsFlushed
     | SwitchoverRequested
@@ -210,6 +228,13 @@ class PersistEpoch:
 
     epoch: int
     reserved: int
+
+
+@dataclass(frozen=True, slots=True)
+class PersistLeases:
+    """Store both with fsync, then report LeasesPersisted(leases). Retry for ever if the disk refuses."""
+
+    leases: Leases
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +303,7 @@ Effect = (
     | ExtendLease
     | CloseLease
     | PersistEpoch
+    | PersistLeases
     | ApplyReplicated
     | Serve
     | Announce
@@ -303,4 +329,4 @@ class Status:
     peer_role: str  # empty: never heard
     peer_alive: bool
     peer_silent_ns: int  # -1: never heard
-    paths: dict[str, bool] = field(default_factory=dict)  # heartbeat path to "heard within takeover"
+    paths: dict[str, bool] = field(default_factory=dict)  # heartbeat path to "heard within the takeover time in force"

@@ -38,7 +38,7 @@ class Handover(Lease):
         return "" if peer.in_step else f"{name}'s flow table is not in step yet"
 
     def _offer(self, request: str) -> None:
-        self._request, self._request_until_ns = request, self._now + self.config.timing.handover_timeout_ns
+        self._request, self._request_until_ns = request, self._now + self.timing.handover_timeout_ns
         self._enter(State.OFFERING, f"serving with epoch {self.epoch} and handing over to {self.config.peer}: {request}")
         self._out.append(FlushFlows(self._next_flush()))
         self._send()
@@ -124,7 +124,7 @@ class Handover(Lease):
 
     def _request_timed_out(self) -> None:
         if self.state is State.OFFERING:
-            timeout_ms = self.config.timing.handover_timeout_ns // NS_PER_MS
+            timeout_ms = self.timing.handover_timeout_ns // NS_PER_MS
             self._abort_offer(f"{self.config.peer} did not claim within {timeout_ms} ms")
         else:
             self._finish_request()

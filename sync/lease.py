@@ -4,16 +4,18 @@ Decides when the lease may be extended and what each heartbeat carries; `handove
 decide who serves. Must not know sockets, clocks, files or the kernel.
 
 A lease needs a promise. The deadline is `sent + lease_ns` of a heartbeat which the peer acknowledged with `grants`: the
-peer then stays closed until it has heard nothing for takeover_ns (see timing.py). Only when acknowledgements stay away
-for alone_ns while this node is awake does it extend by itself: with a vote configured, from the moment it asked for a
-vote it then got; without one, from the moment it sends, because the peer is probably dead (if it is cut off
-instead, both serve until the cut heals: two nodes without a vote cannot know better).
+peer then stays closed until it has heard nothing for takeover_ns (see timing.py; which times are in force where two
+nodes differ: agreement.py). Only when acknowledgements stay away for alone_ns while this node is awake does it extend by
+itself: with a vote configured, from the moment it asked for a vote it then got; without one, from the moment it sends,
+because the peer is probably dead (if it is cut off instead, both serve until the cut heals: two nodes without a vote
+cannot know better).
 """
 
 from __future__ import annotations
 
 from collections import deque
 
+from sync.agreement import Agreement
 from sync.epochs import Epochs
 from sync.failover_types import (
     AskVote,
@@ -23,6 +25,8 @@ from sync.failover_types import (
     FailoverConfig,
     FlushFlows,
     Heartbeat,
+    Leases,
+    LeasesPersisted,
     Role,
     RoleChanged,
     SendAdvert,
@@ -33,27 +37,37 @@ from sync.failover_types import (
     VoteAnswered,
 )
 from sync.states import OUT_OF_SERVICE, ROLES, TRANSITIONS, State
-from sync.timing import NS_PER_MS
+from sync.timing import NS_PER_MS, Timing
 
 NEVER_NS = -(1 << 62)
 LEAST_PRIORITY = 1
 FAR_NS = 1 << 62
 REMEMBERED_BEATS = 16
+NO_LEASES = Leases()
 
 
 class Lease:
     """State, lease, promises and heartbeats of one node."""
 
     def __init__(
-        self, config: FailoverConfig, boot: int, epoch: int, reserved: int, now_ns: int, maintenance: bool = False
+        self,
+        config: FailoverConfig,
+        boot: int,
+        epoch: int,
+        reserved: int,
+        now_ns: int,
+        maintenance: bool = False,
+        leases: Leases = NO_LEASES,
     ) -> None:
         self.config, self.boot = config, boot
+        self._agreement = Agreement(config.timing, leases)
+        self._told_ns = config.timing.lease_ns  # which lease of the peer has been spoken of, if another than this node's
         self.state = State.MAINTENANCE if maintenance else State.BACKUP
         self.why = "maintenance" if maintenance else f"{config.node} starts and listens"
         self.deadline_ns = 0
         self._epochs = Epochs(config.parity, epoch, reserved)
         self._now = self._last_event_ns = self._awake_since_ns = now_ns
-        self._quiet_until_ns = now_ns + config.timing.start_wait_ns  # silence counts only from then on
+        self._quiet_until_ns = now_ns + self.timing.start_wait_ns  # silence counts only from then on
         self._peer: Heartbeat | None = None
         self._peer_heard_ns = self._advert_heard_ns = NEVER_NS
         self._acked_ns = NEVER_NS  # when the last heartbeat that the peer acknowledged was sent
@@ -73,6 +87,11 @@ class Lease:
         self._out: list[Effect] = []
 
     # --- what others may ask ----------------------------------------------------------------------------------------
+
+    @property
+    def timing(self) -> Timing:
+        """The times in force: the node file's as far as the peer knows of them, and no shorter than the peer's need."""
+        return self._agreement.timing
 
     @property
     def role(self) -> Role:
@@ -98,7 +117,7 @@ class Lease:
     @property
     def next_wakeup_ns(self) -> int:
         """When to send the next Tick at the latest."""
-        timing, wake_ns = self.config.timing, self._next_beat_ns
+        timing, wake_ns = self.timing, self._next_beat_ns
         if self.state is State.STOPPED:
             return FAR_NS
         if self.serving:
@@ -111,12 +130,12 @@ class Lease:
         """One sentence: what this node does now, and why."""
         if not self.serving:
             return self.why
-        carried = "acknowledged by" if now_ns - self._acked_ns < self.config.timing.alone_ns else "not acknowledged by"
-        return f"{self.why}; heartbeats are {carried} {self.config.peer}"
+        carried = self._followed and now_ns - self._acked_ns < self.timing.alone_ns
+        return f"{self.why}; heartbeats are {'' if carried else 'not '}acknowledged by {self.config.peer}"
 
     def status(self, now_ns: int) -> Status:
         """The machine as people see it at `now_ns`."""
-        takeover_ns = self.config.timing.takeover_ns
+        takeover_ns = self.timing.takeover_ns
         paths = {"cluster": now_ns - self._cluster_heard_ns < takeover_ns, "data": now_ns - self._advert_heard_ns < takeover_ns}
         heard_ns = max(self._peer_heard_ns, self._advert_heard_ns)
         return Status(
@@ -135,7 +154,7 @@ class Lease:
     @property
     def peer_alive(self) -> bool:
         """Whether the cluster link has brought a heartbeat within takeover_ns, as of the last event."""
-        return self._now - self._cluster_heard_ns < self.config.timing.takeover_ns
+        return self._now - self._cluster_heard_ns < self.timing.takeover_ns
 
     @property
     def _cluster_heard_ns(self) -> int:
@@ -145,12 +164,12 @@ class Lease:
 
     @property
     def _silence_ends_ns(self) -> int:
-        return max(self._cluster_heard_ns, self._advert_heard_ns) + self.config.timing.takeover_ns
+        return max(self._cluster_heard_ns, self._advert_heard_ns) + self.timing.takeover_ns
 
     # --- lease ------------------------------------------------------------------------------------------------------
 
     def _extend(self, basis_ns: int, void_after_ns: int) -> None:
-        deadline_ns = basis_ns + self.config.timing.lease_ns
+        deadline_ns = basis_ns + self.timing.lease_ns
         if deadline_ns > self.deadline_ns:
             self.deadline_ns = deadline_ns
             self._out.append(ExtendLease(deadline_ns, self.epoch, void_after_ns))
@@ -162,18 +181,18 @@ class Lease:
             self._acked_ns, self._followed = sent_ns, True
             while self._unacked_ns and self._unacked_ns[0] <= sent_ns:
                 self._unacked_ns.popleft()
-            self._extend(sent_ns, sent_ns + self.config.timing.lease_ns)
+            self._extend(sent_ns, sent_ns + self.timing.lease_ns)
 
     @property
     def _alone_at_ns(self) -> int:
         """From when on missing acknowledgements mean that nobody acknowledges: one must have had time to come back."""
         if not self._unacked_ns:
             return FAR_NS
-        timing = self.config.timing
+        timing = self.timing
         return max(self._acked_ns + timing.alone_ns, self._unacked_ns[0] + timing.answer_ns)
 
     def _extend_alone(self) -> None:
-        now, timing = self._now, self.config.timing
+        now, timing = self._now, self.timing
         unheard = now >= self._alone_at_ns
         awake = now - self._awake_since_ns >= timing.alone_ns
         if unheard and awake and self.config.vote is Vote.NONE:
@@ -181,12 +200,12 @@ class Lease:
 
     def _step_down(self, state: State, why: str, handover: bool = False) -> None:
         """Close the lease first, then tell the others."""
-        self._out += [CloseLease(handover), StopServing(), SendAdvert(0, self._now + self.config.timing.alone_ns)]
+        self._out += [CloseLease(handover), StopServing(), SendAdvert(0, self._now + self.timing.alone_ns)]
         self._out.append(FlushFlows(self._next_flush()))
         self.deadline_ns = 0
         self._announce_ns = []
         # Longer than the peer waits, so that the two never take over at the same moment.
-        self._quiet_until_ns = self._now + self.config.timing.takeover_ns + self.config.timing.alone_ns
+        self._quiet_until_ns = self._now + self.timing.takeover_ns + self.timing.alone_ns
         self._enter(state, why)
         self._reserve()
         self._send()
@@ -209,11 +228,49 @@ class Lease:
         if persist:
             self._out.append(persist)
 
+    # --- what both leases may be ------------------------------------------------------------------------------------
+
+    def _agree(self, beat: Heartbeat) -> None:
+        """Learn the peer's lease and what it allows, and say once what follows for people."""
+        agreement, config_ns = self._agreement, self.config.timing.lease_ns
+        before_ns = agreement.own_ns
+        agreement.heard(beat, self.boot, self._sequence)
+        self._store_leases()
+        if agreement.own_ns != before_ns:
+            self._tell(f"lease_ms {_ms(config_ns)} is in force, {self.config.peer} waits for it")
+        if beat.lease_ns != self._told_ns:
+            self._told_ns = beat.lease_ns
+            if beat.lease_ns != config_ns:
+                self._tell(
+                    f"{self.config.peer} has lease_ms {_ms(beat.lease_ns)}, this node {_ms(config_ns)}: takeovers here wait "
+                    f"{_ms(self.timing.takeover_ns)} ms; make both node files equal"
+                )
+
+    def _tell_lease(self) -> None:
+        agreement, config_ns = self._agreement, self.config.timing.lease_ns
+        if agreement.own_ns < config_ns:
+            known = (
+                f"{self.config.peer} is known to wait for {_ms(agreement.own_ns)} only, which stays in force until it is heard"
+            )
+            self._tell(f"lease_ms is {_ms(config_ns)}, but {known}")
+
+    def _tell(self, text: str) -> None:
+        self._out.append(RoleChanged(ROLES[self.state], self.epoch, text))
+
+    def _store_leases(self) -> None:
+        persist = self._agreement.store()
+        if persist:
+            self._out.append(persist)
+
+    def _leases_persisted(self, event: LeasesPersisted) -> None:
+        self._agreement.stored(event.leases)
+        self._store_leases()
+
     # --- heartbeats and votes ---------------------------------------------------------------------------------------
 
     def _send(self) -> None:
         """Say everything about this node, then extend the lease where nobody but this node can."""
-        now, timing, peer = self._now, self.config.timing, self._peer
+        now, timing, peer = self._now, self.timing, self._peer
         self._sequence += 1
         if now - self._sent_ns > timing.stall_ns:
             self._awake_since_ns = now  # whatever else happened meanwhile: the peer heard nothing
@@ -225,6 +282,8 @@ class Lease:
             role=ROLES[self.state],
             epoch=self.epoch,
             priority=self.config.priority,
+            lease_ns=self._agreement.said_ns,
+            allows_ns=self._agreement.allowed_ns,
             claim=self._claim,
             grants=self._grants,
             echo_boot=peer.boot if peer else 0,
@@ -258,7 +317,7 @@ class Lease:
         They carry no epoch. A peer that followed this term and fell silent may have begun a later one, and then has the newer
         connections: where the data network heals before the cluster link, it is to win whatever the configured priorities.
         """
-        lost = self._followed and self._now - self._acked_ns >= self.config.timing.takeover_ns
+        lost = self._followed and self._now - self._acked_ns >= self.timing.takeover_ns
         return LEAST_PRIORITY if lost else self.config.priority
 
     def _wants(self) -> bool:
@@ -269,12 +328,12 @@ class Lease:
         return config.priority > peer.priority and self._now - self._settled_since_ns >= config.timing.failback_delay_ns
 
     def _ask_vote(self) -> None:
-        if self._now - self._vote_question_ns >= self.config.timing.heartbeat_ns // 2:
+        if self._now - self._vote_question_ns >= self.timing.heartbeat_ns // 2:
             self._vote_question_ns = self._now
             self._out.append(AskVote(self._now))
 
     def _vote_answered(self, event: VoteAnswered) -> None:
-        timing = self.config.timing
+        timing = self.timing
         if not event.granted or not self._vote_asked_ns < event.asked_ns <= self._now:
             return
         if event.asked_ns - self._vote_asked_ns > 3 * timing.heartbeat_ns:
@@ -289,7 +348,7 @@ class Lease:
 
     def _vote_basis_ns(self) -> int | None:
         """From when a lease may be counted as far as the vote goes; None: no vote now."""
-        now, timing, vote = self._now, self.config.timing, self.config.vote
+        now, timing, vote = self._now, self.timing, self.config.vote
         if vote is Vote.NONE:
             return now
         held = vote is Vote.WITNESS or now - self._vote_since_ns >= timing.takeover_ns
@@ -297,3 +356,8 @@ class Lease:
 
     def _late_text(self, since_ns: int) -> str:
         return f"{(self._now - since_ns) // NS_PER_MS} ms"
+
+
+def _ms(duration_ns: int) -> int:
+    """In whole milliseconds, as node files have them; rounded up."""
+    return -(-duration_ns // NS_PER_MS)

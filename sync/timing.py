@@ -15,19 +15,23 @@ is what `check_timing` asks for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sync.errors import TimingError
 
 NS_PER_MS = 1_000_000
 COARSE_TICK_NS = 4 * NS_PER_MS
 """Step of the kernel's coarse clock at HZ=250."""
+COARSEST_TICK_NS = 10 * NS_PER_MS
+"""The same at HZ=100, the least a kernel is built with: the peer's, where nothing says that it is as this node's."""
 
 DRIFT_PPM = 1000
 """Bound on how wrong a node's monotonic clock may run: NTP slews by at most 500 ppm, bad crystals add 100."""
 
 MIN_HEARTBEAT_MS = 5
 MAX_HEARTBEAT_MS = 10_000
+MIN_LEASE_NS = MIN_HEARTBEAT_MS * NS_PER_MS * 5 // 2
+MAX_LEASE_NS = 60_000 * NS_PER_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,24 @@ def smallest_takeover_ns(lease_ns: int, tick_ns: int = COARSE_TICK_NS, drift_ppm
     """The least takeover time with which no overlap is possible (see the module's inequality)."""
     million = 1_000_000
     return -(-(lease_ns + tick_ns) * (million + drift_ppm) // (million - drift_ppm))
+
+
+def timing_in_force(timing: Timing, lease_ns: int, peer_lease_ns: int) -> Timing:
+    """The node file's times as they may be used while the peer waits for `lease_ns` and may itself use `peer_lease_ns`.
+
+    lease_ns: at most the node file's; heartbeats become as frequent as it needs. A peer with other times is waited for as
+    long as its own lease needs, whatever its kernel's clock step; two nodes with the same times have checked theirs.
+    """
+    takeover_ns = timing.takeover_ns
+    if peer_lease_ns != timing.lease_ns:
+        takeover_ns = max(takeover_ns, smallest_takeover_ns(peer_lease_ns, COARSEST_TICK_NS))
+    return replace(
+        timing,
+        heartbeat_ns=min(timing.heartbeat_ns, 2 * lease_ns // 5),
+        lease_ns=lease_ns,
+        takeover_ns=takeover_ns,
+        start_wait_ns=timing.start_wait_ns * takeover_ns // timing.takeover_ns,
+    )
 
 
 def check_timing(timing: Timing, tick_ns: int = COARSE_TICK_NS, drift_ppm: int = DRIFT_PPM) -> None:

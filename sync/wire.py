@@ -16,8 +16,9 @@ import msgpack
 
 from sync.errors import WireError
 from sync.failover_types import Heartbeat, Role
+from sync.timing import MAX_LEASE_NS, MIN_LEASE_NS
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 MAX_BYTES = 512
 _MAX_INTEGER = (1 << 63) - 1
 _ROLES = {role.value: role for role in Role}
@@ -67,6 +68,14 @@ def _epoch(name: str, value: object) -> int:
     return _integer(name, value, 0, 1 << 48)
 
 
+def _lease(name: str, value: object) -> int:
+    return _integer(name, value, MIN_LEASE_NS, MAX_LEASE_NS)
+
+
+def _allowed(name: str, value: object) -> int:
+    return _integer(name, value, 0, MAX_LEASE_NS)
+
+
 def _boolean(name: str, value: object) -> bool:
     if type(value) is not bool:
         raise WireError(f"{name}: {value!r:.40} is not true or false")
@@ -92,5 +101,7 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     **dict.fromkeys(("in_step", "can_serve", "offering", "wants"), _boolean),
     "role": _role,
     "priority": _priority,
+    "lease_ns": _lease,
+    "allows_ns": _allowed,
     "version": _version,
 }

@@ -48,6 +48,7 @@ class Disk:
 
     def __init__(self) -> None:
         self.epoch, self.reserved = 0, 0
+        self.leases = failover_types.Leases()
         self.document = configsync.EMPTY
         self.conflicts: list[configsync.Document] = []
         self.busy_until = 0
@@ -96,9 +97,9 @@ class Node:
         self.inbox, self.cut_effects, self.pause_at = [], [], None
         boot = world.rng.getrandbits(48) | 1
         now = self.local(world.now)
-        config = world.configs[self.index]
+        config = world.read_node_file(self.index)
         epoch = max(self.disk.epoch, self.disk.document.version[0])
-        self.failover = failover.Failover(config, boot, epoch, self.disk.reserved, now)
+        self.failover = failover.Failover(config, boot, epoch, self.disk.reserved, now, leases=self.disk.leases)
         limits = flowstream.Limits(window_blocks=8, queued_records=64, retry_ns=40 * MS)
         self.sender = flowsender.Sender(boot, 7, limits)
         self.receiver = flowreceiver.Receiver(7, limits)
@@ -189,6 +190,8 @@ class Node:
         kind, value = payload
         if kind == "epoch":
             self.event(failover_types.EpochPersisted(value))
+        elif kind == "leases":
+            self.event(failover_types.LeasesPersisted(value))
         else:
             self.perform(self.config.stored(value, self.local(self.world.now)))
 
@@ -302,6 +305,9 @@ class Node:
 
         self.write_disk(write, ("epoch", effect.reserved))
 
+    def do_persist_leases(self, effect: failover_types.PersistLeases) -> None:
+        self.write_disk(lambda: setattr(self.disk, "leases", effect.leases), ("leases", effect.leases))
+
     def do_serve(self, effect: failover_types.Serve) -> None:
         self.world.term_begins(self, effect.epoch)
         self.receiver.set_serving(True)
@@ -412,6 +418,7 @@ _EFFECTS: dict[type, Callable[[Node, Any], None]] = {
     failover_types.ExtendLease: Node.do_extend,
     failover_types.CloseLease: Node.do_close,
     failover_types.PersistEpoch: Node.do_persist,
+    failover_types.PersistLeases: Node.do_persist_leases,
     failover_types.ApplyReplicated: lambda node, effect: None,
     failover_types.Serve: Node.do_serve,
     failover_types.Announce: lambda node, effect: None,

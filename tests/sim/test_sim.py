@@ -31,12 +31,13 @@ def test_a_seed_replays_exactly() -> None:
 
 def test_histories_differ_and_faults_happen() -> None:
     told = []
-    for seed in range(40):
+    for seed in range(80):
         world = World(seed)
         world.run()
         told.append("\n".join(world.history))
     assert len(set(told)) == len(told)
     text = "\n".join(told)
+    assert "lease_ms is 120, but" in text and "has lease_ms 30, this node 90: takeovers here wait" in text
     for fault in {fault for profile in PROFILES for fault in profile.faults}:
         assert f"FAULT {fault} " in text or fault in ("crash_both", "pause_blind", "isolate", "cut_vote"), fault
 

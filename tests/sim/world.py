@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sync import configsync, failover_types
@@ -22,6 +22,7 @@ PAUSE_AT = (
     failover_types.ExtendLease,
     failover_types.SendHeartbeat,
     failover_types.PersistEpoch,
+    failover_types.PersistLeases,
     failover_types.Serve,
     configsync.Store,
     configsync.SendOffer,
@@ -29,6 +30,8 @@ PAUSE_AT = (
 FAULTS_UNTIL = 500 * MS
 BLIND_FROM = 120 * MS
 CONVERGED_WITHIN = 600 * MS
+TIMES_MS = ((10, 30, 36), (10, 60, 70), (20, 90, 104), (30, 120, 135))
+"""heartbeat, lease, takeover: which of them a node file has may change whenever its daemon is away."""
 QUIET = 150 * MS
 
 
@@ -46,6 +49,7 @@ class Profile:
     data_loss: float = 0.05  # of advertisements
     most_faults: int = 6
     blind: bool = False  # the cluster link is cut before anything else goes wrong
+    times: bool = False  # the node files say different times, and others after a restart
 
 
 PROCESS = (
@@ -68,11 +72,19 @@ NETWORK = ("cut_both", "cut_cluster", "cut_data", "cut_one_way", "cut_vote", "lo
 
 PROFILES = (
     Profile("process", Vote.NONE, PROCESS, exclusive=True, delay_ns=16 * MS),
-    Profile("witness", Vote.WITNESS, PROCESS + NETWORK + NETWORK, exclusive=True, loss=0.02),
+    Profile("witness", Vote.WITNESS, PROCESS + NETWORK + NETWORK, exclusive=True, loss=0.02, times=True),
     Profile("gateway", Vote.GATEWAY, ("isolate", "isolate", "crash", "power", "switchover", "restart"), exclusive=True),
     Profile("cut", Vote.NONE, PROCESS + NETWORK, exclusive=False, loss=0.02),
     Profile("blind", Vote.NONE, ("pause", "crash"), True, 4 * MS, data_loss=0.0, most_faults=1, blind=True),
+    Profile("times", Vote.NONE, (*PROCESS, "crash", "restart", "crash_both"), True, 8 * MS, times=True),
+    Profile("blind_times", Vote.NONE, ("pause", "crash"), True, 4 * MS, data_loss=0.0, most_faults=1, blind=True, times=True),
 )
+
+
+def timing_of(times_ms: tuple[int, int, int]) -> Timing:
+    timing = Timing.from_ms(*times_ms, failback_delay_ns=80 * MS, handover_timeout_ns=100 * MS)
+    check_timing(timing)
+    return timing
 
 
 class Violation(AssertionError):
@@ -90,11 +102,10 @@ class World:
         self.heap: list[tuple[int, int, Callable[[], Any]]] = []
         self.order = 0
         self.history: list[str] = []
-        timing = Timing.from_ms(10, 30, 36, failback_delay_ns=80 * MS, handover_timeout_ns=100 * MS)
-        check_timing(timing)
         failback = rng.random() < 0.2
+        formed = timing_of(rng.choice(TIMES_MS) if self.profile.times else TIMES_MS[0])
         self.configs = [
-            FailoverConfig(f"lb{i + 1}", f"lb{2 - i}", timing, priority, failback, self.profile.vote)
+            FailoverConfig(f"lb{i + 1}", f"lb{2 - i}", formed, priority, failback, self.profile.vote)
             for i, priority in enumerate(rng.choice(((100, 50), (50, 100))))
         ]
         self.cut: dict[tuple[int, str], bool] = {}  # (sender, path) or (node, "vote")
@@ -109,7 +120,16 @@ class World:
         self.gaps: list[tuple[int, int]] = []  # (closed at, opened at) of the pair as a whole
         self.closed_at = -1
         self.nodes = [Node(self, 0), Node(self, 1)]
+        for node in self.nodes:  # the pair was made a while ago, when both had the same times
+            node.disk.leases = failover_types.Leases(formed.lease_ns, formed.lease_ns)
         self.fault_count = rng.randint(1, self.profile.most_faults) if faults is None else faults
+
+    def read_node_file(self, index: int) -> FailoverConfig:
+        """What a daemon that starts is told; an administrator may have changed the times meanwhile."""
+        if self.profile.times and self.rng.random() < 0.5:
+            self.configs[index] = replace(self.configs[index], timing=timing_of(self.rng.choice(TIMES_MS)))
+            self.note(self.nodes[index], f"lease {self.configs[index].timing.lease_ns // MS} ms in the node file")
+        return self.configs[index]
 
     # --- time -------------------------------------------------------------------------------------------------------
 

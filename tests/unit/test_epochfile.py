@@ -12,13 +12,15 @@ from ctl.epochfile import EpochFile, Terms
 from ctl.errors import XlbError
 from ctl.files import Files
 from ctl.pair_terms import TermsWriter
+from sync.failover_types import Leases
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     file = EpochFile(tmp_path / "state")
     assert file.load() == (Terms(), "")
-    file.save(Terms(7, 9, True))
-    assert EpochFile(tmp_path / "state").load() == (Terms(7, 9, True), "")
+    terms = Terms(7, 9, True, 30_000_000, 300_000_000)
+    file.save(terms)
+    assert EpochFile(tmp_path / "state").load() == (terms, "")
     assert file.path.stat().st_mode & 0o777 == 0o600
 
 
@@ -33,6 +35,8 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
         b'{"xlb": "epoch", "version": 1, "epoch": -1, "reserved": 0, "maintenance": false}',
         b'{"xlb": "epoch", "version": 1, "epoch": 1, "reserved": true, "maintenance": false}',
         b'{"xlb": "epoch", "version": 1, "epoch": 1, "reserved": 2, "maintenance": 0}',
+        b'{"xlb": "epoch", "version": 2, "epoch": 1, "reserved": 2, "maintenance": false, "lease_ns": 1, "peer_lease_ns": 0}',
+        b'{"xlb": "epoch", "version": 2, "epoch": 1, "reserved": 2, "maintenance": false, "lease_ns": 0, "peer_lease_ns": 1e8}',
         b"[" * 100_000,
     ],
 )
@@ -49,10 +53,30 @@ def test_a_damaged_file_is_kept_beside_and_named(tmp_path: Path, text: bytes) ->
 
 def test_a_newer_file_is_refused_and_stays(tmp_path: Path) -> None:
     file = EpochFile(tmp_path)
-    file.path.write_text('{"xlb": "epoch", "version": 2}')
+    file.path.write_text('{"xlb": "epoch", "version": 3}')
     with pytest.raises(XlbError, match="upgrade xlb"):
         file.load()
     assert file.path.exists()
+
+
+def test_a_file_from_before_leases_were_stored_is_read(tmp_path: Path) -> None:
+    file = EpochFile(tmp_path)
+    file.path.write_text('{"xlb": "epoch", "version": 1, "epoch": 7, "reserved": 9, "maintenance": true}')
+    assert file.load() == (Terms(7, 9, True), "")
+
+
+def test_leases_and_terms_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    async def scene() -> None:
+        told: list[str] = []
+        writer = TermsWriter(EpochFile(tmp_path), Terms())
+        writer.save_leases(Leases(30_000_000, 120_000_000), lambda: told.append("leases"))
+        writer.save(1, 2, lambda: told.append("terms"))
+        await writer.idle()
+        assert told == ["leases", "terms"]
+        assert EpochFile(tmp_path).load()[0] == Terms(1, 2, False, 30_000_000, 120_000_000)
+        writer.close()
+
+    asyncio.run(scene())
 
 
 class SlowDisk(Files):

@@ -19,10 +19,17 @@ TIMING = Timing.from_ms(10, 30, 36, failback_delay_ns=50 * MS, handover_timeout_
 class Pair:
     """Both machines, one clock, and a wire that can be cut. Disks and flushes answer at once."""
 
-    def __init__(self, vote: Vote = Vote.NONE, failback: bool = False) -> None:
+    def __init__(
+        self,
+        vote: Vote = Vote.NONE,
+        failback: bool = False,
+        timing: Timing = TIMING,
+        leases: tuple[types.Leases, types.Leases] = (types.Leases(), types.Leases()),
+    ) -> None:
+        """timing: of lb1; leases: what the two nodes have stored."""
         self.now = 0
-        self.one = Failover(FailoverConfig("lb1", "lb2", TIMING, 100, failback, vote), 11, 0, 0, 0)
-        self.two = Failover(FailoverConfig("lb2", "lb1", TIMING, 50, failback, vote), 22, 0, 0, 0)
+        self.one = Failover(FailoverConfig("lb1", "lb2", timing, 100, failback, vote), 11, 0, 0, 0, leases=leases[0])
+        self.two = Failover(FailoverConfig("lb2", "lb1", TIMING, 50, failback, vote), 22, 0, 0, 0, leases=leases[1])
         self.effects: dict[Failover, list[types.Effect]] = {self.one: [], self.two: []}
         self.cut: set[str] = set()  # paths
         self.dead: set[Failover] = set()
@@ -59,6 +66,8 @@ class Pair:
             self.hear(self.other(machine), types.AdvertHeard(effect.priority))
         elif isinstance(effect, types.PersistEpoch):
             self.hear(machine, types.EpochPersisted(effect.reserved))
+        elif isinstance(effect, types.PersistLeases):
+            self.hear(machine, types.LeasesPersisted(effect.leases))
         elif isinstance(effect, types.FlushFlows) and self.flush:
             self.hear(machine, types.FlowsFlushed(effect.number))
         elif isinstance(effect, types.CloseLease | types.Serve):
@@ -385,7 +394,7 @@ def test_an_old_grant_opens_nothing() -> None:
     machine = Failover(FailoverConfig("lb1", "lb2", TIMING), 11, 0, 0, 0)
     machine.start()
     machine.handle(types.EpochPersisted(2), 1 * MS)
-    peer = types.Heartbeat(22, 1, 0, Role.BACKUP, 0, 50)
+    peer = types.Heartbeat(22, 1, 0, Role.BACKUP, 0, 50, TIMING.lease_ns, 0)
     machine.handle(types.HeartbeatHeard(peer), 2 * MS)
     assert machine.why == "claiming epoch 2: lb2 is backup and ranks lower"
     grant = replace(peer, grants=2, echo_boot=11)
@@ -419,7 +428,9 @@ def test_two_that_each_heard_a_dead_run_of_the_other_find_each_other() -> None:
     pair = Pair()
     pair.cut |= {"cluster", "data"}
     for machine in (pair.one, pair.two):
-        dead = types.Heartbeat(77, 900, 0, Role.BACKUP, 0, 50, echo_boot=machine.boot, echo_sequence=1 << 40)
+        dead = types.Heartbeat(
+            77, 900, 0, Role.BACKUP, 0, 50, TIMING.lease_ns, 0, echo_boot=machine.boot, echo_sequence=1 << 40
+        )
         pair.hear(machine, types.HeartbeatHeard(dead))
         assert machine.peer_boot == 77
     pair.pass_ms(50)
@@ -441,3 +452,87 @@ def test_the_successor_announces_for_as_long_as_the_dead_may_be_heard() -> None:
         at_ms += [waited_ms] * any(isinstance(effect, types.Announce) for effect in pair.effects[pair.two])
     assert len(at_ms) == 5
     assert at_ms[2] < 300 and 1450 < at_ms[3] < 1550 and 3950 < at_ms[4] < 4050
+
+
+SLOW = Timing.from_ms(40, 120, 140, handover_timeout_ns=100 * MS)
+FORMED = types.Leases(TIMING.lease_ns, TIMING.lease_ns)
+NOT_IN_FORCE = "lease_ms is 120, but lb2 is known to wait for 30 only, which stays in force until it is heard"
+
+
+def raised() -> Pair:
+    """An administrator has raised the times of lb1 only; lb1 serves."""
+    pair = Pair(timing=SLOW, leases=(FORMED, FORMED))
+    pair.pass_ms(300)
+    assert pair.roles() == ("active", "backup")
+    return pair
+
+
+def test_a_peer_with_a_longer_lease_is_waited_for() -> None:
+    pair = raised()
+    assert pair.one.deadline_ns > pair.now + 60 * MS
+    pair.dead.add(pair.one)
+    while pair.two.role is Role.BACKUP:
+        pair.pass_ms(1)
+        assert pair.now < pair.one.deadline_ns + 60 * MS
+    assert pair.now > pair.one.deadline_ns + 4 * MS
+    assert pair.two.why == "serving with epoch 3: lb1 silent on every path for 130 ms"
+
+
+def test_different_times_are_told_once_on_both_nodes() -> None:
+    pair = raised()
+    told = "lb1 has lease_ms 120, this node 30: takeovers here wait 131 ms; make both node files equal"
+    assert pair.sentences(pair.two).count(told) == 1
+    told = "lb2 has lease_ms 30, this node 120: takeovers here wait 140 ms; make both node files equal"
+    assert pair.sentences(pair.one).count(told) == 1
+
+
+def test_a_raised_lease_is_used_once_the_peer_waits_for_it_also_after_a_restart() -> None:
+    pair = raised()
+    told = pair.sentences(pair.one)
+    assert told.index(NOT_IN_FORCE) < told.index("lease_ms 120 is in force, lb2 waits for it")
+    assert pair.last(pair.two, types.PersistLeases) == types.PersistLeases(types.Leases(30 * MS, 120 * MS))
+    assert pair.last(pair.one, types.PersistLeases) == types.PersistLeases(types.Leases(120 * MS, 30 * MS))
+
+
+def test_a_raised_lease_is_not_used_while_the_peer_does_not_know_of_it() -> None:
+    machine = Failover(FailoverConfig("lb1", "lb2", SLOW), 11, 0, 0, 0, leases=FORMED)
+    assert NOT_IN_FORCE in [effect.why for effect in machine.start() if isinstance(effect, types.RoleChanged)]
+    machine.handle(types.EpochPersisted(2), 1 * MS)
+    now, lent = 0, []
+    while now < 900 * MS:
+        now = max(now + MS, machine.next_wakeup_ns)
+        lent += [effect for effect in machine.handle(types.Tick(), now) if isinstance(effect, types.ExtendLease)]
+        assert machine.deadline_ns <= now + 30 * MS
+    assert machine.role is Role.ACTIVE and len(lent) > 10, "it serves alone, on the lease that the peer knows"
+
+
+def test_what_the_peer_may_use_is_waited_for_after_a_restart_without_having_heard_it() -> None:
+    machine = Failover(FailoverConfig("lb2", "lb1", TIMING), 22, 0, 0, 0, leases=types.Leases(30 * MS, 120 * MS))
+    machine.start()
+    machine.handle(types.EpochPersisted(1), 1 * MS)
+    now = 0
+    while machine.role is Role.BACKUP:
+        now = max(now + MS, machine.next_wakeup_ns)
+        machine.handle(types.Tick(), now)
+    assert now >= 3 * 130 * MS
+
+
+def test_a_lease_that_was_lowered_again_is_believed_with_proof_only() -> None:
+    machine = Failover(FailoverConfig("lb2", "lb1", TIMING), 22, 0, 0, 0, leases=types.Leases(30 * MS, 120 * MS))
+    beat = types.Heartbeat(11, 1, 0, Role.BACKUP, 0, 100, 30 * MS, 120 * MS)
+    machine.start()
+    late = replace(beat, echo_boot=22, echo_sequence=1)  # may have been sent by a run before the one that said 120
+    for sequence, each in enumerate((beat, late), start=1):
+        machine.handle(types.HeartbeatHeard(replace(each, sequence=sequence)), sequence * MS)
+        assert machine.timing.takeover_ns > 120 * MS
+    machine.handle(types.HeartbeatHeard(replace(late, sequence=3, echo_sequence=2)), 3 * MS)
+    assert machine.timing == TIMING
+
+
+def test_a_heartbeat_is_not_called_acknowledged_right_after_a_takeover_from_the_dead() -> None:
+    pair = Pair()
+    assert pair.one.explain(pair.now).endswith("heartbeats are acknowledged by lb2")
+    pair.dead.add(pair.one)
+    while pair.two.role is Role.BACKUP:
+        pair.pass_ms(1)
+    assert pair.two.explain(pair.now).endswith("heartbeats are not acknowledged by lb1")

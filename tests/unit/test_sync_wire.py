@@ -16,7 +16,7 @@ from sync import wire
 from sync.errors import WireError
 from sync.failover import Failover
 from sync.failover_types import FailoverConfig, Heartbeat, Role, Vote
-from sync.timing import NS_PER_MS, Timing
+from sync.timing import MAX_LEASE_NS, MIN_LEASE_NS, NS_PER_MS, Timing
 
 u63 = st.integers(0, (1 << 63) - 1)
 number = st.integers(1, (1 << 63) - 1)
@@ -25,8 +25,9 @@ flags = {name: st.booleans() for name in ("in_step", "can_serve", "offering", "w
 clocks = dict.fromkeys(("sent_ns", "echo_boot", "echo_sequence", "echo_sent_ns", "echo_held_ns"), u63)
 epochs = dict.fromkeys(("epoch", "claim", "grants"), epoch)
 more = {"role": st.sampled_from(Role), "priority": st.integers(0, 255), "version": st.tuples(epoch, u63)}
-heartbeats = st.builds(Heartbeat, boot=number, sequence=number, **flags, **clocks, **epochs, **more)
-SIMPLE = Heartbeat(7, 1, 5, Role.ACTIVE, 3, 100)
+leases = {"lease_ns": st.integers(MIN_LEASE_NS, MAX_LEASE_NS), "allows_ns": st.integers(0, MAX_LEASE_NS)}
+heartbeats = st.builds(Heartbeat, boot=number, sequence=number, **flags, **clocks, **epochs, **more, **leases)
+SIMPLE = Heartbeat(7, 1, 5, Role.ACTIVE, 3, 100, 30 * NS_PER_MS, 30 * NS_PER_MS)
 
 
 @given(heartbeats)
@@ -99,7 +100,7 @@ def test_every_truncation_of_a_heartbeat_is_refused() -> None:
 def test_another_wire_version_is_named() -> None:
     parts = msgpack.unpackb(wire.encode(SIMPLE))
     parts[0] = 9
-    with pytest.raises(WireError, match=r"wire version 9 is not 1: run the same version"):
+    with pytest.raises(WireError, match=r"wire version 9 is not 2: run the same version"):
         wire.decode_control(msgpack.packb(parts))
 
 
@@ -117,6 +118,23 @@ def test_a_number_that_counts_is_never_zero(name: str) -> None:
         wire.decode_control(wire.encode(replace(SIMPLE, **{name: 0})))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lease_ns", MIN_LEASE_NS - 1),
+        ("lease_ns", MAX_LEASE_NS + 1),
+        ("lease_ns", True),
+        ("lease_ns", 30e6),
+        ("allows_ns", -1),
+        ("allows_ns", MAX_LEASE_NS + 1),
+        ("allows_ns", None),
+    ],
+)
+def test_no_lease_out_of_bounds_is_taken(name: str, value: Any) -> None:
+    with pytest.raises(WireError, match=f"{name}: .* is not an integer between"):
+        wire.decode_control(wire.encode(replace(SIMPLE, **{name: value})))
+
+
 def test_too_large_is_refused_before_it_is_read() -> None:
     for data in (b"\xdd" + b"\xff" * wire.MAX_BYTES, b"\xdd\xff\xff\xff\xff", b"\x91" * wire.MAX_BYTES):
         with pytest.raises(WireError):
@@ -132,6 +150,7 @@ peer_says = st.fixed_dictionaries(
         "claim": near,
         "grants": near,
         "echo_ago_ns": st.integers(0, 40 * NS_PER_MS),
+        **leases,
         **flags,
     }
 )
@@ -167,7 +186,9 @@ def test_no_course_of_events_breaks_the_machine(vote: Vote, failback: bool, cour
     timing = Timing.from_ms(10, 30, 36)
     machine = Failover(FailoverConfig("lb1", "lb2", timing, 100, failback, vote), boot=99, epoch=0, reserved=0, now_ns=0)
     on_disk, epoch_before, now = {0}, 0, 0
-    waiting = [effect.reserved for effect in machine.start() if isinstance(effect, types.PersistEpoch)]
+    begun = machine.start()
+    waiting = [effect.reserved for effect in begun if isinstance(effect, types.PersistEpoch)]
+    (storing,) = (effect.leases for effect in begun if isinstance(effect, types.PersistLeases))
     serving_from_the_start: list[tuple[Any, int]] = [
         ("persist", 0),
         (types.Tick(), 109 * NS_PER_MS),
@@ -179,10 +200,13 @@ def test_no_course_of_events_breaks_the_machine(vote: Vote, failback: bool, cour
         if step == "persist":
             on_disk.update(waiting)
             events_now, waiting = [types.EpochPersisted(reserved) for reserved in waiting], []
+            events_now.append(types.LeasesPersisted(storing))
         for event in events_now:
             for effect in machine.handle(event, now):
                 if isinstance(effect, types.PersistEpoch):
                     waiting.append(effect.reserved)
+                if isinstance(effect, types.PersistLeases):
+                    storing = effect.leases
                 if isinstance(effect, types.ExtendLease):
                     assert now < effect.deadline_ns <= now + timing.lease_ns
                     assert effect.epoch in on_disk
@@ -191,4 +215,5 @@ def test_no_course_of_events_breaks_the_machine(vote: Vote, failback: bool, cour
             assert machine.epoch >= epoch_before
             epoch_before = machine.epoch
             assert machine.serving or machine.deadline_ns == 0
+            assert machine.timing.takeover_ns >= timing.takeover_ns and machine.timing.lease_ns <= timing.lease_ns
             assert machine.explain(now)
