@@ -47,6 +47,7 @@ def compare(one: Facts, two: Facts) -> Iterator[Finding]:
     yield _equal("kernel", "kernel", one, two, "install the same kernel on both and reboot")
     yield _equal("xlb version", "version", one, two, "install the same version of xlb on both")
     yield _equal("table ABI", "abi", one, two, "install the same version of xlb on both")
+    yield from _times(one, two)
     for facts in (one, two):
         yield from examine(facts)
         yield judge_interface(facts)
@@ -93,6 +94,23 @@ def _equal(name: str, key: str, one: Facts, two: Facts, remedy: str) -> Finding:
     if one[key] == two[key]:
         return Finding(name, OK, f"{one[key]} on both")
     return Finding(name, FAIL, f"{one[key]} on {one['node']}, {two[key]} on {two['node']}", remedy)
+
+
+def _times(one: Facts, two: Facts) -> Iterator[Finding]:
+    """Two nodes with different times never serve at once all the same; the one with the longer lease is waited for."""
+    mine, its = one["times"], two.get("times")  # not known to an earlier version, which is another finding
+    if its is None:
+        return
+    if mine == its:
+        yield Finding("failover times", OK, f"{_times_text(mine)} on both")
+    else:
+        message = f"{_times_text(mine)} on {one['node']}, {_times_text(its)} on {two['node']}"
+        remedy = "set the same in both node files and restart xlbd; until then a takeover waits for the longer lease_ms"
+        yield Finding("failover times", WARN, message, remedy)
+
+
+def _times_text(times: Mapping[str, int]) -> str:
+    return " ".join(f"{name} {value}" for name, value in times.items())
 
 
 def _mtu(one: Facts, two: Facts) -> Iterator[Finding]:

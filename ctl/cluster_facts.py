@@ -24,7 +24,7 @@ RESOLVE_S = 3.0
 
 def facts_of(node: Node, cluster_address: str) -> dict[str, Any]:
     """The node's side of every comparison. cluster_address: its own; empty on a single node."""
-    settings = node.settings
+    settings, cluster = node.settings, node.settings.cluster
     links, addresses = node.network.interfaces(), node.network.addresses()
     cluster_device = next((each.device for each in addresses if each.address == cluster_address), "") if cluster_address else ""
     return {
@@ -34,7 +34,8 @@ def facts_of(node: Node, cluster_address: str) -> dict[str, Any]:
         "abi": ABI_VERSION,
         "config_format": FORMAT_VERSION,
         "clock": _clock(),
-        "dns": _dns(settings.cluster.dns_name),
+        "dns": _dns(cluster.dns_name),
+        "times": {"heartbeat_ms": cluster.heartbeat_ms, "lease_ms": cluster.lease_ms, "takeover_ms": cluster.takeover_ms},
         "cluster_device": cluster_device,
         "cluster_mtu": links[cluster_device].mtu if cluster_device in links else 0,
         "data": [_interface(node, name, links) for name in settings.data.interfaces],

@@ -204,7 +204,7 @@ class Lease:
         self._out.append(FlushFlows(self._next_flush()))
         self.deadline_ns = 0
         self._announce_ns = []
-        # Longer than the peer waits, so that the two never take over at the same moment.
+        # Longer than a peer with the same times waits, so that the two do not take over at the same moment.
         self._quiet_until_ns = self._now + self.timing.takeover_ns + self.timing.alone_ns
         self._enter(state, why)
         self._reserve()

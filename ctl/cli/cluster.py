@@ -80,7 +80,7 @@ def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
     serves = f"{plural(answer['farms'], 'farm')} on {plural(answer['vips'], 'VIP')}"
     fields.append(("serves", f"{serves}, {plural(flows['connections'], 'connection')} (room for {flows['max']})"))
     fields.append(("xlbd", f"{answer['version']}, up for {duration(answer['uptime_s'])}, pins {answer['pins']['origin']}"))
-    return fields + peer_fields(answer.get("peer"), answer.get("sync"), answer.get("paths"))
+    return fields + peer_fields(answer.get("peer"), answer.get("sync"), answer.get("paths"), answer["role"] == "active")
 
 
 def interface_sentence(interface: dict[str, Any]) -> str:
@@ -91,9 +91,9 @@ def interface_sentence(interface: dict[str, Any]) -> str:
 
 
 def peer_fields(
-    peer: dict[str, Any] | None, sync: dict[str, Any] | None, paths: dict[str, bool] | None = None
+    peer: dict[str, Any] | None, sync: dict[str, Any] | None, paths: dict[str, bool] | None = None, serving: bool = False
 ) -> list[tuple[str, str]]:
-    """Return what is known of the other node; a single node has none."""
+    """Return what is known of the peer; a single node has none. serving: this node, so that the peer is not to advertise."""
     if not peer:
         return [("peer", "none: this node is single")]
     heard = peer.get("last_heard_ms")
@@ -102,7 +102,8 @@ def peer_fields(
         ("last heard", "never" if heard is None else f"{heard} ms ago" if heard < 10_000 else f"{duration(heard / 1000)} ago"),
     ]
     if paths:
-        heard_on = ", ".join(f"{name} {'yes' if alive else 'no'}" for name, alive in sorted(paths.items()))
+        absent = {"data": "not expected (this node serves)"} if serving else {}
+        heard_on = ", ".join(f"{name} {'yes' if alive else absent.get(name, 'no')}" for name, alive in sorted(paths.items()))
         fields.append(("heartbeats", heard_on))
     if sync:
         fields.append(("in step", "yes" if sync["in_step"] else "no"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ctl.cli import output
+from ctl.cli.cluster import peer_fields
 from ctl.cli.output import Column
 from ctl.cli.rates import Load, rates, sample
 
@@ -59,3 +60,12 @@ def test_a_reset_counter_counts_from_zero() -> None:
         sample(0.0, [{"name": "forward_tx", "packets": 100}], []), sample(1.0, [{"name": "forward_tx", "packets": 7}], [])
     )
     assert change.counters == {"forward_tx": 7}
+
+
+@pytest.mark.parametrize(("serving", "data"), [(False, "no"), (True, "not expected (this node serves)")])
+def test_the_node_that_serves_is_not_to_hear_advertisements(serving: bool, data: str) -> None:
+    peer = {"name": "lb2", "role": "backup", "alive": True, "last_heard_ms": 40}
+    for heard in (False, True):
+        fields = dict(peer_fields(peer, None, {"cluster": True, "data": heard}, serving))
+        assert fields["heartbeats"] == f"cluster yes, data {'yes' if heard else data}"
+    assert dict(peer_fields(peer, None, {"cluster": False, "data": True}, serving))["heartbeats"] == "cluster no, data yes"

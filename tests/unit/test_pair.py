@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -200,6 +201,29 @@ def test_a_restarted_node_begins_fenced_and_announces_nothing(tmp_path: Path) ->
             assert not again.daemon.network.announced
             assert VIP not in again.daemon.network.present
             assert not is_open(again)
+
+
+def test_times_raised_on_one_node_are_waited_for_and_told_by_check(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ctl.pair_effects")
+    raised = "heartbeat_ms = 60\nlease_ms = 900\ntakeover_ms = 1000"
+    first, second = addresses()
+    with site(tmp_path / "2", "lb2", second, FAST) as two:
+        with site(tmp_path / "1", "lb1", first, FAST) as one:
+            join(one, two)
+            in_step(one, two)
+        stored = EpochFile(one.directory / "state").load()[0]
+        assert (stored.lease_ns, stored.peer_lease_ns) == (600_000_000, 600_000_000)
+        with site(tmp_path / "1", "lb1", first, raised, one.daemon.plane) as again:
+            in_step(two, again)
+            timing = two.daemon.node.member.pair.machine.timing  # type: ignore[union-attr]
+            assert timing.takeover_ns > 900_000_000
+            findings = {each["name"]: each for each in again.call("cluster.check")}
+            assert findings["failover times"]["status"] == "warn"
+            again.call("cluster.switchover")
+            in_step(again, two)
+            wait_until(lambda: again.status["lease_ms_left"] > 600, "the raised lease in force")
+        assert EpochFile(two.directory / "state").load()[0].peer_lease_ns == 900_000_000
+    assert "lb1 has lease_ms 900, this node 600: takeovers here wait 912 ms; make both node files equal" in caplog.text
 
 
 def test_the_lease_of_a_single_past_is_closed_before_anything_else(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sync.clock import ClockEstimator
 from sync.errors import TimingError
 from sync.session import SessionGuard
+from sync.timing import COARSE_TICK_NS, COARSEST_TICK_NS, Timing, check_timing, smallest_takeover_ns, timing_in_force
 from sync.timing import NS_PER_MS as MS
-from sync.timing import Timing, check_timing, smallest_takeover_ns
 
 SYNC = Path(__file__).parents[2] / "sync"
 EDGES = {"transport", "flowcodec", "flowwire", "wire"}  # sockets, numpy, msgpack
@@ -54,6 +54,27 @@ def test_the_least_takeover_keeps_leases_apart_whatever_the_clocks_do(
     takeover = smallest_takeover_ns(lease, tick, drift)
     slow, fast = max(-drift, min(drift, a)), max(-drift, min(drift, b))
     assert (lease + tick) * (10**6 + slow) <= takeover * (10**6 + fast)
+
+
+def test_equal_times_are_in_force_as_they_are() -> None:
+    timing = Timing.from_ms(10, 30, 36)
+    assert timing_in_force(timing, 30 * MS, 30 * MS) == timing
+
+
+valid_times = st.integers(5, 2000).flatmap(
+    lambda heartbeat: st.integers(5 * heartbeat // 2 + 1, 20_000).map(
+        lambda lease: Timing(heartbeat * MS, lease * MS, smallest_takeover_ns(lease * MS) + MS)
+    )
+)
+
+
+@given(valid_times, valid_times, valid_times)
+def test_whatever_is_in_force_fits_together_and_is_longer_than_the_peers_lease(own: Timing, old: Timing, peer: Timing) -> None:
+    used = timing_in_force(own, min(own.lease_ns, old.lease_ns), peer.lease_ns)
+    check_timing(used)
+    tick_ns = COARSEST_TICK_NS if peer.lease_ns != own.lease_ns else COARSE_TICK_NS
+    assert used.takeover_ns >= max(own.takeover_ns, smallest_takeover_ns(peer.lease_ns, tick_ns))
+    assert used.start_wait_ns >= 3 * used.takeover_ns - 3 and used.lease_ns <= own.lease_ns
 
 
 def test_the_best_sample_tells_the_offset_within_half_its_round_trip() -> None:
