@@ -139,7 +139,7 @@ class Failover(Handover):
         if not self._guard.accept(beat.boot, beat.sequence, beat.echo_sequence if beat.echo_boot == self.boot else 0):
             return
         returns = not self.peer_alive
-        self._peer, self._peer_heard_ns = beat, self._now
+        self._peer, self._peer_heard_ns, self._suspects_since_ns = beat, self._now, None
         self._agree(beat)
         if self.serving:
             self._active_hears(beat)
@@ -236,7 +236,14 @@ class Failover(Handover):
 
     def _take_over_by_silence(self) -> bool:
         now, timing = self._now, self.timing
-        listened = now >= max(self._awake_since_ns + timing.listen_ns, self._quiet_until_ns)
+        left = self._peer is not None and self._peer.role is Role.LEFT
+        if now < self._suspect_at_ns:
+            return False
+        if self._suspects_since_ns is None:
+            self._suspects_since_ns = now
+        # What arrived while this node slept, for however short a time, is handed over a moment after its timer fires.
+        looked_ns = NEVER_NS if left else self._suspects_since_ns + timing.heartbeat_ns
+        listened = now >= max(self._awake_since_ns + timing.listen_ns, self._quiet_until_ns, looked_ns)
         if not (self.can_serve and listened and now >= self._silence_ends_ns):
             return False
         self._reserve()
@@ -244,7 +251,6 @@ class Failover(Handover):
         if basis_ns is None:
             self._ask_vote()
         elif self._epochs.reserved:
-            left = self._peer is not None and self._peer.role is Role.LEFT
             text = "has left" if left else f"silent on every path for {self._late_text(now - timing.takeover_ns)}"
             self._open(basis_ns, f"{self.config.peer} {text}")
             return True
@@ -295,7 +301,7 @@ class Failover(Handover):
             if self.serving:
                 self._announce_soon()  # who resigns has served
             return
-        self._advert_heard_ns = self._now
+        self._advert_heard_ns, self._suspects_since_ns = self._now, None
         if self.serving and self._now - self._peer_heard_ns >= self.timing.takeover_ns:
             # No epoch in an advertisement: RFC 9568 (6.4.3) decides by priority, then by address.
             if (event.priority, event.sender_is_greater) > (self._advertised(), False):

@@ -70,6 +70,7 @@ class Lease:
         self._quiet_until_ns = now_ns + self.timing.start_wait_ns  # silence counts only from then on
         self._peer: Heartbeat | None = None
         self._peer_heard_ns = self._advert_heard_ns = NEVER_NS
+        self._suspects_since_ns: int | None = None  # when this node, awake, found the end of silence near
         self._acked_ns = NEVER_NS  # when the last heartbeat that the peer acknowledged was sent
         self._followed = False  # the peer has acknowledged a heartbeat of this term
         self._sent_ns = NEVER_NS
@@ -124,6 +125,10 @@ class Lease:
             alone_ns = self._alone_at_ns
             return min(wake_ns, alone_ns if alone_ns > self._now else wake_ns, self.deadline_ns)
         silence_ns = max(self._silence_ends_ns, self._quiet_until_ns, self._awake_since_ns + timing.listen_ns)
+        if self._suspects_since_ns is None:
+            silence_ns = min(silence_ns, self._suspect_at_ns)
+        else:
+            silence_ns = max(silence_ns, self._suspects_since_ns + timing.heartbeat_ns)
         return min(wake_ns, silence_ns) if silence_ns > self._now else wake_ns
 
     def explain(self, now_ns: int) -> str:
@@ -165,6 +170,11 @@ class Lease:
     @property
     def _silence_ends_ns(self) -> int:
         return max(self._cluster_heard_ns, self._advert_heard_ns) + self.timing.takeover_ns
+
+    @property
+    def _suspect_at_ns(self) -> int:
+        """From when on this node looks whether silence is silence: early enough that timers a little late cost nothing."""
+        return self._silence_ends_ns - self.timing.heartbeat_ns * 3 // 2
 
     # --- lease ------------------------------------------------------------------------------------------------------
 
@@ -219,6 +229,7 @@ class Lease:
         if state is not State.CANDIDATE:
             self._claim = 0
         self.state, self.why, self._settled_since_ns = state, why, self._now
+        self._suspects_since_ns = None
         self._out.append(RoleChanged(ROLES[state], self.epoch, why))
 
     def _reserve(self, above: int = 0) -> None:

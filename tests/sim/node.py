@@ -325,7 +325,9 @@ class Node:
         self.perform(self.sender.flush(effect.number))
 
     def do_flushed(self, effect: flowsender.Flushed) -> None:
-        self.event(failover_types.FlowsFlushed(effect.number))
+        """What comes of an effect waits until the effects before it are carried out."""
+        run = self.run
+        self.world.after(0, lambda: self.run == run and self.hear("flushed", effect.number))
 
     def do_role(self, effect: failover_types.RoleChanged) -> None:
         self.world.note(self, f"{effect.role.value} epoch {effect.epoch}: {effect.why}")
@@ -406,6 +408,7 @@ _INPUTS: dict[str, Callable[[Node, Any], None]] = {
     "offer": lambda node, document: node.perform(node.config.offered(document)),
     "version": lambda node, version: node.perform(node.config.peer_has(version, node.local(node.world.now))),
     "stored": Node.hear_stored,
+    "flushed": lambda node, number: node.event(failover_types.FlowsFlushed(number)),
     "change": Node.hear_change,
     "vote": lambda node, answer: node.event(failover_types.VoteAnswered(*answer)),
     "carrier": lambda node, up: node.event(failover_types.CarrierChanged("eth0", up)),

@@ -49,6 +49,7 @@ class Profile:
     data_loss: float = 0.05  # of advertisements
     most_faults: int = 6
     blind: bool = False  # the cluster link is cut before anything else goes wrong
+    late_ns: int = 200 * MS  # so late the second node may start
     times: bool = False  # the node files say different times, and others after a restart
 
 
@@ -77,7 +78,9 @@ PROFILES = (
     Profile("cut", Vote.NONE, PROCESS + NETWORK, exclusive=False, loss=0.02),
     Profile("blind", Vote.NONE, ("pause", "crash"), True, 4 * MS, data_loss=0.0, most_faults=1, blind=True),
     Profile("times", Vote.NONE, (*PROCESS, "crash", "restart", "crash_both"), True, 8 * MS, times=True),
-    Profile("blind_times", Vote.NONE, ("pause", "crash"), True, 4 * MS, data_loss=0.0, most_faults=1, blind=True, times=True),
+    Profile(
+        "blind_times", Vote.NONE, ("die",), True, 4 * MS, data_loss=0.0, most_faults=1, blind=True, late_ns=400 * MS, times=True
+    ),
 )
 
 
@@ -254,11 +257,18 @@ class World:
 
     def schedule_faults(self) -> None:
         if self.profile.blind:
-            self.at(BLIND_FROM, lambda: self.fault_cut_cluster(self.nodes[0], FAULTS_UNTIL - BLIND_FROM))
+            self.at(BLIND_FROM, self.blind)
         for _ in range(self.fault_count):
             name = self.rng.choice(self.profile.faults)
             when = self.rng.randint(2 * BLIND_FROM if self.profile.blind else 0, FAULTS_UNTIL - 50 * MS)
             self.at(when, lambda name=name: self.fault(name))  # type: ignore[misc]
+
+    def blind(self) -> None:
+        """Cut the cluster link once one node serves: two that start without it cannot know of each other."""
+        if any(node.up and node.failover.serving for node in self.nodes):
+            self.fault_cut_cluster(self.nodes[0], FAULTS_UNTIL - self.now)
+        elif self.now < FAULTS_UNTIL:
+            self.after(MS, self.blind)
 
     def fault(self, name: str) -> None:
         rng = self.rng
@@ -272,6 +282,10 @@ class World:
         node.crash(power)
         run = node.run
         self.after(length + (100 * MS if power else 0), lambda: node.run == run and node.boot())
+
+    def fault_die(self, node: Node, length: int) -> None:
+        """It does not come back: two that stand by with one way left would not hear of each other."""
+        node.crash(power=False)
 
     def fault_power(self, node: Node, length: int) -> None:
         self.fault_crash(node, length, power=True)
@@ -385,7 +399,9 @@ class World:
     def run(self) -> None:
         """Play the whole history; raises Violation."""
         self.at(0, self.nodes[0].boot)
-        self.at(self.rng.choice((0, self.rng.randint(0, 200 * MS))), lambda: self.nodes[1].up or self.nodes[1].boot())
+        self.at(
+            self.rng.choice((0, self.rng.randint(0, self.profile.late_ns))), lambda: self.nodes[1].up or self.nodes[1].boot()
+        )
         self.after(MS, self.client_traffic)
         self.after(60 * MS, self.client_change)
         self.schedule_faults()

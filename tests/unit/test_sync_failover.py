@@ -170,6 +170,23 @@ def test_a_node_that_slept_past_its_lease_steps_back_and_does_not_extend() -> No
     assert pair.roles() == ("backup", "active") and pair.one.why == "lb2 serves with epoch 3"
 
 
+def test_a_nap_too_short_to_be_noticed_makes_no_silence() -> None:
+    """What arrived meanwhile is handed over a moment after the timer has fired."""
+    pair = Pair()
+    pair.cut |= {"cluster", "data"}
+    ends = pair.two._silence_ends_ns
+    pair.pass_ms((ends - pair.now) // MS - 20)
+    pair.dead.add(pair.two)
+    pair.pass_ms(17)
+    pair.dead.clear()
+    pair.hear(pair.two, types.Tick())
+    pair.pass_ms(4)
+    pair.hear(pair.two, types.Tick())
+    assert pair.now > ends and pair.two.role is Role.BACKUP
+    pair.pass_ms(7)
+    assert pair.two.role is Role.ACTIVE
+
+
 def test_no_preemption_and_failback_only_in_step_and_after_a_while() -> None:
     for failback in (False, True):
         pair = Pair(failback=failback)
