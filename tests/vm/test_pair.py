@@ -69,7 +69,7 @@ def _status(machine: Machine) -> dict[str, Any]:
 def pair(lb1: Machine, lb2: Machine, network: DataNetwork) -> Iterator[Pair]:
     for machine in (lb1, lb2):
         machine.copy(WORK / "xlb.deb", "/root/xlb.deb")
-        machine.run(f"{APT} purge xlb < /dev/null; {APT} install /root/xlb.deb < /dev/null")
+        machine.run(f"dpkg --purge xlb < /dev/null; {APT} install /root/xlb.deb < /dev/null")
         machine.run(f"sed -i '{NODE_FILE}' /etc/xlb/node.toml")
         machine.run(f"cat >> /etc/xlb/node.toml <<< '{TIMES}'")
         machine.run("systemctl enable --now xlbd")
