@@ -116,6 +116,8 @@ class Failover(Handover):
         now = self._now
         if self._request and now >= self._request_until_ns:
             self._request_timed_out()
+        if self._suspects_since_ns is None and now >= self._suspect_at_ns:
+            self._suspects_since_ns = now  # as a candidate, too: who would grant may fall silent
         if self.state is State.CANDIDATE and not self.peer_alive:
             self._enter(State.BACKUP, f"{self.config.peer} fell silent before it granted epoch {self._claim}")
         if self.state is State.BACKUP and not self._take_over_by_silence():
@@ -237,10 +239,8 @@ class Failover(Handover):
     def _take_over_by_silence(self) -> bool:
         now, timing = self._now, self.timing
         left = self._peer is not None and self._peer.role is Role.LEFT
-        if now < self._suspect_at_ns:
-            return False
         if self._suspects_since_ns is None:
-            self._suspects_since_ns = now
+            return False
         # What arrived while this node slept, for however short a time, is handed over a moment after its timer fires.
         looked_ns = NEVER_NS if left else self._suspects_since_ns + timing.heartbeat_ns
         listened = now >= max(self._awake_since_ns + timing.listen_ns, self._quiet_until_ns, looked_ns)

@@ -228,8 +228,9 @@ class Lease:
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
         if state is not State.CANDIDATE:
             self._claim = 0
+        if State.CANDIDATE not in (self.state, state):  # a candidate hears as well as a backup does
+            self._suspects_since_ns = None
         self.state, self.why, self._settled_since_ns = state, why, self._now
-        self._suspects_since_ns = None
         self._out.append(RoleChanged(ROLES[state], self.epoch, why))
 
     def _reserve(self, above: int = 0) -> None:

@@ -553,3 +553,15 @@ def test_a_heartbeat_is_not_called_acknowledged_right_after_a_takeover_from_the_
     while pair.two.role is Role.BACKUP:
         pair.pass_ms(1)
     assert pair.two.explain(pair.now).endswith("heartbeats are not acknowledged by lb1")
+
+
+def test_a_candidate_whose_peer_falls_silent_serves_as_soon_as_any_backup() -> None:
+    pair = Pair()
+    pair.cut |= {"cluster", "data"}
+    pair.hear(pair.one, types.CarrierChanged("eth0", False))
+    last = [effect for effect in pair.effects[pair.one] if isinstance(effect, types.SendHeartbeat)][-1]
+    pair.hear(pair.two, types.HeartbeatHeard(replace(last.heartbeat, role=Role.FAULT, can_serve=False)))
+    assert pair.two.role is Role.BACKUP
+    assert pair.two.why.startswith("claiming epoch")
+    pair.pass_ms(TIMING.takeover_ns // MS + 1)
+    assert pair.two.role is Role.ACTIVE, pair.two.why
