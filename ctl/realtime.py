@@ -90,7 +90,7 @@ async def rest_when_busy() -> None:
     """Until cancelled: stop every thread of this process that runs Python for a moment of each period, while it is busy.
 
     Where real-time threads leave others less than a twentieth of a second, the kernel stops them at the end of it, the loop
-    least of all spared (sched_rt_runtime_us of sched(7); the fair server of Linux 6.8): up to 50 ms in a row. Here the loop
+    too (sched_rt_runtime_us of sched(7); the fair server of Linux 6.8): up to 50 ms in a row. Here the loop
     sleeps with the interpreter's lock in its hand, so that no worker has to think of it; what runs without the lock, a
     system call mostly, ends soon and then waits. Call on the loop's thread, on a node that runs in time.
     """

@@ -22,11 +22,9 @@ from sync.failover_types import (
     EpochPersisted,
     Event,
     ExtendLease,
-    FailoverConfig,
     FlowsFlushed,
     Heartbeat,
     HeartbeatHeard,
-    Leases,
     LeasesPersisted,
     MaintenanceRequested,
     Role,
@@ -40,8 +38,7 @@ from sync.failover_types import (
     VoteAnswered,
 )
 from sync.handover import Handover
-from sync.lease import NEVER_NS, NO_LEASES
-from sync.session import SessionGuard
+from sync.lease import NEVER_NS
 from sync.states import State
 from sync.timing import NS_PER_MS
 
@@ -51,24 +48,7 @@ ANNOUNCE_AFTER_MS = (1500, 4000)
 
 
 class Failover(Handover):
-    """One node's machine. Feed it events with `handle`, carry out the effects, and send a Tick by `next_wakeup_ns`.
-
-    boot: random non-zero number of this run; epoch, reserved, leases: as last persisted (0, 0 and none on a new node).
-    """
-
-    def __init__(
-        self,
-        config: FailoverConfig,
-        boot: int,
-        epoch: int,
-        reserved: int,
-        now_ns: int,
-        maintenance: bool = False,
-        leases: Leases = NO_LEASES,
-    ) -> None:
-        super().__init__(config, boot, epoch, reserved, now_ns, maintenance, leases)
-        self._guard = SessionGuard()
-        self._hailed_boot = 0
+    """One node's machine. Feed it events with `handle`, carry out the effects, and send a Tick by `next_wakeup_ns`."""
 
     @property
     def peer_boot(self) -> int:

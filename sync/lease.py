@@ -36,6 +36,7 @@ from sync.failover_types import (
     Vote,
     VoteAnswered,
 )
+from sync.session import SessionGuard
 from sync.states import OUT_OF_SERVICE, ROLES, TRANSITIONS, State
 from sync.timing import NS_PER_MS, Timing
 
@@ -59,6 +60,7 @@ class Lease:
         maintenance: bool = False,
         leases: Leases = NO_LEASES,
     ) -> None:
+        """boot: random non-zero number of this run; epoch, reserved, leases: as last persisted (0, 0, none on a new node)."""
         self.config, self.boot = config, boot
         self._agreement = Agreement(config.timing, leases)
         self._told_ns = config.timing.lease_ns  # which lease of the peer has been spoken of, if another than this node's
@@ -68,6 +70,8 @@ class Lease:
         self._epochs = Epochs(config.parity, epoch, reserved)
         self._now = self._last_event_ns = self._awake_since_ns = now_ns
         self._quiet_until_ns = now_ns + self.timing.start_wait_ns  # silence counts only from then on
+        self._guard = SessionGuard()
+        self._hailed_boot = 0  # the foreign run that was answered at once
         self._peer: Heartbeat | None = None
         self._peer_heard_ns = self._advert_heard_ns = NEVER_NS
         self._suspects_since_ns: int | None = None  # when this node, awake, found the end of silence near
