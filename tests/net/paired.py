@@ -13,8 +13,8 @@ from typing import Any
 
 from ctl.clusterfile import ClusterFile, ClusterSettings, Member
 from sync.transport import Keys
-from tests.net.serving import Serving
-from tests.rig import VIP4, Layout, Node, Rig, wait_until
+from tests.net.serving import PORTS, VIPS, Serving
+from tests.rig import VIP4, HeldConnections, Layout, Node, Rig, wait_until
 
 TIMING = {"heartbeat_ms": 10, "lease_ms": 30, "takeover_ms": 36}
 DEFAULT_TIMING = {"heartbeat_ms": 100, "lease_ms": 300, "takeover_ms": 350}
@@ -70,6 +70,17 @@ class PairSite(Serving):
     @property
     def other(self) -> Node:
         return next(node for node in self.rig.nodes if node is not self.node)
+
+    @contextmanager
+    def holding(self, count: int, family: int = 4) -> Iterator[HeldConnections]:
+        """So many checked connections through the pair, all known to both nodes."""
+        self.settle()
+        held = HeldConnections(VIPS[family], PORTS["tcp"], count)
+        self.rig.client.run(held.open())
+        assert self.rig.client.run(held.confirm()) == 0
+        self.settle()
+        yield held
+        self.rig.client.run(held.close())
 
     def status(self, node: Node) -> dict[str, Any]:
         """What `cluster status` says on a node that answers."""

@@ -8,7 +8,6 @@ import pytest
 
 from tests.net.faults import FAULTS, Observer, ProbeFarm
 from tests.net.paired import PairSite, paired
-from tests.net.serving import PORTS, VIPS
 from tests.rig import HeldConnections, Layout, wait_until
 
 HELD = 50
@@ -30,13 +29,8 @@ def site() -> Iterator[PairSite]:
 
 @pytest.fixture
 def held(site: PairSite) -> Iterator[HeldConnections]:
-    site.settle()
-    connections = HeldConnections(VIPS[4], PORTS["tcp"], HELD)
-    site.rig.client.run(connections.open())
-    assert site.rig.client.run(connections.confirm()) == 0
-    site.settle()
-    yield connections
-    site.rig.client.run(connections.close())
+    with site.holding(HELD) as connections:
+        yield connections
 
 
 @pytest.mark.parametrize("name", ["silent cut", "kill -9", "SIGSTOP", "switchover"])

@@ -9,7 +9,6 @@ import pytest
 
 from tests.net.faults import FAULTS, Fault, Observer, ProbeFarm
 from tests.net.paired import PairSite, paired
-from tests.net.serving import PORTS, VIPS
 from tests.rig import VIP4, HeldConnections, Node, Rig, wait_until
 
 HELD = 200
@@ -29,13 +28,8 @@ def site() -> Iterator[PairSite]:
 
 @pytest.fixture
 def held(site: PairSite) -> Iterator[HeldConnections]:
-    site.settle()
-    connections = HeldConnections(VIPS[4], PORTS["tcp"], HELD)
-    site.rig.client.run(connections.open())
-    assert site.rig.client.run(connections.confirm()) == 0
-    site.settle()
-    yield connections
-    site.rig.client.run(connections.close())
+    with site.holding(HELD) as connections:
+        yield connections
 
 
 def step_back(site: PairSite, struck: Node, fault: Fault) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from tests.net.faults import FAULTS, Fault, Observer, ProbeFarm
 from tests.net.many_flows import put_connections
 from tests.net.paired import PairSite, paired
-from tests.net.serving import PORTS, VIPS
-from tests.rig import VIP6, HeldConnections, Layout, Node, Rig, wait_until
+from tests.rig import VIP6, Layout, Node, Rig, wait_until
 
 HELD = 200
 CONNECTIONS = 100_000
@@ -31,21 +29,10 @@ def site() -> Iterator[PairSite]:
             yield pair
 
 
-@contextmanager
-def holding(site: PairSite, family: int = 4) -> Iterator[HeldConnections]:
-    site.settle()
-    held = HeldConnections(VIPS[family], PORTS["tcp"], HELD)
-    site.rig.client.run(held.open())
-    assert site.rig.client.run(held.confirm()) == 0
-    site.settle()
-    yield held
-    site.rig.client.run(held.close())
-
-
 @pytest.mark.parametrize("name", ["kill -9", "silent cut", "switchover"])
 def test_an_ipv6_vip_moves_like_an_ipv4_one(site: PairSite, name: str) -> None:
     fault = FAULTS[name]
-    with holding(site, 6) as held:
+    with site.holding(HELD, 6) as held:
         struck, other = site.node, site.other
         with Observer(site.rig, held, VIP6) as observer:
             observer.strike(fault, struck)
@@ -90,7 +77,7 @@ BACKUP_FAULTS: dict[str, Callable[[Rig, Node], None]] = {
 
 @pytest.mark.parametrize("name", BACKUP_FAULTS)
 def test_what_happens_to_the_backup_costs_clients_nothing(site: PairSite, name: str) -> None:
-    with holding(site) as held:
+    with site.holding(HELD) as held:
         serving, other = site.node, site.other
         with Observer(site.rig, held) as observer:
             observer.strike(Fault(name, lambda rig, _: BACKUP_FAULTS[name](rig, other), moves=False), serving)
@@ -116,7 +103,7 @@ def connections(node: Node) -> int:
 
 
 def test_a_node_that_lost_everything_gets_100000_connections_back(site: PairSite) -> None:
-    with holding(site) as held:
+    with site.holding(HELD) as held:
         serving, other = site.node, site.other
         put_connections(serving, CONNECTIONS)
         with Observer(site.rig, held) as observer:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from tests.net.faults import FAULTS, Observer, ProbeFarm
 from tests.net.paired import PairSite, paired
-from tests.net.serving import PORTS, VIPS
-from tests.rig import CLIENT4, HeldConnections, Layout, wait_until
+from tests.rig import CLIENT4, Layout, wait_until
 
 HELD = 50
 TIMES = {"heartbeat_ms": 40, "lease_ms": 120, "takeover_ms": 140}
@@ -34,21 +32,10 @@ def site(request: pytest.FixtureRequest) -> Iterator[PairSite]:
             yield pair
 
 
-@contextmanager
-def holding(site: PairSite) -> Iterator[HeldConnections]:
-    site.settle()
-    held = HeldConnections(VIPS[4], PORTS["tcp"], HELD)
-    site.rig.client.run(held.open())
-    assert site.rig.client.run(held.confirm()) == 0
-    site.settle()
-    yield held
-    site.rig.client.run(held.close())
-
-
 @pytest.mark.parametrize("name", ["silent cut", "kill -9", "SIGSTOP", "switchover"])
 def test_the_way_back_moves_with_the_vips(site: PairSite, name: str) -> None:
     fault = FAULTS[name]
-    with holding(site) as held:
+    with site.holding(HELD) as held:
         struck, other = site.node, site.other
         with Observer(site.rig, held) as observer:
             observer.strike(fault, struck)
