@@ -13,7 +13,7 @@ from typing import TypeGuard
 
 from ctl.errors import XlbError
 from ctl.files import Files, utc_stamp
-from sync.timing import MAX_LEASE_NS, MIN_LEASE_NS
+from sync.failover.timing import MAX_LEASE_NS, MIN_LEASE_NS
 
 FILE = "epoch.json"
 FORMAT_VERSION = 2  # 1: without the leases
@@ -23,7 +23,10 @@ MAX_EPOCH = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a restart must know. `reserved`: a term this node may have served in (`sync.epochs`). Leases: `sync.agreement`."""
+    """What a restart must know. `reserved`: an epoch this node may have served in (`sync.failover.epochs`).
+
+    Leases: `sync.failover.agreement`.
+    """
 
     epoch: int = 0
     reserved: int = 0

@@ -19,7 +19,7 @@ import numpy as np
 from bpf.constants import TICK_SHIFT
 from bpf.tables import Array
 from ctl.flowsource import FAMILIES, ReplicatedPlane
-from sync.flowcodec import FlowCodec, Flows
+from sync.flows.codec import FlowCodec, Flows
 
 SWEEP_ENTRIES = 4096
 _FIRST_MARK = 1 << 31

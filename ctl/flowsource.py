@@ -14,7 +14,7 @@ import numpy as np
 
 from bpf.constants import ABI_VERSION, FlowFlag, FlowState
 from bpf.tables import Array, DataPlane
-from sync.flowcodec import PRESENT, REMOVED, FlowBits, FlowCodec
+from sync.flows.codec import PRESENT, REMOVED, FlowBits, FlowCodec
 
 FAMILIES = ("v4", "v6")
 BLOCK_RECORDS = 4096

@@ -1,7 +1,7 @@
 """One node's half of a pair: takes to the failover machine what happens, and has its effects carried out in order and at once.
 
 Decides only the order of things: an event that comes of an effect waits for that effect's end, and silence is judged after what
-waits to be read. Decides no role: `sync.failover` does. Must not know what an effect means: `ctl.pair_effects` does.
+waits to be read. Decides no role: `sync.failover.machine` does. Must not know what an effect means: `ctl.pair_effects` does.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 from ctl.pair_effects import Hands, Performer
 from ctl.pair_requests import Requests
-from sync.clock import ClockEstimator
-from sync.failover import Failover
-from sync.failover_types import (
+from sync.failover.clock import ClockEstimator
+from sync.failover.machine import Failover
+from sync.failover.types import (
     AdvertHeard,
     CarrierChanged,
     Effect,

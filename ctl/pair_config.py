@@ -1,7 +1,7 @@
 """A pair's configuration on this node: how it begins, what the peer may ask for, and changes passed to the node that serves.
 
 Decides which commands the peer may ask for and where a change goes. How a change is stored twice is decided in
-`ctl.replica` and `sync.configsync`.
+`ctl.replica` and `sync.config.config_sync`.
 """
 
 from __future__ import annotations

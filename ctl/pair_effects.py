@@ -19,7 +19,7 @@ from bpf.tables import DataPlane, PlaneError
 from ctl.pair_requests import Requests
 from ctl.pair_terms import TermsWriter
 from ctl.vips import VipAddresses
-from sync.failover_types import (
+from sync.failover.types import (
     Announce,
     ApplyReplicated,
     AskVote,

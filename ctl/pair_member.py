@@ -26,8 +26,8 @@ from ctl.pair_terms import TermsWriter
 from ctl.pair_wires import Heard, PairWires
 from ctl.replicator import Replicator
 from sync.errors import TimingError
-from sync.failover_types import FailoverConfig, MaintenanceRequested, Role, SwitchoverRequested, Vote
-from sync.timing import Timing, check_timing
+from sync.failover.timing import Timing, check_timing
+from sync.failover.types import FailoverConfig, MaintenanceRequested, Role, SwitchoverRequested, Vote
 
 if TYPE_CHECKING:
     from ctl.flowsource import ReplicatedPlane

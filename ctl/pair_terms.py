@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ctl.epochfile import EpochFile, Terms
 from ctl.realtime import worker_threads
-from sync.failover_types import Leases
+from sync.failover.types import Leases
 
 RETRY_S = 0.1
 RETRY_MAX_S = 5.0

@@ -18,9 +18,9 @@ from ctl.nodefile import NodeSettings
 from ctl.peerlink import BOUNDS as CONFIG_BOUNDS
 from ctl.replicator import BULK_BOUNDS
 from ctl.vrrp_socket import VrrpSocket
-from sync import wire
 from sync.errors import WireError
-from sync.failover_types import Heartbeat
+from sync.failover import heartbeat_codec
+from sync.failover.types import Heartbeat
 from sync.transport import TOS_NETWORK_CONTROL, Channel, ChannelBounds, Link
 
 CONTROL_BOUNDS = ChannelBounds(queued_messages=64, message_bytes=4096, tos=TOS_NETWORK_CONTROL)
@@ -135,7 +135,7 @@ class PairWires:
 
     def send_heartbeat(self, heartbeat: Heartbeat) -> None:
         if self.control is not None:
-            self.control.send(wire.encode(heartbeat))
+            self.control.send(heartbeat_codec.encode(heartbeat))
 
     def send_advert(self, priority: int) -> None:
         if self.vrrp is not None:
@@ -163,7 +163,7 @@ class PairWires:
 
     def _control(self, data: bytes, heard: Callable[[Heartbeat], None]) -> None:
         try:
-            message = wire.decode_control(data)
+            message = heartbeat_codec.decode_control(data)
         except WireError as error:
             self.counts.malformed += 1
             log.debug("a message on the control channel was dropped: %s", error)

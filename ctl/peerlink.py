@@ -18,7 +18,7 @@ import msgpack
 
 from ctl.errors import InvalidInput, XlbError
 from ctl.protocol import MAX_MESSAGE_BYTES
-from sync.configsync import MAX_HISTORY, Document, Version
+from sync.config.config_sync import MAX_HISTORY, Document, Version
 from sync.transport import ChannelBounds
 
 MAX_DOCUMENT_BYTES = 16 << 20

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from ctl.announce import ETH_P_ARP, ETH_P_IPV6, internet_checksum
-from sync import vrrp
 from sync.errors import WireError
+from sync.failover import vrrp_codec
 
 MAX_PROBED = 64
 PROBE_INTERVAL_S = 0.1
@@ -77,29 +77,29 @@ def find_duplicates(device: str, own_mac: str, addresses: Sequence[str], seconds
 
 def _vrrp_socket(own: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in own else socket.AF_INET
-    return socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, vrrp.PROTOCOL)
+    return socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, vrrp_codec.PROTOCOL)
 
 
 def send_adverts(own: str, peer: str, device: str, router_id: int, seconds: float) -> None:
     """Advertise to the peer and to the group for so long, under a router id that nobody uses. Raises OSError."""
     six = ":" in own
-    group = vrrp.GROUP_V6 if six else vrrp.GROUP_V4
+    group = vrrp_codec.GROUP_V6 if six else vrrp_codec.GROUP_V4
     with _vrrp_socket(own) as link:
         index = socket.if_nametoindex(device)
         if six:
             link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
             for option in (socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS):
-                link.setsockopt(socket.IPPROTO_IPV6, option, vrrp.TTL)
+                link.setsockopt(socket.IPPROTO_IPV6, option, vrrp_codec.TTL)
         else:
             membership = struct.pack("=4s4si", bytes(4), socket.inet_aton(own), index)
             link.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, membership)
             for option in (socket.IP_TTL, socket.IP_MULTICAST_TTL):
-                link.setsockopt(socket.IPPROTO_IP, option, vrrp.TTL)
+                link.setsockopt(socket.IPPROTO_IP, option, vrrp_codec.TTL)
         link.bind((own, 0))
-        advert = vrrp.Advertisement(router_id, vrrp.MIN_PRIORITY, 100, (ipaddress.ip_address(own),))
+        advert = vrrp_codec.Advertisement(router_id, vrrp_codec.MIN_PRIORITY, 100, (ipaddress.ip_address(own),))
         for _ in range(max(1, round(seconds / PROBE_INTERVAL_S))):
             for target in (peer, group):
-                link.sendto(vrrp.build(advert, own, target), (target, 0))
+                link.sendto(vrrp_codec.build(advert, own, target), (target, 0))
             select.select([], [], [], PROBE_INTERVAL_S)
 
 
@@ -112,14 +112,14 @@ def hear_adverts(own: str, peer: str, device: str, router_id: int, seconds: floa
         if six:
             link.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
             link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
-            membership = socket.inet_pton(socket.AF_INET6, vrrp.GROUP_V6) + struct.pack("=I", index)
+            membership = socket.inet_pton(socket.AF_INET6, vrrp_codec.GROUP_V6) + struct.pack("=I", index)
             link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
         else:
-            membership = struct.pack("=4s4si", socket.inet_aton(vrrp.GROUP_V4), socket.inet_aton(own), index)
+            membership = struct.pack("=4s4si", socket.inet_aton(vrrp_codec.GROUP_V4), socket.inet_aton(own), index)
             link.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
         for source, target, ttl, packet in _packets(link, six, seconds):
             try:
-                advert = vrrp.parse(packet, source, target, ttl)
+                advert = vrrp_codec.parse(packet, source, target, ttl)
             except WireError:
                 continue
             if source == peer and advert.router_id == router_id:

@@ -1,4 +1,4 @@
-"""The farm configuration of a pair on this node: carries out what `sync.configsync` decides.
+"""The farm configuration of a pair on this node: carries out what `sync.config.config_sync` decides.
 
 Decides no version and no winner. Turns changes into documents, documents into files and tables, and messages into events
 of the machine. Effects run one after the other in a task of their own; whatever takes long (making, encoding, decoding,
@@ -21,8 +21,8 @@ from ctl.files import Files
 from ctl.model import Config
 from ctl.peerlink import DocumentOffered, PeerLink, VersionTold
 from ctl.record import DamagedRecord, Decoder, Encoder, NewerRecord
-from sync import configsync
-from sync.configsync import ConfigSync, Document, Version
+from sync.config import config_sync
+from sync.config.config_sync import ConfigSync, Document, Version
 
 TICK_S = 0.1
 PEER_SILENT_NS = 1_000_000_000
@@ -64,14 +64,14 @@ class ConfigReplica:
         self._state_dir = state_dir
         self._serving_epoch = serving_epoch
         self._encoder, self._decoder = Encoder(), Decoder()
-        self._sync = ConfigSync(configsync.EMPTY, peer)
+        self._sync = ConfigSync(config_sync.EMPTY, peer)
         self._link: PeerLink | None = None
         self._lock = asyncio.Lock()
-        self._effects: asyncio.Queue[configsync.Effect] = asyncio.Queue()
+        self._effects: asyncio.Queue[config_sync.Effect] = asyncio.Queue()
         self._offers: asyncio.Queue[Document] = asyncio.Queue(MAX_OFFERS_WAITING)
         self._configs: dict[Version, tuple[Config, bool]] = {}  # of the documents to be stored; whether made here
         self._adopting: Config | None = None
-        self._asked: dict[int, asyncio.Future[configsync.Answer]] = {}
+        self._asked: dict[int, asyncio.Future[config_sync.Answer]] = {}
         self._requests = 0
         self._failure: XlbError | None = None
         self._settled = asyncio.Event()
@@ -109,7 +109,7 @@ class ConfigReplica:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for request, future in self._asked.items():
             if not future.done():
-                future.set_result(configsync.Answer(request, False, False, "the pair ended while the change was under way"))
+                future.set_result(config_sync.Answer(request, False, False, "the pair ended while the change was under way"))
 
     # --- changes -------------------------------------------------------------------------------------------------
 
@@ -142,7 +142,7 @@ class ConfigReplica:
     async def _store_and_wait(self, new: Config, body: bytes) -> str:
         self._requests += 1
         request, self._failure = self._requests, None
-        future: asyncio.Future[configsync.Answer] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[config_sync.Answer] = asyncio.get_running_loop().create_future()
         self._asked[request] = future
         self._serve()
         effects = self._sync.change(request, body, time.monotonic_ns())
@@ -208,9 +208,9 @@ class ConfigReplica:
         if epoch != self._sync.epoch:
             self._perform(self._sync.serve(epoch))
 
-    def _perform(self, effects: Sequence[configsync.Effect]) -> None:
+    def _perform(self, effects: Sequence[config_sync.Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, configsync.Store):
+            if isinstance(effect, config_sync.Store):
                 self._settled.clear()
             self._effects.put_nowait(effect)
 
@@ -218,18 +218,18 @@ class ConfigReplica:
         while True:
             effect = await self._effects.get()
             match effect:
-                case configsync.Store(document):
+                case config_sync.Store(document):
                     await self._store(document)
-                case configsync.KeepConflict(document, winner):
+                case config_sync.KeepConflict(document, winner):
                     while not await asyncio.to_thread(self._keep, document, winner):
                         await asyncio.sleep(DISK_RETRY_S)  # replaced it may be only when it is kept
-                case configsync.Adopt():
+                case config_sync.Adopt():
                     await self._adopt()
-                case configsync.SendOffer(document):
+                case config_sync.SendOffer(document):
                     self._tell(DocumentOffered(document))
-                case configsync.SendVersion(version):
+                case config_sync.SendVersion(version):
                     self._tell(VersionTold(version))
-                case configsync.Answer(request):
+                case config_sync.Answer(request):
                     waiting = self._asked.get(request)
                     if waiting is not None and not waiting.done():
                         waiting.set_result(effect)

@@ -1,7 +1,7 @@
 """Both replication machines with their hands: does what their effects ask for, one bounded step at a time.
 
 Single-threaded and without a clock of its own: the thread that owns it calls `step` again and again, and tests call it by
-hand. What to send and when the tables are in step is decided in `sync.flowsender` and `sync.flowreceiver`. Must not know
+hand. What to send and when the tables are in step is decided in `sync.flows.sender` and `sync.flows.receiver`. Must not know
 threads, sockets, roles.
 """
 
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from bpf.tables import Array, PlaneError
 from ctl.flowreplica import ReplicaTable
 from ctl.flowsource import BLOCK_RECORDS, FlowSource, Records, ReplicatedPlane, make_codec
-from sync import flowreceiver, flowsender, flowwire
 from sync.errors import WireError
-from sync.flowreceiver import Apply, BeginMark, Receiver, SendAcknowledgement, SweepUnmarked
-from sync.flowsender import Flushed, ReadSlice, SendBlock, Sender
-from sync.flowstream import Acknowledgement, Block, Limits, StepChanged
+from sync.flows import message_codec, receiver, sender
+from sync.flows.receiver import Apply, BeginMark, Receiver, SendAcknowledgement, SweepUnmarked
+from sync.flows.sender import Flushed, ReadSlice, SendBlock, Sender
+from sync.flows.stream import Acknowledgement, Block, Limits, StepChanged
 
 LIMITS = Limits(window_blocks=16)
 """A window bounds what a takeover must still apply: 16 blocks of 4,096 connections."""
@@ -132,7 +132,7 @@ class ReplicationEngine:
     def message(self, raw: bytes, now_ns: int) -> None:
         """One message of the peer; what is none of ours is counted and dropped."""
         try:
-            message = flowwire.decode(raw)
+            message = message_codec.decode(raw)
             if isinstance(message, Block) and message.layout == self.receiver.layout and message.count:
                 self._codec.check(_FAMILY_NAMES[message.family], message.count, message.payload)
         except WireError:
@@ -295,14 +295,14 @@ class ReplicationEngine:
         known = self._clock_offset_ns()
         return now_ns - block.clock_ns if known is None else known
 
-    def _do(self, effects: Iterable[flowsender.Effect | flowreceiver.Effect], now_ns: int) -> None:
+    def _do(self, effects: Iterable[sender.Effect | receiver.Effect], now_ns: int) -> None:
         for effect in effects:
             match effect:
                 case SendBlock(block):
                     self._held = False
-                    self._out.send(flowwire.encode(block))
+                    self._out.send(message_codec.encode(block))
                 case SendAcknowledgement(acknowledgement):
-                    self._out.send(flowwire.encode(acknowledgement))
+                    self._out.send(message_codec.encode(acknowledgement))
                 case Apply() | BeginMark() | SweepUnmarked():
                     self._work.append(effect)
                 case ReadSlice():

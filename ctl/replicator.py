@@ -1,8 +1,8 @@
 """Flow replication's side effects: reads the kernel's flow events, sends them, and puts the peer's flows into the tables.
 
-What is sent, acknowledged and in step is decided in `sync.flowsender` and `sync.flowreceiver`; what a flow looks like
-on the wire in `sync.flowcodec`. Here is one thread that does whatever may take long, so that the loop and its heartbeats never
-wait for it. Must not know roles, leases or how the peer is found.
+What is sent, acknowledged and in step is decided in `sync.flows.sender` and `sync.flows.receiver`; what a flow looks like
+on the wire in `sync.flows.codec`. Here is one thread that does whatever may take long, so that the loop and its heartbeats
+never wait for it. Must not know roles, leases or how the peer is found.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bpf.tables import Array
 from ctl.flowsource import ReplicatedPlane
 from ctl.realtime import favour_this_thread
 from ctl.replicating import LIMITS, Outlets, ReplicationEngine
-from sync.flowwire import MAX_MESSAGE_BYTES
+from sync.flows.message_codec import MAX_MESSAGE_BYTES
 from sync.transport import ChannelBounds
 
 QUEUED_MESSAGES = 4 * LIMITS.window_blocks

@@ -1,7 +1,8 @@
 """A raw socket for VRRPv3 advertisements (RFC 9568) between the two nodes' data addresses.
 
 Does I/O and checks what the RFC asks of a receiver before anything is parsed: protocol 112, TTL 255 (it crossed no router),
-the peer's address. What an advertisement says is `sync.vrrp`'s business. Unicast to the peer; where multicast is wanted, to
+the peer's address. What an advertisement says is decided in
+`sync.failover.vrrp_codec`. Unicast to the peer; where multicast is wanted, to
 the group of RFC 9568 as well. The addresses are the nodes' own, so XDP leaves these packets to the kernel.
 """
 
@@ -18,8 +19,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from ctl.errors import XlbError
-from sync import vrrp
 from sync.errors import WireError
+from sync.failover import vrrp_codec
 from sync.transport import TOS_NETWORK_CONTROL
 
 READS_PER_TURN = 64
@@ -62,14 +63,16 @@ class VrrpSocket:
     ) -> None:
         self.counts = VrrpCounts()
         self._own, self._peer = own, peer
-        self._router_id, self._interval_cs = router_id, vrrp.interval_cs(interval_ms * 1_000_000)
+        self._router_id, self._interval_cs = router_id, vrrp_codec.interval_cs(interval_ms * 1_000_000)
         self._virtual, self._heard = virtual, heard
         self._built_for: object = None
         self._six = ":" in own
         self._greater = ipaddress.ip_address(peer).packed > ipaddress.ip_address(own).packed
         family = socket.AF_INET6 if self._six else socket.AF_INET
         try:
-            self._socket = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, vrrp.PROTOCOL)
+            self._socket = socket.socket(
+                family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, vrrp_codec.PROTOCOL
+            )
         except OSError as error:
             raise XlbError(f"no VRRP socket: {error.strerror}; run xlbd as root or with CAP_NET_RAW") from None
         try:
@@ -82,7 +85,7 @@ class VrrpSocket:
         # Not left to the kernel: for ff02::12 it would take the link-local address, which the peer does not know us by and
         # the checksum was not made for.
         self._from = _source(own)
-        self._targets = [peer, *([vrrp.GROUP_V6 if self._six else vrrp.GROUP_V4] if device else [])]
+        self._targets = [peer, *([vrrp_codec.GROUP_V6 if self._six else vrrp_codec.GROUP_V4] if device else [])]
         self._frames: dict[int, list[tuple[bytes, str]]] = {}
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self.drain)
@@ -91,22 +94,22 @@ class VrrpSocket:
         one, index = self._socket, socket.if_nametoindex(device) if device else 0
         one.bind((self._own, 0)) if not device else None
         if self._six:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, vrrp.TTL)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, vrrp_codec.TTL)
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, TOS_NETWORK_CONTROL)
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, vrrp.TTL)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, vrrp_codec.TTL)
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             if device:
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
-                group = socket.inet_pton(socket.AF_INET6, vrrp.GROUP_V6) + struct.pack("=I", index)
+                group = socket.inet_pton(socket.AF_INET6, vrrp_codec.GROUP_V6) + struct.pack("=I", index)
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
             return
-        one.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, vrrp.TTL)
+        one.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, vrrp_codec.TTL)
         one.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, TOS_NETWORK_CONTROL)
         if device:
-            membership = struct.pack("=4s4si", socket.inet_aton(vrrp.GROUP_V4), socket.inet_aton(self._own), index)
-            one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, vrrp.TTL)
+            membership = struct.pack("=4s4si", socket.inet_aton(vrrp_codec.GROUP_V4), socket.inet_aton(self._own), index)
+            one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, vrrp_codec.TTL)
             one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, membership)
             one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
             one.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
@@ -130,9 +133,9 @@ class VrrpSocket:
         if priority not in self._frames:
             own = ipaddress.ip_address(self._own)
             of_family = [each for each in map(ipaddress.ip_address, virtual) if each.version == own.version]
-            addresses = tuple(of_family[: vrrp.MAX_ADDRESSES]) or (own,)  # an advertisement without any is malformed
-            advert = vrrp.Advertisement(self._router_id, priority, self._interval_cs, addresses)
-            self._frames[priority] = [(vrrp.build(advert, self._own, target), target) for target in self._targets]
+            addresses = tuple(of_family[: vrrp_codec.MAX_ADDRESSES]) or (own,)  # an advertisement without any is malformed
+            advert = vrrp_codec.Advertisement(self._router_id, priority, self._interval_cs, addresses)
+            self._frames[priority] = [(vrrp_codec.build(advert, self._own, target), target) for target in self._targets]
         return self._frames[priority]
 
     def drain(self) -> None:
@@ -159,7 +162,7 @@ class VrrpSocket:
             return
         payload, ttl, destination = self._without_header(data, controls)
         try:
-            advert = vrrp.parse(payload, sender, destination, ttl)
+            advert = vrrp_codec.parse(payload, sender, destination, ttl)
         except WireError as error:
             self.counts.malformed += 1
             log.debug("an advertisement of %s was dropped: %s", sender, error)

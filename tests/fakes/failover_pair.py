@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sync import failover_types as types
-from sync.failover import Failover
-from sync.failover_types import FailoverConfig, Vote
-from sync.timing import NS_PER_MS as MS
-from sync.timing import Timing
+from sync.failover import types as types
+from sync.failover.machine import Failover
+from sync.failover.timing import NS_PER_MS as MS
+from sync.failover.timing import Timing
+from sync.failover.types import FailoverConfig, Vote
 
 TIMING = Timing.from_ms(10, 30, 36, failback_delay_ns=50 * MS, handover_timeout_ns=100 * MS)
 

@@ -20,7 +20,7 @@ from scapy.layers.vrrp import VRRPv3
 from scapy.utils import rdpcap
 
 from ctl.vrrp_socket import VrrpCounts, VrrpSocket
-from sync import vrrp
+from sync.failover import vrrp_codec
 from sync.transport import TOS_NETWORK_CONTROL
 from tests.net.serving import Serving, serving
 from tests.rig import CLIENT4, CLIENT6, Client, Layout, Rig, wait_until
@@ -178,7 +178,7 @@ class Advertiser:
         """Priority 0, once, and silence."""
 
         async def say() -> None:
-            self._socket.send(vrrp.RESIGN_PRIORITY)
+            self._socket.send(vrrp_codec.RESIGN_PRIORITY)
 
         self.advertise(None)
         self._loop.run(say())
@@ -260,7 +260,7 @@ def test_we_hear_keepalived_and_its_resignation(site: Serving, family: int, mult
             theirs.wait_for("MASTER")
             wait_until(lambda: len(ours.heard) >= 5, "five of its advertisements")
             assert set(ours.heard) == {THEIR_PRIORITY}
-        wait_until(lambda: ours.heard[-1] == vrrp.RESIGN_PRIORITY, "its resignation")
+        wait_until(lambda: ours.heard[-1] == vrrp_codec.RESIGN_PRIORITY, "its resignation")
         assert ours.greater == {True}, ".10 is greater than .1, which decides between equal priorities"
         assert (ours.counts.malformed, ours.counts.foreign) == (0, 0)
 
@@ -271,11 +271,11 @@ def test_we_hear_keepalived_and_its_resignation(site: Serving, family: int, mult
 @both_families
 @ways
 def test_scapy_and_tcpdump_read_our_advertisements(site: Serving, family: int, multicast: bool) -> None:
-    targets = {PEER[family], *([vrrp.GROUP_V6 if family == 6 else vrrp.GROUP_V4] if multicast else [])}
+    targets = {PEER[family], *([vrrp_codec.GROUP_V6 if family == 6 else vrrp_codec.GROUP_V4] if multicast else [])}
     file = site.rig.directory / f"{family}{multicast}.pcap"
     with advertiser(site, family, multicast) as ours:
         ours.advertise(GREATER)
-        wanted = f"ip proto {vrrp.PROTOCOL} or ip6 proto {vrrp.PROTOCOL}"
+        wanted = f"ip proto {vrrp_codec.PROTOCOL} or ip6 proto {vrrp_codec.PROTOCOL}"
         count = str(2 * len(targets))
         site.rig.client.namespace.run(
             "tcpdump", "-Z", "root", "-i", "eth0", "-Q", "in", "-c", count, "-w", str(file), wanted, timeout_s=20

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from sync import configsync, failover, failover_types, flowreceiver, flowsender, flowstream
-from sync.failover_types import Role
+from sync.config import config_sync
+from sync.failover import machine, types
+from sync.failover.types import Role
+from sync.flows import receiver, sender, stream
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -48,9 +50,9 @@ class Disk:
 
     def __init__(self) -> None:
         self.epoch, self.reserved = 0, 0
-        self.leases = failover_types.Leases()
-        self.document = configsync.EMPTY
-        self.conflicts: list[configsync.Document] = []
+        self.leases = types.Leases()
+        self.document = config_sync.EMPTY
+        self.conflicts: list[config_sync.Document] = []
         self.busy_until = 0
 
 
@@ -71,7 +73,7 @@ class Node:
         self.pause_at: type | None = None  # the next list with such an effect is cut there
         self.pause_length = 0
         self.served_epochs: list[int] = []
-        self.answers: list[configsync.Answer] = []
+        self.answers: list[config_sync.Answer] = []
         self.tick_scheduled = -1
         self.carrier_down = False
         self.log: list[str] = []
@@ -99,11 +101,11 @@ class Node:
         now = self.local(world.now)
         config = world.read_node_file(self.index)
         epoch = max(self.disk.epoch, self.disk.document.version[0])
-        self.failover = failover.Failover(config, boot, epoch, self.disk.reserved, now, leases=self.disk.leases)
-        limits = flowstream.Limits(window_blocks=8, queued_records=64, retry_ns=40 * MS)
-        self.sender = flowsender.Sender(boot, 7, limits)
-        self.receiver = flowreceiver.Receiver(7, limits)
-        self.config = configsync.ConfigSync(self.disk.document, world.nodes[1 - self.index].name)
+        self.failover = machine.Failover(config, boot, epoch, self.disk.reserved, now, leases=self.disk.leases)
+        limits = stream.Limits(window_blocks=8, queued_records=64, retry_ns=40 * MS)
+        self.sender = sender.Sender(boot, 7, limits)
+        self.receiver = receiver.Receiver(7, limits)
+        self.config = config_sync.ConfigSync(self.disk.document, world.nodes[1 - self.index].name)
         self.peer_alive = False
         self.marked: set[int] | None = None
         self.slice_keys: list[int] = []
@@ -164,22 +166,22 @@ class Node:
         self.update_standing()
         self.schedule_tick()
 
-    def event(self, event: failover_types.Event) -> None:
+    def event(self, event: types.Event) -> None:
         if self.up and not self.paused:
             self.perform(self.failover.handle(event, self.local(self.world.now)))
 
-    def hear_beat(self, beat: failover_types.Heartbeat) -> None:
-        self.event(failover_types.HeartbeatHeard(beat))
+    def hear_beat(self, beat: types.Heartbeat) -> None:
+        self.event(types.HeartbeatHeard(beat))
         if self.up and not self.paused:
             self.receiver.set_peer(self.failover.peer_boot)
             self.watch_peer()
             if self.peer_alive:
                 self.perform(self.config.peer_has(beat.version, self.local(self.world.now)))
 
-    def hear_block(self, block: flowstream.Block) -> None:
+    def hear_block(self, block: stream.Block) -> None:
         self.perform(self.receiver.block(block, self.local(self.world.now)))
 
-    def hear_ack(self, ack: flowstream.Acknowledgement) -> None:
+    def hear_ack(self, ack: stream.Acknowledgement) -> None:
         self.perform(self.sender.acknowledged(ack, self.local(self.world.now)))
 
     def hear_slice(self, payload: tuple[int, list[tuple[int, int]], bool]) -> None:
@@ -189,9 +191,9 @@ class Node:
     def hear_stored(self, payload: tuple[str, Any]) -> None:
         kind, value = payload
         if kind == "epoch":
-            self.event(failover_types.EpochPersisted(value))
+            self.event(types.EpochPersisted(value))
         elif kind == "leases":
-            self.event(failover_types.LeasesPersisted(value))
+            self.event(types.LeasesPersisted(value))
         else:
             self.perform(self.config.stored(value, self.local(self.world.now)))
 
@@ -206,7 +208,7 @@ class Node:
             return
         now = self.local(self.world.now)
         if now >= self.failover.next_wakeup_ns:
-            self.event(failover_types.Tick())
+            self.event(types.Tick())
             if self.up and not self.paused:
                 self.watch_peer()
                 self.read_ring()
@@ -243,7 +245,7 @@ class Node:
         standing = (self.receiver.in_step, self.config.stored_version)
         if standing != self.standing:
             self.standing = standing
-            self.event(failover_types.StandingChanged(*standing))
+            self.event(types.StandingChanged(*standing))
 
     def read_ring(self) -> None:
         kernel, now = self.kernel, self.local(self.world.now)
@@ -289,26 +291,26 @@ class Node:
 
         world.at(disk.busy_until, finish)
 
-    def do_extend(self, effect: failover_types.ExtendLease) -> None:
+    def do_extend(self, effect: types.ExtendLease) -> None:
         if self.local(self.world.now) <= effect.void_after_ns:
             self.kernel.deadline_ns, self.kernel.epoch = effect.deadline_ns, effect.epoch
             self.world.lease_written(self)
 
-    def do_close(self, effect: failover_types.CloseLease) -> None:
+    def do_close(self, effect: types.CloseLease) -> None:
         if self.kernel_open():
             self.world.lease_closed(self)
         self.kernel.deadline_ns = 0
 
-    def do_persist(self, effect: failover_types.PersistEpoch) -> None:
+    def do_persist(self, effect: types.PersistEpoch) -> None:
         def write() -> None:
             self.disk.epoch, self.disk.reserved = effect.epoch, effect.reserved
 
         self.write_disk(write, ("epoch", effect.reserved))
 
-    def do_persist_leases(self, effect: failover_types.PersistLeases) -> None:
+    def do_persist_leases(self, effect: types.PersistLeases) -> None:
         self.write_disk(lambda: setattr(self.disk, "leases", effect.leases), ("leases", effect.leases))
 
-    def do_serve(self, effect: failover_types.Serve) -> None:
+    def do_serve(self, effect: types.Serve) -> None:
         self.world.term_begins(self, effect.epoch)
         self.receiver.set_serving(True)
         self.perform(self.config.serve(effect.epoch))
@@ -316,25 +318,25 @@ class Node:
         if self.peer_alive:
             self.perform(self.sender.start(effect.epoch, self.local(self.world.now)))
 
-    def do_stop_serving(self, effect: failover_types.StopServing) -> None:
+    def do_stop_serving(self, effect: types.StopServing) -> None:
         self.receiver.set_serving(False)
         self.perform(self.config.serve(0))
 
-    def do_flush(self, effect: failover_types.FlushFlows) -> None:
+    def do_flush(self, effect: types.FlushFlows) -> None:
         self.read_ring()
         self.perform(self.sender.flush(effect.number))
 
-    def do_flushed(self, effect: flowsender.Flushed) -> None:
+    def do_flushed(self, effect: sender.Flushed) -> None:
         """What comes of an effect waits until the effects before it are carried out."""
         run = self.run
         self.world.after(0, lambda: self.run == run and self.hear("flushed", effect.number))
 
-    def do_role(self, effect: failover_types.RoleChanged) -> None:
+    def do_role(self, effect: types.RoleChanged) -> None:
         self.world.note(self, f"{effect.role.value} epoch {effect.epoch}: {effect.why}")
         if effect.role is Role.ACTIVE and self.config.epoch:
             self.perform(self.config.serve(effect.epoch))
 
-    def do_apply(self, effect: flowreceiver.Apply) -> None:
+    def do_apply(self, effect: receiver.Apply) -> None:
         kernel = self.kernel
         for key, value in effect.block.payload:  # type: ignore[misc]
             if not effect.only_absent:
@@ -345,19 +347,19 @@ class Node:
                 self.marked.add(key)
         self.perform(self.receiver.applied(effect.block))
 
-    def do_mark(self, effect: flowreceiver.BeginMark) -> None:
+    def do_mark(self, effect: receiver.BeginMark) -> None:
         self.marked = set()
         self.sender.stop()
         self.kernel.ring.clear()
 
-    def do_sweep(self, effect: flowreceiver.SweepUnmarked) -> None:
+    def do_sweep(self, effect: receiver.SweepUnmarked) -> None:
         if self.marked is not None:
             for key in [key for key in self.kernel.table if key not in self.marked]:
                 del self.kernel.table[key]
         self.marked = None
         self.perform(self.receiver.applied(effect.block))
 
-    def do_read_slice(self, effect: flowsender.ReadSlice) -> None:
+    def do_read_slice(self, effect: sender.ReadSlice) -> None:
         """The slice is read from the kernel a moment later, and arrives another moment later, as from a thread."""
         if effect.first:
             self.slice_keys = sorted(self.kernel.table)
@@ -374,26 +376,26 @@ class Node:
 
         world.after(world.rng.randint(0, 2 * MS), read)
 
-    def do_store(self, effect: configsync.Store) -> None:
+    def do_store(self, effect: config_sync.Store) -> None:
         def write() -> None:
             self.disk.document = effect.document
 
         self.write_disk(write, ("document", effect.document.version))
 
-    def do_conflict(self, effect: configsync.KeepConflict) -> None:
+    def do_conflict(self, effect: config_sync.KeepConflict) -> None:
         self.write_disk(lambda: self.disk.conflicts.append(effect.document), None)
 
     def send(self, path: str, kind: str, payload: Any) -> None:
         self.world.send(self.index, path, kind, payload)
 
-    def do_advert(self, effect: failover_types.SendAdvert) -> None:
+    def do_advert(self, effect: types.SendAdvert) -> None:
         if self.local(self.world.now) <= effect.void_after_ns:
             self.send("data", "advert", effect.priority)
 
-    def do_answer(self, effect: configsync.Answer) -> None:
+    def do_answer(self, effect: config_sync.Answer) -> None:
         self.answers.append(effect)
 
-    def do_completed(self, effect: failover_types.Completed) -> None:
+    def do_completed(self, effect: types.Completed) -> None:
         if effect.request == "shutdown":
             self.finished = True
             self.world.after(1, lambda: self.world.shutdown_done(self))
@@ -401,48 +403,48 @@ class Node:
 
 _INPUTS: dict[str, Callable[[Node, Any], None]] = {
     "beat": Node.hear_beat,
-    "advert": lambda node, priority: node.event(failover_types.AdvertHeard(priority)),
+    "advert": lambda node, priority: node.event(types.AdvertHeard(priority)),
     "block": Node.hear_block,
     "ack": Node.hear_ack,
     "slice": Node.hear_slice,
     "offer": lambda node, document: node.perform(node.config.offered(document)),
     "version": lambda node, version: node.perform(node.config.peer_has(version, node.local(node.world.now))),
     "stored": Node.hear_stored,
-    "flushed": lambda node, number: node.event(failover_types.FlowsFlushed(number)),
+    "flushed": lambda node, number: node.event(types.FlowsFlushed(number)),
     "change": Node.hear_change,
-    "vote": lambda node, answer: node.event(failover_types.VoteAnswered(*answer)),
-    "carrier": lambda node, up: node.event(failover_types.CarrierChanged("eth0", up)),
+    "vote": lambda node, answer: node.event(types.VoteAnswered(*answer)),
+    "carrier": lambda node, up: node.event(types.CarrierChanged("eth0", up)),
     "request": lambda node, event: node.event(event),
 }
 
 _EFFECTS: dict[type, Callable[[Node, Any], None]] = {
-    failover_types.SendHeartbeat: lambda node, effect: node.send("cluster", "beat", effect.heartbeat),
-    failover_types.SendAdvert: Node.do_advert,
-    failover_types.ExtendLease: Node.do_extend,
-    failover_types.CloseLease: Node.do_close,
-    failover_types.PersistEpoch: Node.do_persist,
-    failover_types.PersistLeases: Node.do_persist_leases,
-    failover_types.ApplyReplicated: lambda node, effect: None,
-    failover_types.Serve: Node.do_serve,
-    failover_types.Announce: lambda node, effect: None,
-    failover_types.StopServing: Node.do_stop_serving,
-    failover_types.FlushFlows: Node.do_flush,
-    failover_types.AskVote: lambda node, effect: node.world.ask_vote(node, effect.asked_ns),
-    failover_types.RoleChanged: Node.do_role,
-    failover_types.Refused: lambda node, effect: node.world.note(node, f"refused {effect.request}: {effect.why}"),
-    failover_types.Completed: Node.do_completed,
-    flowsender.SendBlock: lambda node, effect: node.send("bulk", "block", effect.block),
-    flowreceiver.SendAcknowledgement: lambda node, effect: node.send("bulk", "ack", effect.acknowledgement),
-    flowsender.ReadSlice: Node.do_read_slice,
-    flowsender.Flushed: Node.do_flushed,
-    flowreceiver.BeginMark: Node.do_mark,
-    flowreceiver.Apply: Node.do_apply,
-    flowreceiver.SweepUnmarked: Node.do_sweep,
-    flowstream.StepChanged: lambda node, effect: node.world.note(node, f"in step {effect.in_step}: {effect.why}"),
-    configsync.Store: Node.do_store,
-    configsync.KeepConflict: Node.do_conflict,
-    configsync.Adopt: lambda node, effect: None,
-    configsync.SendOffer: lambda node, effect: node.send("cluster", "offer", effect.document),
-    configsync.SendVersion: lambda node, effect: node.send("cluster", "version", effect.version),
-    configsync.Answer: Node.do_answer,
+    types.SendHeartbeat: lambda node, effect: node.send("cluster", "beat", effect.heartbeat),
+    types.SendAdvert: Node.do_advert,
+    types.ExtendLease: Node.do_extend,
+    types.CloseLease: Node.do_close,
+    types.PersistEpoch: Node.do_persist,
+    types.PersistLeases: Node.do_persist_leases,
+    types.ApplyReplicated: lambda node, effect: None,
+    types.Serve: Node.do_serve,
+    types.Announce: lambda node, effect: None,
+    types.StopServing: Node.do_stop_serving,
+    types.FlushFlows: Node.do_flush,
+    types.AskVote: lambda node, effect: node.world.ask_vote(node, effect.asked_ns),
+    types.RoleChanged: Node.do_role,
+    types.Refused: lambda node, effect: node.world.note(node, f"refused {effect.request}: {effect.why}"),
+    types.Completed: Node.do_completed,
+    sender.SendBlock: lambda node, effect: node.send("bulk", "block", effect.block),
+    receiver.SendAcknowledgement: lambda node, effect: node.send("bulk", "ack", effect.acknowledgement),
+    sender.ReadSlice: Node.do_read_slice,
+    sender.Flushed: Node.do_flushed,
+    receiver.BeginMark: Node.do_mark,
+    receiver.Apply: Node.do_apply,
+    receiver.SweepUnmarked: Node.do_sweep,
+    stream.StepChanged: lambda node, effect: node.world.note(node, f"in step {effect.in_step}: {effect.why}"),
+    config_sync.Store: Node.do_store,
+    config_sync.KeepConflict: Node.do_conflict,
+    config_sync.Adopt: lambda node, effect: None,
+    config_sync.SendOffer: lambda node, effect: node.send("cluster", "offer", effect.document),
+    config_sync.SendVersion: lambda node, effect: node.send("cluster", "version", effect.version),
+    config_sync.Answer: Node.do_answer,
 }

@@ -12,20 +12,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sync import configsync, failover_types
-from sync.failover_types import FailoverConfig, Vote
-from sync.timing import Timing, check_timing
+from sync.config import config_sync
+from sync.failover import types
+from sync.failover.timing import Timing, check_timing
+from sync.failover.types import FailoverConfig, Vote
 from tests.sim.node import MS, Node
 
 PAUSE_AT = (
-    failover_types.CloseLease,
-    failover_types.ExtendLease,
-    failover_types.SendHeartbeat,
-    failover_types.PersistEpoch,
-    failover_types.PersistLeases,
-    failover_types.Serve,
-    configsync.Store,
-    configsync.SendOffer,
+    types.CloseLease,
+    types.ExtendLease,
+    types.SendHeartbeat,
+    types.PersistEpoch,
+    types.PersistLeases,
+    types.Serve,
+    config_sync.Store,
+    config_sync.SendOffer,
 )
 FAULTS_UNTIL = 500 * MS
 BLIND_FROM = 120 * MS
@@ -124,7 +125,7 @@ class World:
         self.closed_at = -1
         self.nodes = [Node(self, 0), Node(self, 1)]
         for node in self.nodes:  # the pair was made a while ago, when both had the same times
-            node.disk.leases = failover_types.Leases(formed.lease_ns, formed.lease_ns)
+            node.disk.leases = types.Leases(formed.lease_ns, formed.lease_ns)
         self.fault_count = rng.randint(1, self.profile.most_faults) if faults is None else faults
 
     def read_node_file(self, index: int) -> FailoverConfig:
@@ -324,14 +325,14 @@ class World:
         self.after(length, lambda: change(True))
 
     def fault_switchover(self, node: Node, length: int) -> None:
-        node.hear("request", failover_types.SwitchoverRequested())
+        node.hear("request", types.SwitchoverRequested())
 
     def fault_maintenance(self, node: Node, length: int) -> None:
-        node.hear("request", failover_types.MaintenanceRequested(True, force=self.rng.random() < 0.3))
-        self.after(length, lambda: node.hear("request", failover_types.MaintenanceRequested(False)))
+        node.hear("request", types.MaintenanceRequested(True, force=self.rng.random() < 0.3))
+        self.after(length, lambda: node.hear("request", types.MaintenanceRequested(False)))
 
     def fault_restart(self, node: Node, length: int) -> None:
-        node.hear("request", failover_types.ShutdownRequested())
+        node.hear("request", types.ShutdownRequested())
 
     def shutdown_done(self, node: Node) -> None:
         if node.up and node.finished:
@@ -392,7 +393,7 @@ class World:
                 node.boot()
             elif node.paused:
                 node.resume()
-            node.hear("request", failover_types.MaintenanceRequested(False))
+            node.hear("request", types.MaintenanceRequested(False))
 
     # --- a history --------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from ctl.epochfile import EpochFile, Terms
 from ctl.errors import XlbError
 from ctl.files import Files
 from ctl.pair_terms import TermsWriter
-from sync.failover_types import Leases
+from sync.failover.types import Leases
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:

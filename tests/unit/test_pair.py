@@ -24,8 +24,8 @@ from ctl.pair_member import failover_config
 from ctl.pair_requests import Requests
 from ctl.pair_terms import TermsWriter
 from ctl.vips import VipAddresses
-from sync.failover_types import CloseLease, ExtendLease, FailoverConfig, Heartbeat, Role, SendAdvert, Serve
-from sync.timing import Timing
+from sync.failover.timing import Timing
+from sync.failover.types import CloseLease, ExtendLease, FailoverConfig, Heartbeat, Role, SendAdvert, Serve
 from tests.fakes.network import FakeNetwork, FakeReadyAddresses
 from tests.fakes.pair import Site, addresses, join, site, two_sites
 from tests.fakes.plane import FakePlane

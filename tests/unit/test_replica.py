@@ -30,7 +30,7 @@ from ctl.peerlink import (
 from ctl.record import decode as decode_record
 from ctl.replica import ConfigReplica, version_of
 from ctl.store import Store
-from sync.configsync import Document
+from sync.config.config_sync import Document
 
 PAIR = "ab" * 16
 DEADLINE_S = 10.0

@@ -16,8 +16,8 @@ from bpf.constants import TICK_SHIFT, EventType, FlowFlag, FlowState
 from bpf.tables import Array
 from ctl.flowsource import FAMILIES, make_codec
 from ctl.replicating import Outlets, ReplicationEngine
-from sync import flowwire
-from sync.flowstream import Acknowledgement, Block, Kind
+from sync.flows import message_codec
+from sync.flows.stream import Acknowledgement, Block, Kind
 from tests.fakes.plane import FakePlane, event_dtype, flow_dtype, key_dtype
 
 MS = 1_000_000
@@ -377,7 +377,9 @@ def test_late_news_for_a_node_that_serves_adds_and_is_sent_on() -> None:
         b.engine.step(world.clock(b))
     states = {int(entry["state"]) for entry in b.table("v4").values()}
     assert len(b.table("v4")) == 4 and states == {int(FlowState.SEEN | FlowState.REPLICATED)}
-    live = [message for message in map(flowwire.decode, b.sent) if isinstance(message, Block) and message.kind is Kind.LIVE]
+    live = [
+        message for message in map(message_codec.decode, b.sent) if isinstance(message, Block) and message.kind is Kind.LIVE
+    ]
     # The peer was there, so B's own stream runs: the added connection is in its queue until the peer takes its BEGIN.
     assert b.engine.counts.sent_records == 1 and not live
 
@@ -468,18 +470,18 @@ _acknowledgements = st.builds(Acknowledgement, *[_numbers] * 4, *[st.booleans()]
 @settings(deadline=None)
 @given(_blocks | _acknowledgements)
 def test_the_wire_gives_back_what_it_was_given(message: Block | Acknowledgement) -> None:
-    assert flowwire.decode(flowwire.encode(message)) == message
+    assert message_codec.decode(message_codec.encode(message)) == message
 
 
 @settings(deadline=None)
 @given(st.integers(0), st.integers(0, 7))
 def test_a_block_with_a_changed_bit_changes_nothing(where: int, bit: int) -> None:
     layout = make_codec(LISTENER.plane).layout
-    raw = bytearray(flowwire.encode(Block(1, 1, 1, 1, Kind.LIVE, layout, 0, 4, 1, bytes(40))))
+    raw = bytearray(message_codec.encode(Block(1, 1, 1, 1, Kind.LIVE, layout, 0, 4, 1, bytes(40))))
     raw[where % len(raw)] ^= 1 << bit
     assert is_dropped(bytes(raw))
 
 
 def test_a_block_whose_payload_is_too_short_is_dropped() -> None:
     layout = make_codec(LISTENER.plane).layout
-    assert is_dropped(flowwire.encode(Block(1, 1, 1, 1, Kind.LIVE, layout, 0, 4, 2, b"short")))
+    assert is_dropped(message_codec.encode(Block(1, 1, 1, 1, Kind.LIVE, layout, 0, 4, 2, b"short")))

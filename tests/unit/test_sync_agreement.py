@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from sync.agreement import Agreement
-from sync.failover_types import Heartbeat, Leases, Role
-from sync.timing import NS_PER_MS as MS
-from sync.timing import Timing, smallest_takeover_ns
+from sync.failover.agreement import Agreement
+from sync.failover.timing import NS_PER_MS as MS
+from sync.failover.timing import Timing, smallest_takeover_ns
+from sync.failover.types import Heartbeat, Leases, Role
 from tests.sim.mutations import Mutation, applied
 
 TIMES_MS = ((10, 30, 36), (20, 60, 70), (40, 120, 140))

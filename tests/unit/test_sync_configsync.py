@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sync.configsync import (
+from sync.config.config_sync import (
     CONFIRM_TIMEOUT_NS,
     EMPTY,
     MAX_HISTORY,

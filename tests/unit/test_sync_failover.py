@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from sync import failover_types as types
-from sync.failover import Failover
-from sync.failover_types import FailoverConfig, Role, Vote
-from sync.timing import NS_PER_MS as MS
+from sync.failover import types as types
+from sync.failover.machine import Failover
+from sync.failover.timing import NS_PER_MS as MS
+from sync.failover.types import FailoverConfig, Role, Vote
 from tests.fakes.failover_pair import TIMING, Pair
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from sync import failover_types as types
-from sync.failover_types import Role
-from sync.timing import NS_PER_MS as MS
+from sync.failover import types as types
+from sync.failover.timing import NS_PER_MS as MS
+from sync.failover.types import Role
 from tests.fakes.failover_pair import TIMING, Pair
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sync import flowreceiver, flowsender
-from sync.flowreceiver import Apply, BeginMark, Receiver, SendAcknowledgement, SweepUnmarked
-from sync.flowsender import Flushed, ReadSlice, SendBlock, Sender
-from sync.flowstream import Acknowledgement, Block, Kind, Limits, StepChanged
+from sync.flows import receiver, sender
+from sync.flows.receiver import Apply, BeginMark, Receiver, SendAcknowledgement, SweepUnmarked
+from sync.flows.sender import Flushed, ReadSlice, SendBlock, Sender
+from sync.flows.stream import Acknowledgement, Block, Kind, Limits, StepChanged
 
-Effects = Sequence[flowsender.Effect | flowreceiver.Effect]
+Effects = Sequence[sender.Effect | receiver.Effect]
 LIMITS = Limits(window_blocks=4, queued_records=20, retry_ns=1000)
 BOOT = 7
 
@@ -87,7 +87,7 @@ def test_credit_bounds_what_is_under_way() -> None:
 
 def test_too_many_changes_start_a_new_snapshot() -> None:
     sender = in_step()
-    effects: list[flowsender.Effect] = []
+    effects: list[sender.Effect] = []
     for _ in range(30):
         effects += sender.changes(4, 1, b"x", 4)
     assert next(effect for effect in effects if isinstance(effect, StepChanged)) == StepChanged(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sync import failover_types as types
-from sync.failover import Failover
-from sync.failover_types import FailoverConfig, Role
-from sync.timing import NS_PER_MS as MS
-from sync.timing import Timing
+from sync.failover import types as types
+from sync.failover.machine import Failover
+from sync.failover.timing import NS_PER_MS as MS
+from sync.failover.timing import Timing
+from sync.failover.types import FailoverConfig, Role
 from tests.fakes.failover_pair import TIMING, Pair
 
 SLOW = Timing.from_ms(40, 120, 140, handover_timeout_ns=100 * MS)

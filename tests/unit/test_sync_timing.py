@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sync.clock import ClockEstimator
 from sync.errors import TimingError
-from sync.session import SessionGuard
-from sync.timing import COARSE_TICK_NS, COARSEST_TICK_NS, Timing, check_timing, smallest_takeover_ns, timing_in_force
-from sync.timing import NS_PER_MS as MS
+from sync.failover.clock import ClockEstimator
+from sync.failover.session import SessionGuard
+from sync.failover.timing import COARSE_TICK_NS, COARSEST_TICK_NS, Timing, check_timing, smallest_takeover_ns, timing_in_force
+from sync.failover.timing import NS_PER_MS as MS
 
 SYNC = Path(__file__).parents[2] / "sync"
 EDGES = {"transport", "flowcodec", "flowwire", "wire"}  # sockets, numpy, msgpack

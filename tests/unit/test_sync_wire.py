@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sync import failover_types as types
-from sync import wire
 from sync.errors import WireError
-from sync.failover import Failover
-from sync.failover_types import FailoverConfig, Heartbeat, Role, Vote
-from sync.timing import MAX_LEASE_NS, MIN_LEASE_NS, NS_PER_MS, Timing
+from sync.failover import heartbeat_codec
+from sync.failover import types as types
+from sync.failover.machine import Failover
+from sync.failover.timing import MAX_LEASE_NS, MIN_LEASE_NS, NS_PER_MS, Timing
+from sync.failover.types import FailoverConfig, Heartbeat, Role, Vote
 
 u63 = st.integers(0, (1 << 63) - 1)
 number = st.integers(1, (1 << 63) - 1)
@@ -32,14 +32,14 @@ SIMPLE = Heartbeat(7, 1, 5, Role.ACTIVE, 3, 100, 30 * NS_PER_MS, 30 * NS_PER_MS)
 
 @given(heartbeats)
 def test_heartbeats_survive_the_wire(heartbeat: Heartbeat) -> None:
-    data = wire.encode(heartbeat)
-    assert len(data) <= wire.MAX_BYTES
-    assert wire.decode_control(data) == heartbeat
+    data = heartbeat_codec.encode(heartbeat)
+    assert len(data) <= heartbeat_codec.MAX_BYTES
+    assert heartbeat_codec.decode_control(data) == heartbeat
 
 
 def harmless(data: bytes) -> None:
     with contextlib.suppress(WireError):
-        assert isinstance(wire.decode_control(data), Heartbeat)
+        assert isinstance(heartbeat_codec.decode_control(data), Heartbeat)
 
 
 @settings(max_examples=500, deadline=None)
@@ -51,7 +51,7 @@ def test_random_bytes_are_harmless(data: bytes) -> None:
 @settings(max_examples=500, deadline=None)
 @given(heartbeats, st.data())
 def test_damaged_heartbeats_are_harmless(heartbeat: Heartbeat, data: st.DataObject) -> None:
-    packet = bytearray(wire.encode(heartbeat))
+    packet = bytearray(heartbeat_codec.encode(heartbeat))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(packet) - 1))
         match data.draw(st.sampled_from(("flip", "cut", "insert", "repeat"))):
@@ -82,40 +82,40 @@ plain = st.recursive(
 @settings(max_examples=500, deadline=None)
 @given(heartbeats, st.data())
 def test_fields_of_other_types_are_harmless(heartbeat: Heartbeat, data: st.DataObject) -> None:
-    parts: list[Any] = msgpack.unpackb(wire.encode(heartbeat))
+    parts: list[Any] = msgpack.unpackb(heartbeat_codec.encode(heartbeat))
     for _ in range(data.draw(st.integers(1, 3))):
         parts[data.draw(st.integers(0, len(parts) - 1))] = data.draw(plain)
     harmless(msgpack.packb(parts))
 
 
 def test_every_truncation_of_a_heartbeat_is_refused() -> None:
-    data = wire.encode(SIMPLE)
+    data = heartbeat_codec.encode(SIMPLE)
     for length in range(len(data)):
         with pytest.raises(WireError):
-            wire.decode_control(data[:length])
+            heartbeat_codec.decode_control(data[:length])
     with pytest.raises(WireError):
-        wire.decode_control(data + b"\0")
+        heartbeat_codec.decode_control(data + b"\0")
 
 
 def test_another_wire_version_is_named() -> None:
-    parts = msgpack.unpackb(wire.encode(SIMPLE))
+    parts = msgpack.unpackb(heartbeat_codec.encode(SIMPLE))
     parts[0] = 9
     with pytest.raises(WireError, match=r"wire version 9 is not 2: run the same version"):
-        wire.decode_control(msgpack.packb(parts))
+        heartbeat_codec.decode_control(msgpack.packb(parts))
 
 
 def test_true_is_not_one() -> None:
     for index in range(2):
-        parts = msgpack.unpackb(wire.encode(SIMPLE))
+        parts = msgpack.unpackb(heartbeat_codec.encode(SIMPLE))
         parts[index] = True
         with pytest.raises(WireError):
-            wire.decode_control(msgpack.packb(parts))
+            heartbeat_codec.decode_control(msgpack.packb(parts))
 
 
 @pytest.mark.parametrize("name", ["boot", "sequence"])
 def test_a_number_that_counts_is_never_zero(name: str) -> None:
     with pytest.raises(WireError, match=f"{name}: 0 is not"):
-        wire.decode_control(wire.encode(replace(SIMPLE, **{name: 0})))
+        heartbeat_codec.decode_control(heartbeat_codec.encode(replace(SIMPLE, **{name: 0})))
 
 
 @pytest.mark.parametrize(
@@ -132,13 +132,13 @@ def test_a_number_that_counts_is_never_zero(name: str) -> None:
 )
 def test_no_lease_out_of_bounds_is_taken(name: str, value: Any) -> None:
     with pytest.raises(WireError, match=f"{name}: .* is not an integer between"):
-        wire.decode_control(wire.encode(replace(SIMPLE, **{name: value})))
+        heartbeat_codec.decode_control(heartbeat_codec.encode(replace(SIMPLE, **{name: value})))
 
 
 def test_too_large_is_refused_before_it_is_read() -> None:
-    for data in (b"\xdd" + b"\xff" * wire.MAX_BYTES, b"\xdd\xff\xff\xff\xff", b"\x91" * wire.MAX_BYTES):
+    for data in (b"\xdd" + b"\xff" * heartbeat_codec.MAX_BYTES, b"\xdd\xff\xff\xff\xff", b"\x91" * heartbeat_codec.MAX_BYTES):
         with pytest.raises(WireError):
-            wire.decode_control(data)
+            heartbeat_codec.decode_control(data)
 
 
 gaps_ns = st.sampled_from((0, 1, 4, 9, 12, 21, 37)).map(lambda ms: ms * NS_PER_MS)
@@ -211,7 +211,7 @@ def test_no_course_of_events_breaks_the_machine(vote: Vote, failback: bool, cour
                     assert now < effect.deadline_ns <= now + timing.lease_ns
                     assert effect.epoch in on_disk
                 if isinstance(effect, types.SendHeartbeat):
-                    assert wire.decode_control(wire.encode(effect.heartbeat)) == effect.heartbeat
+                    assert heartbeat_codec.decode_control(heartbeat_codec.encode(effect.heartbeat)) == effect.heartbeat
             assert machine.epoch >= epoch_before
             epoch_before = machine.epoch
             assert machine.serving or machine.deadline_ns == 0

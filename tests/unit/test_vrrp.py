@@ -12,9 +12,9 @@ from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.vrrp import VRRPv3
 
-from sync import vrrp
 from sync.errors import WireError
-from sync.vrrp import Advertisement
+from sync.failover import vrrp_codec
+from sync.failover.vrrp_codec import Advertisement
 
 V4 = ("10.77.0.1", "10.77.0.2")
 V6 = ("fe80::1", "ff02::12")
@@ -40,7 +40,7 @@ def families() -> st.SearchStrategy[tuple[tuple[str, str], Advertisement]]:
 @given(families())
 def test_what_is_built_is_read_back(case: tuple[tuple[str, str], Advertisement]) -> None:
     (source, destination), advertisement = case
-    assert vrrp.parse(vrrp.build(advertisement, source, destination), source, destination, 255) == advertisement
+    assert vrrp_codec.parse(vrrp_codec.build(advertisement, source, destination), source, destination, 255) == advertisement
 
 
 @given(families())
@@ -55,55 +55,55 @@ def test_scapy_builds_the_same_bytes(case: tuple[tuple[str, str], Advertisement]
         ipcount=len(advertisement.addresses),
     )
     packet = bytes(ip / layer)
-    assert packet[20 if source == V4[0] else 40 :] == vrrp.build(advertisement, source, destination)
+    assert packet[20 if source == V4[0] else 40 :] == vrrp_codec.build(advertisement, source, destination)
 
 
 @given(families(), st.data())
 def test_one_changed_byte_is_refused(case: tuple[tuple[str, str], Advertisement], data: st.DataObject) -> None:
     (source, destination), advertisement = case
-    packet = bytearray(vrrp.build(advertisement, source, destination))
+    packet = bytearray(vrrp_codec.build(advertisement, source, destination))
     packet[data.draw(st.integers(0, len(packet) - 1))] ^= data.draw(st.integers(1, 255))
     with pytest.raises(WireError):
-        vrrp.parse(bytes(packet), source, destination, 255)
+        vrrp_codec.parse(bytes(packet), source, destination, 255)
 
 
 @given(families(), st.integers(0, 400))
 def test_no_other_length_is_taken(case: tuple[tuple[str, str], Advertisement], length: int) -> None:
     (source, destination), advertisement = case
-    packet = vrrp.build(advertisement, source, destination)
+    packet = vrrp_codec.build(advertisement, source, destination)
     if length != len(packet):
         with pytest.raises(WireError):
-            vrrp.parse(packet.ljust(length, b"\0")[:length], source, destination, 255)
+            vrrp_codec.parse(packet.ljust(length, b"\0")[:length], source, destination, 255)
 
 
 @given(st.binary(max_size=80), st.sampled_from([V4, V6, (V4[0], V6[1]), ("", "x")]), st.integers(0, 255))
 def test_random_bytes_raise_nothing_else(packet: bytes, addresses: tuple[str, str], ttl: int) -> None:
     with contextlib.suppress(WireError):
-        vrrp.parse(packet, *addresses, ttl)
+        vrrp_codec.parse(packet, *addresses, ttl)
 
 
 def test_an_advertisement_that_was_routed_is_refused() -> None:
-    packet = vrrp.build(Advertisement(7, 100, 1, (ipaddress.ip_address("10.77.0.100"),)), *V4)
+    packet = vrrp_codec.build(Advertisement(7, 100, 1, (ipaddress.ip_address("10.77.0.100"),)), *V4)
     with pytest.raises(WireError, match="TTL is 254"):
-        vrrp.parse(packet, *V4, 254)
+        vrrp_codec.parse(packet, *V4, 254)
 
 
 def test_version_two_is_refused() -> None:
     with pytest.raises(WireError, match="version 2 type 1"):
-        vrrp.parse(bytes([0x21, 7, 100, 1, 0, 1, 0, 0, 10, 0, 0, 1]), *V4, 255)
+        vrrp_codec.parse(bytes([0x21, 7, 100, 1, 0, 1, 0, 0, 10, 0, 0, 1]), *V4, 255)
 
 
 def test_either_ipv4_checksum_is_taken() -> None:
     advertisement = Advertisement(7, 100, 1, (ipaddress.ip_address("10.77.0.100"),))
-    plain = vrrp.build(advertisement, *V4, ipv4_pseudo_header=False)
-    assert plain != vrrp.build(advertisement, *V4)
-    assert vrrp.parse(plain, *V4, 255) == advertisement
+    plain = vrrp_codec.build(advertisement, *V4, ipv4_pseudo_header=False)
+    assert plain != vrrp_codec.build(advertisement, *V4)
+    assert vrrp_codec.parse(plain, *V4, 255) == advertisement
 
 
 def test_the_checksum_covers_the_addresses_of_the_ip_header() -> None:
-    packet = vrrp.build(Advertisement(7, 100, 1, (ipaddress.ip_address("10.77.0.100"),)), *V4)
+    packet = vrrp_codec.build(Advertisement(7, 100, 1, (ipaddress.ip_address("10.77.0.100"),)), *V4)
     with pytest.raises(WireError, match="checksum"):
-        vrrp.parse(packet, "10.77.0.3", V4[1], 255)
+        vrrp_codec.parse(packet, "10.77.0.3", V4[1], 255)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_the_checksum_covers_the_addresses_of_the_ip_header() -> None:
 )
 def test_what_does_not_fit_is_not_built(advertisement: Advertisement) -> None:
     with pytest.raises(ValueError, match=r"."):
-        vrrp.build(advertisement, *V4)
+        vrrp_codec.build(advertisement, *V4)
 
 
 def test_a_heartbeat_is_said_in_hundredths_of_a_second() -> None:
-    assert [vrrp.interval_cs(ms * 1_000_000) for ms in (5, 10, 11, 100, 10_000, 60_000)] == [1, 1, 2, 10, 1000, 4095]
+    assert [vrrp_codec.interval_cs(ms * 1_000_000) for ms in (5, 10, 11, 100, 10_000, 60_000)] == [1, 1, 2, 10, 1000, 4095]

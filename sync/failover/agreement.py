@@ -13,8 +13,8 @@ something which was sent after the receiver heard of that run.
 
 from __future__ import annotations
 
-from sync.failover_types import Heartbeat, Leases, PersistLeases
-from sync.timing import Timing, timing_in_force
+from sync.failover.timing import Timing, timing_in_force
+from sync.failover.types import Heartbeat, Leases, PersistLeases
 
 
 class Agreement:

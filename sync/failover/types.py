@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from sync.timing import Timing
+from sync.failover.timing import Timing
 
 
 class Role(enum.StrEnum):
@@ -55,7 +55,8 @@ class Heartbeat:
     """Everything a node says about itself, said anew each time: a lost heartbeat loses nothing.
 
     `grants` is a promise: "I follow the node that serves or claims this epoch; my lease is closed, and I will not open one
-    until I have heard nothing for takeover_ns since your heartbeat `echo_sequence`". What the leases are for: `sync.agreement`.
+    until I have heard nothing for takeover_ns since your heartbeat `echo_sequence`". What the leases are for:
+    `sync.failover.agreement`.
     """
 
     boot: int  # random number of the sender's daemon run
@@ -81,7 +82,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Leases:
-    """What a restart must know of both nodes' leases; 0: nothing was stored yet. See `sync.agreement`."""
+    """What a restart must know of both nodes' leases; 0: nothing was stored yet. See `sync.failover.agreement`."""
 
     own_ns: int = 0  # the longest that the peer is known to wait for
     peer_ns: int = 0  # the longest that the peer may use

@@ -10,7 +10,10 @@ closed either side may give up and nothing has happened; after it, the peer hold
 
 from __future__ import annotations
 
-from sync.failover_types import (
+from sync.failover.lease import Lease
+from sync.failover.states import State
+from sync.failover.timing import NS_PER_MS
+from sync.failover.types import (
     Completed,
     FlowsFlushed,
     FlushFlows,
@@ -20,9 +23,6 @@ from sync.failover_types import (
     ShutdownRequested,
     SwitchoverRequested,
 )
-from sync.lease import Lease
-from sync.states import State
-from sync.timing import NS_PER_MS
 
 
 class Handover(Lease):

@@ -1,6 +1,6 @@
 """A stream of flows from the node that serves to its peer: what its blocks and acknowledgements say, and its bounds.
 
-Decides nothing; `sync.flowsender` and `sync.flowreceiver` do. A payload is opaque bytes with a count of records.
+Decides nothing; `sync.flows.sender` and `sync.flows.receiver` do. A payload is opaque bytes with a count of records.
 
 A stream is (boot, session): BEGIN, then SLICEs of a snapshot mixed with LIVE changes, then END, then LIVE changes. Blocks are
 numbered from 1; the receiver takes them in order only, acknowledges what it has applied, and says how far it may be sent.

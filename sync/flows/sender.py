@@ -1,7 +1,7 @@
 """Flow replication, the side of the node that serves: changes and slices of the table in, blocks out.
 
 Decides what is sent, in which order, what is sent again, and when a new snapshot is needed. Must not know sockets, clocks, the
-kernel, what a flow is, or how the peer takes blocks in; why the order is right stands in `sync.flowstream`.
+kernel, what a flow is, or how the peer takes blocks in; why the order is right stands in `sync.flows.stream`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from sync.flowstream import Acknowledgement, Block, Kind, Limits, StepChanged
+from sync.flows.stream import Acknowledgement, Block, Kind, Limits, StepChanged
 
 WHEN_IN_STEP = 1 << 62
 """A flush that waits for a snapshot is due at no block: none has so high a number."""

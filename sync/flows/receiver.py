@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sync.flowstream import Acknowledgement, Block, Kind, Limits, StepChanged
+from sync.flows.stream import Acknowledgement, Block, Kind, Limits, StepChanged
 
 # --- effects ---------------------------------------------------------------------------------------------------------
 

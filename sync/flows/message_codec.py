@@ -11,7 +11,7 @@ import zlib
 import msgpack
 
 from sync.errors import WireError
-from sync.flowstream import Acknowledgement, Block, Kind
+from sync.flows.stream import Acknowledgement, Block, Kind
 
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_COUNT = 1 << 16

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 from collections import deque
 
-from sync.agreement import Agreement
-from sync.epochs import Epochs
-from sync.failover_types import (
+from sync.failover.agreement import Agreement
+from sync.failover.epochs import Epochs
+from sync.failover.session import SessionGuard
+from sync.failover.states import OUT_OF_SERVICE, ROLES, TRANSITIONS, State
+from sync.failover.timing import NS_PER_MS, Timing
+from sync.failover.types import (
     AskVote,
     CloseLease,
     Effect,
@@ -36,9 +39,6 @@ from sync.failover_types import (
     Vote,
     VoteAnswered,
 )
-from sync.session import SessionGuard
-from sync.states import OUT_OF_SERVICE, ROLES, TRANSITIONS, State
-from sync.timing import NS_PER_MS, Timing
 
 NEVER_NS = -(1 << 62)
 LEAST_PRIORITY = 1

@@ -15,8 +15,8 @@ from typing import Any
 import msgpack
 
 from sync.errors import WireError
-from sync.failover_types import Heartbeat, Role
-from sync.timing import MAX_LEASE_NS, MIN_LEASE_NS
+from sync.failover.timing import MAX_LEASE_NS, MIN_LEASE_NS
+from sync.failover.types import Heartbeat, Role
 
 WIRE_VERSION = 2
 MAX_BYTES = 512

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import enum
 
-from sync.failover_types import Role
+from sync.failover.types import Role
 
 
 class State(enum.Enum):

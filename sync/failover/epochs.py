@@ -6,7 +6,7 @@ ever belongs to two nodes and no tie is possible.
 
 from __future__ import annotations
 
-from sync.failover_types import PersistEpoch
+from sync.failover.types import PersistEpoch
 
 
 class Epochs:

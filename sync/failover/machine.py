@@ -12,7 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sync.failover_types import (
+from sync.failover.handover import Handover
+from sync.failover.lease import NEVER_NS
+from sync.failover.states import State
+from sync.failover.timing import NS_PER_MS
+from sync.failover.types import (
     AdvertHeard,
     Announce,
     ApplyReplicated,
@@ -37,10 +41,6 @@ from sync.failover_types import (
     Tick,
     VoteAnswered,
 )
-from sync.handover import Handover
-from sync.lease import NEVER_NS
-from sync.states import State
-from sync.timing import NS_PER_MS
 
 ANNOUNCE_AFTER_HEARTBEATS = (1, 5, 25)
 ANNOUNCE_AFTER_MS = (1500, 4000)

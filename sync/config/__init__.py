@@ -1,0 +1,1 @@
+"""Which farm configuration both nodes have, and which version wins. Pure."""
