@@ -29,10 +29,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bpf import libbpf, loader, xdp
+from bpf import libbpf, xdp
 from bpf.constants import Mode, Protocol
-from bpf.headers import compiler_flags, make_header_tree
-from bpf.tables import Array
+from bpf.dataplane import Array
+from bpf.loading import loader
+from bpf.loading.headers import compiler_flags, make_header_tree
 from tests.bpf.bed import V4, V6, Bed, Family, why_not
 from tests.bpf.packets import from_backend, from_client
 

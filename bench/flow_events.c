@@ -3,7 +3,7 @@
  * Not an XDP program, because starting a test run of one waits for an RCU grace period, some 10 ms.
  */
 #include <uapi/linux/bpf.h>
-#include "../bpf/maps.h"
+#include "../bpf/program/maps.h"
 
 BPF_ARRAY(pattern, struct flow_event_v4, 1);
 BPF_ARRAY(written, u64, 1);

@@ -35,11 +35,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.dataplane import compiled, import_bcc
-from bpf import compile, flatten, loader, map_elements, xdp
+from bpf import xdp
 from bpf.constants import EventType, FlowFlag, FlowState, Protocol
-from bpf.layout import Layouts
-from bpf.plane import KernelPlane
-from bpf.tables import Array
+from bpf.dataplane import Array
+from bpf.kernel_plane import KernelPlane
+from bpf.loading import compile, flatten, loader
+from bpf.loading.layout import Layouts
+from bpf.maps import elements
 from ctl import realtime
 from ctl.daemon import THREAD_SWITCH_S
 from ctl.replicator import BULK_BOUNDS, Replicator
@@ -275,10 +277,10 @@ def _generator(pins: Path, plane: KernelPlane, flows: int) -> Iterator[tuple[Any
         key, flow = _pattern(plane)
         event = np.zeros(1, plane._tables["events_v4"].value)
         event["key"], event["flow"], event["type"] = key, flow, EventType.ESTABLISHED
-        map_elements.update(module["pattern"].map_fd, bytes(4), event.tobytes())
+        elements.update(module["pattern"].map_fd, bytes(4), event.tobytes())
 
         def written() -> int:
-            return int.from_bytes(map_elements.lookup(module["written"].map_fd, bytes(4), 8) or b"", sys.byteorder)
+            return int.from_bytes(elements.lookup(module["written"].map_fd, bytes(4), 8) or b"", sys.byteorder)
 
         yield lambda count: xdp.test_run(program, bytes(64), 0, count), written
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from bpf import libbpf, xdp
-from bpf.loader import PROGRAM, program_path
-from bpf.tables import PlaneError
+from bpf.dataplane import PlaneError
+from bpf.loading.loader import PROGRAM, program_path
 from bpf.xdp import AttachMode, XdpState
 
 Mode = Literal["auto", "native", "generic"]

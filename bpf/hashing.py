@@ -1,4 +1,4 @@
-"""The data plane's hashes and SNAT port walk in Python, for `conn show`: the twin of bpf/select.h and select.family.h.
+"""The data plane's hashes and SNAT port walk in Python, for `conn show`: the twin of bpf/program/select.h and select.family.h.
 
 Decides numbers only; must not know the tables. A test compares it with what the kernel program did. Words of an address
 are hashed as they lie in memory, hence the little-endian reads (XDP runs on such machines only, see headers.py).
@@ -9,9 +9,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from bpf.columns import address_bytes
 from bpf.constants import FIRST_SNAT_PORT, MAX_SNAT_CANDIDATES
-from bpf.tables import FlowTuple
+from bpf.dataplane import FlowTuple
+from bpf.maps.columns import address_bytes
 
 _MASK = 0xFFFFFFFF
 _GOLDEN_RATIO = 0x9E3779B9

@@ -12,8 +12,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from bpf.constants import ABI_VERSION
-from bpf.timex import clock_is_synchronised
 from ctl.record import FORMAT_VERSION
+from ctl.runtime.clock_check import clock_is_synchronised
 from ctl.version import package_version
 
 if TYPE_CHECKING:

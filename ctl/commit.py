@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from bpf.tables import DataPlane, PlaneError
+from bpf.dataplane import DataPlane, PlaneError
 from ctl import planner
 from ctl.errors import XlbError
 from ctl.model import Config

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from bpf import constants
-from bpf.tables import FlowEntry, FlowTuple
+from bpf.dataplane import FlowEntry, FlowTuple
 from ctl import changes, flows, validate
 from ctl.errors import InvalidInput, XlbError
 from ctl.flows import FlowSelection

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpf import bpffs, constants
+from bpf import constants
+from bpf.loading import bpffs
 from ctl.errors import XlbError
 from ctl.looplag import LoopLag
 from ctl.vips import wanted

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpf.constants import MAX_BACKENDS, MAX_FARMS, REFRESH_SHIFT, TICK_SHIFT, FlowFlag, FlowState
-from bpf.tables import Array
+from bpf.dataplane import Array
 from ctl.model import Config
 
 RESET_S = 10

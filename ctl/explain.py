@@ -13,8 +13,8 @@ from itertools import islice
 from typing import Any
 
 from bpf.constants import COUNTERS
+from bpf.dataplane import FlowTuple
 from bpf.hashing import client_hash, flow_hash, snat_candidates
-from bpf.tables import FlowTuple
 from ctl import maglev
 from ctl.flows import PROTOCOL_NUMBERS
 from ctl.model import Backend, Config, Farm, Mode, Scheduler, format_endpoint

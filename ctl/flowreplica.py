@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bpf.constants import TICK_SHIFT
-from bpf.tables import Array
+from bpf.dataplane import Array
 from ctl.flowsource import FAMILIES, ReplicatedPlane
 from sync.flows.codec import FlowCodec, Flows
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bpf import constants
-from bpf.columns import decode_flows, family_of
-from bpf.tables import Array, DataPlane, FlowEntry, FlowTuple
+from bpf.dataplane import Array, DataPlane, FlowEntry, FlowTuple
+from bpf.maps.columns import decode_flows, family_of
 from ctl.model import Protocol
 
 FAMILIES = ("v4", "v6")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bpf.constants import ABI_VERSION, FlowFlag, FlowState
-from bpf.tables import Array, DataPlane
+from bpf.dataplane import Array, DataPlane
 from sync.flows.codec import PRESENT, REMOVED, FlowBits, FlowCodec
 
 FAMILIES = ("v4", "v6")
@@ -24,7 +24,7 @@ _RING_FULL = "event_ring_full"
 
 
 class EventReader(Protocol):
-    """One ring: `bpf.events.FlowEvents`, or the tests' fake."""
+    """One ring: `bpf.maps.event_ring.FlowEvents`, or the tests' fake."""
 
     def backlog(self) -> int: ...
     def read(self, limit: int) -> Array: ...

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from bpf.attach import Attachment
-from bpf.tables import PlaneError
+from bpf.dataplane import PlaneError
 from ctl.errors import XlbError
 from ctl.network import Network
 from ctl.supervisor import Supervisor

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bpf.constants import LEASE_FOREVER_NS
-from bpf.tables import DataPlane, PlaneError
+from bpf.dataplane import DataPlane, PlaneError
 from ctl import memory
 from ctl.api import ApiServer
 from ctl.checks import CheckRunner, load_down, own_probe

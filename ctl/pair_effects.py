@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bpf.constants import LEASE_HANDED_OVER_NS
-from bpf.tables import DataPlane, PlaneError
+from bpf.dataplane import DataPlane, PlaneError
 from ctl.pair_requests import Requests
 from ctl.pair_terms import TermsWriter
 from ctl.vips import VipAddresses

@@ -1,7 +1,7 @@
 """What the kernel's tables should hold, and the operations that get them there without harming a packet.
 
 Pure: configuration, health and what was planned before go in; operations and the next state come out. Knows the tables' meaning
-(`bpf.tables`, `bpf.constants`), not how they are written.
+(`bpf.dataplane`, `bpf.constants`), not how they are written.
 
 Invariants, at every instant between two operations:
 * a service points at slots that are written, and every slot of it at a backend that is bound;
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from bpf import constants
 from bpf.constants import MAX_SLOT_CHUNKS, VipFlag
-from bpf.tables import (
+from bpf.dataplane import (
     DeleteService,
     DeleteVip,
     Operation,

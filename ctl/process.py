@@ -12,11 +12,12 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bpf import attach, loader
+from bpf import attach
 from bpf.attach import Attachment
-from bpf.loader import Build
-from bpf.plane import KernelPlane
-from bpf.tables import PlaneError
+from bpf.dataplane import PlaneError
+from bpf.kernel_plane import KernelPlane
+from bpf.loading import loader
+from bpf.loading.loader import Build
 from ctl import memory
 from ctl.addresses import KernelNetwork
 from ctl.clusterfile import ClusterFile

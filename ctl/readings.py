@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bpf.tables import Array
+from bpf.dataplane import Array
 from ctl.checks import now_ms
 from ctl.views import Readings, Traffic
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from bpf.tables import Array, PlaneError
+from bpf.dataplane import Array, PlaneError
 from ctl.flowreplica import ReplicaTable
 from ctl.flowsource import BLOCK_RECORDS, FlowSource, Records, ReplicatedPlane, make_codec
 from sync.errors import WireError

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bpf.tables import Array
+from bpf.dataplane import Array
 from ctl.flowsource import ReplicatedPlane
 from ctl.realtime import favour_this_thread
 from ctl.replicating import LIMITS, Outlets, ReplicationEngine

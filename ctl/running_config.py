@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import replace
 
-from bpf.tables import DataPlane, PlaneError
+from bpf.dataplane import DataPlane, PlaneError
 from ctl import memory
 from ctl.checks import CheckRunner
 from ctl.commit import Committed, Committer

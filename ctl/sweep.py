@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from bpf.constants import MAX_BACKENDS
-from bpf.tables import Array, DataPlane, PlaneError
+from bpf.dataplane import Array, DataPlane, PlaneError
 from ctl import expiry, flows
 from ctl.flows import FlowSelection
 from ctl.model import Config

@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bpf import attach, loader
-from bpf.tables import PlaneError
+from bpf import attach
+from bpf.dataplane import PlaneError
+from bpf.loading import loader
 from ctl import nodefile
 from ctl.addresses import KernelNetwork
 from ctl.daemon import locked_run_dir

@@ -193,7 +193,7 @@ def check_listener(others: Iterable[Farm], farm: Farm, place: str = "") -> None:
 
 def check_limits(vips: Collection[str], farms: Collection[Farm]) -> None:
     """The kernel's tables have room for all of it. Raises InvalidInput."""
-    from bpf.columns import port_prefixes  # brings numpy, which xlbctl's short commands must not wait for
+    from bpf.maps.columns import port_prefixes  # brings numpy, which xlbctl's short commands must not wait for
 
     backends = sum(len(farm.backends) for farm in farms)
     ranges = sum(len(port_prefixes(farm.port, farm.port_last)) for farm in farms if farm.port != farm.port_last)

@@ -22,10 +22,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bpf import loader
 from bpf.constants import LEASE_FOREVER_NS, Mode, Protocol, Scheduler, VipFlag
-from bpf.plane import KernelPlane
-from bpf.tables import (
+from bpf.dataplane import (
     Array,
     DeleteService,
     DeleteVip,
@@ -39,6 +37,8 @@ from bpf.tables import (
     ServiceValue,
     ZeroTraffic,
 )
+from bpf.kernel_plane import KernelPlane
+from bpf.loading import loader
 from tests.rig import xdp_pass
 from tests.rig.namespaces import Namespace
 

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bpf import libbpf, loader
-from bpf.layout import Layouts
-from bpf.pinned import Table
+from bpf import libbpf
+from bpf.loading import loader
+from bpf.loading.layout import Layouts
+from bpf.maps.pinned_map import Table
 
 SOURCE = """#include <uapi/linux/bpf.h>
 struct key { u32 number; };

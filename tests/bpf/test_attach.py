@@ -12,7 +12,7 @@ import pytest
 
 from bpf import attach, xdp
 from bpf.attach import Attachment, Mode
-from bpf.tables import PlaneError
+from bpf.dataplane import PlaneError
 from bpf.xdp import AttachMode
 from tests.bpf.bed import why_not
 from tests.bpf.small import Small, small_plane

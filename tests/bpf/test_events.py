@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from bpf import libbpf, loader, xdp
-from bpf.events import FlowEvents
-from bpf.pinned import Table
+from bpf import libbpf, xdp
+from bpf.loading import loader
+from bpf.maps.event_ring import FlowEvents
+from bpf.maps.pinned_map import Table
 from tests.bpf.bed import why_not
 from tests.bpf.small import Small, small_plane
 

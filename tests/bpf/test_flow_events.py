@@ -12,7 +12,7 @@ import pytest
 
 from bpf import libbpf
 from bpf.constants import REFRESH_SHIFT, RING_BYTES, EventType, FlowFlag, FlowState, Protocol
-from bpf.tables import Array
+from bpf.dataplane import Array
 from tests.bpf.bed import Bed, Family
 from tests.bpf.packets import from_backend, from_client
 from tests.bpf.test_flows import establish

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bpf.constants import FlowState, Mode, Protocol, Scheduler
+from bpf.dataplane import DeleteService, FlowEntry, FlowTuple
 from bpf.hashing import flow_hash, snat_candidates
-from bpf.tables import DeleteService, FlowEntry, FlowTuple
 from tests.bpf.bed import MAX_FLOWS, NODE_OUT_MAC, SEED, Bed, Family, backend_mac
 from tests.bpf.packets import from_backend, from_client, rewritten
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from bpf.constants import FlowFlag, Mode, Protocol, Scheduler
-from bpf.tables import FlowTuple
+from bpf.dataplane import FlowTuple
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, REDIRECT, TX, V4, Bed, Family, backend_mac, near_mac
 from tests.bpf.packets import PAYLOAD, from_backend, from_client, rewritten
 

@@ -8,8 +8,8 @@ import random
 import pytest
 
 from bpf.constants import FIRST_SNAT_PORT, MAX_SNAT_CANDIDATES, Protocol, Scheduler
+from bpf.dataplane import FlowTuple
 from bpf.hashing import client_hash, flow_hash, snat_candidates
-from bpf.tables import FlowTuple
 from tests.bpf.bed import V4, Bed, Family
 from tests.bpf.packets import from_client
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bpf import compile, constants, libbpf, loader, xdp
-from bpf.flatten import flatten
-from bpf.layout import Layouts
-from bpf.tables import PlaneError
+from bpf import constants, libbpf, xdp
+from bpf.dataplane import PlaneError
+from bpf.loading import compile, loader
+from bpf.loading.flatten import flatten
+from bpf.loading.layout import Layouts
 from tests.bpf.bed import why_not
 from tests.bpf.small import Small, small_plane
 
@@ -222,7 +223,7 @@ def test_a_child_killed_half_way_leaves_nothing(small: Small, tmp_path: Path, mo
     small.write(ONE_MORE_TABLE)
     killer = tmp_path / "python"
     script = "import os, runpy; from bpf import libbpf; libbpf.obj_pin = lambda *a: os.kill(os.getpid(), 9); "
-    script += "runpy.run_module('bpf.compile', run_name='__main__')"
+    script += "runpy.run_module('bpf.loading.compile', run_name='__main__')"
     killer.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{script}"\n')
     killer.chmod(0o755)
     with monkeypatch.context() as patch:

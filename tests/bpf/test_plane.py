@@ -12,12 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bpf import columns, libbpf, loader, map_elements
+from bpf import libbpf
 from bpf.constants import COUNTERS, LEASE_FOREVER_NS, SLOTS_PER_CHUNK, FlowFlag, VipFlag
-from bpf.layout import Layouts
-from bpf.pinned import Table
-from bpf.plane import KernelPlane
-from bpf.tables import (
+from bpf.dataplane import (
     Array,
     DataPlane,
     DeleteService,
@@ -33,6 +30,11 @@ from bpf.tables import (
     ServiceValue,
     ZeroTraffic,
 )
+from bpf.kernel_plane import KernelPlane
+from bpf.loading import loader
+from bpf.loading.layout import Layouts
+from bpf.maps import columns, elements
+from bpf.maps.pinned_map import Table
 from tests.bpf.bed import why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -121,7 +123,7 @@ def test_the_kernel_finds_every_port_of_a_range_and_no_other(kernel: Kernel, pla
     keys["protocol"] = 6
     keys["address"] = np.frombuffer(columns.address_bytes(VIPS[family]), f"V{table.key['address'].itemsize}")
     keys["port"] = np.arange(65536)
-    found = map_elements.lookup_each(table.fd, keys, np.zeros(65536, table.value))
+    found = elements.lookup_each(table.fd, keys, np.zeros(65536, table.value))
     table.close()
     assert np.flatnonzero(found).tolist() == list(range(first, last + 1))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from bpf.constants import FlowState, Mode, Protocol
-from bpf.tables import Array
+from bpf.dataplane import Array
 from ctl import expiry
 from ctl.model import Config
 from ctl.replicating import Outlets, ReplicationEngine

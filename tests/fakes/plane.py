@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bpf import columns, constants
-from bpf.tables import (
+from bpf import constants
+from bpf.dataplane import (
     Array,
     DeleteService,
     DeleteVip,
@@ -27,6 +27,7 @@ from bpf.tables import (
     ServiceValue,
     ZeroTraffic,
 )
+from bpf.maps import columns
 
 _ADDRESS = {"v4": "V4", "v6": "V16"}
 
@@ -108,7 +109,7 @@ TRAFFIC = np.dtype([(name, "u8") for name in ("packets_in", "bytes_in", "packets
 
 
 class FakePlane:
-    """Implements `bpf.tables.DataPlane`. Tests may set `fail_next` to make the next operation of a kind fail, and `tick`."""
+    """Implements `bpf.dataplane.DataPlane`. Tests may set `fail_next` to make the next operation of a kind fail, and `tick`."""
 
     def __init__(self, max_flows: int = 4096) -> None:
         self.vip_flags: dict[str, int] = {}

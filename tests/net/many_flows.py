@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from bpf import layout
-from bpf.plane import KernelPlane
-from bpf.tables import Array
+from bpf.dataplane import Array
+from bpf.kernel_plane import KernelPlane
+from bpf.loading import layout
 from tests.net.serving import PORTS
 from tests.rig import Node
 

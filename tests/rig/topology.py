@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from bpf.bpffs import is_bpffs
+from bpf.loading.bpffs import is_bpffs
 from tests.rig import xdp_pass
 from tests.rig.client import Client
 from tests.rig.namespaces import Namespace

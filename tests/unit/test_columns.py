@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpf import columns
 from bpf.constants import FlowFlag
-from bpf.tables import FlowTuple
+from bpf.dataplane import FlowTuple
+from bpf.maps import columns
 from tests.fakes.plane import flow_dtype, key_dtype
 
 PORTS = st.integers(0, 65535)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from bpf.constants import LEASE_FOREVER_NS, FlowFlag, FlowState
+from bpf.dataplane import FlowTuple, PutService, PutSlots
 from bpf.hashing import client_hash, flow_hash
-from bpf.tables import FlowTuple, PutService, PutSlots
 from ctl.commit import MAX_WAITING_CHANGES
 from ctl.daemon import locked_run_dir, main
 from ctl.errors import InvalidInput, XlbError

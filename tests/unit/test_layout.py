@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bpf import layout
-from bpf.layout import LayoutError, Layouts, TableLayout
+from bpf.loading import layout
+from bpf.loading.layout import LayoutError, Layouts, TableLayout
 
 ADDRESS = ["addr_v6", [["word", "unsigned int", [4]]], "struct_packed"]
 KEY = ["key", [["source", ADDRESS], ["source_port", "unsigned short"], ["zero", "unsigned char", [2]]], "struct_packed"]

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bpf.constants import MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK, VipFlag
-from bpf.tables import DeleteService, Operation, PutBackend, PutService, PutSlots, PutVip, ServiceKey, ZeroTraffic
+from bpf.dataplane import DeleteService, Operation, PutBackend, PutService, PutSlots, PutVip, ServiceKey, ZeroTraffic
 from ctl import planner
 from ctl.changes import change
 from ctl.errors import XlbError

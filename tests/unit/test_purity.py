@@ -12,7 +12,7 @@ PURE = (
     *("model", "errors", "validate", "fields", "changes", "farmsfile", "record", "diff"),
     *("maglev", "slotspace", "planner", "health", "expiry"),
 )
-ALLOWED = {f"ctl.{name}" for name in PURE} | {"bpf", "bpf.constants", "bpf.tables", "bpf.columns", "ctl"}
+ALLOWED = {f"ctl.{name}" for name in PURE} | {"bpf", "bpf.constants", "bpf.dataplane", "bpf.maps.columns", "ctl"}
 STANDARD = {
     *(
         "__future__",

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpf.constants import TICK_SHIFT, EventType, FlowFlag, FlowState
-from bpf.tables import Array
+from bpf.dataplane import Array
 from ctl.flowsource import FAMILIES, make_codec
 from ctl.replicating import Outlets, ReplicationEngine
 from sync.flows import message_codec

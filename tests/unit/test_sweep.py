@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from bpf.constants import FlowState
-from bpf.tables import Array
+from bpf.dataplane import Array
 from ctl import expiry
 from ctl.flows import EVERYTHING
 from ctl.model import Config

@@ -1,4 +1,4 @@
-"""The compile child: `python -m bpf.compile` compiles, loads and pins the data plane into one directory, then exits.
+"""The compile child: `python -m bpf.loading.compile` compiles, loads and pins the data plane into one directory, then exits.
 
 A process of its own because LLVM costs 100 MB and a compiler error must not reach a running node. The only file that
 imports bcc. It reads one request, a JSON document, from stdin and answers with one on stdout; what clang or the verifier
@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from bpf import constants, libbpf
-from bpf.flatten import flatten
-from bpf.headers import compiler_flags, make_header_tree
-from bpf.layout import TableLayout
+from bpf.loading.flatten import flatten
+from bpf.loading.headers import compiler_flags, make_header_tree
+from bpf.loading.layout import TableLayout
 
-SOURCE = Path(__file__).parent / "xlb.c"
+SOURCE = Path(__file__).parents[1] / "program" / "xlb.c"
 PROGRAM = "xlb"
 
 

@@ -1,6 +1,6 @@
 """What the control plane may ask of the data plane, as values: operations in, counts out.
 
-`DataPlane` has two implementations: `bpf.plane.KernelPlane` on pinned maps, and the strict fake of the tests. Decides
+`DataPlane` has two implementations: `bpf.kernel_plane.KernelPlane` on pinned maps, and the strict fake of the tests. Decides
 nothing; knows no ctypes, no file descriptors. Addresses are strings in canonical form, ports and ids are integers.
 """
 
@@ -117,9 +117,9 @@ class FlowEntry:
 
 
 class DataPlane(Protocol):
-    """The kernel's side of a node. Tables are named as in bpf/maps*.h; `family` is "v4" or "v6".
+    """The kernel's side of a node. Tables are named as in bpf/program/maps*.h; `family` is "v4" or "v6".
 
-    Columns are numpy structured arrays with the layouts of bpf/abi*.h.
+    Columns are numpy structured arrays with the layouts of bpf/program/abi*.h.
     """
 
     def apply(self, operations: Sequence[Operation]) -> None:

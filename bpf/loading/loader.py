@@ -23,11 +23,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from bpf import bpffs, compile, constants, layout
-from bpf.flatten import flatten
-from bpf.headers import compiler_flags
-from bpf.layout import Layouts, TableLayout
-from bpf.tables import PlaneError
+from bpf import constants
+from bpf.dataplane import PlaneError
+from bpf.loading import bpffs, compile, layout
+from bpf.loading.flatten import flatten
+from bpf.loading.headers import compiler_flags
+from bpf.loading.layout import Layouts, TableLayout
 
 PROGRAM = compile.PROGRAM
 BUILD_LINK = "build"
@@ -263,7 +264,7 @@ def _run_child(build: Build, directory: Path, known: Mapping[str, str]) -> dict[
 
 def _ask_child(build: Build, directory: Path, known: Mapping[str, str]) -> tuple[dict[str, Any], str]:
     """The child's answer and what it said on stderr."""
-    source_root = str(Path(__file__).resolve().parent.parent)
+    source_root = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join([source_root, *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory(dir=build.run_dir, prefix="compile-") as scratch:
         request = {
@@ -277,7 +278,7 @@ def _ask_child(build: Build, directory: Path, known: Mapping[str, str]) -> tuple
         }
         try:
             child = subprocess.run(
-                [sys.executable, "-m", "bpf.compile"],
+                [sys.executable, "-m", "bpf.loading.compile"],
                 input=json.dumps(request).encode(),
                 capture_output=True,
                 timeout=COMPILE_TIMEOUT_S,

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bpf import libbpf, map_elements
-from bpf.layout import TableLayout
-from bpf.map_elements import BatchError
-from bpf.tables import Array, PlaneError
+from bpf import libbpf
+from bpf.dataplane import Array, PlaneError
+from bpf.loading.layout import TableLayout
+from bpf.maps import elements
+from bpf.maps.elements import BatchError
 
 SLICE_GROWTHS = 10
 """How often a slice may double because one hash bucket holds more than fits."""
@@ -51,7 +52,7 @@ class Table:
     def put(self, keys: Array, values: Array) -> None:
         """Write all rows, by one call where the kernel can. Raises BatchError."""
         try:
-            map_elements.update_batch(self.fd, keys, values)
+            elements.update_batch(self.fd, keys, values)
         except BatchError as error:
             if error.errno not in _NO_BATCH or error.done:
                 raise
@@ -60,7 +61,7 @@ class Table:
     def _put_each(self, keys: Array, values: Array) -> None:
         for number, (key, value) in enumerate(zip(keys, values, strict=True)):
             try:
-                map_elements.update(self.fd, key.tobytes(), value.tobytes())
+                elements.update(self.fd, key.tobytes(), value.tobytes())
             except OSError as error:
                 stopped = BatchError(error.errno, error.strerror)
                 stopped.done = number
@@ -69,22 +70,22 @@ class Table:
     def remove(self, keys: Array) -> int:
         """Delete those that exist; returns how many did."""
         try:
-            return map_elements.delete_batch(self.fd, keys)
+            return elements.delete_batch(self.fd, keys)
         except OSError as error:
             if error.errno not in _NO_BATCH:
                 raise
-            return sum(map_elements.delete(self.fd, key.tobytes()) for key in keys)
+            return sum(elements.delete(self.fd, key.tobytes()) for key in keys)
 
     def all_values(self) -> Array:
         """Every element of an array, in order. Per-CPU: one row per element, one column per CPU."""
         keys = np.empty(self.max_entries, dtype=np.uint32)
         if not self.per_cpu:
             values = np.empty(self.max_entries, dtype=self.value)
-            map_elements.lookup_batch(self.fd, None, keys, values)
+            elements.lookup_batch(self.fd, None, keys, values)
             return values
         item = self.value.subdtype[0] if self.value.subdtype else self.value
         per_cpu = np.empty((self.max_entries, self.value.shape[0]), dtype=item)
-        map_elements.lookup_batch(self.fd, None, keys, per_cpu.view(f"V{self.value.itemsize}").reshape(-1))
+        elements.lookup_batch(self.fd, None, keys, per_cpu.view(f"V{self.value.itemsize}").reshape(-1))
         return per_cpu["v"]
 
     def slices(self, size: int) -> Iterator[tuple[Array, Array]]:
@@ -94,7 +95,7 @@ class Table:
         while True:
             keys, values = np.empty(size, dtype=self.key), np.empty(size, dtype=self.value)
             try:
-                batch = map_elements.lookup_batch(self.fd, cursor, keys, values)
+                batch = elements.lookup_batch(self.fd, cursor, keys, values)
             except OSError as error:
                 if error.errno != errno.ENOSPC or growths == SLICE_GROWTHS:
                     raise

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bpf.tables import Array
+from bpf.dataplane import Array
 
 _BUSY = 1 << 31  # BPF_RINGBUF_BUSY_BIT: reserved, not yet submitted
 _DISCARDED = 1 << 30  # BPF_RINGBUF_DISCARD_BIT

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bpf.constants import FlowFlag
-from bpf.tables import Array, FlowEntry, FlowTuple
+from bpf.dataplane import Array, FlowEntry, FlowTuple
 
 Family = Literal["v4", "v6"]
 

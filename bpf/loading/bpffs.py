@@ -6,7 +6,7 @@ import ctypes as ct
 import os
 from pathlib import Path
 
-from bpf.tables import PlaneError
+from bpf.dataplane import PlaneError
 
 USUAL_PLACE = Path("/sys/fs/bpf")
 _MAGIC = 0xCAFE4A11

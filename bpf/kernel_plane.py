@@ -17,13 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from bpf import columns, libbpf, map_elements, xdp
+from bpf import libbpf, xdp
 from bpf.constants import COUNTERS, MAX_BACKENDS, MAX_FARMS, MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK, TICK_SHIFT
-from bpf.events import FlowEvents
-from bpf.layout import Layouts
-from bpf.loader import PROGRAM
-from bpf.pinned import Table, sum_over_cpus
-from bpf.tables import (
+from bpf.dataplane import (
     Array,
     DeleteService,
     DeleteVip,
@@ -39,12 +35,17 @@ from bpf.tables import (
     ServiceValue,
     ZeroTraffic,
 )
+from bpf.loading.layout import Layouts
+from bpf.loading.loader import PROGRAM
+from bpf.maps import columns, elements
+from bpf.maps.event_ring import FlowEvents
+from bpf.maps.pinned_map import Table, sum_over_cpus
 
 FAMILIES = ("v4", "v6")
 
 
 class KernelPlane:
-    """Implements `bpf.tables.DataPlane`."""
+    """Implements `bpf.dataplane.DataPlane`."""
 
     def __init__(self, bpf_dir: Path, layouts: Layouts) -> None:
         """Open every table `layouts` names under bpf_dir. Raises PlaneError."""
@@ -94,7 +95,7 @@ class KernelPlane:
         try:
             execute(group)
         except OSError as error:
-            number = error.done if isinstance(error, map_elements.BatchError) else 0
+            number = error.done if isinstance(error, elements.BatchError) else 0
             reason = os.strerror(error.errno or 0)
             if error.errno in (errno.E2BIG, errno.ENOSPC):
                 reason = "its table cannot hold it"
@@ -129,7 +130,7 @@ class KernelPlane:
         values["snat_address"] = columns.address_column((each.value.snat_address for each in group), 16)
         try:
             table.put(keys, values[owners])
-        except map_elements.BatchError as error:
+        except elements.BatchError as error:
             error.done = int(owners[error.done])
             raise
 
@@ -245,14 +246,14 @@ class KernelPlane:
 
     def _read_one(self, name: str) -> Any:
         table = self._tables[name]
-        raw = map_elements.lookup(table.fd, bytes(4), table.value.itemsize)
+        raw = elements.lookup(table.fd, bytes(4), table.value.itemsize)
         return np.frombuffer(bytearray(raw or bytes(table.value.itemsize)), dtype=table.value)[0]
 
     def _write_one(self, name: str, **fields: int) -> None:
         row = self._read_one(name)
         for field, value in fields.items():
             row[field] = value
-        map_elements.update(self._tables[name].fd, bytes(4), row.tobytes())
+        elements.update(self._tables[name].fd, bytes(4), row.tobytes())
 
     # --- counts ----------------------------------------------------------------------------------------------
 
@@ -279,20 +280,20 @@ class KernelPlane:
     def lookup_flows(self, table: str, family: str, keys: Array) -> tuple[Array, Array]:
         found_in = self._tables[f"{table}_{family}"]
         values = np.zeros(len(keys), dtype=found_in.value)
-        return map_elements.lookup_each(found_in.fd, _rows(keys, found_in.key), values), values
+        return elements.lookup_each(found_in.fd, _rows(keys, found_in.key), values), values
 
     def update_flows(self, family: str, keys: Array, values: Array) -> int:
         table = self._tables[f"flows_{family}"]
         try:
-            return map_elements.update_batch(table.fd, _rows(keys, table.key), _rows(values, table.value))
-        except map_elements.BatchError as error:
+            return elements.update_batch(table.fd, _rows(keys, table.key), _rows(values, table.value))
+        except elements.BatchError as error:
             if error.errno in (errno.E2BIG, errno.ENOMEM, errno.ENOSPC):
                 return error.done
             raise PlaneError(f"writing {len(keys)} flows to {table.path} failed: {error}") from error
 
     def delete_flows(self, table: str, family: str, keys: Array) -> int:
         deleted_from = self._tables[f"{table}_{family}"]
-        return map_elements.delete_batch(deleted_from.fd, _rows(keys, deleted_from.key))
+        return elements.delete_batch(deleted_from.fd, _rows(keys, deleted_from.key))
 
     def encode_flow_keys(self, family: str, tuples: Sequence[FlowTuple]) -> Array:
         """Keys for `lookup_flows` and `delete_flows`."""

@@ -1,0 +1,1 @@
+"""BPF maps behind file descriptors: single elements, batches, columns and ring buffers."""
