@@ -14,14 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctl import maglev
-from ctl.changes import change, replace_from_document
-from ctl.farmsfile import parse_text, to_document, to_text
-from ctl.health import HealthChecks
-from ctl.model import Backend, Config
-from ctl.planner import PlannerState, plan
-from ctl.record import Encoder, decode
-from ctl.store import Files, Store
+from ctl.config.changes import change, replace_from_document
+from ctl.config.farms_file import parse_text, to_document, to_text
+from ctl.config.model import Backend, Config
+from ctl.config.record_codec import Encoder, decode
+from ctl.dataplane import maglev
+from ctl.dataplane.planner import PlannerState, plan
+from ctl.health.check_machine import HealthChecks
+from ctl.state.store import Files, Store
 
 FARMS = 1000
 BACKENDS = 10

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.node import farms_document
-from ctl.client import Client
-from ctl.conns import MAX_LIMIT
+from ctl.api.client import Client
+from ctl.api.commands.conn import MAX_LIMIT
 from ctl.errors import XlbError
 from tests.net.many_flows import put_connections
 from tests.net.paired import PairSite, paired

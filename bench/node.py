@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctl.client import Client
+from ctl.api.client import Client
 from ctl.errors import XlbError
-from ctl.memory import Tidier
+from ctl.runtime.memory import Tidier
 from tests.rig import VIP4, Layout, Node, Rig
 
 DEADLINE_S = 60.0

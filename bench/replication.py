@@ -38,13 +38,13 @@ from bench.dataplane import compiled, import_bcc
 from bpf import xdp
 from bpf.constants import EventType, FlowFlag, FlowState, Protocol
 from bpf.dataplane import Array
-from bpf.kernel_plane import KernelPlane
+from bpf.kernel.plane import KernelPlane
 from bpf.loading import compile, flatten, loader
-from bpf.loading.layout import Layouts
 from bpf.maps import elements
-from ctl import realtime
+from bpf.maps.layout import Layouts
+from ctl.cluster.flows.service import BULK_BOUNDS, Replicator
 from ctl.daemon import THREAD_SWITCH_S
-from ctl.replicator import BULK_BOUNDS, Replicator
+from ctl.runtime import realtime_scheduling
 from sync.transport import Keys, Link
 
 DEADLINE_S = 60.0
@@ -78,7 +78,7 @@ def run_node(role: str, pins: Path, layouts: Layouts, keys: Keys, peer_public: s
 
 
 async def _node(role: str, pins: Path, layouts: Layouts, keys: Keys, peer_public: str, port: int, control: Connection) -> None:
-    realtime.run_in_time()
+    realtime_scheduling.run_in_time()
     loop, watch, plane, link = asyncio.get_running_loop(), Watch(), KernelPlane(pins, layouts), Link(keys, peer_public)
     peer = "backup" if role == "active" else "active"
     channel = link.open(ADDRESSES[role], ADDRESSES[peer], port, BULK_BOUNDS, lambda message: replicator.message(message))

@@ -1,6 +1,6 @@
 """What the control plane may ask of the data plane, as values: operations in, counts out.
 
-`DataPlane` has two implementations: `bpf.kernel_plane.KernelPlane` on pinned maps, and the strict fake of the tests. Decides
+`DataPlane` has two implementations: `bpf.kernel.plane.KernelPlane` on pinned maps, and the strict fake of the tests. Decides
 nothing; knows no ctypes, no file descriptors. Addresses are strings in canonical form, ports and ids are integers.
 """
 

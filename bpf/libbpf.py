@@ -1,8 +1,8 @@
 """libbpf.so.1, which comes with python3-bpfcc: opened, its results as errors; pins, and what the kernel says of them.
 
 With `bpf.maps.elements` and `bpf.xdp`, which call the library too, the only ctypes on it. Decides nothing and keeps no
-state: it must not know our tables, pins' names or structs. Every failure is an OSError with the kernel's errno and what was tried. The
-library is a plain CDLL, so the GIL is released during each call, long batches included.
+state: it must not know our tables, pins' names or structs. Every failure is an OSError with the kernel's errno and what was
+tried. The library is a plain CDLL, so the GIL is released during each call, long batches included.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """XDP programs behind a file descriptor: put on an interface, looked for on one, run on a packet without a network.
 
-Decides nothing: whose a program is and which mode is wanted is decided in `bpf.attach`. Must not know pins or tables. Every
-failure is an OSError with the kernel's errno and what was tried.
+Decides nothing: whose a program is and which mode is wanted is decided in `bpf.kernel.attach`. Must not know pins or tables.
+Every failure is an OSError with the kernel's errno and what was tried.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """xlbd's entry: options, the lock on run_dir and exit codes.
 
 Decides that every failure is one sentence on stderr and an exit code: 2 for invalid input, 1 for what fails at run time.
-What runs stands in `ctl.process`, and is imported only once it is settled how.
+What runs stands in `ctl.node.process`, and is imported only once it is settled how.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ctl import footprint, nodefile
 from ctl.errors import XlbError
-from ctl.logs import LEVELS, set_up_logging
-from ctl.nodefile import NodeSettings
+from ctl.runtime import footprint
+from ctl.runtime.logs import LEVELS, set_up_logging
+from ctl.state import node_file
+from ctl.state.node_file import NodeSettings
 
 LOCK_NAME = "xlbd.lock"
 RUN_DIR_MODE = 0o750
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     set_up_logging(options.log_level)
     try:
-        settings = nodefile.load(options.config)
+        settings = node_file.load(options.config)
         if options.check_config:
             print(f"{options.config}: ok")
             return
@@ -53,7 +54,7 @@ def run(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
     footprint.keep_small()
     _raise_file_limit()
     with locked_run_dir(settings.node.run_dir):
-        from ctl import process
+        from ctl.node import process
 
         process.serve(settings, replace_pins, detach)
 
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         "a pair's node hands over.",
     )
     add = parser.add_argument
-    add("--config", type=Path, default=nodefile.DEFAULT_PATH, metavar="FILE", help="node file (default: %(default)s)")
+    add("--config", type=Path, default=node_file.DEFAULT_PATH, metavar="FILE", help="node file (default: %(default)s)")
     add("--check-config", action="store_true", help="check the node file and exit: 0 when it is valid, 2 when it is not")
     add("--detach", action="store_true", help="on a clean stop, take XDP off the interfaces and remove the VIPs' addresses")
     add("--replace-pins", action="store_true", help="replace pinned tables of another version or size; drops all connections")

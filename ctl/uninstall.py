@@ -8,14 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bpf import attach
 from bpf.dataplane import PlaneError
+from bpf.kernel import attach
 from bpf.loading import loader
-from ctl import nodefile
-from ctl.addresses import KernelNetwork
 from ctl.daemon import locked_run_dir
 from ctl.errors import XlbError
-from ctl.vips import VipAddresses
+from ctl.network.kernel.kernel_network import KernelNetwork
+from ctl.network.vip_addresses import VipAddresses
+from ctl.state import node_file
 
 
 def uninstall(bpf_dir: Path, run_dir: Path) -> list[str]:
@@ -40,9 +40,9 @@ def uninstall(bpf_dir: Path, run_dir: Path) -> list[str]:
 
 def main() -> None:
     """`python -m ctl.uninstall [NODE FILE]`: exit 0 when nothing of xlb is left in the kernel."""
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else nodefile.DEFAULT_PATH
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else node_file.DEFAULT_PATH
     try:
-        node = nodefile.load(path).node
+        node = node_file.load(path).node
         for sentence in uninstall(node.bpf_dir, node.run_dir):
             print(sentence)
     except (XlbError, PlaneError) as error:

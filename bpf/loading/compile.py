@@ -29,7 +29,7 @@ from typing import Any
 from bpf import constants, libbpf
 from bpf.loading.flatten import flatten
 from bpf.loading.headers import compiler_flags, make_header_tree
-from bpf.loading.layout import TableLayout
+from bpf.maps.layout import TableLayout
 
 SOURCE = Path(__file__).parents[1] / "program" / "xlb.c"
 PROGRAM = "xlb"

@@ -25,10 +25,11 @@ from typing import Any, Literal
 
 from bpf import constants
 from bpf.dataplane import PlaneError
-from bpf.loading import bpffs, compile, layout
+from bpf.loading import bpffs, compile
 from bpf.loading.flatten import flatten
 from bpf.loading.headers import compiler_flags
-from bpf.loading.layout import Layouts, TableLayout
+from bpf.maps import layout
+from bpf.maps.layout import Layouts, TableLayout
 
 PROGRAM = compile.PROGRAM
 BUILD_LINK = "build"

@@ -14,9 +14,9 @@ import numpy as np
 
 from bpf import libbpf
 from bpf.dataplane import Array, PlaneError
-from bpf.loading.layout import TableLayout
 from bpf.maps import elements
 from bpf.maps.elements import BatchError
+from bpf.maps.layout import TableLayout
 
 SLICE_GROWTHS = 10
 """How often a slice may double because one hash bucket holds more than fits."""

@@ -1,4 +1,4 @@
-/* Which listener a packet is for, and which backend a new connection gets. bpf/hashing.py is the twin of the hashes. */
+/* Which listener a packet is for, and which backend a new connection gets. ctl/dataplane/flow_hash.py is the twin of the hashes. */
 
 static __always_inline u32 flow_hash_FAM(struct flow_key_FAM *key, u32 seed)
 {

@@ -9,7 +9,7 @@ import click
 from ctl.cli.base import Session, XlbGroup, pass_session
 from ctl.cli.options import ENDPOINT, endpoint_argument, farm_argument, number
 from ctl.cli.output import show
-from ctl.model import format_endpoint
+from ctl.config.model import format_endpoint
 
 WEIGHT = number(0)
 PRIORITY = number(0)

@@ -18,7 +18,7 @@ import click
 from ctl.errors import InvalidInput, XlbError
 
 if TYPE_CHECKING:
-    from ctl.client import Client
+    from ctl.api.client import Client
 
 DEFAULT_SOCKET = Path("/run/xlb/control.sock")  # of a machine without a node file
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -40,16 +40,16 @@ class Session:
 
     def socket_path(self) -> Path:
         """Where the daemon of this node file listens."""
-        from ctl import nodefile
+        from ctl.state import node_file
 
-        if self.config is None and not nodefile.DEFAULT_PATH.exists():
+        if self.config is None and not node_file.DEFAULT_PATH.exists():
             return DEFAULT_SOCKET
-        return Path(nodefile.load(self.config or nodefile.DEFAULT_PATH).control_endpoint.removeprefix("ipc://"))
+        return Path(node_file.load(self.config or node_file.DEFAULT_PATH).control_endpoint.removeprefix("ipc://"))
 
     def call(self, command: str, **args: Any) -> Any:
         """Ask the daemon for `command`; arguments that are None were not given and are left out."""
         if self._client is None:
-            from ctl.client import Client
+            from ctl.api.client import Client
 
             self._client = Client(self.socket_path(), self.timeout_ms)
         result = self._client.call(command, {name: value for name, value in args.items() if value is not None})

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
+from ctl.api.protocol import MAX_MESSAGE_BYTES
 from ctl.cli.base import Session, XlbCommand, pass_session
 from ctl.cli.options import file_option
 from ctl.cli.output import plural, print_json, show
 from ctl.errors import InvalidInput
-from ctl.protocol import MAX_MESSAGE_BYTES
 
 
 @click.command(
@@ -55,17 +55,17 @@ def export(session: Session) -> None:
     if session.json:
         print_json(document)
     else:
-        from ctl import farmsfile
+        from ctl.config import farms_file
 
-        click.echo(farmsfile.to_text(document), nl=False)
+        click.echo(farms_file.to_text(document), nl=False)
 
 
 def _ask(session: Session, command: str, path: Path, **args: Any) -> list[str]:
     """Send the file's content; an error about it names the file first."""
-    from ctl import farmsfile
+    from ctl.config import farms_file
 
     source = "standard input" if str(path) == "-" else str(path)
-    document = farmsfile.parse_text(read_text(path, source), source)
+    document = farms_file.parse_text(read_text(path, source), source)
     try:
         changes: list[str] = session.call(command, document=dict(document), **args)
     except InvalidInput as error:

@@ -10,7 +10,7 @@ import click
 from ctl.cli.base import Session, XlbGroup, pass_session
 from ctl.cli.options import CONNECTION, ENDPOINT, complete_backend, complete_farm, number, yes_option
 from ctl.cli.output import Column, print_fields, print_table, printable, show
-from ctl.model import Protocol, format_endpoint
+from ctl.config.model import Protocol, format_endpoint
 
 DEFAULT_LIMIT = 1000
 MAX_LIMIT = 20_000

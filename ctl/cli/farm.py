@@ -10,7 +10,7 @@ import click
 from ctl.cli.base import Session, XlbGroup, pass_session
 from ctl.cli.options import collect_farm_fields, complete_farm, farm_options
 from ctl.cli.output import Column, byte_count, count, duration, print_fields, print_table, share, show
-from ctl.model import format_endpoint
+from ctl.config.model import format_endpoint
 
 FARM_COLUMNS = (
     Column("NAME"),

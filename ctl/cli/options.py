@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctl.model import AllDown, CheckKind, Mode, Protocol, Scheduler, format_endpoint
+from ctl.config.model import AllDown, CheckKind, Mode, Protocol, Scheduler, format_endpoint
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

@@ -22,7 +22,7 @@ from ctl.cli.output import Column, plural, print_json, print_table, show
 from ctl.errors import InvalidInput, XlbError
 
 if TYPE_CHECKING:
-    from ctl.cli.remote import Done, Peer
+    from ctl.cluster.pairing.ssh import Done, Peer
 
 CHECK_COLUMNS = (Column("CHECK"), Column("RESULT", state=True), Column("FINDING"), Column("REMEDY"))
 TIMEOUT_MS = 60_000
@@ -79,7 +79,7 @@ def create(
     own = session.call("cluster.preview")
     password = _password(peer)
     confirm = _confirmation(yes)
-    from ctl.cli.remote import Target
+    from ctl.cluster.pairing.ssh import Target
 
     login = _Login(Target(peer, ssh_port, local), password, _belief(peer, accept_host_key, yes), remote_command)
     try:
@@ -171,7 +171,7 @@ class _Login:
 async def _create(
     session: Session, own: dict[str, Any], local: str, login: _Login, confirm: Callable[[str], None]
 ) -> dict[str, Any]:
-    from ctl.cli.remote import logged_in
+    from ctl.cluster.pairing.ssh import logged_in
 
     address = login.target.host
     _say(f"logging in to {address}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ctl.model import format_endpoint
+from ctl.config.model import format_endpoint
 
 _FIELDS = ("packets", "bytes", "new_connections", "drops")
 

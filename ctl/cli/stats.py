@@ -14,7 +14,7 @@ from ctl.cli.base import Session, XlbCommand
 from ctl.cli.interrupt import interruptible
 from ctl.cli.output import Column, bit_rate, byte_count, count, print_json, print_table
 from ctl.cli.rates import Sample, rates, sample
-from ctl.model import format_endpoint
+from ctl.config.model import format_endpoint
 
 COUNTER_COLUMNS = (Column("COUNTER"), Column("KIND", state=True), Column("PACKETS", right=True), Column("WHY"))
 FARM_COLUMNS = (

@@ -18,7 +18,7 @@ from ctl.cli.interrupt import interruptible
 from ctl.cli.output import Column, bit_rate, colour_refused, count, plain_lines, printable, rich_table, share
 from ctl.cli.rates import Load, Sample, rates
 from ctl.cli.stats import take_sample
-from ctl.model import format_endpoint
+from ctl.config.model import format_endpoint
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

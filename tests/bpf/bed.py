@@ -37,7 +37,7 @@ from bpf.dataplane import (
     ServiceValue,
     ZeroTraffic,
 )
-from bpf.kernel_plane import KernelPlane
+from bpf.kernel.plane import KernelPlane
 from bpf.loading import loader
 from tests.rig import xdp_pass
 from tests.rig.namespaces import Namespace

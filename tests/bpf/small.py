@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bpf import libbpf
 from bpf.loading import loader
-from bpf.loading.layout import Layouts
+from bpf.maps.layout import Layouts
 from bpf.maps.pinned_map import Table
 
 SOURCE = """#include <uapi/linux/bpf.h>

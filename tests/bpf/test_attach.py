@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from bpf import attach, xdp
-from bpf.attach import Attachment, Mode
+from bpf import xdp
 from bpf.dataplane import PlaneError
+from bpf.kernel import attach
+from bpf.kernel.attach import Attachment, Mode
 from bpf.xdp import AttachMode
 from tests.bpf.bed import why_not
 from tests.bpf.small import Small, small_plane

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scapy.layers.inet import TCP, UDP
 from scapy.packet import Packet
 
+from bpf.columns import address_bytes
 from bpf.constants import Mode, Protocol
-from bpf.maps.columns import address_bytes
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, V4, Bed, Family, backend_mac
 from tests.bpf.packets import from_backend, from_client, rewritten
 

@@ -6,7 +6,7 @@ import pytest
 
 from bpf.constants import FlowState, Mode, Protocol, Scheduler
 from bpf.dataplane import DeleteService, FlowEntry, FlowTuple
-from bpf.hashing import flow_hash, snat_candidates
+from ctl.dataplane.flow_hash import flow_hash, snat_candidates
 from tests.bpf.bed import MAX_FLOWS, NODE_OUT_MAC, SEED, Bed, Family, backend_mac
 from tests.bpf.packets import from_backend, from_client, rewritten
 

@@ -1,4 +1,4 @@
-"""bpf/hashing.py against the kernel program: the slot and the SNAT port of hundreds of random connections."""
+"""ctl/dataplane/flow_hash.py against the kernel program: the slot and the SNAT port of hundreds of random connections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from bpf.constants import FIRST_SNAT_PORT, MAX_SNAT_CANDIDATES, Protocol, Scheduler
 from bpf.dataplane import FlowTuple
-from bpf.hashing import client_hash, flow_hash, snat_candidates
+from ctl.dataplane.flow_hash import client_hash, flow_hash, snat_candidates
 from tests.bpf.bed import V4, Bed, Family
 from tests.bpf.packets import from_client
 

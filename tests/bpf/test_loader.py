@@ -16,7 +16,7 @@ from bpf import constants, libbpf, xdp
 from bpf.dataplane import PlaneError
 from bpf.loading import compile, loader
 from bpf.loading.flatten import flatten
-from bpf.loading.layout import Layouts
+from bpf.maps.layout import Layouts
 from tests.bpf.bed import why_not
 from tests.bpf.small import Small, small_plane
 
@@ -75,7 +75,7 @@ def test_adoption_loads_no_compiler(small: Small) -> None:
     small.ensure()
     build = f"loader.Build(Path({str(small.build.bpf_dir)!r}), Path({str(small.build.run_dir)!r}), 64, {{}}, "
     build += f"Path({str(small.build.source)!r}))"
-    script = f"import sys; from pathlib import Path; from bpf import loader; took = loader.ensure({build}); "
+    script = f"import sys; from pathlib import Path; from bpf.loading import loader; took = loader.ensure({build}); "
     script += "print(took.how, 'bcc' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert output.split() == ["adopted", "False"]
@@ -279,7 +279,7 @@ def test_a_directory_that_is_no_bpffs_is_refused_with_the_command(small: Small, 
 
 
 def test_no_privilege_is_one_sentence(small: Small) -> None:
-    script = "import os; from pathlib import Path; from bpf import loader\nos.setuid(65534)\n"
+    script = "import os; from pathlib import Path; from bpf.loading import loader\nos.setuid(65534)\n"
     script += f"loader.ensure(loader.Build(Path('{small.build.bpf_dir}'), Path('{small.build.run_dir}')))"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "needs root, or the capabilities CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN" in child.stderr

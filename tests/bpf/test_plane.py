@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bpf import libbpf
+from bpf import columns, libbpf
 from bpf.constants import COUNTERS, LEASE_FOREVER_NS, SLOTS_PER_CHUNK, FlowFlag, VipFlag
 from bpf.dataplane import (
     Array,
@@ -30,10 +30,10 @@ from bpf.dataplane import (
     ServiceValue,
     ZeroTraffic,
 )
-from bpf.kernel_plane import KernelPlane
+from bpf.kernel.plane import KernelPlane
 from bpf.loading import loader
-from bpf.loading.layout import Layouts
-from bpf.maps import columns, elements
+from bpf.maps import elements
+from bpf.maps.layout import Layouts
 from bpf.maps.pinned_map import Table
 from tests.bpf.bed import why_not
 

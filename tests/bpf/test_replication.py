@@ -10,9 +10,9 @@ import pytest
 
 from bpf.constants import FlowState, Mode, Protocol
 from bpf.dataplane import Array
-from ctl import expiry
-from ctl.model import Config
-from ctl.replicating import Outlets, ReplicationEngine
+from ctl.cluster.flows.engine import Outlets, ReplicationEngine
+from ctl.config.model import Config
+from ctl.dataplane import expiry
 from tests.bpf.bed import FAMILIES, Bed, Family, Outcome, why_not
 from tests.bpf.packets import from_backend, from_client
 

@@ -19,7 +19,7 @@ from scapy.packet import Raw
 
 from bpf.constants import COUNTERS, LEASE_HANDED_OVER_NS, Kind, Mode, Protocol, Scheduler, VipFlag
 from bpf.dataplane import FlowTuple, PutSlots
-from bpf.hashing import flow_hash, snat_candidates
+from ctl.dataplane.flow_hash import flow_hash, snat_candidates
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, SEED, SMALL, UNRESOLVED, V4, V6, Bed, Family, Outcome
 from tests.bpf.packets import (
     PAYLOAD,

@@ -21,8 +21,8 @@ from typing import Self
 from click.testing import CliRunner
 
 from ctl.cli.main import main
+from tests.tree import TREE
 
-TREE = Path(__file__).resolve().parents[2]
 XLBCTL = (sys.executable, "-m", "ctl.cli.main")
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bpf.attach import Attachment
-from ctl import nodefile
-from ctl.client import Client
-from ctl.node import CONTROL_SOCKET, Node, Origin
-from ctl.nodefile import NodeSettings
+from bpf.kernel.attach import Attachment
+from ctl.api.client import Client
+from ctl.node.node import CONTROL_SOCKET, Node, Origin
+from ctl.state import node_file
+from ctl.state.node_file import NodeSettings
 from tests.fakes.network import FakeNetwork
 from tests.fakes.plane import FakePlane
 
@@ -33,7 +33,7 @@ interfaces = ["eth0"]
 
 
 class FakeAttacher:
-    """Implements `ctl.interfaces.Attacher`."""
+    """Implements `ctl.dataplane.kernel.xdp_interfaces.Attacher`."""
 
     def __init__(self) -> None:
         self.on: dict[str, Attachment] = {}
@@ -89,7 +89,7 @@ def write_node_file(directory: Path) -> NodeSettings:
     path = directory / "node.toml"
     if not path.exists():
         path.write_text(NODE_FILE.format(directory=directory))
-    return nodefile.load(path)
+    return node_file.load(path)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,15 @@
-"""A kernel network in memory: implements `ctl.network.Network` and lets a test make events happen."""
+"""A kernel network in memory: implements `ctl.network.network.Network` and lets a test make events happen."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
 from ctl.errors import XlbError
-from ctl.network import Interface, InterfaceAddress, Neighbour, NetworkEvents, Route
+from ctl.network.network import Interface, InterfaceAddress, Neighbour, NetworkEvents, Route
 
 
 class FakeReadyAddresses:
-    """Implements `ctl.network.ReadyAddresses`."""
+    """Implements `ctl.network.network.ReadyAddresses`."""
 
     def __init__(self, network: FakeNetwork, addresses: Sequence[InterfaceAddress]) -> None:
         self._network, self.addresses, self.closed = network, tuple(addresses), False

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from ctl.network import InterfaceAddress
+from ctl.network.network import InterfaceAddress
 from tests.fakes.daemon import RunningDaemon, running_daemon
 from tests.fakes.network import FakeNetwork
 from tests.fakes.plane import FakePlane
@@ -64,7 +64,7 @@ def site(directory: Path, name: str, address: str, cluster: str = "", plane: Fak
         plane.closed = False
     (directory / "node.toml").write_text(NODE_FILE.format(name=name, directory=directory, cluster=cluster))
     # A test run by root must not make the test runner's own threads real-time ones.
-    ordinary = mock.patch("ctl.realtime.run_in_time", lambda: (False, []))
+    ordinary = mock.patch("ctl.runtime.realtime_scheduling.run_in_time", lambda: (False, []))
     with ordinary, running_daemon(directory, plane, network(address)) as daemon:
         yield Site(daemon, address, directory)
 

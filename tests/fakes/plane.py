@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bpf import constants
+from bpf import columns, constants
 from bpf.dataplane import (
     Array,
     DeleteService,
@@ -27,7 +27,6 @@ from bpf.dataplane import (
     ServiceValue,
     ZeroTraffic,
 )
-from bpf.maps import columns
 
 _ADDRESS = {"v4": "V4", "v6": "V16"}
 

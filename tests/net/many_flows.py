@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from bpf.dataplane import Array
-from bpf.kernel_plane import KernelPlane
-from bpf.loading import layout
+from bpf.kernel.plane import KernelPlane
+from bpf.maps import layout
 from tests.net.serving import PORTS
 from tests.rig import Node
 

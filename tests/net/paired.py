@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ctl.clusterfile import ClusterFile, ClusterSettings, Member
+from ctl.state.cluster_file import ClusterFile, ClusterSettings, Member
 from sync.transport import Keys
 from tests.net.serving import PORTS, VIPS, Serving
 from tests.rig import VIP4, HeldConnections, Layout, Node, Rig, wait_until

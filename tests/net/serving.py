@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.rig import HTTP_PORT, TCP_PORT, UDP_PORT, VIP4, VIP6, Answer, Layout, Node, Rig, http_get, tcp_connect, udp_exchange
+from tests.tree import TREE
 
 VIPS = {4: VIP4, 6: VIP6}
 PORTS = {"http": 80, "tcp": TCP_PORT, "udp": UDP_PORT}
@@ -87,7 +88,7 @@ def serving(layout: Layout = SIMPLE) -> Iterator[Serving]:
 
 def copy_of_the_code(tree: Path) -> Path:
     """What `Node.tree` may be set to, to run another version of xlbd; returns `tree`."""
-    here = Path(__file__).resolve().parents[2]
+    here = TREE
     for package in ("bpf", "ctl", "sync"):
         shutil.copytree(here / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
     return tree

@@ -11,7 +11,7 @@ import msgpack
 import pytest
 import zmq
 
-from ctl.protocol import MAX_MESSAGE_BYTES
+from ctl.api.protocol import MAX_MESSAGE_BYTES
 from tests.net.serving import VIPS, Serving, copy_of_the_code, serving
 from tests.rig import Layout, Rig
 

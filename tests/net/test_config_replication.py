@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from ctl.client import Client
+from ctl.api.client import Client
+from ctl.config.record_codec import decode
 from ctl.errors import XlbError
-from ctl.record import decode
 from tests.net.paired import DEFAULT_TIMING, PairSite, paired
 from tests.rig import VIP4, Node
 from tests.rig.wait import wait_until

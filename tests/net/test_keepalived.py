@@ -19,7 +19,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.vrrp import VRRPv3
 from scapy.utils import rdpcap
 
-from ctl.vrrp_socket import VrrpCounts, VrrpSocket
+from ctl.cluster.vrrp_socket import VrrpCounts, VrrpSocket
 from sync.failover import vrrp_codec
 from sync.transport import TOS_NETWORK_CONTROL
 from tests.net.serving import Serving, serving

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from ctl.addresses import KernelNetwork
+from ctl.config.model import Backend, Config, Farm
 from ctl.errors import XlbError
-from ctl.model import Backend, Config, Farm
-from ctl.network import InterfaceAddress, NetworkEvents, Route
-from ctl.nexthops import NextHopKeeper
+from ctl.network.kernel.kernel_network import KernelNetwork
+from ctl.network.neighbours import NextHopKeeper
+from ctl.network.network import InterfaceAddress, NetworkEvents, Route
 from tests.rig import why_not
 from tests.rig.namespaces import Namespace
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ctl import offloads
-from ctl.addresses import KernelNetwork
+from ctl.network.kernel import offloads
+from ctl.network.kernel.kernel_network import KernelNetwork
 from tests.net.serving import PORTS, VIPS, Serving
 from tests.rig import Layout, Rig, transfer, wait_until
 from tests.rig.namespaces import Namespace

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from ctl.addresses import KernelNetwork
+from ctl.cluster.gateway_probe import GatewayProbe
+from ctl.cluster.vrrp_socket import VrrpSocket
 from ctl.errors import XlbError
-from ctl.gateway import GatewayProbe
-from ctl.network import InterfaceAddress
-from ctl.vrrp_socket import VrrpSocket
+from ctl.network.kernel.kernel_network import KernelNetwork
+from ctl.network.network import InterfaceAddress
 from tests.rig.namespaces import Namespace
 
 DEADLINE_S = 10.0

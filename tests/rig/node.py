@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ctl.client import Client
+from ctl.api.client import Client
 from tests.rig.namespaces import Namespace
+from tests.tree import TREE
 
 _BIN = Path(sys.executable).parent
-_TREE = Path(__file__).resolve().parents[2]
 
 
 def _command(script: str, module: str) -> list[str]:
@@ -42,7 +42,7 @@ class Node:
         self.process: subprocess.Popen[bytes] | None = None
         self.started_in_s = 0.0
         self.processor: int | None = None  # the only one it may use, as if it were a machine of its own
-        self.tree = _TREE  # where xlbd's code comes from; another copy is another version
+        self.tree = TREE  # where xlbd's code comes from; another copy is another version
         directory.mkdir(parents=True)
         self.state_dir.mkdir()
         self.run_dir.mkdir()

@@ -37,7 +37,7 @@ def read_mutations() -> tuple[Mutation, ...]:
     found = []
     for part in Path(__file__).with_suffix(".txt").read_text().split("\n\n"):
         head, *lines = part.strip("\n").split("\n")
-        match = re.fullmatch(r"@ (.+) \[(\w+), (\w+)(?:, ([\w+]+))?\]", head)
+        match = re.fullmatch(r"@ (.+) \[([\w.]+), (\w+)(?:, ([\w+]+))?\]", head)
         assert match, head
         old, new = ("\n".join(line[1:] for line in lines if line[0] == sign) for sign in "-+")
         found.append(Mutation(*match.groups(default=""), old, new))

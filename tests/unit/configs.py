@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from ctl.model import AllDown, Backend, CheckKind, Config, Farm, HealthCheck, Mode, Protocol, Scheduler, Vip
+from ctl.config.model import AllDown, Backend, CheckKind, Config, Farm, HealthCheck, Mode, Protocol, Scheduler, Vip
 
 _NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,12}", fullmatch=True)
 _CHECKS = st.builds(

@@ -8,30 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from ctl.nodefile import ClusterSection, DataSection, NodeSection, load, parse
-
-TOP = Path(__file__).resolve().parents[2]
+from ctl.state.node_file import ClusterSection, DataSection, NodeSection, load, parse
+from tests.tree import TREE
 
 
 def _version() -> str:
-    return str(tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"])
+    return str(tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["version"])
 
 
 def test_every_changelog_ends_at_the_project_version() -> None:
-    debian = re.match(r"xlb \(([^)]+)\)", (TOP / "debian/changelog").read_text())
-    users = re.search(r"^## \[(\d[^]]*)\]", (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)
+    debian = re.match(r"xlb \(([^)]+)\)", (TREE / "debian/changelog").read_text())
+    users = re.search(r"^## \[(\d[^]]*)\]", (TREE / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert debian is not None
     assert users is not None
     assert [debian[1], users[1]] == [_version(), _version()]
 
 
 def test_the_packaged_node_file_is_valid() -> None:
-    node = load(TOP / "debian/node.toml")
+    node = load(TREE / "debian/node.toml")
     assert node.data.interfaces == ("eth0",)
 
 
 def test_the_manual_shows_every_setting_with_its_default() -> None:
-    page = (TOP / "docs/man/xlbd.8").read_text().replace("\\-", "-")
+    page = (TREE / "docs/man/xlbd.8").read_text().replace("\\-", "-")
     shown = tomllib.loads(page[page.index(".EX") + len(".EX") : page.index(".EE")])
     sections = {"node": NodeSection, "data": DataSection, "cluster": ClusterSection}
     assert {name: set(table) for name, table in shown.items()} == {
@@ -47,38 +46,38 @@ def test_the_manual_shows_every_setting_with_its_default() -> None:
 
 
 def _targets() -> set[str]:
-    return set(re.findall(r"^([a-z][a-z0-9-]*):", (TOP / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z][a-z0-9-]*):", (TREE / "Makefile").read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize("document", ["README.md", ".ci/run", "CHANGELOG.md"])
 def test_make_commands_in_documents_exist(document: str) -> None:
-    text = (TOP / document).read_text()
+    text = (TREE / document).read_text()
     named = set(re.findall(r"(?:`|^ *)make ([a-z][a-z0-9-]*)", text, re.MULTILINE))
     assert named
     assert named <= _targets()
 
 
-DOCUMENTS = [TOP / "README.md", *(TOP / "docs").rglob("*.md"), TOP / "vagrant/README.md"]
+DOCUMENTS = [TREE / "README.md", *(TREE / "docs").rglob("*.md"), TREE / "vagrant/README.md"]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(TOP)))
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(TREE)))
 def test_files_named_in_documents_exist(document: Path) -> None:
     text = document.read_text()
-    named = {TOP / name for name in re.findall(r"\b(?:bench|bpf|ctl|debian|docs|sync|tests|vagrant)/[\w./-]*\.[a-z]+\b", text)}
+    named = {TREE / name for name in re.findall(r"\b(?:bench|bpf|ctl|debian|docs|sync|tests|vagrant)/[\w./-]*\.[a-z]+\b", text)}
     linked = {document.parent / name for name in re.findall(r"\]\(([^:)#]+)\)", text)}
     assert not {str(path) for path in named | linked if not path.exists()}
 
 
 def test_make_help_lists_every_target() -> None:
-    described = set(re.findall(r"^([a-z][a-z0-9-]*):.*## ", (TOP / "Makefile").read_text(), re.MULTILINE))
+    described = set(re.findall(r"^([a-z][a-z0-9-]*):.*## ", (TREE / "Makefile").read_text(), re.MULTILINE))
     assert _targets() - described == {"test-privileged"}  # a part of `test`
 
 
 def test_the_unit_starts_what_the_package_installs() -> None:
-    unit = (TOP / "debian/xlb.xlbd.service").read_text()
-    scripts = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["scripts"]
+    unit = (TREE / "debian/xlb.xlbd.service").read_text()
+    scripts = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["scripts"]
     started = re.search(r"^ExecStart=/usr/bin/(\S+) --config (\S+)$", unit, re.MULTILINE)
     assert started is not None
     assert started[1] in scripts
-    installed = dict(line.split() for line in (TOP / "debian/xlb.install").read_text().splitlines())
+    installed = dict(line.split() for line in (TREE / "debian/xlb.install").read_text().splitlines())
     assert started[2] == f"/{installed['debian/node.toml']}/node.toml"

@@ -22,8 +22,9 @@ from typing import Any
 
 from tests.rig import Backend, wait_until
 from tests.rig.namespaces import Namespace
+from tests.tree import TREE
 
-WORK = Path(__file__).resolve().parents[2] / "vagrant" / "work"
+WORK = TREE / "vagrant" / "work"
 DATA_ADDRESS = {"lb1": "10.99.0.11", "lb2": "10.99.0.12"}
 BOOT_S = 240
 """Until a machine that boots answers ssh, emulated and on a busy host."""

@@ -1,0 +1,138 @@
+"""Asks the daemon: one request, one answer, over its control socket, with a deadline.
+
+Decides how a request is framed and what each way of getting no answer is called. Must not know what commands exist.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+import msgpack
+import zmq
+
+from ctl.api.protocol import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
+from ctl.errors import InvalidInput, XlbError
+
+DEFAULT_TIMEOUT_MS = 30_000
+_KNOCK_EVERY_MS = 1000  # while waiting: notice a daemon that died
+_MAX_UNIX_PATH_BYTES = 107  # sun_path of sockaddr_un, less its terminator (unix(7))
+
+
+class Client:
+    """A connection to the daemon that listens on `socket_path`. Not for use by several threads."""
+
+    def __init__(self, socket_path: Path, timeout_ms: int = DEFAULT_TIMEOUT_MS) -> None:
+        """Connect; raises XlbError if no daemon listens there or this user may not ask it."""
+        self.socket_path = socket_path
+        self.timeout_ms = timeout_ms
+        self.note = ""  # what the daemon wants people to know beside the last result
+        self._ids = itertools.count(1)
+        _require_listener(socket_path)
+        self._context = zmq.Context(io_threads=1)
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        self._socket.connect(f"ipc://{socket_path}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection up; an answer still under way is lost."""
+        self._socket.close(0)
+        self._context.term()
+
+    def call(self, command: str, args: Mapping[str, Any] | None = None) -> Any:
+        """Return the daemon's result of `command`.
+
+        Raises InvalidInput where the daemon calls the request invalid, XlbError where it refuses, fails or is silent
+        for `timeout_ms`.
+        """
+        request_id = next(self._ids)
+        request = _pack({"v": PROTOCOL_VERSION, "id": request_id, "cmd": command, "args": dict(args or {})})
+        if len(request) > MAX_MESSAGE_BYTES:
+            raise InvalidInput(f"{len(request)} bytes are more than the {MAX_MESSAGE_BYTES} the daemon reads at once; split it")
+        self._socket.send(request)
+        answer = self._answer_to(request_id, command)
+        self.note = str(answer.get("note") or "")
+        if answer.get("ok"):
+            return answer.get("result")
+        raise _error_of(answer.get("error"))
+
+    def _answer_to(self, request_id: int, command: str) -> dict[str, Any]:
+        """Wait for the answer with this id; answers to requests given up earlier are skipped."""
+        deadline = monotonic() + self.timeout_ms / 1000
+        while True:
+            left_ms = max(0, round((deadline - monotonic()) * 1000))
+            if not self._socket.poll(min(left_ms, _KNOCK_EVERY_MS)):
+                if left_ms <= _KNOCK_EVERY_MS:
+                    raise XlbError(
+                        f"xlbd at {self.socket_path} did not answer {command} within {self.timeout_ms / 1000:g} s, so whether"
+                        " it was carried out is unknown; see 'journalctl -u xlbd'"
+                    )
+                _require_listener(self.socket_path)
+                continue
+            answer = _unpack(self._socket.recv(), self.socket_path)
+            if answer.get("id") == request_id:
+                return answer
+
+
+def _pack(request: dict[str, Any]) -> bytes:
+    try:
+        packed: bytes = msgpack.packb(request)
+    except (TypeError, ValueError, OverflowError) as error:  # a TOML date, bytes that are no UTF-8, a number over 64 bits
+        raise InvalidInput(f"a value cannot be sent to xlbd: {error}") from error
+    return packed
+
+
+class _RemoteError(XlbError):
+    """An error the daemon reported that is not the request's fault."""
+
+
+def _error_of(error: Any) -> XlbError:
+    """Turn the daemon's error map into the exception it was; its message already names the key."""
+    fields = error if isinstance(error, dict) else {}
+    message, key = str(fields.get("message") or "xlbd reported an error without a message"), str(fields.get("key") or "")
+    if fields.get("kind") == InvalidInput.kind:
+        return InvalidInput(message.removeprefix(f"{key}: ") if key else message, key)
+    if fields.get("kind") == "internal":
+        return _RemoteError(f"internal error in xlbd: {message}; see 'journalctl -u xlbd' and please report it")
+    return _RemoteError(message)
+
+
+def _unpack(data: bytes, socket_path: Path) -> dict[str, Any]:
+    try:
+        answer = msgpack.unpackb(data)
+    except ValueError as error:
+        raise XlbError(f"what listens on {socket_path} does not speak xlbd's protocol: {error}") from error
+    if not isinstance(answer, dict):
+        raise XlbError(f"what listens on {socket_path} does not speak xlbd's protocol: its answer is no map")
+    return answer
+
+
+def _require_listener(socket_path: Path) -> None:
+    """Knock with a plain connect: ZeroMQ would retry in silence where the kernel says at once what is wrong."""
+    if len(os.fsencode(socket_path)) > _MAX_UNIX_PATH_BYTES:
+        raise InvalidInput(
+            f"{socket_path} is longer than the {_MAX_UNIX_PATH_BYTES} bytes a socket's path may have", "node.run_dir"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as knock:
+        code = knock.connect_ex(os.fspath(socket_path))
+    if code in (0, errno.EAGAIN):  # EAGAIN: somebody listens, with a long queue
+        return
+    if code in (errno.EACCES, errno.EPERM):
+        raise XlbError(f"not allowed to use {socket_path}: be root (sudo xlbctl …) or join group xlb (usermod -aG xlb USER)")
+    if code in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
+        raise XlbError(f"xlbd is not running: nothing listens on {socket_path}; start it with 'systemctl start xlbd'")
+    raise XlbError(f"cannot reach xlbd at {socket_path}: {os.strerror(code)}")

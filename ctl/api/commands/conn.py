@@ -1,0 +1,164 @@
+"""The `conn` commands: list, count, show and flush connections."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from bpf import constants
+from bpf.dataplane import FlowEntry, FlowTuple
+from ctl.config import changes, validation
+from ctl.config.model import Config, Protocol, format_endpoint
+from ctl.dataplane.flow_selection import EVERYTHING, PROTOCOL_NUMBERS, FlowSelection
+from ctl.dataplane.kernel import flow_maps
+from ctl.errors import InvalidInput, XlbError
+
+if TYPE_CHECKING:
+    from ctl.node.node import Node
+
+DEFAULT_LIMIT = 1000
+MAX_LIMIT = 20_000
+TICK_S = (1 << constants.TICK_SHIFT) / 1e9
+
+Arguments = dict[str, Any]
+
+
+class ConnectionCommands:
+    """Answers about the kernel's flows; the tables are read in the sweeper's thread."""
+
+    SHOW_ARGUMENTS = frozenset({"source", "source_port", "destination", "destination_port", "protocol"})
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def list(self, arguments: Arguments) -> dict[str, Any]:
+        """{"connections": […], "total", "limit"}; `total` counts those beyond the limit too."""
+        limit = _integer(arguments, "limit", 1, MAX_LIMIT, DEFAULT_LIMIT)
+        selection, config, plane = self._selection(arguments), self._node.config, self._node.plane
+
+        def collect() -> tuple[list[dict[str, Any]], int]:
+            entries, total = flow_maps.collect(plane, selection, limit)
+            names, now_tick = Names(config), plane.now_tick()
+            return [connection_view(entry, names, now_tick) for entry in entries], total
+
+        connections, total = await self._node.sweeper.ask(collect)
+        return {"connections": connections, "total": total, "limit": limit}
+
+    async def count(self, arguments: Arguments) -> dict[str, int]:
+        """{"total"}."""
+        return {"total": await self._node.sweeper.count(self._selection(arguments))}
+
+    async def flush(self, arguments: Arguments) -> dict[str, int]:
+        """{"removed": entries}; a connection has two."""
+        return {"removed": await self._node.sweeper.flush(self._selection(arguments))}
+
+    async def show(self, arguments: Arguments) -> dict[str, Any]:
+        """What happens to a packet with this 5-tuple, and why; see `ctl.dataplane.explain`."""
+        from ctl.dataplane.explain import explain
+
+        missing = self.SHOW_ARGUMENTS - {"protocol"} - arguments.keys()
+        if missing:
+            raise InvalidInput("is missing", min(missing))
+        protocol = _protocol(arguments.get("protocol", "tcp"))
+        arriving = FlowTuple(
+            validation.canonical_address(str(arguments["source"]), "source"),
+            validation.canonical_address(str(arguments["destination"]), "destination"),
+            _integer(arguments, "source_port", 1, 65535),
+            _integer(arguments, "destination_port", 1, 65535),
+            PROTOCOL_NUMBERS[protocol],
+        )
+        if validation.is_ipv6(arriving.source) != validation.is_ipv6(arriving.destination):
+            raise InvalidInput(f"{arriving.source} and {arriving.destination} are of different address families", "destination")
+        entry = await self._node.sweeper.ask(lambda: flow_maps.find(self._node.plane, arriving))
+        names, now_tick = Names(self._node.config), self._node.plane.now_tick()
+        found = connection_view(entry, names, now_tick) if entry is not None else None
+        down, seed = self._node.checks.checks.down, self._node.config.hash_seed
+        return await asyncio.to_thread(explain, arriving, found, self._node.config, down, seed)
+
+    def _selection(self, arguments: Arguments) -> FlowSelection:
+        """Raises InvalidInput or XlbError naming the farm or backend there is not."""
+        config, name, endpoint = self._node.config, arguments.get("farm"), arguments.get("backend")
+        if name is None and endpoint is None:
+            return EVERYTHING
+        if name is not None and not isinstance(name, str):
+            raise InvalidInput("expected the name of a farm", "farm")
+        farms = [changes.find_farm(config, name)] if name is not None else list(config.farms.values())
+        if endpoint is None:
+            return FlowSelection(farms=frozenset(farm.id for farm in farms))
+        address, port = _endpoint(endpoint)
+        chosen = frozenset(each.id for farm in farms for each in farm.backends if (each.address, each.port) == (address, port))
+        if not chosen:
+            where = f"farm {name}" if name is not None else "any farm"
+            raise XlbError(f"backend {endpoint} is not in {where}; see 'xlbctl farm show'")
+        return FlowSelection(backends=chosen)
+
+
+class Names:
+    """Farms and backends by the ids that flows carry."""
+
+    def __init__(self, config: Config) -> None:
+        self._farms = {farm.id: farm.name for farm in config.farms.values()}
+        self._backends = frozenset(backend.id for farm in config.farms.values() for backend in farm.backends)
+
+    def farm(self, number: int) -> str:
+        return self._farms.get(number) or f"(deleted farm {number})"
+
+    def has_backend(self, number: int) -> bool:
+        return number in self._backends
+
+
+def connection_view(entry: FlowEntry, names: Names, now_tick: int) -> dict[str, Any]:
+    """One connection of `conn list`. The reply direction has the same fields, seen from its own arrival."""
+    arrives, leaves = entry.arrives, entry.leaves
+    ends = (
+        format_endpoint(arrives.source, arrives.source_port),
+        format_endpoint(arrives.destination, arrives.destination_port),
+        format_endpoint(leaves.destination, leaves.destination_port),
+        format_endpoint(leaves.source, leaves.source_port),
+    )
+    client, vip, backend, backend_sees = ends if entry.forward else (ends[2], ends[3], ends[0], ends[1])
+    return {
+        "protocol": constants.Protocol(arrives.protocol).name.lower(),
+        "client": client,
+        "vip": vip,
+        "backend": backend,
+        "backend_sees": backend_sees,
+        "farm": names.farm(entry.farm),
+        "backend_known": names.has_backend(entry.backend),
+        "direction": "forward" if entry.forward else "reply",
+        "state": flow_state(entry),
+        "idle_s": round(max(0, now_tick - entry.last_seen_tick) * TICK_S, 1),
+    }
+
+
+def flow_state(entry: FlowEntry) -> str:
+    """The state in one word, worst first."""
+    state = constants.FlowState(entry.state)
+    if state & constants.FlowState.RST:
+        return "reset"
+    if state & (constants.FlowState.FIN_HERE | constants.FlowState.FIN_THERE):
+        return "closing"
+    return "opening" if entry.embryonic else "established"
+
+
+def _endpoint(text: object) -> tuple[str, int]:
+    if not isinstance(text, str):
+        raise InvalidInput("expected ADDR:PORT", "backend")
+    address, _, port = text.rpartition(":")
+    if not port.isdigit():
+        raise InvalidInput(f"expected ADDR:PORT, got {text[:64]!r}", "backend")
+    return validation.canonical_address(address.strip("[]"), "backend"), int(port)
+
+
+def _protocol(value: object) -> Protocol:
+    try:
+        return Protocol(str(value))
+    except ValueError:
+        raise InvalidInput(f"expected {' or '.join(Protocol)}, got {str(value)[:32]!r}", "protocol") from None
+
+
+def _integer(arguments: Arguments, name: str, low: int, high: int, default: int | None = None) -> int:
+    value = arguments.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidInput(f"expected a number from {low} to {high}, got {str(value)[:32]!r}", name)
+    return value

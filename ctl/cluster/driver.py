@@ -1,0 +1,235 @@
+"""One node's half of a pair: takes to the failover machine what happens, and has its effects carried out in order and at once.
+
+Decides only the order of things: an event that comes of an effect waits for that effect's end, and silence is judged after what
+waits to be read. Decides no role: `sync.failover.machine` does. Must not know what an effect means: `ctl.cluster.effects` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+
+from ctl.cluster.effects import Hands, Performer
+from ctl.cluster.operator_requests import Requests
+from sync.failover.clock import ClockEstimator
+from sync.failover.machine import Failover
+from sync.failover.types import (
+    AdvertHeard,
+    CarrierChanged,
+    Effect,
+    EpochPersisted,
+    Event,
+    FailoverConfig,
+    Heartbeat,
+    HeartbeatHeard,
+    Leases,
+    LeasesPersisted,
+    PersistEpoch,
+    PersistLeases,
+    ShutdownRequested,
+    StandingChanged,
+    Tick,
+    VoteAnswered,
+)
+
+Standing = tuple[bool, tuple[int, int]]
+"""Whether this node has every flow and no older configuration than its peer, and which version that is."""
+
+log = logging.getLogger(__name__)
+
+
+class Pair:
+    """Make it on the running loop, `start`, and `stop` once. Every method is called on the loop."""
+
+    def __init__(
+        self,
+        config: FailoverConfig,
+        hands: Hands,
+        standing: Callable[[], Standing],
+        failed: Callable[[str], None] = lambda why: None,
+        boot: int = 0,
+    ) -> None:
+        """failed: told why this node has given up its part. boot: random non-zero number of this run."""
+        self.config = config
+        self.boot = boot or new_boot()
+        self.clock = ClockEstimator()
+        stored = hands.terms.terms
+        leases = Leases(stored.lease_ns, stored.peer_lease_ns)
+        self.machine = Failover(config, self.boot, stored.epoch, stored.reserved, now_ns(), stored.maintenance, leases)
+        self.requests = Requests()
+        self.heard: Heartbeat | None = None  # the peer's last
+        self._wires, self._flows, self._terms = hands.wires, hands.flows, hands.terms
+        self._read_standing, self._failed = standing, failed
+        self._performer = Performer(
+            config.node, hands, self.requests, happened=self.handle, resume=self._run, epoch=lambda: self.machine.epoch
+        )
+        self._loop = asyncio.get_running_loop()
+        self._events: deque[Event] = deque()
+        self._effects: deque[Effect] = deque()
+        self._busy = False
+        self._wake: asyncio.TimerHandle | None = None
+        self._wake_ns = 0
+        self._decided_ns = 0
+        self._peer_alive, self._peer_boot = False, 0
+        self._standing: Standing = (False, (0, 0))
+        self._alive = True
+
+    # --- life ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin fenced: what an earlier run left open is closed, its addresses go."""
+        self._effects.extend(self.machine.start())
+        self._run()
+
+    async def found(self) -> None:
+        """Begin a new pair as its serving node, without a pause: nobody else can be serving."""
+        for effect in self.machine.start(founding=True):
+            if isinstance(effect, PersistEpoch | PersistLeases):
+                await self._store(effect)
+        self._decided_ns = now_ns()
+        self._effects.extend(self.machine.found(self._decided_ns))
+        self._run()
+
+    async def _store(self, effect: PersistEpoch | PersistLeases) -> None:
+        event: Event
+        if isinstance(effect, PersistEpoch):
+            self._terms.save(effect.epoch, effect.reserved, lambda: None)
+            event = EpochPersisted(effect.reserved)
+        else:
+            self._terms.save_leases(effect.leases, lambda: None)
+            event = LeasesPersisted(effect.leases)
+        await self._terms.idle()
+        self.machine.handle(event, now_ns())
+
+    async def shut_down(self) -> None:
+        """Hand over if the peer can serve, else close the lease. Bounded by the machine's own time-out."""
+        if not self._alive:
+            return
+        await self.requests.ask("shutdown", lambda: self.handle(ShutdownRequested()))
+        await self._terms.idle()
+
+    async def stored(self) -> None:
+        """Wait until the epoch file says what this node is."""
+        await self._terms.idle()
+
+    def stop(self) -> None:
+        """End this run: the machine hears and says nothing any more. The lease is left as it is."""
+        self._alive = False
+        if self._wake is not None:
+            self._wake.cancel()
+        self._performer.stop()
+        self.requests.end(f"{self.config.node} leaves the pair")
+
+    # --- what happens to this node ---------------------------------------------------------------------------
+
+    def heartbeat_heard(self, heartbeat: Heartbeat) -> None:
+        """A heartbeat of the authenticated peer."""
+        now = now_ns()
+        echoed = heartbeat.echo_sent_ns if heartbeat.echo_boot == self.boot else 0
+        self.clock.heard(heartbeat.boot, heartbeat.sent_ns, echoed, heartbeat.echo_held_ns, now)
+        self.heard = heartbeat
+        self.tell_standing()  # the answer says it
+        self.handle(HeartbeatHeard(heartbeat))
+
+    def advert_heard(self, priority: int, sender_is_greater: bool) -> None:
+        """A VRRP advertisement of the peer."""
+        self.handle(AdvertHeard(priority, sender_is_greater))
+
+    def vote_answered(self, asked_ns: int) -> None:
+        """The tie-breaker answered."""
+        self.handle(VoteAnswered(asked_ns))
+
+    def carrier_changed(self, interface: str, up: bool) -> None:
+        """A tracked interface lost or regained its carrier."""
+        self.handle(CarrierChanged(interface, up))
+
+    def tell_standing(self) -> None:
+        """The flow table or the configuration may have changed; looked at before each heartbeat too."""
+        standing = self._read_standing()
+        if standing != self._standing:
+            self._standing = standing
+            self.handle(StandingChanged(*standing))
+
+    def announce_again(self) -> None:
+        """Tell the links once more where the VIPs are, if they are here."""
+        if self.machine.serving:
+            self._performer.announce_again()
+
+    def handle(self, event: Event) -> None:
+        """Let the machine decide, and do what it says. An event that comes of an effect waits for that effect's end."""
+        self._events.append(event)
+        self._run()
+
+    # --- the order of things ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        if self._busy or not self._alive:
+            return
+        self._busy = True
+        try:
+            self._run_to_end()
+        except Exception as error:
+            # A bug. Half a takeover must not go on: the lease runs out, and the daemon's successor starts afresh.
+            log.exception("%s gives up its part in the pair", self.config.node)
+            self.stop()
+            self._failed(f"failover failed ({error!r})")
+        finally:
+            self._busy = False
+
+    def _run_to_end(self) -> None:
+        while self._alive:
+            if self._effects and not self._performer.waiting:
+                self._performer.perform(self._effects.popleft(), self._decided_ns)
+            elif self._events:
+                self._decided_ns = now_ns()
+                self._effects.extend(self.machine.handle(self._events.popleft(), self._decided_ns))
+            else:
+                self._watch_peer()
+                self._set_alarm()
+                return
+
+    def _set_alarm(self) -> None:
+        wake_ns = self.machine.next_wakeup_ns
+        if wake_ns == self._wake_ns and self._wake is not None:
+            return
+        if self._wake is not None:
+            self._wake.cancel()
+        self._wake_ns, self._wake = wake_ns, self._loop.call_at(wake_ns / 1e9, self._alarm)
+
+    def _alarm(self) -> None:
+        self._wake = None
+        # Silence is not silence while something waits to be read.
+        self._wires.drain()
+        self.tell_standing()
+        if not self._alive:
+            return
+        if now_ns() >= self._wake_ns:
+            self.handle(Tick())
+        else:
+            self._set_alarm()
+
+    def _watch_peer(self) -> None:
+        alive, boot = self.machine.peer_alive, self.machine.peer_boot
+        if (alive, boot) == (self._peer_alive, self._peer_boot):
+            return
+        lost = self._peer_alive and not alive
+        self._peer_alive, self._peer_boot = alive, boot
+        self._flows.peer_present(alive, boot)
+        if lost:
+            log.warning("%s is not heard on the cluster link any more", self.config.peer)
+        elif alive:
+            log.info("%s is heard on the cluster link", self.config.peer)
+
+
+def now_ns() -> int:
+    """CLOCK_MONOTONIC: the clock of the lease and of the event loop."""
+    return time.monotonic_ns()
+
+
+def new_boot() -> int:
+    """A number for one run of the daemon: non-zero, 63 bits."""
+    return secrets.randbits(62) + 1

@@ -1,0 +1,287 @@
+"""What the failover machine's effects mean on this node: lease, addresses, announcements, flows, epoch file, answers.
+
+Decides nothing but what a late or refused step means. Nothing stands between an effect and the kernel: lease, addresses and
+announcements are written on the event loop from what was made ready before. Must not know the machine, the order of its events
+or what the peer says; how bytes reach the peer stands in `ctl.cluster.links`, what becomes of flows in
+`ctl.cluster.flows.service`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bpf.constants import LEASE_HANDED_OVER_NS
+from bpf.dataplane import DataPlane, PlaneError
+from ctl.cluster.epoch_writer import TermsWriter
+from ctl.cluster.operator_requests import Requests
+from ctl.network.vip_addresses import VipAddresses
+from sync.failover.types import (
+    Announce,
+    ApplyReplicated,
+    AskVote,
+    CloseLease,
+    Completed,
+    Effect,
+    EpochPersisted,
+    Event,
+    ExtendLease,
+    FlowsFlushed,
+    FlushFlows,
+    Heartbeat,
+    LeasesPersisted,
+    PersistEpoch,
+    PersistLeases,
+    Refused,
+    Role,
+    RoleChanged,
+    SendAdvert,
+    SendHeartbeat,
+    Serve,
+    StopServing,
+)
+
+APPLY_BOUND_S = 0.02
+"""A takeover waits no longer for flows that were received and are not in the table yet."""
+HANDED_OVER_S = 2.0
+"""So long the kernel of a node that handed over sends on what still comes: neighbours learn of the new node meanwhile."""
+LAST_FLUSH_BOUND_S = 0.1
+"""So long a node that has stopped serving still sends its last flow changes to the one that serves now."""
+
+log = logging.getLogger(__name__)
+
+
+class Wires(Protocol):
+    """The ways to the peer and to the gateway. Nothing waits; what cannot be sent is lost, as on any network."""
+
+    def send_heartbeat(self, heartbeat: Heartbeat) -> None: ...
+    def send_advert(self, priority: int) -> None: ...
+    def ask_vote(self, asked_ns: int) -> None: ...
+    def drain(self) -> None:
+        """Hand over everything that has arrived."""
+
+
+class Flows(Protocol):
+    """What a pair asks of `ctl.cluster.flows.service.Replicator`."""
+
+    def peer_present(self, present: bool, boot: int = 0) -> None: ...
+    def serve(self, epoch: int) -> None: ...
+    def stop_serving(self) -> None: ...
+    def flush(self, number: int, done: Callable[[int], None]) -> None: ...
+    def apply_pending(self, done: Callable[[], None]) -> None: ...
+
+
+@dataclass(slots=True)
+class Hands:
+    """What a pair works with. `role_changed` and `served` are told in the loop's next turn."""
+
+    plane: DataPlane
+    addresses: VipAddresses
+    wires: Wires
+    flows: Flows
+    terms: TermsWriter
+    role_changed: Callable[[Role], None] = lambda role: None
+    served: Callable[[], None] = lambda: None
+
+
+class Performer:
+    """Carries out one effect after the other, on the loop; `stop` once.
+
+    happened: told what comes of an effect. resume: called when `waiting` has ended. epoch: the highest term this node knows of.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        hands: Hands,
+        requests: Requests,
+        happened: Callable[[Event], None],
+        resume: Callable[[], None],
+        epoch: Callable[[], int],
+    ) -> None:
+        self._node, self._hands, self._requests = node, hands, requests
+        self._happened, self._resume, self._epoch = happened, resume, epoch
+        self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.TimerHandle | None = None  # until replicated flows are applied
+        self._decided_ns = self._opening_ns = self._applied_ns = self._leased_ns = 0
+        self._moving: Iterator[list[str]] | None = None  # VIPs under way, a batch per turn
+        self._stop_flows: asyncio.TimerHandle | None = None
+        self._close: asyncio.TimerHandle | None = None
+        self._deadline_ns = 0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the next effect must not be carried out yet."""
+        return self._waiting is not None
+
+    def perform(self, effect: Effect, decided_ns: int) -> None:
+        """Carry out an effect of a decision made at decided_ns."""
+        self._decided_ns = decided_ns
+        _DO[type(effect)](self, effect)
+
+    def announce_again(self) -> None:
+        """Tell the links once more where the VIPs are."""
+        self._announce(Announce())
+
+    def stop(self) -> None:
+        """What is under way ends here. The lease is left as it is, but for one that only forwards after a hand-over."""
+        for handle in (self._waiting, self._stop_flows, self._close):
+            if handle is not None:
+                handle.cancel()
+        if self._close is not None:
+            self._close_for_good()
+        self._moving = None
+
+    # --- lease, epoch, requests ------------------------------------------------------------------------------
+
+    def _send_advert(self, effect: SendAdvert) -> None:
+        if time.monotonic_ns() <= effect.void_after_ns:
+            self._hands.wires.send_advert(effect.priority)
+
+    def _extend_lease(self, effect: ExtendLease) -> None:
+        # A process that slept since the decision must not open what the peer may have taken meanwhile.
+        if time.monotonic_ns() <= effect.void_after_ns:
+            self._write_lease(effect.deadline_ns, effect.epoch)
+        else:
+            log.warning("an extension of the lease came too late and is void")
+
+    def _close_lease(self, effect: CloseLease) -> None:
+        """After a hand-over the kernel sends on what still comes: not before every address is gone, or it would answer."""
+        if not effect.handover:
+            self._write_lease(0, self._epoch())
+            return
+        for refused in self._hands.addresses.stand_by():
+            if refused:
+                self._write_lease(0, self._epoch())
+                return
+        self._write_lease(LEASE_HANDED_OVER_NS, self._epoch())
+        self._close = self._loop.call_later(HANDED_OVER_S, self._close_for_good)
+
+    def _close_for_good(self) -> None:
+        self._close = None
+        if self._deadline_ns == LEASE_HANDED_OVER_NS:
+            self._write_lease(0, self._epoch())
+
+    def _write_lease(self, deadline_ns: int, epoch: int) -> None:
+        try:
+            self._hands.plane.set_lease(deadline_ns, epoch)
+        except (PlaneError, OSError) as error:
+            log.error("the lease could not be written: %s", error)
+        self._deadline_ns, self._leased_ns = deadline_ns, time.monotonic_ns()
+
+    def _persist(self, effect: PersistEpoch) -> None:
+        self._hands.terms.save(effect.epoch, effect.reserved, lambda: self._happened(EpochPersisted(effect.reserved)))
+
+    def _persist_leases(self, effect: PersistLeases) -> None:
+        self._hands.terms.save_leases(effect.leases, lambda: self._happened(LeasesPersisted(effect.leases)))
+
+    def _role_changed(self, effect: RoleChanged) -> None:
+        level = logging.INFO if effect.role in (Role.ACTIVE, Role.BACKUP, Role.LEFT) else logging.WARNING
+        log.log(level, "%s is %s, epoch %d: %s", self._node, effect.role.value, effect.epoch, effect.why)
+        self._hands.terms.set_maintenance(effect.role is Role.MAINTENANCE)
+        self._loop.call_soon(self._hands.role_changed, effect.role)
+
+    def _refused(self, effect: Refused) -> None:
+        if not self._requests.refused(effect.request, effect.why):
+            log.warning("%s given up: %s", effect.request, effect.why)
+
+    def _completed(self, effect: Completed) -> None:
+        self._requests.completed(effect.request)
+
+    # --- serving and stopping to ---------------------------------------------------------------------------------
+
+    def _apply_replicated(self, effect: ApplyReplicated) -> None:
+        self._opening_ns = self._decided_ns
+        self._waiting = self._loop.call_later(APPLY_BOUND_S, self._applied, True)
+        self._hands.flows.apply_pending(self._applied)
+
+    def _applied(self, late: bool = False) -> None:
+        if self._waiting is None:
+            return
+        if late:
+            log.warning("serving before every received flow is in the table: that took more than %g s", APPLY_BOUND_S)
+        self._waiting.cancel()
+        self._waiting = None
+        self._applied_ns = time.monotonic_ns()
+        self._resume()
+
+    def _serve(self, effect: Serve) -> None:
+        leased_ns = self._leased_ns
+        self._keep_flows()
+        self._move(self._hands.addresses.serve())
+        done_ns = time.monotonic_ns()
+        self._hands.flows.serve(effect.epoch)
+        spent = (done_ns - self._opening_ns, self._applied_ns - self._opening_ns, leased_ns - self._applied_ns)
+        log.info(
+            "took over in %.2f ms: flows applied %.2f, lease open %.2f, addresses announced %.2f",
+            *(each / 1e6 for each in (*spent, done_ns - leased_ns)),
+        )
+        self._loop.call_soon(self._hands.served)
+
+    def _announce(self, effect: Announce) -> None:
+        if self._moving is None:
+            self._move(self._hands.addresses.announce())
+
+    def _stop_serving(self, effect: StopServing) -> None:
+        self._move(self._hands.addresses.stand_by())
+        self._stop_flows_in(LAST_FLUSH_BOUND_S)
+
+    def _move(self, moves: Iterator[list[str]]) -> None:
+        """Do the first batch now and the others in the loop's next turns; a later move replaces one under way."""
+        self._moving = moves
+        self._move_on(moves)
+
+    def _move_on(self, moves: Iterator[list[str]]) -> None:
+        if moves is not self._moving:
+            return
+        refused = next(moves, None)
+        if refused is None:
+            self._moving = None
+            return
+        for sentence in refused[:3]:
+            log.error("%s", sentence)
+        self._loop.call_soon(self._move_on, moves)
+
+    def _stop_flows_in(self, delay_s: float) -> None:
+        self._keep_flows()
+        self._stop_flows = self._loop.call_later(delay_s, self._flows_stopped)
+
+    def _keep_flows(self) -> None:
+        if self._stop_flows is not None:
+            self._stop_flows.cancel()
+            self._stop_flows = None
+
+    def _flows_stopped(self) -> None:
+        self._stop_flows = None
+        self._hands.flows.stop_serving()
+
+    def _flush(self, effect: FlushFlows) -> None:
+        self._hands.flows.flush(effect.number, self._flushed)
+
+    def _flushed(self, number: int) -> None:
+        if self._stop_flows is not None:
+            self._stop_flows_in(0)
+        self._happened(FlowsFlushed(number))
+
+
+_DO: dict[type, Callable[[Performer, Any], None]] = {
+    SendHeartbeat: lambda performer, effect: performer._hands.wires.send_heartbeat(effect.heartbeat),
+    SendAdvert: Performer._send_advert,
+    ExtendLease: Performer._extend_lease,
+    CloseLease: Performer._close_lease,
+    PersistEpoch: Performer._persist,
+    PersistLeases: Performer._persist_leases,
+    ApplyReplicated: Performer._apply_replicated,
+    Serve: Performer._serve,
+    Announce: Performer._announce,
+    StopServing: Performer._stop_serving,
+    FlushFlows: Performer._flush,
+    AskVote: lambda performer, effect: performer._hands.wires.ask_vote(effect.asked_ns),
+    RoleChanged: Performer._role_changed,
+    Refused: Performer._refused,
+    Completed: Performer._completed,
+}

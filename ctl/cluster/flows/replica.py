@@ -1,0 +1,123 @@
+"""Puts the peer's flows into this node's table, and takes out what the peer does not have.
+
+Decides nothing about streams; it is told what to write. No Python per flow.
+
+How a snapshot's end finds what nobody named without remembering a million keys: every entry written here carries the mark
+of the stream in `interface`. That field means nothing to the program while `next_hop_generation` is 0, as it is in every
+entry from the peer; the first packet fills both in. Marks are no interface's number, so what has not the
+mark was not named since the stream began.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bpf.constants import TICK_SHIFT
+from bpf.dataplane import Array
+from ctl.cluster.flows.source import FAMILIES, ReplicatedPlane
+from sync.flows.codec import FlowCodec, Flows
+
+SWEEP_ENTRIES = 4096
+_FIRST_MARK = 1 << 31
+"""Interfaces are numbered by positive 32-bit integers."""
+
+
+@dataclass(slots=True)
+class ReplicaCounts:
+    """What was done to the table since the start."""
+
+    applied_records: int = 0
+    unwritten_records: int = 0
+    swept_entries: int = 0
+
+
+class ReplicaTable:
+    """One per plane; used by one thread."""
+
+    def __init__(self, plane: ReplicatedPlane, codec: FlowCodec) -> None:
+        self._plane, self._codec = plane, codec
+        # The marks of an earlier run of the daemon must not pass for ours.
+        self._mark = _FIRST_MARK + secrets.randbelow(_FIRST_MARK)
+        self.counts = ReplicaCounts()
+
+    def begin_mark(self) -> None:
+        """A snapshot begins: what is written from now on is named."""
+        self._mark = _FIRST_MARK + (self._mark + 1) % _FIRST_MARK
+
+    def apply(self, family: str, count: int, payload: bytes, offset_ns: int) -> None:
+        """Write all records in order. offset_ns: what to add to the peer's clock to get ours."""
+        for removal, flows in self._codec.decode(family, count, payload):
+            if removal:
+                self._remove(family, flows)
+            else:
+                self._write(family, self._localised(flows, offset_ns))
+        self.counts.applied_records += count
+
+    def apply_absent(self, family: str, count: int, payload: bytes, offset_ns: int) -> list[tuple[Array, Array]]:
+        """Write only connections the table does not have; returns their forward entries."""
+        added = []
+        for removal, flows in self._codec.decode(family, count, payload):
+            if removal:
+                continue
+            found, _ = self._plane.lookup_flows("flows", family, flows.keys)
+            absent = self._localised(flows.chosen(np.flatnonzero(~found)), offset_ns)
+            if len(absent.keys):
+                self._write(family, absent)
+                added.append((absent.keys, absent.forward))
+                self.counts.applied_records += len(absent.keys)
+        return added
+
+    def sweep(self) -> Iterator[None]:
+        """Delete what has not been named since `begin_mark`; one step per slice."""
+        for family in FAMILIES:
+            for keys, values in self._plane.flow_slices("flows", family, SWEEP_ENTRIES):
+                unnamed = values["interface"] != self._mark
+                if unnamed.any():
+                    self.counts.swept_entries += self._plane.delete_flows("flows", family, keys[unnamed])
+                yield
+
+    def _localised(self, flows: Flows, offset_ns: int) -> Flows:
+        """With our clock's ticks and the mark."""
+        shift = np.uint32((offset_ns >> TICK_SHIFT) & 0xFFFFFFFF)
+        for values in (flows.forward, flows.reply):
+            values["last_seen"] += shift
+            values["interface"] = self._mark
+        return flows
+
+    def _write(self, family: str, flows: Flows) -> None:
+        """Both entries of each connection; where the table has no room, neither of one that was not there."""
+        count = len(flows.keys)
+        replies = self._put(family, flows.reply_keys, flows.reply)
+        forward = self._put(family, flows.keys, flows.forward)
+        written = min(replies, forward)
+        if written < count:
+            self._remove_halves(family, flows.chosen(np.arange(written, count)))
+            self.counts.unwritten_records += count - written
+
+    def _put(self, family: str, keys: Array, values: Array) -> int:
+        """How many rows were written. The kernel's memory for entries may run out for a moment: only two refusals mean full."""
+        written = refusals = 0
+        while written < len(keys) and refusals < 2:
+            more = self._plane.update_flows(family, keys[written:], values[written:])
+            written += more
+            refusals = 0 if more else refusals + 1
+        return written
+
+    def _remove_halves(self, family: str, flows: Flows) -> None:
+        plane = self._plane
+        has_forward, _ = plane.lookup_flows("flows", family, flows.keys)
+        has_reply, _ = plane.lookup_flows("flows", family, flows.reply_keys)
+        for keys in (flows.keys[has_forward & ~has_reply], flows.reply_keys[has_reply & ~has_forward]):
+            if len(keys):
+                plane.delete_flows("flows", family, keys)
+
+    def _remove(self, family: str, flows: Flows) -> None:
+        found, values = self._plane.lookup_flows("flows", family, flows.keys)
+        keys = flows.keys[found]
+        if len(keys):
+            self._plane.delete_flows("flows", family, keys)
+            self._plane.delete_flows("flows", family, self._codec.reply_keys(keys, values[found]))

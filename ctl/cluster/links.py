@@ -1,0 +1,174 @@
+"""The ways to the peer: encrypted channels on the cluster network, VRRP on the data network; and to the gateway that votes.
+
+Does I/O; decides only that a way which cannot be opened is tried again: at boot an address may be there later than the
+daemon. Heartbeats have a link with a thread of its own, so that neither flows nor configurations stand in front of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from ctl.cluster.flows.service import BULK_BOUNDS
+from ctl.cluster.gateway_probe import GatewayProbe
+from ctl.cluster.peer_rpc import BOUNDS as CONFIG_BOUNDS
+from ctl.cluster.vrrp_socket import VrrpSocket
+from ctl.errors import XlbError
+from ctl.state.cluster_file import BULK_PORT, CONFIG_PORT, CONTROL_PORT, ClusterSettings
+from ctl.state.node_file import NodeSettings
+from sync.errors import WireError
+from sync.failover import heartbeat_codec
+from sync.failover.types import Heartbeat
+from sync.transport import TOS_NETWORK_CONTROL, Channel, ChannelBounds, Link
+
+CONTROL_BOUNDS = ChannelBounds(queued_messages=64, message_bytes=4096, tos=TOS_NETWORK_CONTROL)
+RETRY_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Who is told what arrives; each is called on the loop."""
+
+    heartbeat: Callable[[Heartbeat], None]
+    advert: Callable[[int, bool], None]
+    vote: Callable[[int], None]
+    flows: Callable[[bytes], None]
+    configuration: Callable[[bytes], None]
+
+
+@dataclass(slots=True)
+class WireCounts:
+    """Beside the channels' own."""
+
+    malformed: int = 0  # on the control channel
+
+
+class PairWires:
+    """Implements `ctl.cluster.effects.Wires`. Create on a running loop, `open` once, `close` once.
+
+    virtual: the VIPs at this moment. realtime_priority: of the thread that moves heartbeats, 0 for an ordinary one.
+    """
+
+    def __init__(
+        self, cluster: ClusterSettings, node: NodeSettings, virtual: Callable[[], Collection[str]], realtime_priority: int = 0
+    ) -> None:
+        self._cluster, self._node, self._virtual = cluster, node, virtual
+        self.counts = WireCounts()
+        self._heartbeats = Link(cluster.keys, cluster.peer.public_key, realtime_priority)
+        self._bulk = Link(cluster.keys, cluster.peer.public_key)
+        self.control: Channel | None = None
+        self.flows: Channel | None = None
+        self.configuration: Channel | None = None
+        self.vrrp: VrrpSocket | None = None
+        self.gateway: GatewayProbe | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._complaints: set[str] = set()
+        self._closed = False
+
+    def open(self, heard: Heard) -> None:
+        """Open every way that can be; the others are tried again each second, and complained about once."""
+        self._retry = None
+        if self._closed:
+            return
+        missing = False
+        attempts: dict[str, Callable[[Heard], None]] = {
+            "cluster": self._open_channels,
+            "vrrp": self._open_vrrp,
+            "gateway": self._open_gateway,
+        }
+        for name, attempt in attempts.items():
+            try:
+                attempt(heard)
+            except (OSError, XlbError) as error:
+                missing = True
+                if name not in self._complaints:
+                    self._complaints.add(name)
+                    log.error("%s; trying again every %g s", error.strerror if isinstance(error, OSError) else error, RETRY_S)
+            else:
+                self._complaints.discard(name)
+        if missing:
+            self._retry = asyncio.get_running_loop().call_later(RETRY_S, self.open, heard)
+
+    def _open_channels(self, heard: Heard) -> None:
+        own, peer = self._cluster.own.cluster_address, self._cluster.peer.cluster_address
+        if self.control is None:
+            self.control = self._heartbeats.open(
+                own, peer, CONTROL_PORT, CONTROL_BOUNDS, lambda data: self._control(data, heard.heartbeat)
+            )
+        if self.flows is None:
+            self.flows = self._bulk.open(own, peer, BULK_PORT, BULK_BOUNDS, heard.flows)
+        if self.configuration is None:
+            self.configuration = self._bulk.open(own, peer, CONFIG_PORT, CONFIG_BOUNDS, heard.configuration)
+
+    def _open_vrrp(self, heard: Heard) -> None:
+        own, peer, section = self._cluster.own.data_address, self._cluster.peer.data_address, self._node.cluster
+        if self.vrrp is None and own and peer:
+            device = self._node.data.interfaces[0] if section.vrrp_multicast else ""
+            self.vrrp = VrrpSocket(own, peer, section.vrrp_id, section.heartbeat_ms, device, self._virtual, heard.advert)
+
+    def _open_gateway(self, heard: Heard) -> None:
+        gateway, interfaces = self._node.cluster.gateway, self._node.data.interfaces
+        if self.gateway is None and gateway:
+            self.gateway = GatewayProbe(gateway, interfaces[0] if len(interfaces) == 1 else "", heard.vote)
+
+    def close_soon(self) -> None:
+        """Nothing is read any more from now on."""
+        self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+        for each in (self.control, self.flows, self.configuration, self.vrrp, self.gateway):
+            if each is not None:
+                each.close()
+        self.control = self.flows = self.configuration = None
+        self.vrrp = self.gateway = None
+
+    async def close(self) -> None:
+        self.close_soon()
+        await self._heartbeats.close()
+        await self._bulk.close()
+
+    # --- sending ---------------------------------------------------------------------------------------------
+
+    def send_heartbeat(self, heartbeat: Heartbeat) -> None:
+        if self.control is not None:
+            self.control.send(heartbeat_codec.encode(heartbeat))
+
+    def send_advert(self, priority: int) -> None:
+        if self.vrrp is not None:
+            self.vrrp.send(priority)
+
+    def ask_vote(self, asked_ns: int) -> None:
+        if self.gateway is not None:
+            self.gateway.ask(asked_ns)
+
+    def send_flows(self, message: bytes) -> bool:
+        """Queue a message of the replicator; False if there is no room or no connection."""
+        return self.flows is not None and self.flows.send(message)
+
+    def send_configuration(self, message: bytes) -> bool:
+        """Queue a message of the configuration's channel."""
+        return self.configuration is not None and self.configuration.send(message)
+
+    # --- receiving -------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Hand over every heartbeat, advertisement and vote that has arrived; flows and configurations can wait."""
+        for each in (self.control, self.vrrp, self.gateway):
+            if each is not None:
+                each.drain()
+
+    def _control(self, data: bytes, heard: Callable[[Heartbeat], None]) -> None:
+        try:
+            message = heartbeat_codec.decode_control(data)
+        except WireError as error:
+            self.counts.malformed += 1
+            log.debug("a message on the control channel was dropped: %s", error)
+            return
+        if isinstance(message, Heartbeat):
+            heard(message)
+        else:
+            self.counts.malformed += 1

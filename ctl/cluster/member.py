@@ -1,0 +1,293 @@
+"""Everything that makes a running node half of a pair, put together: machine, ways to the peer, flows, configuration.
+
+Decides the order in which the parts begin and end, and what `cluster status` shows of them. A node has one of these while it is
+in a pair and none while it is single; entering and leaving happens in a running daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from ctl.cluster.after_takeover import AnnounceAgain, Arrival, Arrived
+from ctl.cluster.driver import Pair, Standing, new_boot, now_ns
+from ctl.cluster.effects import Hands
+from ctl.cluster.epoch_writer import TermsWriter
+from ctl.cluster.flows.service import Replicator
+from ctl.cluster.links import Heard, PairWires
+from ctl.cluster.pair_configuration import PairConfiguration
+from ctl.errors import InvalidInput, XlbError
+from ctl.runtime import realtime_scheduling
+from ctl.state.cluster_file import ClusterSettings
+from ctl.state.epoch_file import EpochFile
+from ctl.state.node_file import NodeSettings
+from sync.errors import TimingError
+from sync.failover.timing import Timing, check_timing
+from sync.failover.types import FailoverConfig, MaintenanceRequested, Role, SwitchoverRequested, Vote
+
+if TYPE_CHECKING:
+    from ctl.cluster.flows.source import ReplicatedPlane
+    from ctl.node.node import Node
+
+CLOCK_MONOTONIC_COARSE = 6  # clock_gettime(2): the clock the lease is compared with
+REQUEST_BOUND_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class PairMember:
+    """Create on a running loop, `begin` once, `end` once."""
+
+    def __init__(self, node: Node, cluster: ClusterSettings) -> None:
+        """Raises InvalidInput when the node file's times or the pair's names do not fit."""
+        self.cluster = cluster
+        self.config = failover_config(node.settings, cluster)
+        self._node = node
+        self._refused: list[str] = []
+        self._arrival: asyncio.Task[None] | None = None
+        self._parts: list[Callable[[], object]] = []  # what `end` must undo, in reverse
+
+    async def begin(self, founding: bool) -> None:
+        """Become half of the pair: fenced; or `founding` it as the node that serves already and goes on without a pause.
+
+        Raises XlbError with nothing left open.
+        """
+        try:
+            await self._prepare()
+            if founding:
+                await self.pair.found()
+            else:
+                self.pair.start()
+            await self._begin_hearing()
+        except BaseException:
+            await self.end()
+            raise
+
+    async def _prepare(self) -> None:
+        node, cluster = self._node, self.cluster
+        file = EpochFile(node.settings.node.state_dir)
+        stored, warning = await asyncio.to_thread(file.load)
+        if warning:
+            log.warning("%s", warning)
+        granted, self._refused = realtime_scheduling.run_in_time()
+        self._parts.append(realtime_scheduling.run_ordinarily)
+        for sentence in self._refused:
+            log.warning("%s", sentence)
+        if granted:
+            resting = asyncio.get_running_loop().create_task(realtime_scheduling.rest_when_busy(), name="rests")
+            self._parts.append(resting.cancel)
+        terms = TermsWriter(file, replace(stored, epoch=max(stored.epoch, node.config.epoch)))
+        self._parts.append(terms.close)
+        self.wires = wires = PairWires(
+            cluster, node.settings, lambda: node.config.vips, realtime_scheduling.PRIORITY if granted else 0
+        )
+        self._parts.append(wires.close)
+        boot = new_boot()
+        plane = cast("ReplicatedPlane", node.plane)
+        self.replicator = Replicator(
+            plane, wires.send_flows, boot, lambda: self.pair.clock.offset_ns, self._connections, self._step_changed
+        )
+        self._parts.append(lambda: asyncio.to_thread(self.replicator.close))
+        node.sweeper.follower = self.replicator
+        self._parts.append(self._stop_following)
+        self.configuration = PairConfiguration(node, cluster, self.serving_epoch, wires.send_configuration)
+        self.configuration.questions["switchover"] = self._switchover_asked
+        self._parts.append(self.configuration.close)
+        hands = Hands(
+            plane=node.plane,
+            addresses=node.addresses,
+            wires=wires,
+            flows=self.replicator,
+            terms=terms,
+            role_changed=self._role_changed,
+            served=self._served,
+        )
+        self.pair = Pair(self.config, hands, self._standing, node.supervisor.give_up, boot)
+        self._parts.append(self.pair.stop)
+        await self.configuration.prepare()
+
+    async def _begin_hearing(self) -> None:
+        for name in await asyncio.to_thread(self._without_carrier):
+            self.pair.carrier_changed(name, False)
+        await self.configuration.start()
+        pair, received = self.pair, self.configuration.received
+        self.wires.open(Heard(pair.heartbeat_heard, pair.advert_heard, pair.vote_answered, self.replicator.message, received))
+
+    async def end(self) -> None:
+        """Stop every part; the lease and the addresses are left as they are."""
+        if self._arrival is not None:
+            self._arrival.cancel()
+        while self._parts:
+            outcome = self._parts.pop()()
+            if asyncio.iscoroutine(outcome):
+                await outcome
+
+    def _stop_following(self) -> None:
+        self._node.sweeper.follower = None
+
+    def _without_carrier(self) -> list[str]:
+        links = self._node.network.interfaces()
+        return [name for name in self._node.settings.cluster.track if name not in links or not links[name].carrier]
+
+    # --- what the node tells ---------------------------------------------------------------------------------
+
+    def link_changed(self, name: str, state: str) -> None:
+        """An interface went up, down or away, or came back (as `NetworkEvents.link_changed` says)."""
+        if name in self._node.settings.cluster.track:
+            self.pair.carrier_changed(name, state in ("up", "new"))
+
+    # --- what operators ask ----------------------------------------------------------------------------------
+
+    async def switchover(self) -> None:
+        """Make the other node serve; asked on the backup, this one. Raises XlbError saying why not."""
+        if self.pair.machine.serving:
+            await self._asked("switchover", lambda: self.pair.handle(SwitchoverRequested()))
+        elif self.pair.machine.role is Role.BACKUP:
+            await self.configuration.ask("switchover", {}, REQUEST_BOUND_S)
+        else:
+            raise XlbError(
+                f"{self.config.node} is in {self.pair.machine.role.value} and cannot take over: {self.pair.machine.why}"
+            )
+
+    async def failback(self) -> None:
+        """Make the node with the higher priority serve, if it does not. Raises XlbError saying why not."""
+        machine, heard = self.pair.machine, self.pair.heard
+        if heard is None:
+            raise XlbError(f"{self.config.peer} has not been heard since this daemon started; see xlbctl cluster status")
+        if machine.serving is not (self.config.priority > heard.priority):
+            await self.switchover()
+
+    async def _switchover_asked(self, _: dict[str, Any]) -> None:
+        """The peer's operator wants the VIPs there."""
+        await self._asked("switchover", lambda: self.pair.handle(SwitchoverRequested()))
+
+    async def maintenance(self, on: bool, force: bool) -> None:
+        """Take this node out of service, or put it back. Raises XlbError saying why not."""
+        await self._asked("maintenance", lambda: self.pair.handle(MaintenanceRequested(on, force)))
+        await self.pair.stored()
+
+    async def shut_down(self) -> None:
+        """Hand over if the peer can serve, else close the lease; comes to an end in any case."""
+        try:
+            await asyncio.wait_for(self.pair.shut_down(), REQUEST_BOUND_S)
+        except (XlbError, TimeoutError) as error:
+            log.warning("stopping without a hand-over: %s", error)
+
+    async def _asked(self, request: str, put: Callable[[], None]) -> None:
+        try:
+            await asyncio.wait_for(self.pair.requests.ask(request, put), REQUEST_BOUND_S)
+        except TimeoutError:
+            raise XlbError(f"no answer within {REQUEST_BOUND_S:g} s; xlbctl cluster status shows what became of it") from None
+
+    # --- what others see -------------------------------------------------------------------------------------
+
+    @property
+    def role(self) -> Role:
+        """What this node is. One that has stopped serving for good counts as backup."""
+        role = self.pair.machine.role
+        return Role.BACKUP if role is Role.LEFT else role
+
+    def serving_epoch(self) -> int:
+        """The term this node serves in; 0: it does not."""
+        return self.pair.machine.epoch if self.pair.machine.serving else 0
+
+    def status(self) -> dict[str, Any]:
+        """The pair's part of `cluster status`."""
+        seen, flows = self.pair.machine.status(now_ns()), self.replicator.status()
+        deadline_ns, _ = self._node.plane.lease()
+        return {
+            "role": self.role.value,
+            "epoch": seen.epoch,
+            "lease_ms_left": max(0, deadline_ns - now_ns()) // 1_000_000,
+            "why": seen.why,
+            "paths": seen.paths,
+            "peer": {
+                "name": seen.peer,
+                "role": seen.peer_role or "unknown",
+                "alive": seen.peer_alive,
+                "last_heard_ms": None if seen.peer_silent_ns < 0 else seen.peer_silent_ns // 1_000_000,
+                "in_step": seen.peer_alive and self.pair.heard is not None and self.pair.heard.in_step,
+            },
+            "sync": {
+                "in_step": flows.in_step,
+                "protected": round(flows.protected, 4),
+                "lag_ms": round(flows.lag_ms, 1),
+                "resyncs": flows.resyncs,
+            },
+            "refused": self._refused,
+        }
+
+    # --- what happens ----------------------------------------------------------------------------------------
+
+    def _connections(self) -> int:
+        return sum(self._node.sweeper.result.connections.values())
+
+    def _step_changed(self, in_step: bool, why: str) -> None:
+        log.info("flow table %s: %s", "in step" if in_step else "not in step", why)
+        self.pair.tell_standing()
+
+    def _standing(self) -> Standing:
+        version, heard = self.configuration.replica.version, self.pair.heard
+        return self.replicator.complete and (heard is None or version >= heard.version), version
+
+    def _role_changed(self, role: Role) -> None:
+        self._node.show_summary()
+        if role is not Role.ACTIVE and self._arrival is not None:
+            self._arrival.cancel()
+            self._arrival = None
+
+    def _served(self) -> None:
+        if self._arrival is not None:
+            self._arrival.cancel()
+        self._arrival = asyncio.get_running_loop().create_task(self._watch_arrival(), name="traffic's arrival")
+
+    async def _watch_arrival(self) -> None:
+        """Announce until traffic comes in; see `ctl.cluster.after_takeover`."""
+        began_ns = now_ns()
+        arrival = Arrival(began_ns, await asyncio.to_thread(self._client_packets))
+        while arrival.check_at_ns is not None:
+            await asyncio.sleep(max(0, arrival.check_at_ns - now_ns()) / 1e9)
+            packets = await asyncio.to_thread(self._client_packets)
+            match arrival.check(now_ns(), packets, self._connections() > 0):
+                case AnnounceAgain():
+                    self.pair.announce_again()
+                case Arrived(count, after_ns, again):
+                    text = "traffic arrives: %d packets of clients within %d ms of serving, addresses announced %d times more"
+                    log.info(text, count, after_ns // 1_000_000, again)
+                case verdict:
+                    level = logging.WARNING if verdict.expected else logging.INFO
+                    remedy = "; there are connections: look at the switch and at the clients' ARP" if verdict.expected else ""
+                    text = "no packet of a client has come in for %d s since this node serves; announced %d times more%s"
+                    log.log(level, text, verdict.after_ns // 1_000_000_000, verdict.again, remedy)
+
+    def _client_packets(self) -> int:
+        return int(self._node.plane.farm_traffic()["packets_in"].sum())
+
+
+def failover_config(node: NodeSettings, cluster: ClusterSettings) -> FailoverConfig:
+    """What the machine is told about this node. Raises InvalidInput naming the node file's key."""
+    section = node.cluster
+    timing = Timing.from_ms(section.heartbeat_ms, section.lease_ms, section.takeover_ms)
+    try:
+        check_timing(timing, tick_ns=coarse_tick_ns())
+    except TimingError as error:
+        detail = str(error).removeprefix(f"{error.key}: ")
+        raise InvalidInput(f"{detail} (in {node.source})", error.key) from None
+    if node.node.name != cluster.own.name:
+        raise InvalidInput(
+            f'expected "{cluster.own.name}", as when the pair was made, got "{node.node.name}" (in {node.source}); '
+            "put it back, or destroy the pair and create it again",
+            "node.name",
+        )
+    priority = section.priority if section.priority_given else cluster.own.priority
+    vote = Vote.GATEWAY if section.gateway else Vote.NONE
+    return FailoverConfig(cluster.own.name, cluster.peer.name, timing, priority, section.failback, vote)
+
+
+def coarse_tick_ns() -> int:
+    """Step of this kernel's coarse clock, by which the data plane judges the lease."""
+    return round(time.clock_getres(CLOCK_MONOTONIC_COARSE) * 1e9)

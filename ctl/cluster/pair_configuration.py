@@ -1,0 +1,156 @@
+"""A pair's configuration on this node: how it begins, what the peer may ask for, and changes passed to the node that serves.
+
+Decides which commands the peer may ask for and where a change goes. How a change is stored twice is decided in
+`ctl.cluster.config_replication` and `sync.config.config_sync`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctl.api.server import Noted
+from ctl.cluster.config_replication import ConfigReplica, version_of
+from ctl.cluster.peer_rpc import PeerLink, Send
+from ctl.config import changes, farms_file
+from ctl.config.model import Config
+from ctl.errors import InvalidInput, XlbError
+from ctl.state.cluster_file import ClusterSettings
+from ctl.state.durable_files import Files, utc_stamp
+
+if TYPE_CHECKING:
+    from ctl.node.node import Node
+
+FORWARD_TIMEOUT_S = 25.0  # below what xlbctl waits
+FOLLOW_S = 2.0
+FOLLOW_POLL_S = 0.005
+
+log = logging.getLogger(__name__)
+
+
+class PairConfiguration:
+    """Create on a running loop, `prepare` and `start` once, `close` once; give `received` to the configuration's channel.
+
+    serving_epoch: the term this node serves in at this moment, 0 when it does not serve. send: the channel's. questions: what
+    the peer may ask beside changes, by name.
+    """
+
+    def __init__(self, node: Node, settings: ClusterSettings, serving_epoch: Callable[[], int], send: Send) -> None:
+        self.settings = settings
+        self.questions: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {}
+        self._node = node
+        self._serving_epoch = serving_epoch
+        peer = settings.peer.name
+        self.replica = ConfigReplica(node.configuration, settings.pair_id, peer, node.settings.node.state_dir, serving_epoch)
+        self.link = PeerLink(peer, send, self._answer, self.replica.heard)
+
+    @property
+    def serving(self) -> bool:
+        """Whether changes are accepted here."""
+        return self._serving_epoch() != 0
+
+    async def prepare(self) -> None:
+        """Make the node's configuration the pair's: the creator's becomes it, the joiner's is set aside.
+
+        Also after a crash between the two: whose configuration it is stands in the configuration. Raises XlbError.
+        """
+        config = self._node.config
+        if config.pair == self.settings.pair_id:
+            return
+        if not self.settings.creator:
+            await asyncio.to_thread(set_aside, config, self._node.settings.node.state_dir, "before-join")
+        await self._node.configuration.put(config_for_pair(config, self.settings))
+
+    async def start(self) -> None:
+        """Begin to replicate: from here on the node's changes are the pair's."""
+        await self.replica.start(self.link)
+        self._node.replica = self.replica
+
+    async def stop_replicating(self) -> None:
+        """From here on changes are this node's own affair; the peer can still be asked, and ask."""
+        if self._node.replica is self.replica:
+            self._node.replica = None
+        await self.replica.close()
+
+    async def close(self) -> None:
+        """End everything; may be called again."""
+        await self.stop_replicating()
+        await self.link.close()
+
+    def received(self, data: bytes) -> None:
+        """A message of the authenticated peer."""
+        self.link.received(data)
+
+    async def ask(self, command: str, arguments: dict[str, Any], timeout_s: float = 10.0) -> Any:
+        """What the peer answers. Raises what it raised there, or XlbError when it is not reachable."""
+        return await self.link.ask(command, arguments, timeout_s)
+
+    async def forward(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Have the serving node make a change, and wait until it is in force here too."""
+        own, peer = self.settings.own.name, self.settings.peer.name
+        try:
+            answer = await self.ask("change", {"command": command, "arguments": arguments}, FORWARD_TIMEOUT_S)
+        except InvalidInput:
+            raise
+        except XlbError as error:
+            if "is not connected" not in str(error):
+                raise
+            why = f"{own} does not serve, and {peer}, which accepts changes then, is not connected"
+            raise XlbError(f"{why}: nothing was changed; see xlbctl cluster status") from None
+        epoch, generation = answer["version"]
+        await self._follow((epoch, generation))
+        return Noted(answer["result"], answer["note"])
+
+    async def _follow(self, version: tuple[int, int]) -> None:
+        deadline_s = time.monotonic() + FOLLOW_S
+        while version_of(self._node.config) < version and time.monotonic() < deadline_s:
+            await asyncio.sleep(FOLLOW_POLL_S)
+
+    async def _answer(self, command: str, arguments: dict[str, Any]) -> Any:
+        if command == "change":
+            return await self._change(arguments)
+        question = self.questions.get(command) or self._node.cluster.questions.get(command)
+        if question is None:
+            raise XlbError(f"{self.settings.own.name} does not know {command[:64]!r}: install the same version of xlb on both")
+        return await question(arguments)
+
+    async def _change(self, asked: dict[str, Any]) -> Any:
+        command, arguments = asked.get("command"), asked.get("arguments")
+        if command not in (*changes.CHANGES, "config.apply") or not isinstance(arguments, dict):
+            raise XlbError("the peer asked for something that is no change: install the same version of xlb on both")
+        if not self.serving:
+            names = f"{self.settings.own.name} nor {self.settings.peer.name}"
+            raise XlbError(f"neither {names} serves at this moment; try again in a second, or see xlbctl cluster status")
+        outcome = await self._node.dispatcher.dispatch(str(command), arguments, forwarded=True)
+        noted = outcome if isinstance(outcome, Noted) else Noted(outcome, "")
+        return {"result": noted.result, "note": noted.note, "version": self.replica.version}
+
+
+def config_for_pair(config: Config, settings: ClusterSettings) -> Config:
+    """What a node begins the pair with: the creator its configuration, as the pair's first version; the joiner nothing."""
+    if settings.creator:
+        return replace(config, pair=settings.pair_id, epoch=0, history=(), generation=config.generation + 1)
+    return Config(hash_seed=config.hash_seed, pair=settings.pair_id)
+
+
+def set_aside(config: Config, state_dir: Path, occasion: str) -> Path | None:
+    """Write a configuration as a farms file that `xlbctl apply` takes; None if there is nothing in it. Blocks.
+
+    Raises XlbError: what cannot be kept must not be removed.
+    """
+    if not config.vips and not config.farms:
+        return None
+    path = state_dir / f"{occasion}-{utc_stamp()}.farms.toml"
+    files = Files()
+    try:
+        files.write_synced(path, farms_file.to_text(farms_file.to_document(config)).encode())
+        files.sync_directory(state_dir)
+    except OSError as error:
+        raise XlbError(f"cannot keep a copy of this node's farms in {path}: {error.strerror}; nothing was changed") from None
+    log.warning("this node's own farms are kept as %s", path)
+    return path

@@ -1,0 +1,1 @@
+"""Creating, joining, checking and destroying a pair."""

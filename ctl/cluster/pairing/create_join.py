@@ -1,0 +1,297 @@
+"""The daemon's part of `xlbctl cluster create | join | destroy`: from single node to half of a pair and back.
+
+Decides the order of the steps, so that a failure at any of them leaves both nodes as they were or says what is left to do.
+What is said between the nodes is decided in `ctl.cluster.pairing.exchange`; what a pair does in `ctl.cluster.driver`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bpf.constants import ABI_VERSION
+from ctl.cluster.pair_configuration import PairConfiguration, config_for_pair, set_aside
+from ctl.cluster.pairing.check import ClusterCheck
+from ctl.cluster.pairing.exchange import (
+    PROTOCOL_VERSION,
+    SECRET_BYTES,
+    TOKEN_LIFE_S,
+    Application,
+    Candidate,
+    Fitting,
+    Invitation,
+    Token,
+    check_own_address,
+)
+from ctl.cluster.pairing.sockets import Door, Knock
+from ctl.config.fields import Fields
+from ctl.config.model import Config
+from ctl.config.record_codec import FORMAT_VERSION
+from ctl.errors import InvalidInput, XlbError
+from ctl.network.vip_addresses import wanted
+from ctl.state.cluster_file import PAIRING_PORT, ClusterFile, ClusterSettings, Member
+from ctl.state.epoch_file import EpochFile
+from ctl.version import package_version
+from sync.transport import Keys
+
+if TYPE_CHECKING:
+    from ctl.node.node import Node
+
+LEAVE_TIMEOUT_S = 10.0
+ANSWER_LEAVES_S = 0.2
+
+log = logging.getLogger(__name__)
+
+
+class ClusterCommands:
+    """Pairing of one node. One step at a time: they exclude each other."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._door: Door | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+        self._check = ClusterCheck(node)
+        self.questions = {
+            "cluster.leave": self._peer_leaves,
+            "cluster.facts": self._check.facts,
+            "cluster.probe": self._check.probe,
+        }
+
+    # --- create --------------------------------------------------------------------------------------------------
+
+    async def create(self, arguments: dict[str, Any]) -> Any:
+        """local, peer: the addresses on the cluster network. Opens the door and returns the token for it."""
+        fields = Fields(arguments, "", ("local", "peer"))
+        async with self._lock:
+            self._require_single()
+            local = await self._own_address(fields.text("local"))
+            peer = check_own_address(fields.text("peer"), "--peer")
+            if peer == local:
+                raise InvalidInput(f"{peer} is this node's own address; give the other node's", "--peer")
+            if (":" in peer) != (":" in local):
+                raise InvalidInput(f"{local} and {peer} are of different families; use IPv4 or IPv6 for both", "--peer")
+            await self._shut_door()
+            keys = Keys.generate()
+            token = Token(local, PAIRING_PORT, keys.public, secrets.token_bytes(SECRET_BYTES))
+            own = await self._candidate(local, keys)
+            expires_ns = time.monotonic_ns() + TOKEN_LIFE_S * 1_000_000_000
+            invitation = Invitation(token, keys, own, secrets.token_hex(16), expires_ns, peer)
+            door = Door(invitation, keys, self._found)
+            try:
+                door.open()
+            except XlbError:
+                await door.close()
+                raise
+            self._door = door
+        log.info("waiting %d min at %s port %d for %s to join", TOKEN_LIFE_S // 60, local, PAIRING_PORT, peer)
+        return {"token": token.text(), "expires_s": TOKEN_LIFE_S, "node": own.member.name, "version": package_version()}
+
+    async def cancel(self, _: dict[str, Any]) -> Any:
+        """Void the token that is outstanding, if any."""
+        async with self._lock:
+            await self._shut_door()
+
+    async def _found(self, settings: ClusterSettings) -> None:
+        """The other node has stored the pair: this one follows and serves on as its active node."""
+        async with self._lock:
+            self._require_single()
+            await self._enter(settings)
+
+    async def _enter(self, settings: ClusterSettings) -> None:
+        await asyncio.to_thread(self._store, settings)
+        try:
+            await self._node.configuration.put(config_for_pair(self._node.config, settings))
+            await self._node.enter_pair(settings)
+        except (XlbError, OSError) as error:
+            await asyncio.to_thread(self._file.remove)
+            raise XlbError(f"{settings.own.name} cannot enter the pair: {error}") from error
+
+    # --- join ----------------------------------------------------------------------------------------------------
+
+    async def join(self, arguments: dict[str, Any]) -> Any:
+        """local: own address on the cluster network; token. Returns once this node is the pair's backup."""
+        fields = Fields(arguments, "", ("local", "token"))
+        token = Token.parse(fields.text("token"))
+        async with self._lock:
+            self._require_single()
+            local = await self._own_address(fields.text("local"))
+            if token.address == local:
+                raise InvalidInput(f"{local} is the address of the node that made the token; give this node's own", "--local")
+            if (":" in token.address) != (":" in local):
+                raise InvalidInput(f"expected an address of the same family as {token.address}", "--local")
+            keys = Keys.generate()
+            application = Application(token, keys, await self._candidate(local, keys))
+            return await self._apply(token, keys, local, application)
+
+    async def _apply(self, token: Token, keys: Keys, local: str, application: Application) -> dict[str, Any]:
+        own_config = self._node.config
+        async with Knock(token, keys, local) as knock:
+            settings, stored = application.accepted(await knock.ask(application.join), int(time.time()))
+            await asyncio.to_thread(self._store, settings)
+            peer = settings.peer.name
+            try:
+                application.done(await knock.ask(stored, timeout_s=20.0))
+            except XlbError as error:
+                await asyncio.to_thread(self._file.remove)
+                look = f"if xlbctl cluster status on {peer} names this node as its peer, run xlbctl cluster destroy there"
+                raise XlbError(f"{peer} did not confirm the pair: {error}; nothing was changed here; {look}") from None
+        kept = await asyncio.to_thread(set_aside, own_config, self._state_dir, "before-join")
+        try:
+            await self._node.configuration.put(config_for_pair(own_config, settings))
+            await self._node.enter_pair(settings)
+        except (XlbError, OSError) as error:
+            raise XlbError(
+                f"the pair exists, but this node cannot take part yet: {error}; put that right, then restart xlbd"
+            ) from error
+        return {"node": settings.own.name, "peer": peer, "kept": str(kept) if kept else None, **contents(own_config)}
+
+    async def preview(self, _: dict[str, Any]) -> Any:
+        """What joining would remove from this node."""
+        self._require_single()
+        return {"node": self._node.settings.node.name, "version": package_version(), **contents(self._node.config)}
+
+    # --- destroy -------------------------------------------------------------------------------------------------
+
+    async def destroy(self, _: dict[str, Any]) -> Any:
+        """End the pair on both nodes: the one that serves goes on as a single node, the other keeps a copy of its farms."""
+        async with self._lock:
+            pair = self._require_pair()
+            peer, serves, before = pair.settings.peer.name, pair.serving, self._node.config
+            # Whoever does not go on with the VIPs gives them up first, and for good: it may take over until it has.
+            kept = None if serves else await self._give_up(pair)
+            warning = await self._tell_peer(pair, serves)
+            await self._leave()
+            removed = Config() if serves else before
+            return {"peer": peer, "serves": serves, "kept": kept, "warning": warning, **contents(removed)}
+
+    async def _peer_leaves(self, arguments: dict[str, Any]) -> Any:
+        """The peer ends the pair. `serves`: it goes on serving, so this node does not."""
+        serves = arguments.get("serves") is True
+        async with self._lock:
+            pair = self._require_pair()
+            own, peer = pair.settings.own.name, pair.settings.peer.name
+            if serves and pair.serving:
+                raise XlbError(f"{own} serves too at this moment; try again when xlbctl cluster status shows one active node")
+            log.warning("%s ends the pair", peer)
+            kept = await self._give_up(pair) if serves else None
+            self._task = asyncio.get_running_loop().create_task(self._leave_after_answer(), name="leaving the pair")
+            return {"kept": kept}
+
+    async def _tell_peer(self, pair: PairConfiguration, serves: bool) -> str:
+        """Returns what people must know when it could not be told."""
+        peer = pair.settings.peer.name
+        try:
+            await pair.ask("cluster.leave", {"serves": serves}, LEAVE_TIMEOUT_S)
+        except XlbError as error:
+            if "serves too" in str(error):
+                raise
+            remedy = f"run xlbctl cluster destroy on {peer} before it is connected again"
+            if serves:
+                remedy += ", or it will take over the same virtual addresses"
+            return f"{peer} could not be told ({error}): {remedy}"
+        return ""
+
+    async def _give_up(self, pair: PairConfiguration) -> str | None:
+        """Keep a copy of the farms and have none. Returns where the copy is."""
+        await pair.stop_replicating()
+        config = self._node.config
+        kept = await asyncio.to_thread(set_aside, config, self._state_dir, "before-leave")
+        await self._node.configuration.commit(lambda old: Config(hash_seed=old.hash_seed, generation=old.generation + 1))
+        await asyncio.to_thread(self._file.remove)
+        return str(kept) if kept else None
+
+    async def _leave_after_answer(self) -> None:
+        """Leaving closes the way by which the answer goes."""
+        await asyncio.sleep(ANSWER_LEAVES_S)
+        async with self._lock:
+            if self._node.pair_config is not None:
+                await self._leave()
+
+    async def _leave(self) -> None:
+        await asyncio.to_thread(self._file.remove)
+        await self._node.leave_pair()
+
+    async def close(self) -> None:
+        """The daemon stops."""
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._shut_door()
+
+    async def check(self, _: dict[str, Any]) -> Any:
+        """See `ctl.cluster.pairing.check`."""
+        return await self._check.run()
+
+    # --- what the steps share ------------------------------------------------------------------------------------
+
+    @property
+    def _state_dir(self) -> Path:
+        return self._node.settings.node.state_dir
+
+    @property
+    def _file(self) -> ClusterFile:
+        return ClusterFile(self._state_dir)
+
+    def _store(self, settings: ClusterSettings) -> None:
+        """Of an earlier pair nothing counts in this one, neither its terms nor that this node was in maintenance. Blocks."""
+        terms = EpochFile(self._state_dir)
+        try:
+            terms.remove()
+        except OSError as error:
+            raise XlbError(f"cannot remove {terms.path}: {error.strerror}; look after the disk and repeat it") from error
+        self._file.save(settings)
+
+    def _require_single(self) -> None:
+        if self._node.pair_config is not None:
+            peer = self._node.pair_config.settings.peer.name
+            raise XlbError(f"this node is in a pair with {peer} already; xlbctl cluster destroy ends it")
+
+    def _require_pair(self) -> PairConfiguration:
+        if self._node.pair_config is None:
+            raise XlbError("this node is single; xlbctl cluster create makes a pair")
+        return self._node.pair_config
+
+    async def _shut_door(self) -> None:
+        door, self._door = self._door, None
+        if door is not None:
+            await door.close()
+
+    async def _own_address(self, text: str) -> str:
+        """Raises InvalidInput naming the addresses there are, when this node does not have the one given."""
+        address = check_own_address(text, "--local")
+        present = await asyncio.to_thread(self._node.network.addresses)
+        if any(each.address == address for each in wanted(self._node.config)):
+            raise InvalidInput(f"{address} is a virtual address; give one that stays on this node", "--local")
+        if not any(each.address == address for each in present):
+            names = ", ".join(sorted(each.address for each in present if each.device != "lo")) or "none"
+            raise InvalidInput(f"this node has no address {address}; it has: {names}", "--local")
+        return address
+
+    async def _candidate(self, local: str, keys: Keys) -> Candidate:
+        settings = self._node.settings
+        section = settings.cluster
+        data_address = await asyncio.to_thread(self._data_address)
+        member = Member(settings.node.name, local, data_address, section.priority, keys.public)
+        times = (section.heartbeat_ms, section.lease_ms, section.takeover_ms)
+        return Candidate(
+            member, section.priority_given, Fitting(package_version(), ABI_VERSION, FORMAT_VERSION, PROTOCOL_VERSION, *times)
+        )
+
+    def _data_address(self) -> str:
+        """What VRRP is sent from: the first lasting address of the first data interface, IPv4 if there is one. Blocks."""
+        device = self._node.settings.data.interfaces[0]
+        vips = {each.address for each in wanted(self._node.config)}
+        found = [each.address for each in self._node.network.addresses() if each.device == device and each.address not in vips]
+        usable = [address for address in map(ip_address, found) if not address.is_link_local]
+        usable.sort(key=lambda address: (address.version, int(address)))
+        return str(usable[0]) if usable else ""
+
+
+def contents(config: Config) -> dict[str, Any]:
+    """What a configuration has, by name, for people to confirm its removal."""
+    return {"vips": list(config.vips), "farms": list(config.farms)}

@@ -1,0 +1,82 @@
+"""What a node knows of itself that matters to its pair, as a map that travels to the peer for `cluster check`.
+
+Looks, decides nothing. Blocks (name resolution, netlink): call it in a thread. A name that is not resolved in time counts
+as one that cannot be.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from bpf.constants import ABI_VERSION
+from ctl.config.record_codec import FORMAT_VERSION
+from ctl.runtime.clock_check import clock_is_synchronised
+from ctl.version import package_version
+
+if TYPE_CHECKING:
+    from ctl.node.node import Node
+
+RESOLVE_S = 3.0
+
+
+def facts_of(node: Node, cluster_address: str) -> dict[str, Any]:
+    """The node's side of every comparison. cluster_address: its own; empty on a single node."""
+    settings, cluster = node.settings, node.settings.cluster
+    links, addresses = node.network.interfaces(), node.network.addresses()
+    cluster_device = next((each.device for each in addresses if each.address == cluster_address), "") if cluster_address else ""
+    return {
+        "node": settings.node.name,
+        "kernel": os.uname().release,
+        "version": package_version(),
+        "abi": ABI_VERSION,
+        "config_format": FORMAT_VERSION,
+        "clock": _clock(),
+        "dns": _dns(cluster.dns_name),
+        "times": {"heartbeat_ms": cluster.heartbeat_ms, "lease_ms": cluster.lease_ms, "takeover_ms": cluster.takeover_ms},
+        "cluster_device": cluster_device,
+        "cluster_mtu": links[cluster_device].mtu if cluster_device in links else 0,
+        "data": [_interface(node, name, links) for name in settings.data.interfaces],
+    }
+
+
+def _clock() -> dict[str, Any]:
+    try:
+        synchronised = clock_is_synchronised()
+    except OSError as error:
+        return {"synchronised": False, "why": error.strerror}
+    return {"synchronised": synchronised, "why": "" if synchronised else "the kernel's clock is not synchronised"}
+
+
+def _dns(configured: str) -> dict[str, Any]:
+    name = configured or socket.gethostname()
+    return {"name": name, "configured": bool(configured), "error": resolve_error(name)}
+
+
+def resolve_error(name: str, seconds: float = RESOLVE_S) -> str:
+    """Why a name cannot be resolved; empty if it can. A resolver that hangs is left to itself."""
+    outcome = [f"no answer within {seconds:g} s"]
+
+    def ask() -> None:
+        try:
+            socket.getaddrinfo(name, None)
+            outcome[0] = ""
+        except OSError as error:
+            outcome[0] = error.strerror or str(error)
+
+    thread = threading.Thread(target=ask, name="resolving", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return outcome[0]
+
+
+def _interface(node: Node, name: str, links: Any) -> dict[str, Any]:
+    link, attachment = links.get(name), node.interfaces.attachments.get(name)
+    return {
+        "name": name,
+        "mtu": link.mtu if link else 0,
+        "driver": link.driver if link else "",
+        "xdp_mode": attachment.mode if attachment else "",
+    }

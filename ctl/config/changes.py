@@ -1,0 +1,287 @@
+"""What each control command makes of a configuration: `Config` in, a new `Config` out.
+
+Decides which changes are allowed and what they lead to. Must not know the kernel, files, sockets or who asked. Farms a
+change does not touch keep their identity; a change that changes nothing returns the very same `Config`; every other one
+raises `generation` by one. Arguments come from the wire, so types and key names are checked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from bpf.constants import MAX_BACKENDS, MAX_FARMS
+from ctl.config.farms_file import Document, parse
+from ctl.config.fields import (
+    BACKEND_FIELDS,
+    FARM_FIELDS,
+    VIP_FIELDS,
+    BackendName,
+    Fields,
+    read_backend,
+    read_backend_name,
+    read_farm,
+    read_vip,
+)
+from ctl.config.model import Backend, Config, Farm, Vip
+from ctl.config.validation import check_backend, check_farm, check_limits, check_listener, check_vip, check_vip_of_farm, suggest
+from ctl.errors import InvalidInput, XlbError
+
+Arguments = Mapping[str, object]
+Change = Callable[[Config, Arguments], Config]
+
+
+def change(config: Config, command: str, arguments: Arguments) -> Config:
+    """Apply control command `command` ("farm.add", …: the keys of CHANGES).
+
+    Raises InvalidInput or XlbError, naming what was expected; `config` is never modified.
+    """
+    return CHANGES[command](config, arguments)
+
+
+def vip_add(config: Config, arguments: Arguments) -> Config:
+    """address: "10.0.0.1/24" or "2001:db8::1/64", device: interface name, guard: bool = True."""
+    vip = read_vip(Fields(arguments, "vip", VIP_FIELDS))
+    check_vip(vip)
+    if vip.address in config.vips:
+        raise InvalidInput(f"{vip.address} exists already, on {config.vips[vip.address].device}", "vip.address")
+    vips = {**config.vips, vip.address: vip}
+    check_limits(vips, config.farms.values())
+    return _changed(config, vips=vips)
+
+
+def vip_delete(config: Config, arguments: Arguments) -> Config:
+    """address. Refused (XlbError) naming the farms that use it."""
+    address = Fields(arguments, "vip", ("address",)).address("address")
+    if address not in config.vips:
+        raise InvalidInput(f"there is no virtual address {address}{suggest(address, config.vips)}", "vip.address")
+    users = sorted(farm.name for farm in config.farms.values() if address in (farm.vip, farm.snat_address))
+    if users:
+        named = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
+        raise XlbError(f"{address} is used by farm {named}; delete or move what uses it first (xlbctl farm delete NAME)")
+    return _changed(config, vips={each: vip for each, vip in config.vips.items() if each != address})
+
+
+def farm_add(config: Config, arguments: Arguments) -> Config:
+    """name, vip, port (80 or "8000-8010") and any of: proto, mode, scheduler, snat_address, enabled, all_down, idle_timeout_s,
+    health: {kind, interval_ms, timeout_ms, rise, fall, port, path, status, host}.
+    """
+    name = arguments.get("name")
+    farm = read_farm(Fields(arguments, f"farm.{name}" if isinstance(name, str) else "farm", FARM_FIELDS))
+    if farm.name in config.farms:
+        raise InvalidInput(f"farm {farm.name} exists already; change it with xlbctl farm set {farm.name}", "farm.name")
+    check_farm(farm)
+    ids = _Ids(config)
+    return _with_farm(config, replace(farm, id=ids.farm()), ids)
+
+
+def farm_set(config: Config, arguments: Arguments) -> Config:
+    """name and any of farm_add's fields; those of `health` that are not given stay."""
+    name = arguments.get("name")
+    fields = Fields(arguments, f"farm.{name}" if isinstance(name, str) else "farm", FARM_FIELDS)
+    farm = read_farm(fields, find_farm(config, fields.text("name")))
+    check_farm(farm)
+    return _with_farm(config, farm)
+
+
+def farm_delete(config: Config, arguments: Arguments) -> Config:
+    """name."""
+    name = _named_farm(config, arguments).name
+    return _changed(config, farms={each: farm for each, farm in config.farms.items() if each != name})
+
+
+def farm_start(config: Config, arguments: Arguments) -> Config:
+    """name."""
+    return _with_farm(config, replace(_named_farm(config, arguments), enabled=True))
+
+
+def farm_stop(config: Config, arguments: Arguments) -> Config:
+    """name. New connections are refused, existing ones go on."""
+    return _with_farm(config, replace(_named_farm(config, arguments), enabled=False))
+
+
+def backend_add(config: Config, arguments: Arguments) -> Config:
+    """farm, address, port and any of: weight, priority, draining."""
+    fields, farm = _backend_arguments(config, arguments, BACKEND_FIELDS)
+    backend = read_backend(fields)
+    if _find(farm, BackendName(backend.address, backend.port)) is not None:
+        raise InvalidInput(
+            f"farm {farm.name} has it already; change it with xlbctl backend set {farm.name} {backend.endpoint}", fields.place
+        )
+    check_backend(backend, farm, fields.place)
+    ids = _Ids(config)
+    farm = replace(farm, backends=(*farm.backends, replace(backend, id=ids.backend())))
+    check_farm(farm)
+    return _with_farm(config, farm, ids)
+
+
+def backend_set(config: Config, arguments: Arguments) -> Config:
+    """farm, address, port (which one) and any of: weight, priority, draining (False ends a drain)."""
+    fields, farm = _backend_arguments(config, arguments, BACKEND_FIELDS)
+    backend = read_backend(fields, _backend(farm, fields))
+    check_backend(backend, farm, fields.place)
+    return _with_backend(config, farm, backend)
+
+
+def backend_drain(config: Config, arguments: Arguments) -> Config:
+    """farm, address, port. The backend gets no new connections, existing ones go on."""
+    fields, farm = _backend_arguments(config, arguments, ("address", "port"))
+    return _with_backend(config, farm, replace(_backend(farm, fields), draining=True))
+
+
+def backend_remove(config: Config, arguments: Arguments) -> Config:
+    """farm, address, port."""
+    fields, farm = _backend_arguments(config, arguments, ("address", "port"))
+    gone = _backend(farm, fields)
+    return _with_farm(config, replace(farm, backends=tuple(each for each in farm.backends if each is not gone)))
+
+
+def replace_from_document(config: Config, document: Mapping[str, object]) -> Config:
+    """The configuration a farms file (parsed TOML) describes. Raises InvalidInput with the place in the document."""
+    return replace_all(config, parse(document))
+
+
+def replace_all(config: Config, wanted: Document) -> Config:
+    """The configuration with what `wanted` says in place of all there is.
+
+    Farms (by name) and backends (by farm, address and port) that stay keep their ids and, where equal, their identity.
+    Raises InvalidInput for what is too much.
+    """
+    ids = _Ids(config)
+    vips: dict[str, Vip] = {}
+    for vip in wanted.vips:
+        vips[vip.address] = config.vips[vip.address] if config.vips.get(vip.address) == vip else vip
+    farms = {farm.name: _adopt_ids(farm, config.farms.get(farm.name), ids) for farm in wanted.farms}
+    check_limits(vips, farms.values())
+    return _changed(config, vips=vips, farms=farms, ids=ids)
+
+
+CHANGES: Mapping[str, Change] = MappingProxyType(
+    {
+        "vip.add": vip_add,
+        "vip.delete": vip_delete,
+        "farm.add": farm_add,
+        "farm.set": farm_set,
+        "farm.delete": farm_delete,
+        "farm.start": farm_start,
+        "farm.stop": farm_stop,
+        "backend.add": backend_add,
+        "backend.set": backend_set,
+        "backend.drain": backend_drain,
+        "backend.remove": backend_remove,
+    }
+)
+
+
+class _Ids:
+    """Hands out ids that neither the old configuration nor this change uses.
+
+    The search goes round, so a freed id rests as long as possible: flows of its former owner may still be about.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.next_id = config.next_id
+        self._config = config
+        self._farms: set[int] | None = None
+        self._backends: set[int] | None = None
+
+    def farm(self) -> int:
+        if self._farms is None:
+            self._farms = {farm.id for farm in self._config.farms.values()}
+        return self._take(self._farms, MAX_FARMS - 1, "farm")
+
+    def backend(self) -> int:
+        if self._backends is None:
+            self._backends = {backend.id for farm in self._config.farms.values() for backend in farm.backends}
+        return self._take(self._backends, MAX_BACKENDS - 1, "backend")
+
+    def _take(self, used: set[int], limit: int, kind: str) -> int:
+        if len(used) >= limit:
+            raise InvalidInput(f"all {limit} {kind} ids are in use or were until now; remove {kind}s first", kind)
+        while (free := (self.next_id - 1) % limit + 1) in used:
+            self.next_id += 1
+        self.next_id += 1
+        used.add(free)
+        return free
+
+
+def _adopt_ids(farm: Farm, old: Farm | None, ids: _Ids) -> Farm:
+    known = {(each.address, each.port): each for each in old.backends} if old else {}
+    backends = []
+    for backend in farm.backends:
+        before = known.get((backend.address, backend.port))
+        backends.append(replace(backend, id=before.id if before else ids.backend()))
+    if old is None:
+        return replace(farm, id=ids.farm(), backends=tuple(backends))
+    unmoved = len(backends) == len(old.backends) and set(backends) == set(old.backends)
+    numbered_farm = replace(farm, id=old.id, backends=old.backends if unmoved else tuple(backends))
+    return old if numbered_farm == old else numbered_farm
+
+
+def _changed(
+    config: Config, vips: Mapping[str, Vip] | None = None, farms: Mapping[str, Farm] | None = None, ids: _Ids | None = None
+) -> Config:
+    vips = config.vips if vips is None else vips
+    farms = config.farms if farms is None else farms
+    if vips == config.vips and farms == config.farms:
+        return config
+    return replace(
+        config,
+        generation=config.generation + 1,
+        next_id=ids.next_id if ids else config.next_id,
+        vips=vips if isinstance(vips, MappingProxyType) else MappingProxyType(dict(vips)),
+        farms=farms if isinstance(farms, MappingProxyType) else MappingProxyType(dict(farms)),
+    )
+
+
+def _with_farm(config: Config, farm: Farm, ids: _Ids | None = None) -> Config:
+    """Put in a farm whose own settings are checked; checks what concerns the others."""
+    old = config.farms.get(farm.name)
+    if old == farm:
+        return config
+    if old is None or (old.vip, old.port, old.port_last, old.protocol) != (farm.vip, farm.port, farm.port_last, farm.protocol):
+        check_vip_of_farm(config.vips, farm)
+        check_listener(config.farms.values(), farm)
+    farms = {**config.farms, farm.name: farm}
+    check_limits(config.vips, farms.values())
+    return _changed(config, farms=farms, ids=ids)
+
+
+def _with_backend(config: Config, farm: Farm, backend: Backend) -> Config:
+    return _with_farm(
+        config, replace(farm, backends=tuple(backend if each.id == backend.id else each for each in farm.backends))
+    )
+
+
+def find_farm(config: Config, name: str) -> Farm:
+    """The farm of that name. Raises InvalidInput with the closest name there is."""
+    if name not in config.farms:
+        remedy = suggest(name, config.farms) or "; xlbctl farm list shows them"
+        raise InvalidInput(f'there is no farm "{name[:64]}"{remedy}', "farm")
+    return config.farms[name]
+
+
+def _named_farm(config: Config, arguments: Arguments) -> Farm:
+    return find_farm(config, Fields(arguments, "farm", ("name",)).text("name"))
+
+
+def _backend_arguments(config: Config, arguments: Arguments, known: Iterable[str]) -> tuple[Fields, Farm]:
+    farm = find_farm(config, Fields(arguments, "", ("farm", *BACKEND_FIELDS)).text("farm"))
+    rest = {name: value for name, value in arguments.items() if name != "farm"}
+    return Fields(rest, f"farm.{farm.name}.backend", tuple(known)), farm
+
+
+def _backend(farm: Farm, fields: Fields) -> Backend:
+    name = read_backend_name(fields)
+    found = _find(farm, name)
+    if found is None:
+        endpoint = Backend(0, name.address, name.port).endpoint
+        raise InvalidInput(
+            f"farm {farm.name} has no backend {endpoint}{suggest(endpoint, [b.endpoint for b in farm.backends])}", fields.place
+        )
+    return found
+
+
+def _find(farm: Farm, name: BackendName) -> Backend | None:
+    return next((each for each in farm.backends if each.address == name.address and each.port == name.port), None)

@@ -1,0 +1,101 @@
+"""What changed between two configurations, as sentences for people and values for programs.
+
+Decides order and wording. Ids, generation and order of backends do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ctl.config.fields import backend_fields, farm_fields, vip_fields
+from ctl.config.model import Backend, Config, Farm
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One change. `old` and `new` are None where the thing did not or does not exist."""
+
+    subject: str  # "vip 10.0.0.1" | "farm web" | "farm web: backend 10.0.0.3:80"
+    action: str  # "add" | "remove" | "change"
+    key: str  # the field, by its contract name; empty for add and remove
+    old: object
+    new: object
+    note: str = ""  # of an added thing: what it is like
+
+    @property
+    def sentence(self) -> str:
+        """E.g. "farm web: backend 10.0.0.3:80 weight 1 → 3"."""
+        if self.action == "change":
+            return f"{self.subject} {self.key} {_shown(self.old)} → {_shown(self.new)}"
+        verb = "added" if self.action == "add" else "removed"
+        return f"{self.subject} {verb}{f' ({self.note})' if self.note else ''}"
+
+
+def differences(old: Config, new: Config) -> tuple[Difference, ...]:
+    """Ordered: VIPs, then farms by name, each followed by its backends in order of address and port."""
+    return tuple(_differences(old, new))
+
+
+def sentences(old: Config, new: Config) -> list[str]:
+    """The differences for people; of ten thousand no more than one is held at a time."""
+    return [each.sentence for each in _differences(old, new)]
+
+
+def _differences(old: Config, new: Config) -> Iterator[Difference]:
+    for address in sorted(old.vips.keys() | new.vips.keys()):
+        before, after = old.vips.get(address), new.vips.get(address)
+        note = f"/{after.prefix_length} on {after.device}" if after else ""
+        yield from _compared(
+            f"vip {address}", vip_fields(before) if before else None, vip_fields(after) if after else None, note
+        )
+    for name in sorted(old.farms.keys() | new.farms.keys()):
+        yield from _farm_differences(name, old.farms.get(name), new.farms.get(name))
+
+
+def _farm_differences(name: str, old: Farm | None, new: Farm | None) -> Iterator[Difference]:
+    if old is new:
+        return
+    note = f"{new.vip} port {new.ports}/{new.protocol}, {new.mode}, {new.scheduler}" if new else ""
+    yield from _compared(
+        f"farm {name}", _flat(farm_fields(old)) if old else None, _flat(farm_fields(new)) if new else None, note
+    )
+    if new is None:
+        return
+    before = {(each.address, each.port): each for each in old.backends} if old else {}
+    after = {(each.address, each.port): each for each in new.backends}
+    for address in sorted(before.keys() | after.keys()):
+        yield from _backend_differences(name, before.get(address), after.get(address))
+
+
+def _backend_differences(name: str, old: Backend | None, new: Backend | None) -> Iterator[Difference]:
+    shown = new or old
+    assert shown is not None
+    note = f"weight {new.weight}" + (f", priority {new.priority}" if new.priority else "") if new else ""
+    subject = f"farm {name}: backend {shown.endpoint}"
+    yield from _compared(subject, backend_fields(old) if old else None, backend_fields(new) if new else None, note)
+
+
+def _compared(
+    subject: str, old: Mapping[str, object] | None, new: Mapping[str, object] | None, note: str
+) -> Iterator[Difference]:
+    if old is None or new is None:
+        if old is not new:
+            yield Difference(subject, "add" if old is None else "remove", "", old, new, note)
+        return
+    for key, value in new.items():
+        if old[key] != value:
+            yield Difference(subject, "change", key, old[key], value)
+
+
+def _flat(values: dict[str, object]) -> dict[str, object]:
+    """A farm's settings with those of its health check beside them."""
+    health = values.pop("health")
+    assert isinstance(health, dict)
+    return values | {f"health.{key}": value for key, value in health.items()}
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if value != "" else "(none)"

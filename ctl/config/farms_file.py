@@ -1,0 +1,159 @@
+"""The declarative farms file: TOML that people keep in git, to model values and back.
+
+    [[vip]]
+    address = "10.77.0.100/24"
+    device = "eth0"
+
+    [[farm]]
+    name = "web"
+    vip = "10.77.0.100"
+    port = 80                      # or a range: "8000-8010"
+
+    [farm.health]
+    kind = "http"
+
+    [[farm.backend]]
+    address = "10.77.0.11"
+    port = 8080
+
+docs/farms-file.md lists every setting. Decides the shape and the places in error messages; names and types are those of
+ctl/config/fields.py. Knows no ids (0 stands for "not given yet": `changes.replace_from_document` assigns them), no files.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from ctl.config.fields import (
+    BACKEND_FIELDS,
+    FARM_FIELDS,
+    VIP_FIELDS,
+    Fields,
+    backend_fields,
+    farm_fields,
+    health_fields,
+    read_backend,
+    read_farm,
+    read_vip,
+    vip_fields,
+)
+from ctl.config.model import Backend, Config, Farm, HealthCheck, Vip
+from ctl.config.validation import check_farm, check_listener, check_vip, check_vip_of_farm
+from ctl.errors import InvalidInput
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What a farms file says; every id is 0."""
+
+    vips: tuple[Vip, ...]
+    farms: tuple[Farm, ...]
+
+
+def parse_text(text: str, source: str) -> Mapping[str, object]:
+    """TOML text to the document that `config.apply` takes. Raises InvalidInput naming `source`, line and column."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"is not valid TOML: {error}", source) from None
+
+
+def parse(document: Mapping[str, object]) -> Document:
+    """Check and convert a document. Raises InvalidInput whose key is the place, e.g. `farm "web".backend[2].port`.
+
+    Places count from 0.
+    """
+    top = Fields(document, "", ("vip", "farm"))
+    vips: dict[str, Vip] = {}
+    for place, table in top.sections("vip"):
+        vip = read_vip(Fields(table, place, VIP_FIELDS))
+        check_vip(vip, place)
+        if vip.address in vips:
+            raise InvalidInput(f"{vip.address} is listed twice", f"{place}.address")
+        vips[vip.address] = vip
+    farms: dict[str, Farm] = {}
+    listeners: dict[tuple[str, str], list[Farm]] = {}
+    for place, table in top.sections("farm"):
+        name = table.get("name")
+        place = f'farm "{name[:64]}"' if isinstance(name, str) else place
+        farm = _parse_farm(table, place)
+        if farm.name in farms:
+            raise InvalidInput("this name is listed twice", f"{place}.name")
+        check_vip_of_farm(vips, farm, place)
+        others = listeners.setdefault((farm.vip, farm.protocol), [])
+        check_listener(others, farm, place)
+        others.append(farm)
+        farms[farm.name] = farm
+    return Document(tuple(vips.values()), tuple(farms.values()))
+
+
+def _parse_farm(table: Mapping[str, object], place: str) -> Farm:
+    fields = Fields(table, place, (*FARM_FIELDS, "backend"))
+    backends = tuple(read_backend(Fields(each, spot, BACKEND_FIELDS)) for spot, each in fields.sections("backend"))
+    farm = replace(read_farm(fields), backends=backends)
+    check_farm(farm, place)
+    return farm
+
+
+_FARM_DEFAULTS = farm_fields(Farm(0, "", "", 0, 0))
+_HEALTH_DEFAULTS = health_fields(HealthCheck())
+_BACKEND_DEFAULTS = MappingProxyType({**backend_fields(Backend(0, "", 0)), "weight": None})
+
+
+def to_document(config: Config) -> dict[str, object]:
+    """The document that describes `config`; defaults are left out. `parse(to_document(c))` is c without ids."""
+    return {
+        "vip": [_unlike(vip_fields(vip), {"guard": True}) for vip in config.vips.values()],
+        "farm": [_farm_table(farm) for farm in config.farms.values()],
+    }
+
+
+def _unlike(values: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value != defaults.get(name)}
+
+
+def _farm_table(farm: Farm) -> dict[str, object]:
+    table = _unlike({**farm_fields(farm), "health": None}, _FARM_DEFAULTS | {"health": None})
+    health = _unlike(health_fields(farm.health), _HEALTH_DEFAULTS)
+    if health:
+        table["health"] = health
+    if farm.backends:
+        table["backend"] = [_unlike(backend_fields(backend), _BACKEND_DEFAULTS) for backend in farm.backends]
+    return table
+
+
+def to_text(document: Mapping[str, object]) -> str:
+    """A document as TOML, in the shape shown above."""
+    lines: list[str] = []
+    _write_table(document, "", lines)
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _write_table(table: Mapping[str, object], path: str, lines: list[str]) -> None:
+    """TOML wants a table's plain values before its sub-tables."""
+    for name, value in table.items():
+        if not _is_nested(value):
+            lines.append(f"{name} = {_scalar(value)}")
+    for name, value in table.items():
+        below = f"{path}.{name}" if path else name
+        if isinstance(value, Mapping):
+            lines += ["", f"[{below}]"]
+            _write_table(value, below, lines)
+        elif _is_nested(value):
+            assert isinstance(value, Sequence)
+            for each in value:
+                lines += ["", f"[[{below}]]"]
+                _write_table(each, below, lines)
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, Sequence) and not isinstance(value, str))
+
+
+def _scalar(value: object) -> str:
+    """JSON writes these types as TOML does, save that TOML wants DEL escaped (TOML 1.0.0, section String)."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,269 @@
+"""Maps with the contract's names (farms file, control protocol) to model values and back.
+
+Decides names, types and defaults; every wrong or unknown name gets an InvalidInput that says where and what was expected.
+What the values mean together is decided in ctl/config/validation.py. Knows no ids: values made here have id 0 unless a base
+gives one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from ctl.config.model import AllDown, Backend, CheckKind, Farm, HealthCheck, Mode, Protocol, Scheduler, Vip
+from ctl.config.validation import canonical_address, check_bounds, suggest
+from ctl.errors import InvalidInput
+
+VIP_FIELDS = ("address", "device", "guard")
+FARM_FIELDS = (
+    "name",
+    "vip",
+    "port",
+    "proto",
+    "mode",
+    "scheduler",
+    "snat_address",
+    "enabled",
+    "all_down",
+    "idle_timeout_s",
+    "health",
+)
+HEALTH_FIELDS = ("kind", "interval_ms", "timeout_ms", "rise", "fall", "port", "path", "status", "host")
+BACKEND_FIELDS = ("address", "port", "weight", "priority", "draining")
+ALIASES = {"protocol": "proto", "dev": "device", "drain": "draining"}
+LATER_MODES = frozenset({"dsr", "ipip"})
+"""Modes the contract names that this version does not serve."""
+
+_Enum = TypeVar("_Enum", bound=enum.StrEnum)
+
+
+class Fields:
+    """Typed access to a map from outside. `place` leads every key in messages; `known` are the names it may have."""
+
+    def __init__(self, values: object, place: str, known: Collection[str]) -> None:
+        self.place = place
+        if not isinstance(values, Mapping):
+            raise InvalidInput(f"expected a table of settings, got {_described(values)}", place)
+        self._values: dict[str, object] = {}
+        for given, value in values.items():
+            name = str(given)
+            name = name if name in known else ALIASES.get(name, name)
+            if name not in known:
+                raise InvalidInput(f"no such setting{suggest(name, known)}", self.key(name[:64]))
+            if name in self._values:
+                raise InvalidInput("is given twice", self.key(name))
+            self._values[name] = value
+
+    def key(self, name: str) -> str:
+        """The full name of a setting for messages."""
+        return f"{self.place}.{name}" if self.place else name
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def _get(self, name: str, default: object, expected: str) -> object:
+        value = self._values.get(name, default)
+        if value is None:
+            raise InvalidInput(f"is missing; expected {expected}", self.key(name))
+        return value
+
+    def _wrong(self, name: str, expected: str) -> InvalidInput:
+        return InvalidInput(f"expected {expected}, got {_described(self._values[name])}", self.key(name))
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._get(name, default, "a text")
+        if not isinstance(value, str):
+            raise self._wrong(name, "a text")
+        return value
+
+    def integer(self, name: str, default: int | None = None, low: int | None = None, high: int | None = None) -> int:
+        expected = "an integer" if low is None else f"an integer from {low} to {high}"
+        value = self._get(name, default, expected)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self._wrong(name, expected)
+        if low is not None and high is not None:
+            check_bounds(value, low, high, self.key(name))
+        return value
+
+    def boolean(self, name: str, default: bool | None = None) -> bool:
+        value = self._get(name, default, "true or false")
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
+        return value
+
+    def choice(self, name: str, kind: type[_Enum], default: _Enum | None = None) -> _Enum:
+        expected = " or ".join(kind)
+        value = self._get(name, default, expected)
+        if not isinstance(value, str) or value not in set(kind):
+            raise self._wrong(name, expected)
+        return kind(value)
+
+    def address(self, name: str, default: str | None = None) -> str:
+        """A canonical address; the default may be empty, and so may the text then."""
+        value = self.text(name, default)
+        return value if value == default == "" else canonical_address(value, self.key(name))
+
+    def texts(self, name: str, default: Sequence[str] | None = None) -> tuple[str, ...]:
+        value = self._get(name, default, "a list of texts")
+        if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
+            raise self._wrong(name, "a list of texts")
+        return tuple(value)
+
+    def section(self, name: str, known: Collection[str]) -> Fields:
+        """The table under `name`, empty when absent."""
+        return Fields(self._get(name, {}, "a table"), self.key(name), known)
+
+    def sections(self, name: str) -> Iterator[tuple[str, Mapping[str, object]]]:
+        """(place, table) of each table in the list under `name`."""
+        value = self._get(name, (), "a list of tables")
+        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+            raise self._wrong(name, f"a list of tables ([[{name}]])")
+        for number, each in enumerate(value):
+            place = f"{self.key(name)}[{number}]"
+            if not isinstance(each, Mapping):
+                raise InvalidInput(f"expected a table of settings, got {_described(each)}", place)
+            yield place, each
+
+
+def _described(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'the text "{value[:64]}"'
+    if isinstance(value, int | float):
+        return str(value)[:64]
+    return "nothing" if value is None else "a table" if isinstance(value, Mapping) else f"a {type(value).__name__}"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendName:
+    """Which backend of a farm."""
+
+    address: str
+    port: int
+
+
+def read_backend_name(fields: Fields) -> BackendName:
+    return BackendName(fields.address("address"), fields.integer("port"))
+
+
+def read_vip(fields: Fields) -> Vip:
+    text = fields.text("address")
+    address, slash, length = text.partition("/")
+    key = fields.key("address")
+    if not slash or not (length.isascii() and length.isdigit() and len(length) <= 3):
+        raise InvalidInput(f'expected an address with prefix length like 10.0.0.100/24, got "{text[:64]}"', key)
+    return Vip(canonical_address(address, key), int(length), fields.text("device"), fields.boolean("guard", True))
+
+
+def read_farm(fields: Fields, base: Farm | None = None) -> Farm:
+    """A farm from its settings, without backends; with `base`, that farm with the given settings changed."""
+    first, last = _read_ports(fields, base)
+    return Farm(
+        id=base.id if base else 0,
+        name=fields.text("name", base.name if base else None),
+        vip=fields.address("vip", base.vip if base else None),
+        port=first,
+        port_last=last,
+        protocol=fields.choice("proto", Protocol, base.protocol if base else Protocol.TCP),
+        mode=_read_mode(fields, base.mode if base else Mode.SNAT),
+        scheduler=fields.choice("scheduler", Scheduler, base.scheduler if base else Scheduler.MAGLEV),
+        snat_address=_read_snat_address(fields, base),
+        enabled=fields.boolean("enabled", base.enabled if base else True),
+        all_down=fields.choice("all_down", AllDown, base.all_down if base else AllDown.DROP),
+        idle_timeout_s=fields.integer("idle_timeout_s", base.idle_timeout_s if base else 0),
+        health=_read_health(fields.section("health", HEALTH_FIELDS), base.health if base else HealthCheck()),
+        backends=base.backends if base else (),
+    )
+
+
+def _read_snat_address(fields: Fields, base: Farm | None) -> str:
+    if "snat_address" not in fields:
+        return base.snat_address if base else ""
+    return fields.address("snat_address", "")
+
+
+def _read_mode(fields: Fields, default: Mode) -> Mode:
+    if "mode" in fields and fields.text("mode") in LATER_MODES:
+        raise InvalidInput(f"{fields.text('mode')} is not served by this version; use snat or dnat", fields.key("mode"))
+    return fields.choice("mode", Mode, default)
+
+
+def _read_ports(fields: Fields, base: Farm | None) -> tuple[int, int]:
+    if base and "port" not in fields:
+        return base.port, base.port_last
+    value = fields._get("port", None, "a port or a range like 8000-8010")
+    if isinstance(value, str):
+        first, dash, last = value.partition("-")
+        numbers = [first.strip(), last.strip()] if dash else [first.strip()]
+        if all(each.isascii() and each.isdigit() and len(each) <= 9 for each in numbers):
+            return int(numbers[0]), int(numbers[-1])
+        raise fields._wrong("port", 'a port from 1 to 65535 or a range like "8000-8010"')
+    port = fields.integer("port")
+    return port, port
+
+
+def _read_health(fields: Fields, base: HealthCheck) -> HealthCheck:
+    return HealthCheck(
+        kind=fields.choice("kind", CheckKind, base.kind),
+        interval_ms=fields.integer("interval_ms", base.interval_ms),
+        timeout_ms=fields.integer("timeout_ms", base.timeout_ms),
+        rise=fields.integer("rise", base.rise),
+        fall=fields.integer("fall", base.fall),
+        port=fields.integer("port", base.port),
+        path=fields.text("path", base.path),
+        status=_read_status(fields, base.status),
+        host=fields.text("host", base.host),
+    )
+
+
+def _read_status(fields: Fields, default: str) -> str:
+    """`status = 200` is as clear as `status = "200"`."""
+    value = fields._get("status", default, "an HTTP status or range")
+    return str(fields.integer("status")) if isinstance(value, int) else fields.text("status", default)
+
+
+def read_backend(fields: Fields, base: Backend | None = None) -> Backend:
+    """A backend from its settings; with `base`, that backend with the given settings changed (never address and port)."""
+    name = BackendName(base.address, base.port) if base else read_backend_name(fields)
+    start = base or Backend(0, name.address, name.port)
+    return replace(
+        start,
+        weight=fields.integer("weight", start.weight),
+        priority=fields.integer("priority", start.priority),
+        draining=fields.boolean("draining", start.draining),
+    )
+
+
+def vip_fields(vip: Vip) -> dict[str, object]:
+    """Every setting of a VIP by its contract name."""
+    return {"address": f"{vip.address}/{vip.prefix_length}", "device": vip.device, "guard": vip.guard}
+
+
+def farm_fields(farm: Farm) -> dict[str, object]:
+    """Every setting of a farm by its contract name, without backends."""
+    return {
+        "name": farm.name,
+        "vip": farm.vip,
+        "port": farm.port if farm.port == farm.port_last else farm.ports,
+        "proto": farm.protocol.value,
+        "mode": farm.mode.value,
+        "scheduler": farm.scheduler.value,
+        "snat_address": farm.snat_address,
+        "enabled": farm.enabled,
+        "all_down": farm.all_down.value,
+        "idle_timeout_s": farm.idle_timeout_s,
+        "health": health_fields(farm.health),
+    }
+
+
+def health_fields(check: HealthCheck) -> dict[str, object]:
+    """Every setting of a health check by its contract name."""
+    return {name: getattr(check, name) for name in HEALTH_FIELDS} | {"kind": check.kind.value}
+
+
+def backend_fields(backend: Backend) -> dict[str, object]:
+    """Every setting of a backend by its contract name."""
+    return {name: getattr(backend, name) for name in BACKEND_FIELDS}

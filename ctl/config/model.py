@@ -1,0 +1,148 @@
+"""What a node is configured to do: virtual addresses, farms, backends. Immutable values and their invariants.
+
+Decides what can be said; whether it makes sense is decided in ctl/config/validation.py. Must not know files, sockets, the
+kernel or the time. A change makes a new `Config` that shares every farm it did not touch, so that "did this farm change" is an
+identity test.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+class Protocol(enum.StrEnum):
+    """Transport a farm balances."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class Mode(enum.StrEnum):
+    """How packets reach the backend."""
+
+    SNAT = "snat"
+    DNAT = "dnat"
+
+
+class Scheduler(enum.StrEnum):
+    """How the backend of a new connection is picked."""
+
+    MAGLEV = "maglev"
+    ROUNDROBIN = "roundrobin"
+    SOURCE = "source"
+
+
+class CheckKind(enum.StrEnum):
+    """What a health check does."""
+
+    NONE = "none"
+    TCP = "tcp"
+    HTTP = "http"
+
+
+class AllDown(enum.StrEnum):
+    """What a farm does with new connections when no backend is up: drop them, or try every backend all the same."""
+
+    DROP = "drop"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """How a farm's backends are probed."""
+
+    kind: CheckKind = CheckKind.NONE
+    interval_ms: int = 2000
+    timeout_ms: int = 1000
+    rise: int = 2  # successes in a row that bring a backend up
+    fall: int = 3  # failures in a row that take it down
+    port: int = 0  # 0: the backend's own
+    path: str = "/"  # HTTP only
+    status: str = "200-399"  # HTTP only: one status or an inclusive range
+    host: str = ""  # HTTP Host header; empty: the backend's address
+
+
+def format_endpoint(address: str, port: int | str) -> str:
+    """ADDR:PORT, an IPv6 address in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A server of a farm. `id` is its index in the kernel's backend table, unique on the node, kept for life."""
+
+    id: int
+    address: str
+    port: int
+    weight: int = 1  # 0: no new connections
+    priority: int = 0  # lower is preferred; a tier serves only when no lower-numbered tier has a backend that can
+    draining: bool = False
+
+    @property
+    def endpoint(self) -> str:
+        """What names the backend within its farm, for people and for hashing."""
+        return format_endpoint(self.address, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class Farm:
+    """A service. `id` is its index in the kernel's farm table, unique on the node, kept for life."""
+
+    id: int
+    name: str
+    vip: str
+    port: int
+    port_last: int  # equals port unless the farm serves a range; backends keep the offset into the range
+    protocol: Protocol = Protocol.TCP
+    mode: Mode = Mode.SNAT
+    scheduler: Scheduler = Scheduler.MAGLEV
+    snat_address: str = ""  # empty: the VIP
+    enabled: bool = True
+    all_down: AllDown = AllDown.DROP
+    idle_timeout_s: int = 0  # 0: DEFAULT_IDLE_TIMEOUT_S of the protocol
+    health: HealthCheck = HealthCheck()
+    backends: tuple[Backend, ...] = ()
+
+    @property
+    def ports(self) -> str:
+        """The listener's port or range as people write it: "80", "8000-8010"."""
+        return str(self.port) if self.port == self.port_last else f"{self.port}-{self.port_last}"
+
+    @property
+    def idle_timeout(self) -> int:
+        """Seconds of silence after which a connection is forgotten."""
+        return self.idle_timeout_s or DEFAULT_IDLE_TIMEOUT_S[self.protocol]
+
+
+@dataclass(frozen=True, slots=True)
+class Vip:
+    """A floating address."""
+
+    address: str
+    prefix_length: int
+    device: str
+    guard: bool = True  # answer the farms' ports and ICMP only
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that is replicated. `generation` grows by one with each accepted change.
+
+    (epoch, generation) is its version in the pair whose id is `pair`: the term in which the last change was accepted and the
+    count of changes. `history` has the last version of each earlier term. A node that was never in a pair has none of these.
+    """
+
+    generation: int = 0
+    epoch: int = 0
+    history: tuple[tuple[int, int], ...] = ()
+    pair: str = ""
+    hash_seed: int = 0
+    next_id: int = 1  # lower bound of the next farm's or backend's search for a free id
+    vips: Mapping[str, Vip] = field(default_factory=lambda: MappingProxyType({}))
+    farms: Mapping[str, Farm] = field(default_factory=lambda: MappingProxyType({}))
+
+
+DEFAULT_IDLE_TIMEOUT_S = MappingProxyType({Protocol.TCP: 900, Protocol.UDP: 120})

@@ -1,0 +1,173 @@
+"""The configuration as lines of JSON: the format of farms.jsonl and of what a pair exchanges.
+
+Header, one line per VIP and farm, and a trailer with the digest of all before it, so that a cut or damaged text is never taken
+for a shorter configuration. Decides the format and its version; knows no files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any
+
+from ctl.config.model import AllDown, Backend, CheckKind, Config, Farm, HealthCheck, Mode, Protocol, Scheduler, Vip
+from ctl.config.validation import check_config
+from ctl.errors import InvalidInput, XlbError
+
+FORMAT_VERSION = 1
+MAX_BYTES = 256 << 20
+"""More than the tables' limits allow to be configured; a longer text is damaged or hostile."""
+
+_ENUMS = {"protocol": Protocol, "mode": Mode, "scheduler": Scheduler, "all_down": AllDown, "kind": CheckKind}
+_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Vip, Farm, Backend, HealthCheck)}
+
+
+class DamagedRecord(Exception):
+    """The text is not a complete configuration; the message says what is wrong with it."""
+
+
+class NewerRecord(XlbError):
+    """The text was written by a later version of xlb."""
+
+
+class Encoder:
+    """Configurations to text. Remembers each farm's line, so that a change costs what it touches."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, tuple[Farm, bytes]] = {}
+
+    def encode(self, config: Config) -> bytes:
+        """The whole record; `decode` of it is `config`."""
+        known, self._lines = self._lines, {}
+        header: dict[str, object] = {
+            "xlb": "farms",
+            "version": FORMAT_VERSION,
+            "generation": config.generation,
+            "hash_seed": config.hash_seed,
+            "next_id": config.next_id,
+        }
+        if config.pair:  # left out, a single node's record stays what an earlier xlb reads
+            header |= {"pair": config.pair, "epoch": config.epoch, "history": config.history}
+        lines = [_line(header)]
+        lines += [_line({"vip": _values(vip)}) for vip in config.vips.values()]
+        for name, farm in config.farms.items():
+            entry = known.get(name)
+            if entry is None or entry[0] is not farm:
+                entry = (farm, _line({"farm": _farm_values(farm)}))
+            self._lines[name] = entry
+            lines.append(entry[1])
+        return b"".join([*lines, _line({"sha256": _digest(lines)})])
+
+
+class Decoder:
+    """Text to configurations. Remembers each line's farm: one that did not change stays the same object and is not checked
+    again, so that following a change costs what it touches.
+    """
+
+    def __init__(self) -> None:
+        self._farms: dict[bytes, Farm] = {}
+
+    def decode(self, text: bytes) -> Config:
+        """As the function of that name."""
+        header, lines = _opened(text)
+        try:
+            config, self._farms = _config(header, lines, self._farms)
+        except DamagedRecord:
+            raise
+        except (InvalidInput, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedRecord(f"it holds a value that cannot be: {error}") from error
+        return config
+
+
+def decode(text: bytes) -> Config:
+    """The configuration a record holds. Raises DamagedRecord, or NewerRecord naming the remedy."""
+    return Decoder().decode(text)
+
+
+def _opened(text: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    """Header and lines of a text that is whole."""
+    lines = text.splitlines(keepends=True)
+    if not lines:
+        raise DamagedRecord("it is empty")
+    header = _object(lines[0], 1)
+    version = header.get("version")
+    if header.get("xlb") != "farms" or not isinstance(version, int):
+        raise DamagedRecord("its first line is no header")
+    if version > FORMAT_VERSION:
+        raise NewerRecord(f"written in format {version} by a later xlb; this one reads up to {FORMAT_VERSION}: upgrade xlb")
+    trailer = _object(lines[-1], len(lines))
+    if len(lines) < 2 or set(trailer) != {"sha256"} or not lines[-1].endswith(b"\n"):
+        raise DamagedRecord(f"it ends in line {len(lines)} without the closing digest")
+    if trailer["sha256"] != _digest(lines[:-1]):
+        raise DamagedRecord("its digest does not match its lines")
+    return header, lines[1:-1]
+
+
+def _digest(lines: list[bytes]) -> str:
+    """Line by line: the interpreter's own SHA-256 keeps it for as long as one call takes."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def _line(values: Mapping[str, object]) -> bytes:
+    return json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def _object(line: bytes, number: int) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        raise DamagedRecord(f"line {number} is not JSON") from None
+    if not isinstance(value, dict):
+        raise DamagedRecord(f"line {number} is not a JSON object")
+    return value
+
+
+def _values(value: Vip | Backend | HealthCheck) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in _NAMES[type(value)]}
+
+
+def _farm_values(farm: Farm) -> dict[str, Any]:
+    values = {name: getattr(farm, name) for name in _NAMES[Farm]}
+    return values | {"health": _values(farm.health), "backends": [_values(backend) for backend in farm.backends]}
+
+
+def _enums(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _ENUMS[name](value) if name in _ENUMS else value for name, value in values.items()}
+
+
+def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes, Farm]) -> tuple[Config, dict[bytes, Farm]]:
+    """The configuration, and its farms by their lines. `known`: farms that were checked before."""
+    vips: dict[str, Vip] = {}
+    farms: dict[str, Farm] = {}
+    farm_lines: dict[bytes, Farm] = {}
+    for number, line in enumerate(lines, 2):
+        farm = known.get(line)
+        if farm is None:
+            ((kind, values),) = _object(line, number).items()
+            if kind == "vip":
+                vips[values["address"]] = Vip(**values)
+                continue
+            if kind != "farm":
+                raise ValueError(f"a line about {kind}")
+            health = HealthCheck(**_enums(values["health"]))
+            backends = tuple(Backend(**each) for each in values["backends"])
+            farm = Farm(**_enums(values) | {"health": health, "backends": backends})
+        farms[farm.name] = farm_lines[line] = farm
+    if len(vips) + len(farms) != len(lines):
+        raise ValueError("a name that is listed twice")
+    config = Config(vips=MappingProxyType(vips), farms=MappingProxyType(farms), **_standing(header))
+    check_config(config, {farm.name for line, farm in farm_lines.items() if line in known})
+    return config, farm_lines
+
+
+def _standing(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What the header says; a record of before there were pairs has no pair, epoch and history."""
+    numbers = {name: int(header[name]) for name in ("generation", "hash_seed", "next_id")}
+    history = tuple((int(epoch), int(generation)) for epoch, generation in header.get("history", ()))
+    return {**numbers, "epoch": int(header.get("epoch", 0)), "history": history, "pair": str(header.get("pair", ""))}

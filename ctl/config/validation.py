@@ -1,0 +1,240 @@
+"""Whether a configuration makes sense: the invariants every accepted `Config` holds.
+
+Decides on values only; the caller says where they came from (`place`), so that a message leads to the spot. Must not know
+files, the wire or the kernel beyond the sizes of its tables.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+from bpf.constants import MAX_BACKENDS, MAX_FARMS, MAX_PORT_RANGES, MAX_VIPS
+from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck, Vip
+from ctl.errors import InvalidInput
+
+MAX_BACKENDS_PER_FARM = 1024
+MAX_WEIGHT = 65535
+MAX_PRIORITY = 255
+MAX_PORT = 65535
+MAX_IDLE_TIMEOUT_S = 7 * 24 * 3600
+MAX_INTERVAL_MS = 3_600_000
+MAX_CHECKS_IN_A_ROW = 100
+MAX_TEXT = 1024
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_DEVICE = re.compile(r"[^\s/]{1,15}")
+_PATH = re.compile(r"/[\x21-\x7e]*")
+_HOST = re.compile(r"[\x21-\x7e]*")
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """A half sentence that names the closest of `known`, or all when they are few; empty when there is nothing to say."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, 1, 0.6)
+    if close:
+        return f'; did you mean "{close[0]}"?'
+    return f"; expected one of {', '.join(names)}" if 0 < len(names) <= 20 else ""
+
+
+def check_bounds(value: int, low: int, high: int, key: str) -> None:
+    """Raise InvalidInput unless low ≤ value ≤ high."""
+    if not low <= value <= high:
+        raise InvalidInput(f"expected {low} to {high}, got {value}", key)
+
+
+def canonical_address(text: str, key: str) -> str:
+    """A unicast IPv4 or IPv6 address in the one form it is stored in. Raises InvalidInput."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise InvalidInput(f'expected an IP address like 10.0.0.1 or 2001:db8::1, got "{text[:64]}"', key) from None
+    if isinstance(address, ipaddress.IPv6Address) and (address.scope_id is not None or address.ipv4_mapped is not None):
+        raise InvalidInput(f'expected an address without zone and not IPv4-mapped, got "{text}"', key)
+    if address.is_unspecified or address.is_multicast:
+        raise InvalidInput(f"expected the address of one host, got {text}", key)
+    return str(address)
+
+
+def is_ipv6(address: str) -> bool:
+    """The family of an address that is known to be one."""
+    return ":" in address
+
+
+def check_name(name: str, key: str) -> None:
+    """Names of farms and nodes. Raises InvalidInput."""
+    if _NAME.fullmatch(name) is None:
+        raise InvalidInput(
+            f'expected 1 to 64 letters, digits, ".", "_" or "-", beginning with a letter or digit, got "{name[:80]}"', key
+        )
+
+
+def check_device(device: str, key: str) -> None:
+    """Names the kernel accepts for an interface. Raises InvalidInput."""
+    if _DEVICE.fullmatch(device) is None or device in (".", ".."):
+        raise InvalidInput(
+            f'expected the name of an interface (1 to 15 characters, no blank, no "/"), got "{device[:80]}"', key
+        )
+
+
+def check_vip(vip: Vip, place: str = "") -> None:
+    """Raises InvalidInput with a key below `place` (default "vip.ADDRESS")."""
+    place = place or f"vip.{vip.address}"
+    canonical_address(vip.address, f"{place}.address")
+    check_bounds(vip.prefix_length, 1, 128 if is_ipv6(vip.address) else 32, f"{place}.address")
+    check_device(vip.device, f"{place}.device")
+
+
+def parse_status(text: str, key: str = "status") -> tuple[int, int]:
+    """ "200" or "200-399" as inclusive bounds of an HTTP status. Raises InvalidInput."""
+    match = re.fullmatch(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?", text)
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if low > high:
+        raise InvalidInput(f'expected an HTTP status or a range like 200-399, got "{text[:32]}"', key)
+    return low, high
+
+
+def check_health(check: HealthCheck, place: str) -> None:
+    """Raises InvalidInput with a key below `place`."""
+    check_bounds(check.interval_ms, 10, MAX_INTERVAL_MS, f"{place}.interval_ms")
+    check_bounds(check.timeout_ms, 1, MAX_INTERVAL_MS, f"{place}.timeout_ms")
+    if check.kind is not CheckKind.NONE and check.timeout_ms > check.interval_ms:
+        raise InvalidInput(f"expected at most interval_ms ({check.interval_ms}), got {check.timeout_ms}", f"{place}.timeout_ms")
+    check_bounds(check.rise, 1, MAX_CHECKS_IN_A_ROW, f"{place}.rise")
+    check_bounds(check.fall, 1, MAX_CHECKS_IN_A_ROW, f"{place}.fall")
+    check_bounds(check.port, 0, MAX_PORT, f"{place}.port")
+    if _PATH.fullmatch(check.path) is None or len(check.path) > MAX_TEXT:
+        raise InvalidInput(f'expected a path of printable ASCII that begins with "/", got "{check.path[:80]}"', f"{place}.path")
+    if _HOST.fullmatch(check.host) is None or len(check.host) > 255:
+        raise InvalidInput(f'expected a host name, got "{check.host[:80]}"', f"{place}.host")
+    parse_status(check.status, f"{place}.status")
+
+
+def check_backend(backend: Backend, farm: Farm, place: str) -> None:
+    """Raises InvalidInput with a key below `place`."""
+    canonical_address(backend.address, f"{place}.address")
+    if is_ipv6(backend.address) != is_ipv6(farm.vip):
+        expected = "an IPv6" if is_ipv6(farm.vip) else "an IPv4"
+        raise InvalidInput(
+            f"expected {expected} address like the farm's VIP {farm.vip}, got {backend.address}", f"{place}.address"
+        )
+    if backend.address == farm.vip:
+        raise InvalidInput("expected the address of a server, got the farm's own VIP", f"{place}.address")
+    last = MAX_PORT - (farm.port_last - farm.port)
+    if not 1 <= backend.port <= last:
+        why = "" if last == MAX_PORT else f" (the farm serves {farm.port_last - farm.port + 1} ports from there)"
+        raise InvalidInput(f"expected a port from 1 to {last}{why}, got {backend.port}", f"{place}.port")
+    check_bounds(backend.weight, 0, MAX_WEIGHT, f"{place}.weight")
+    check_bounds(backend.priority, 0, MAX_PRIORITY, f"{place}.priority")
+
+
+def check_farm(farm: Farm, place: str = "") -> None:
+    """What can be said of a farm alone. Raises InvalidInput with a key below `place` (default "farm.NAME")."""
+    place = place or f"farm.{farm.name}"
+    check_name(farm.name, f"{place}.name")
+    canonical_address(farm.vip, f"{place}.vip")
+    for port in (farm.port, farm.port_last):
+        if not 1 <= port <= MAX_PORT:
+            raise InvalidInput(f"expected a port from 1 to {MAX_PORT}, got {port}", f"{place}.port")
+    if farm.port_last < farm.port:
+        raise InvalidInput(
+            f"expected a range like 8000-8010, got {farm.port}-{farm.port_last}, which runs backwards", f"{place}.port"
+        )
+    if farm.snat_address:
+        canonical_address(farm.snat_address, f"{place}.snat_address")
+        if is_ipv6(farm.snat_address) != is_ipv6(farm.vip):
+            raise InvalidInput(
+                f"expected the family of the farm's VIP {farm.vip}, got {farm.snat_address}", f"{place}.snat_address"
+            )
+    check_bounds(farm.idle_timeout_s, 0, MAX_IDLE_TIMEOUT_S, f"{place}.idle_timeout_s")
+    check_health(farm.health, f"{place}.health")
+    if len(farm.backends) > MAX_BACKENDS_PER_FARM:
+        raise InvalidInput(f"expected at most {MAX_BACKENDS_PER_FARM} backends, got {len(farm.backends)}", f"{place}.backend")
+    seen: set[tuple[str, int]] = set()
+    for number, backend in enumerate(farm.backends):
+        spot = f"{place}.backend[{number}]"
+        check_backend(backend, farm, spot)
+        if (backend.address, backend.port) in seen:
+            raise InvalidInput(f"the farm has a backend {backend.endpoint} already; give it once, with a weight", spot)
+        seen.add((backend.address, backend.port))
+
+
+def check_vip_of_farm(vips: Mapping[str, Vip], farm: Farm, place: str = "") -> None:
+    """A farm listens on a VIP, and backends see one: else nobody would answer for it, or two nodes would.
+
+    Raises InvalidInput with the command that adds it.
+    """
+    for key, address in (("vip", farm.vip), ("snat_address", farm.snat_address)):
+        if address and address not in vips:
+            length = 64 if is_ipv6(address) else 24
+            remedy = f"add it first: xlbctl vip add {address}/{length} --dev INTERFACE"
+            raise InvalidInput(
+                f"{address} is not one of the virtual addresses; {remedy}", f"{place or f'farm.{farm.name}'}.{key}"
+            )
+
+
+def check_listener(others: Iterable[Farm], farm: Farm, place: str = "") -> None:
+    """No two farms serve one port. Raises InvalidInput naming the other farm."""
+    for other in others:
+        if (
+            other.vip == farm.vip
+            and other.protocol is farm.protocol
+            and other.port <= farm.port_last
+            and farm.port <= other.port_last
+            and other.name != farm.name
+        ):
+            taken = f"{farm.ports}/{farm.protocol} on {farm.vip} overlaps {other.ports}/{other.protocol} of farm {other.name}"
+            raise InvalidInput(
+                f"{taken}; choose another port or VIP, or delete that farm", f"{place or f'farm.{farm.name}'}.port"
+            )
+
+
+def check_limits(vips: Collection[str], farms: Collection[Farm]) -> None:
+    """The kernel's tables have room for all of it. Raises InvalidInput."""
+    from bpf.columns import port_prefixes  # brings numpy, which xlbctl's short commands must not wait for
+
+    backends = sum(len(farm.backends) for farm in farms)
+    ranges = sum(len(port_prefixes(farm.port, farm.port_last)) for farm in farms if farm.port != farm.port_last)
+    for key, number, limit in (
+        ("vip", len(vips), MAX_VIPS),
+        ("farm", len(farms), MAX_FARMS - 1),
+        ("backend", backends, MAX_BACKENDS - 1),
+        ("farm.port", ranges, MAX_PORT_RANGES),
+    ):
+        if number > limit:
+            what = {"vip": "virtual addresses", "farm": "farms", "backend": "backends"}.get(key, "prefixes of port ranges")
+            raise InvalidInput(f"this node has room for {limit} {what}, and this would make {number}", key)
+
+
+def check_config(config: Config, checked: Collection[str] = frozenset()) -> None:
+    """Every invariant of a whole configuration, for one that comes from outside. Raises InvalidInput.
+
+    checked: names of farms of which each by itself is known to be right.
+    """
+    for address, vip in config.vips.items():
+        check_vip(vip)
+        if address != vip.address:
+            raise InvalidInput(f"is filed under {address}", f"vip.{vip.address}")
+    last_on: dict[tuple[str, str], Farm] = {}
+    for farm in sorted(config.farms.values(), key=lambda farm: farm.port):
+        if farm.name not in checked:
+            check_farm(farm)
+        check_vip_of_farm(config.vips, farm)
+        listener = (farm.vip, farm.protocol)
+        previous = last_on.get(listener)
+        if previous is not None:
+            check_listener((previous,), farm)
+        if previous is None or farm.port_last > previous.port_last:
+            last_on[listener] = farm
+    check_limits(config.vips, config.farms.values())
+    _check_ids("farm", [farm.id for farm in config.farms.values()], MAX_FARMS)
+    _check_ids("backend", [backend.id for farm in config.farms.values() for backend in farm.backends], MAX_BACKENDS)
+
+
+def _check_ids(kind: str, ids: list[int], limit: int) -> None:
+    if len(set(ids)) != len(ids):
+        raise InvalidInput("two of them have the same id", kind)
+    for each in ids:
+        check_bounds(each, 1, limit - 1, f"{kind}.id")

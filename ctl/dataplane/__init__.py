@@ -1,0 +1,1 @@
+"""What the BPF maps should hold and which flows are idle. Pure; `kernel` does it."""

@@ -1,0 +1,173 @@
+"""Why a 5-tuple goes where it goes: `conn show` for a connection there is, and for one there could be.
+
+Pure: retraces the data plane's steps (docs/ARCHITECTURE.md, "A packet's way") with the same hash (`ctl.dataplane.flow_hash`)
+and the same tables (`ctl.dataplane.maglev`, `ctl.dataplane.planner`). Reads nothing; what exists is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from bpf.constants import COUNTERS
+from bpf.dataplane import FlowTuple
+from ctl.config.model import Backend, Config, Farm, Mode, Scheduler, format_endpoint
+from ctl.dataplane import maglev
+from ctl.dataplane.flow_hash import client_hash, flow_hash, snat_candidates
+from ctl.dataplane.flow_selection import PROTOCOL_NUMBERS
+from ctl.dataplane.planner import eligible_backends
+
+SHOWN_CANDIDATES = 4
+
+_REASONS = {counter.name: counter.reason for counter in COUNTERS}
+
+
+@dataclass(slots=True)
+class _Trace:
+    """The answer as it grows, step by step."""
+
+    steps: list[str] = field(default_factory=list)
+    farm: str | None = None
+    backend: str | None = None
+    rewrite: str | None = None
+    slot: int | None = None
+    slots: int | None = None
+
+    def end(self, verdict: str, exists: bool, connection: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {
+            "exists": exists,
+            "verdict": verdict,
+            "why": _REASONS.get(verdict, ""),
+            "farm": self.farm,
+            "backend": self.backend,
+            "rewrite": self.rewrite,
+            "slot": self.slot,
+            "slots": self.slots,
+            "steps": self.steps,
+            "connection": connection,
+        }
+
+
+def explain(
+    arriving: FlowTuple, found: Mapping[str, Any] | None, config: Config, down: AbstractSet[int], seed: int
+) -> dict[str, Any]:
+    """What happens to a packet that arrives with this tuple.
+
+    found: the connection as `conn list` shows it, if the flow tables have an entry for the tuple. down: ids of backends that
+    failed their check. The answer's `verdict` is "forward", "either" (round-robin: not known before) or a counter's name.
+    """
+    trace = _Trace()
+    if found is not None:
+        return _existing(found, trace)
+    trace.steps.append("no entry in the flow tables: a new connection")
+    vip = config.vips.get(arriving.destination)
+    if vip is None:
+        trace.steps.append(f"{arriving.destination} is no VIP")
+        return trace.end("pass_not_ours", False, None)
+    farm = _listener(config, arriving)
+    if farm is None:
+        guard = "on" if vip.guard else "off"
+        trace.steps.append(f"no running farm listens on port {arriving.destination_port}; the VIP's guard is {guard}")
+        return trace.end("drop_vip_guard" if vip.guard else "pass_vip_open", False, None)
+    trace.farm = farm.name
+    trace.steps.append(f"farm {farm.name} listens there")
+    eligible = eligible_backends(farm, down)
+    trace.steps.append(_eligible_sentence(farm, eligible, down))
+    if not eligible:
+        return trace.end("drop_no_backend", False, None)
+    return _select(arriving, farm, eligible, seed, trace)
+
+
+def _existing(found: Mapping[str, Any], trace: _Trace) -> dict[str, Any]:
+    trace.farm, trace.backend = found["farm"], found["backend"]
+    if found["direction"] == "forward":
+        trace.rewrite = f"{found['client']} -> {found['vip']} becomes {found['backend_sees']} -> {found['backend']}"
+    else:
+        trace.rewrite = f"{found['backend']} -> {found['backend_sees']} becomes {found['vip']} -> {found['client']}"
+    trace.steps.append(
+        f"a flow entry says it all: {found['state']}, idle for {found['idle_s']} s, {found['direction']} direction"
+    )
+    return trace.end("forward", True, found)
+
+
+def _select(arriving: FlowTuple, farm: Farm, eligible: tuple[Backend, ...], seed: int, trace: _Trace) -> dict[str, Any]:
+    chosen: Backend | None
+    if len(eligible) == 1:
+        chosen = eligible[0]
+        trace.steps.append("there is only this one to choose")
+    elif farm.scheduler is Scheduler.ROUNDROBIN:
+        turns = [_endpoint(each) for each in eligible]
+        trace.steps.append(f"roundrobin: the next in turn on the CPU that sees the packet, one of {', '.join(turns)}")
+        return trace.end("either", False, None)
+    else:
+        chosen = _by_hash(arriving, farm, eligible, seed, trace)
+    trace.backend = _endpoint(chosen, arriving.destination_port - farm.port)
+    trace.rewrite = _rewrite(arriving, farm, trace.backend, seed, trace)
+    return trace.end("forward", False, None)
+
+
+def _by_hash(arriving: FlowTuple, farm: Farm, eligible: tuple[Backend, ...], seed: int, trace: _Trace) -> Backend:
+    by_client = farm.scheduler is Scheduler.SOURCE
+    value = client_hash(arriving.source, seed) if by_client else flow_hash(arriving, seed)
+    size = maglev.table_size(farm.backends)
+    slot = value % size
+    number = int(maglev.lookup_table(eligible, size)[slot])
+    trace.slot, trace.slots = slot, size
+    what = "the client's address" if by_client else "the 5-tuple"
+    trace.steps.append(f"{farm.scheduler.value}: the hash of {what} is {value}, slot {slot} of {size}")
+    return next(backend for backend in eligible if backend.id == number)
+
+
+def _rewrite(arriving: FlowTuple, farm: Farm, backend: str, seed: int, trace: _Trace) -> str:
+    client = format_endpoint(arriving.source, arriving.source_port)
+    vip = format_endpoint(arriving.destination, arriving.destination_port)
+    if farm.mode is Mode.DNAT:
+        trace.steps.append("dnat: the backend sees the client's address and answers through this node")
+        return f"{client} -> {vip} becomes {client} -> {backend}"
+    address = farm.snat_address or farm.vip
+    ports = list(islice(snat_candidates(arriving.source_port, flow_hash(arriving, seed)), SHOWN_CANDIDATES))
+    trace.steps.append(
+        f"snat: the backend sees {address} and the first free port of {', '.join(map(str, ports))}, …; "
+        f"{ports[0]} unless another connection to {backend} has it"
+    )
+    return f"{client} -> {vip} becomes {format_endpoint(address, ports[0])} -> {backend}"
+
+
+def _listener(config: Config, arriving: FlowTuple) -> Farm | None:
+    """The exact port wins over a range, as in the tables."""
+    candidates = [
+        farm
+        for farm in config.farms.values()
+        if farm.enabled
+        and farm.vip == arriving.destination
+        and PROTOCOL_NUMBERS[farm.protocol] == arriving.protocol
+        and farm.port <= arriving.destination_port <= farm.port_last
+    ]
+    return min(candidates, key=lambda farm: farm.port_last - farm.port, default=None)
+
+
+def _eligible_sentence(farm: Farm, eligible: tuple[Backend, ...], down: AbstractSet[int]) -> str:
+    out = []
+    chosen = {backend.id for backend in eligible}
+    for backend in farm.backends:
+        if backend.id in chosen:
+            continue
+        reason = (
+            "is draining"
+            if backend.draining
+            else "has weight 0"
+            if backend.weight == 0
+            else "is down"
+            if backend.id in down
+            else f"waits in priority {backend.priority}"
+        )
+        out.append(f"{_endpoint(backend)} {reason}")
+    sentence = f"{len(eligible)} of {len(farm.backends)} backends take new connections"
+    return f"{sentence}; {', '.join(out)}" if out else sentence
+
+
+def _endpoint(backend: Backend, offset: int = 0) -> str:
+    return format_endpoint(backend.address, backend.port + offset)

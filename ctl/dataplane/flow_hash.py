@@ -1,0 +1,63 @@
+"""The data plane's hashes and SNAT port walk in Python, for `conn show`: the twin of bpf/program/select.h and select.family.h.
+
+Decides numbers only; must not know the tables. A test compares it with what the kernel program did. Words of an address
+are hashed as they lie in memory, hence the little-endian reads (XDP runs on such machines only, see headers.py).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from bpf.columns import address_bytes
+from bpf.constants import FIRST_SNAT_PORT, MAX_SNAT_CANDIDATES
+from bpf.dataplane import FlowTuple
+
+_MASK = 0xFFFFFFFF
+_GOLDEN_RATIO = 0x9E3779B9
+
+
+def _rotate(value: int, bits: int) -> int:
+    return (value << bits | value >> 32 - bits) & _MASK
+
+
+def _mix(value: int, word: int) -> int:
+    word = _rotate(word * 0xCC9E2D51 & _MASK, 15)
+    value = _rotate(value ^ word * 0x1B873593 & _MASK, 13)
+    return (value * 5 + 0xE6546B64) & _MASK
+
+
+def _finish(value: int) -> int:
+    value ^= value >> 16
+    value = value * 0x85EBCA6B & _MASK
+    value ^= value >> 13
+    value = value * 0xC2B2AE35 & _MASK
+    return value ^ value >> 16
+
+
+def _mix_address(value: int, address: str) -> int:
+    packed = address_bytes(address)
+    for word in struct.unpack(f"<{len(packed) // 4}I", packed):
+        value = _mix(value, word)
+    return value
+
+
+def flow_hash(flow: FlowTuple, seed: int) -> int:
+    """32 bits from the tuple a client's packet arrives with. Slot of a `maglev` farm: this modulo the slot count."""
+    value = _mix_address(_mix_address(seed, flow.source), flow.destination)
+    value = _mix(value, flow.source_port << 16 | flow.destination_port)
+    return _finish(_mix(value, flow.protocol))
+
+
+def client_hash(address: str, seed: int) -> int:
+    """32 bits from the client's address alone. Slot of a `source` farm: this modulo the slot count."""
+    return _finish(_mix_address(seed, address))
+
+
+def snat_candidates(client_port: int, hash_of_flow: int) -> Iterator[int]:
+    """Source ports towards the backend in the order the data plane tries them: the first with a free reply tuple wins."""
+    if client_port >= FIRST_SNAT_PORT:
+        yield client_port
+    for attempt in range(1, MAX_SNAT_CANDIDATES):
+        spread = _finish(hash_of_flow + attempt * _GOLDEN_RATIO & _MASK)
+        yield FIRST_SNAT_PORT + (spread * (65536 - FIRST_SNAT_PORT) >> 32)

@@ -1,0 +1,158 @@
+"""Reads all flows again and again: idle ones go, the others are counted. One thread, slice by slice, never on the loop.
+
+Which entries are idle is decided in `ctl.dataplane.expiry`; here is when to look and what to do with the answer. A sweep of a
+big table takes longer, so the pause grows with it: at most a fifth of the time is spent sweeping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from bpf.constants import MAX_BACKENDS
+from bpf.dataplane import Array, DataPlane, PlaneError
+from ctl.config.model import Config
+from ctl.dataplane import expiry
+from ctl.dataplane.flow_selection import FlowSelection
+from ctl.dataplane.kernel import flow_maps
+from ctl.runtime.realtime_scheduling import worker_threads
+
+MIN_PAUSE_S = 1.0
+MAX_PAUSE_S = 5.0
+REST_PER_WORK = 4.0
+TELL_S = 12.0
+"""How often the follower hears of connections whose forward entry is silent: well within the slack `ctl.dataplane.expiry` gives
+replicated entries."""
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """What the last full sweep found. `connections` counts by backend id; `entries` by table name, e.g. "flows_v4"."""
+
+    connections: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    entries: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    expired: int = 0
+    took_ms: float = 0.0
+
+
+class Follower(Protocol):
+    """Who has to know what happens to lasting connections without a packet: replication. Called in the sweep's thread."""
+
+    def removed(self, family: str, keys: Array) -> None:
+        """These forward entries were deleted on purpose."""
+
+    def still_alive(self, family: str, keys: Array, values: Array) -> None:
+        """Forward entries that are silent while their connection is busy; last_seen is the connection's."""
+
+
+class Sweeper:
+    """Runs as one task; also serves questions about flows in the same thread, so that two never race."""
+
+    def __init__(self, plane: DataPlane, config: Callable[[], Config]) -> None:
+        self._plane = plane
+        self._config = config
+        self._thread = worker_threads(1, "xlb-sweep")
+        self.result = SweepResult()
+        self.sweeps = 0
+        self.expired = 0
+        self.follower: Follower | None = None
+        self._told_s = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            started = time.monotonic()
+            try:
+                self.result = await self._in_thread(self._sweep)
+            except (PlaneError, OSError) as error:
+                log.error("idle connections could not be removed: %s", error)
+            else:
+                self.sweeps += 1
+                self.expired += self.result.expired
+            await asyncio.sleep(min(MAX_PAUSE_S, max(MIN_PAUSE_S, REST_PER_WORK * (time.monotonic() - started))))
+
+    async def ask(self, question: Callable[[], T]) -> T:
+        """Run something that reads flows in the sweep's thread."""
+        return await self._in_thread(question)
+
+    async def flush(self, selection: FlowSelection) -> int:
+        """Remove the selected flows now; returns how many entries."""
+        return await self._in_thread(lambda: self._remove(selection))
+
+    async def count(self, selection: FlowSelection) -> int:
+        return await self._in_thread(lambda: flow_maps.count(self._plane, selection))
+
+    def close(self) -> None:
+        """Wait for the work under way."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _remove(self, selection: FlowSelection) -> int:
+        follower = self.follower
+        return (
+            flow_maps.remove(self._plane, selection, follower.removed) if follower else flow_maps.remove(self._plane, selection)
+        )
+
+    def _sweep(self) -> SweepResult:
+        started = time.monotonic()
+        follower = self.follower if started - self._told_s >= TELL_S else None
+        if follower:
+            self._told_s = started
+        timeouts = expiry.timeout_ticks(self._config())
+        counts = np.zeros(MAX_BACKENDS, dtype=np.intp)
+        entries = {f"{table}_{family}": 0 for table in flow_maps.TABLES for family in flow_maps.FAMILIES}
+        removed = 0
+        for table, family, keys, values in flow_maps.slices(self._plane):
+            counts += expiry.count_connections(values)[0]
+            entries[f"{table}_{family}"] += len(keys)
+            expired = self._expire(table, family, keys, values, timeouts, follower if table == "flows" else None)
+            removed += expired
+            flow_maps.rest_after(expired)
+        used = np.flatnonzero(counts)
+        connections = dict(zip(used.tolist(), counts[used].tolist(), strict=True))
+        return SweepResult(connections, entries, removed, (time.monotonic() - started) * 1000)
+
+    def _expire(
+        self, table: str, family: str, keys: Array, values: Array, timeouts: expiry.Ticks, follower: Follower | None
+    ) -> int:
+        """Delete the idle connections of a slice, both directions; returns how many entries.
+
+        follower: who is to hear of connections that only their reply entry keeps.
+        """
+        now_tick = self._plane.now_tick()
+        idle = expiry.candidates(values if follower is None else expiry.without_slack(values), now_tick, timeouts)
+        if not idle.any():
+            return 0
+        keys, values = keys[idle], values[idle]
+        pair_keys = expiry.pair_keys(keys, values)
+        found, pairs = self._plane.lookup_flows(table, family, pair_keys)
+        if not found.all():  # while a connection moves to the lasting table its directions lie apart for a moment
+            other = flow_maps.TABLES[1 - flow_maps.TABLES.index(table)]
+            missing = np.flatnonzero(~found)
+            found[missing], pairs[missing] = self._plane.lookup_flows(other, family, pair_keys[missing])
+        gone, pair_gone = expiry.expired(keys, values, found, pairs, now_tick, timeouts)
+        if follower is not None:
+            busy = ~gone & found & expiry.only_reply_is_busy(values, pairs, now_tick)
+            if busy.any():
+                values["last_seen"][busy] = pairs["last_seen"][busy]
+                follower.still_alive(family, keys[busy], values[busy])
+        removed = 0
+        for where in flow_maps.TABLES:
+            # Two calls, not one with the keys joined: numpy would turn the joined ports into the host's byte order.
+            for chosen in (keys[gone], pair_keys[pair_gone]) if where == table else (pair_keys[pair_gone],):
+                if len(chosen):
+                    removed += self._plane.delete_flows(where, family, chosen)
+        return removed
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)

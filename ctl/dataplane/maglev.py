@@ -1,0 +1,147 @@
+"""Which backend each slot of a farm names: Maglev tables and weighted round-robin turns.
+
+Decides from addresses, ports and weights alone, so that both nodes of a pair, today and after a restart, fill the same
+table. A slot holds a backend's id, but ids decide nothing. Pure; knows no kernel.
+
+Source: D. Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016, section 3.4.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctl.config.model import Backend
+
+TABLE_SIZES = (509, 1021, 2039, 4093, 8191, 16381, 32749, 65537)
+"""Primes, because a backend's skip must visit every slot. A factor of two apart: another size moves every hash to another
+slot, so it should be rare, but thousands of farms with tables four times too long would fill the kernel's slot table."""
+
+SLOTS_PER_UNIT = 100
+"""Slots for the lightest backend. Counts come out within about one slot of exact, so its share is right to about 1 %, the
+same ratio of table size to backends that the paper recommends (section 5.3)."""
+
+MAX_TURNS = 4096
+"""Longest round-robin turn order; weights that need more are rounded to fit."""
+
+_BLOCK = 256
+
+
+def table_size(backends: Sequence[Backend]) -> int:
+    """Slots of a Maglev table for the backends of a farm that carry weight.
+
+    Depends on the configuration only, never on health: a backend that fails must not move other clients. The measure is
+    the number of times the lightest backend's weight goes into the sum.
+    """
+    weights = [backend.weight for backend in backends if backend.weight > 0]
+    if not weights:
+        return TABLE_SIZES[0]
+    wanted = SLOTS_PER_UNIT * math.ceil(sum(weights) / min(weights))
+    return next((size for size in TABLE_SIZES if size >= wanted), TABLE_SIZES[-1])
+
+
+def lookup_table(backends: Sequence[Backend], size: int) -> NDArray[np.uint32]:
+    """Backend ids of `size` slots (a prime); weight 0 gets none. At least one backend must carry weight.
+
+    In turns spread evenly by weight each backend takes the next free slot of its own permutation of all slots. Removing a
+    backend therefore moves its own slots and few others.
+    """
+    chosen = sorted(
+        (backend for backend in backends if backend.weight > 0), key=lambda backend: (backend.address, backend.port)
+    )
+    if not chosen:
+        raise ValueError("no backend carries weight")
+    ids = np.array([backend.id for backend in chosen], np.uint32)
+    if len(chosen) == 1:
+        return np.repeat(ids, size)
+    digests = [_digest(backend.endpoint) for backend in chosen]
+    phases = np.array([phase for _, _, phase in digests]) / 2.0**32
+    order = _turns(np.array([backend.weight for backend in chosen], np.float64), phases, size)
+    owners = _populate(order, [(offset % size, skip % (size - 1) + 1) for offset, skip, _ in digests], size)
+    return np.take(ids, owners)
+
+
+def turn_order(backends: Sequence[Backend]) -> NDArray[np.uint32]:
+    """Backend ids in the order of a weighted round-robin, turns of a backend spread evenly; weight 0 gets none.
+
+    As many turns as the weights' sum divided by their greatest common divisor, at most MAX_TURNS (or one per backend).
+    """
+    chosen = sorted(
+        (backend for backend in backends if backend.weight > 0), key=lambda backend: (backend.address, backend.port)
+    )
+    if not chosen:
+        raise ValueError("no backend carries weight")
+    weights = _reduced([backend.weight for backend in chosen])
+    phases = (np.arange(len(chosen)) + 0.5) / len(chosen)
+    order = _turns(np.array(weights, np.float64), phases, sum(weights))
+    return np.array([backend.id for backend in chosen], np.uint32)[order]
+
+
+def _reduced(weights: list[int]) -> list[int]:
+    divisor = math.gcd(*weights)
+    total = sum(weights) // divisor
+    if total <= MAX_TURNS:
+        return [weight // divisor for weight in weights]
+    scaled = [max(1, round(weight / divisor * MAX_TURNS / total)) for weight in weights]
+    divisor = math.gcd(*scaled)
+    return [weight // divisor for weight in scaled]
+
+
+def _digest(endpoint: str) -> tuple[int, int, int]:
+    """Offset, skip and phase of a backend: the same on every machine and in every process."""
+    digest = hashlib.blake2b(endpoint.encode(), digest_size=20, person=b"xlb maglev").digest()
+    return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:16], "big"), int.from_bytes(digest[16:], "big")
+
+
+def _turns(weights: NDArray[np.float64], phases: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """Whose turn it is, `count` times. Backend i's k-th turn falls at (k + phase i) / weight i; ties go to the lower index.
+
+    A backend's times do not depend on the others', so a change of one shifts the order of the rest as little as can be.
+    """
+    shares = np.minimum(np.ceil(count * weights / weights.sum()) + 2, count).astype(np.intp)
+    owners = np.repeat(np.arange(len(weights)), shares)
+    starts = np.cumsum(shares) - shares
+    turn = np.arange(len(owners)) - starts[owners]
+    return owners[np.argsort((turn + phases[owners]) / weights[owners], kind="stable")[:count]]
+
+
+@functools.lru_cache(maxsize=len(TABLE_SIZES))
+def _numbers(size: int) -> NDArray[np.int64]:
+    return np.arange(size, dtype=np.int64)
+
+
+def _populate(order: NDArray[np.intp], permutations: list[tuple[int, int]], size: int) -> NDArray[np.intp]:
+    """Index of the owner of each slot. Turn by turn, in Python; what numpy does is look ahead.
+
+    Preferences are made in blocks that leave out the slots already taken, and blocks grow as free slots get rare, so the
+    loop seldom meets a taken one: of the about size * ln(size) preferences visited in all, nearly all are visited by numpy.
+    """
+    taken = bytearray(size)
+    taken_view = np.frombuffer(taken, np.uint8)
+    owner = [0] * size
+    upcoming = [iter(()) for _ in permutations]
+    position = [0] * len(permutations)
+    numbers = _numbers(size)
+    free = size
+    for backend in order.tolist():
+        while True:
+            for slot in upcoming[backend]:
+                if not taken[slot]:
+                    break
+            else:
+                start = position[backend]
+                stop = position[backend] = min(size, start + _BLOCK * (size // free))
+                offset, skip = permutations[backend]
+                block = (numbers[start:stop] * skip + offset) % size
+                upcoming[backend] = iter(block[taken_view[block] == 0].tolist())
+                continue
+            break
+        taken[slot] = 1
+        owner[slot] = backend
+        free -= 1
+    return np.array(owner, np.intp)

@@ -1,0 +1,368 @@
+"""What the kernel's tables should hold, and the operations that get them there without harming a packet.
+
+Pure: configuration, health and what was planned before go in; operations and the next state come out. Knows the tables' meaning
+(`bpf.dataplane`, `bpf.constants`), not how they are written.
+
+Invariants, at every instant between two operations:
+* a service points at slots that are written, and every slot of it at a backend that is bound;
+* slots and backend ids a service still points at are neither rewritten nor rebound: a change writes a new run, replaces the
+  service, and the old run (or id) becomes usable one round later.
+
+A stopped farm has no service: the VIP's guard drops its new connections, existing flows go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+
+from bpf import constants
+from bpf.constants import MAX_SLOT_CHUNKS, VipFlag
+from bpf.dataplane import (
+    DeleteService,
+    DeleteVip,
+    Operation,
+    PutBackend,
+    PutService,
+    PutSlots,
+    PutVip,
+    ServiceKey,
+    ServiceValue,
+    ZeroTraffic,
+)
+from ctl.config.model import AllDown, Backend, Config, Farm, Scheduler
+from ctl.dataplane import maglev
+from ctl.dataplane.slot_allocator import Run, SlotSpace, run_of
+from ctl.errors import XlbError
+
+_Content = tuple[bool, int, tuple[Backend, ...]]
+"""What a run of slots says: round-robin or table, table size, and the backends in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFarm:
+    """A farm as the tables have it."""
+
+    farm: Farm
+    settled: bool  # False: the tables do not hold all of it yet, plan it again
+    key: ServiceKey | None = None  # None: no service
+    value: ServiceValue | None = None
+    content: _Content | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerState:
+    """What the tables hold after the operations so far. Opaque to callers; start with adopt() or PlannerState()."""
+
+    vips: Mapping[str, int] = field(default_factory=dict)
+    services: Mapping[ServiceKey, ServiceValue] = field(default_factory=dict)
+    farms: Mapping[str, PlannedFarm] = field(default_factory=dict)
+    bound: Mapping[int, Backend] = field(default_factory=dict)  # by id; its address and port are what the tables hold
+    down: frozenset[int] = frozenset()
+    free: tuple[Run, ...] = ((0, MAX_SLOT_CHUNKS),)
+    resting: tuple[Run, ...] = ()  # freed by the last round, free in the next
+    adopted: bool = False  # tables of an earlier process: nothing is new just because we do not know it
+    config: Config | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Operations to execute in order, and the state that holds once all succeeded.
+
+    `complete` False: some farms wait for slots or ids that this round frees; execute, then plan again at once.
+    """
+
+    operations: tuple[Operation, ...]
+    state: PlannerState
+    complete: bool
+
+
+def adopt(vips: Mapping[str, int], services: Mapping[ServiceKey, ServiceValue]) -> PlannerState:
+    """State of tables found in the kernel: after a restart, or after an operation failed halfway.
+
+    A service whose slots cannot be its own (outside the table, or cutting another's) is replaced like all others, but its
+    slots are left alone until the next restart.
+    """
+    space = SlotSpace()
+    owned: dict[ServiceKey, ServiceValue] = {}
+    runs: set[Run | None] = {None}
+    for key, value in services.items():
+        run = run_of(value.slot_offset, value.slot_count)
+        owned[key] = value if run in runs or (run and space.is_free(run)) else replace(value, slot_count=0)
+        if run is not None:
+            space.reserve(run)
+            runs.add(run)
+    return PlannerState(vips=dict(vips), services=owned, free=space.free, adopted=True)
+
+
+def plan(state: PlannerState, config: Config, down: AbstractSet[int]) -> Plan:
+    """One planning round. `down`: ids of backends whose health check failed.
+
+    Keep the returned state only when all operations succeeded. Raises XlbError when the slot table has no room; nothing is
+    planned then.
+    """
+    if config is state.config and down == state.down and all(planned.settled for planned in state.farms.values()):
+        return Plan((), state, True)
+    return _Round(state, config, frozenset(down)).run()
+
+
+def replan_everything(
+    config: Config, down: AbstractSet[int], vips: Mapping[str, int], services: Mapping[ServiceKey, ServiceValue]
+) -> Plan:
+    """Plan onto tables read from the kernel (`DataPlane.vips()`, `.services()`).
+
+    Writes everything anew, removes what is stale, and overwrites no slots in use; counters are kept.
+    """
+    return plan(adopt(vips, services), config, down)
+
+
+def eligible_backends(farm: Farm, down: AbstractSet[int]) -> tuple[Backend, ...]:
+    """Those that may take new connections: weight above 0, not draining, up, of the lowest-numbered tier that has one.
+
+    With none up and all_down "all": every backend that is not draining and carries weight, of every tier.
+    """
+    willing = [backend for backend in farm.backends if backend.weight > 0 and not backend.draining]
+    able = [backend for backend in willing if backend.id not in down]
+    if not able:
+        return tuple(willing) if farm.all_down is AllDown.ALL else ()
+    tier = min(backend.priority for backend in able)
+    return tuple(backend for backend in able if backend.priority == tier)
+
+
+def service_key(farm: Farm) -> ServiceKey:
+    """Where a farm listens, as the tables say it."""
+    return ServiceKey(farm.vip, farm.port, farm.port_last, int(constants.Protocol[farm.protocol.name]))
+
+
+def vip_flags(config: Config) -> dict[str, int]:
+    """Every address the tables should know, with its VipFlag bits."""
+    flags = {address: 0 if vip.guard else int(VipFlag.OPEN) for address, vip in config.vips.items()}
+    for farm in config.farms.values():
+        if farm.enabled and farm.port != farm.port_last:
+            flags[farm.vip] |= VipFlag.RANGES
+    return flags
+
+
+class _Round:
+    """The working copy of a state while one round is planned."""
+
+    def __init__(self, state: PlannerState, config: Config, down: frozenset[int]) -> None:
+        self.old = state
+        self.config = config
+        self.down = down
+        self.space = SlotSpace(state.free)
+        for run in state.resting:
+            self.space.release(run)
+        self.farms = dict(state.farms)
+        self.services = dict(state.services)
+        self.bound = dict(state.bound)
+        self.backend_puts: list[PutBackend] = []
+        self.slot_puts: list[PutSlots] = []
+        self.service_puts: list[PutService] = []
+        self.new_farms: list[int] = []
+        self.replaced: list[ServiceValue] = []  # values no longer in the tables after this round
+        self.starved: list[str] = []  # farms that found no slots
+
+    def run(self) -> Plan:
+        changed = self._changed_farms()
+        for farm in changed:
+            self._unbind(farm.name)
+        gone_farms = [name for name in self.old.farms if name not in self.config.farms]
+        for name in gone_farms:
+            self._unbind(name)
+            del self.farms[name]
+        for farm in changed:
+            self._plan_farm(farm)
+        stale = self._stale_services([*gone_farms, *(farm.name for farm in changed)])
+        for key in stale:
+            self.replaced.append(self.services.pop(key))
+        released = self._released()
+        if self.starved and not released:
+            self._raise_full()
+        vips = dict(self.old.vips) if self.config is self.old.config else vip_flags(self.config)
+        state = PlannerState(
+            vips=vips,
+            services=self.services,
+            farms=self.farms,
+            bound=self.bound,
+            down=self.down,
+            free=self.space.free,
+            resting=released,
+            adopted=self.old.adopted and bool(self.starved),
+            config=self.config,
+        )
+        return Plan(self._operations(stale, vips), state, all(planned.settled for planned in self.farms.values()))
+
+    def _changed_farms(self) -> list[Farm]:
+        flipped = self.old.down ^ self.down
+        changed = []
+        for name, farm in self.config.farms.items():
+            planned = self.farms.get(name)
+            same = planned is not None and planned.farm is farm and planned.settled
+            if not same or (flipped and not flipped.isdisjoint([backend.id for backend in farm.backends])):
+                changed.append(farm)
+        return changed
+
+    def _unbind(self, name: str) -> None:
+        """A farm's ids are its own no more; those it keeps it binds again."""
+        planned = self.old.farms.get(name)
+        for backend in planned.farm.backends if planned else ():
+            if _same_server(self.bound.get(backend.id), backend):
+                del self.bound[backend.id]
+
+    def _bind(self, farm: Farm) -> frozenset[int]:
+        """Returns the ids that must wait a round, because services the tables still hold use them for another server."""
+        waiting = set()
+        for backend in farm.backends:
+            before = self.old.bound.get(backend.id)
+            if before is not None and not _same_server(before, backend):
+                waiting.add(backend.id)
+                continue
+            self.bound[backend.id] = backend
+            if before is None:
+                self.backend_puts.append(PutBackend(backend.id, backend.address, backend.port))
+        return frozenset(waiting)
+
+    def _plan_farm(self, farm: Farm) -> None:
+        old = self.old.farms.get(farm.name)
+        if old is None or old.farm.id != farm.id:
+            self.new_farms.append(farm.id)
+        waiting = self._bind(farm)
+        if not farm.enabled:
+            self.farms[farm.name] = PlannedFarm(farm, not waiting)
+            return
+        eligible = [backend for backend in eligible_backends(farm, self.down) if backend.id not in waiting]
+        content = _content(farm, eligible)
+        offset, count = 0, 0
+        if eligible:
+            place = self._reusable(old, content) or self._write_slots(farm, eligible, content)
+            if place is None:
+                self._keep_as_is(farm, old)
+                return
+            offset, count = place
+        key, value = service_key(farm), _service_value(farm, offset, count)
+        before = self.services.get(key)
+        if self.old.adopted or before != value:
+            self.service_puts.append(PutService(key, value))
+            self.services[key] = value
+            if before is not None:
+                self.replaced.append(before)
+        self.farms[farm.name] = PlannedFarm(farm, not waiting, key, value, content)
+
+    def _reusable(self, old: PlannedFarm | None, content: _Content) -> tuple[int, int] | None:
+        """(offset, count) of the farm's present slots when they say the same and are still its own."""
+        if old is None or old.key is None or old.value is None or old.content != content:
+            return None
+        return (old.value.slot_offset, old.value.slot_count) if self.old.services.get(old.key) == old.value else None
+
+    def _write_slots(self, farm: Farm, eligible: list[Backend], content: _Content) -> tuple[int, int] | None:
+        turns = maglev.turn_order(eligible) if content[0] else None
+        count = len(turns) if turns is not None else content[1]
+        offset = self.space.allocate(count)
+        if offset is None:
+            self.starved.append(farm.name)
+            return None
+        self.slot_puts.append(PutSlots(offset, turns if turns is not None else maglev.lookup_table(eligible, count)))
+        return offset, count
+
+    def _keep_as_is(self, farm: Farm, old: PlannedFarm | None) -> None:
+        """No room this round: the tables keep what they have of this farm, its old backends bound."""
+        if old is None:
+            self.farms[farm.name] = PlannedFarm(farm, False)
+            return
+        for backend in farm.backends:
+            if backend.id not in self.old.bound:
+                self.bound.pop(backend.id, None)
+        for backend in old.farm.backends:
+            if backend.id in self.old.bound:
+                self.bound[backend.id] = self.old.bound[backend.id]
+        self.farms[farm.name] = PlannedFarm(old.farm, False, old.key, old.value, old.content)
+
+    def _stale_services(self, names: list[str]) -> list[ServiceKey]:
+        """Keys whose farm is gone, stopped or listens elsewhere now."""
+        if self.old.adopted:
+            wanted = {planned.key for planned in self.farms.values()}
+            waiting = {self.config.farms[name].id for name in self.starved}
+            return [key for key, value in self.services.items() if key not in wanted and value.farm not in waiting]
+        wanted = {planned.key for name in names if (planned := self.farms.get(name))}
+        stale = []
+        for name in names:
+            old = self.old.farms.get(name)
+            if old is None or old.key is None or old.key in wanted:
+                continue
+            holder = self.services.get(old.key)
+            if holder is not None and holder.farm == old.farm.id:
+                stale.append(old.key)
+        return stale
+
+    def _released(self) -> tuple[Run, ...]:
+        """Runs of replaced values that no new value took over."""
+        kept = {run_of(put.value.slot_offset, put.value.slot_count) for put in self.service_puts}
+        runs = {run_of(value.slot_offset, value.slot_count) for value in self.replaced}
+        return tuple(sorted(run for run in runs - kept if run is not None))
+
+    def _raise_full(self) -> None:
+        names = ", ".join(self.starved[:3]) + (" and others" if len(self.starved) > 3 else "")
+        free = sum(length for _, length in self.space.free)
+        raise XlbError(
+            f"the slot table is full: no room for farm {names} ({free} of {MAX_SLOT_CHUNKS} chunks free, in pieces too short); "
+            "remove farms, or make the weights within a farm more alike, which makes its table smaller"
+        )
+
+    def _ranges_before(self, address: str) -> int:
+        """Range listeners of a VIP are asked until they are gone, so that what replaces them is in place first."""
+        return self.old.vips.get(address, 0) & VipFlag.RANGES
+
+    def _operations(self, stale: list[ServiceKey], vips: dict[str, int]) -> tuple[Operation, ...]:
+        operations: list[Operation] = []
+        new_backends = tuple(put.id for put in self.backend_puts)
+        if not self.old.adopted and (self.new_farms or new_backends):
+            operations.append(ZeroTraffic(tuple(self.new_farms), new_backends))
+        operations += self.backend_puts
+        operations += self.slot_puts
+        first = [key for key in stale if any(_share_prefixes(key, put.key) for put in self.service_puts)]
+        operations += _vip_puts(self.old.vips, {each: flags | self._ranges_before(each) for each, flags in vips.items()})
+        operations += [DeleteService(key) for key in first]
+        operations += self.service_puts
+        operations += [DeleteService(key) for key in stale if key not in first]
+        operations += [PutVip(each, flags) for each, flags in vips.items() if self._ranges_before(each) & ~flags]
+        operations += [DeleteVip(address) for address in self.old.vips if address not in vips]
+        return tuple(operations)
+
+
+def _vip_puts(old: Mapping[str, int], new: Mapping[str, int]) -> list[PutVip]:
+    return [PutVip(address, flags) for address, flags in new.items() if old.get(address) != flags]
+
+
+def _share_prefixes(one: ServiceKey, other: ServiceKey) -> bool:
+    """Whether deleting one port range after writing the other could delete a prefix the other needs."""
+    return (
+        (one.address, one.protocol) == (other.address, other.protocol)
+        and one.port != one.port_last
+        and other.port != other.port_last
+        and one.port <= other.port_last
+        and other.port <= one.port_last
+    )
+
+
+def _same_server(one: Backend | None, other: Backend) -> bool:
+    return one is not None and (one.address, one.port) == (other.address, other.port)
+
+
+def _content(farm: Farm, eligible: list[Backend]) -> _Content:
+    in_turn = farm.scheduler is Scheduler.ROUNDROBIN
+    size = 0 if in_turn else maglev.table_size(farm.backends)
+    return in_turn, size, tuple(eligible)
+
+
+def _service_value(farm: Farm, offset: int, count: int) -> ServiceValue:
+    return ServiceValue(
+        farm=farm.id,
+        slot_offset=offset,
+        slot_count=count,
+        mode=int(constants.Mode[farm.mode.name]),
+        scheduler=int(constants.Scheduler[farm.scheduler.name]),
+        port_first=farm.port,
+        snat_address=farm.snat_address or farm.vip,
+    )

@@ -1,0 +1,1 @@
+"""Probes of backends: their source addresses, their I/O, and the loop that runs what is due."""

@@ -1,0 +1,148 @@
+"""Runs the health checks that `ctl.health.check_machine` says are due, at most MAX_PROBES at a time, and reports transitions.
+
+Does the scheduling of I/O only. The results of the last run survive a restart of the daemon in run_dir/health.json (the ids
+of backends that are down): without it a daemon that restarts would send new connections to a dead backend until `fall`
+checks failed again. Reading the kernel's slot tables instead would not tell "down" from "weight 0 in the last round".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from ctl.config.model import Config, HealthCheck, format_endpoint
+from ctl.errors import XlbError
+from ctl.health.check_machine import HealthChecks, Probe, Transition
+from ctl.health.probes.probe import ProbeFailed, probe
+from ctl.health.probes.source_addresses import OwnSources
+
+MAX_PROBES = 512
+PROBES_PER_TURN = 16  # started before the loop gets a turn
+FARMS_PER_TURN = 32
+FILE_NAME = "health.json"
+
+RunProbe = Callable[[HealthCheck, str, int], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+
+
+class CheckRunner:
+    """One task for the schedule, one short-lived task per probe."""
+
+    def __init__(
+        self, checks: HealthChecks, run_dir: Path, changed: Callable[[Transition], None], run_probe: RunProbe = probe
+    ) -> None:
+        self.checks = checks
+        self._path = run_dir / FILE_NAME
+        self._changed = changed
+        self._run_probe = run_probe
+        self._wake = asyncio.Event()
+        self._following = asyncio.Lock()
+        self._probes: set[asyncio.Task[None]] = set()
+
+    def configure(self, config: Config) -> None:
+        """Follow a new configuration."""
+        self.checks.configure(config, now_ms())
+        self._wake.set()
+
+    async def follow(self, config: Config) -> None:
+        """`configure`, with turns of the loop between; configurations are followed in the order of the calls."""
+        async with self._following:
+            for number, _ in enumerate(self.checks.configure_in_steps(config, now_ms()), 1):
+                if number % FARMS_PER_TURN == 0:
+                    await asyncio.sleep(0)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled; the probes under way are cancelled too."""
+        try:
+            while True:
+                self._wake.clear()
+                for due in self.checks.due(now_ms(), min(PROBES_PER_TURN, MAX_PROBES - len(self._probes))):
+                    task = asyncio.get_running_loop().create_task(self._probe(due))
+                    self._probes.add(task)
+                    task.add_done_callback(self._done)
+                await self._rest()
+        finally:
+            for task in self._probes:
+                task.cancel()
+            await asyncio.gather(*self._probes, return_exceptions=True)
+
+    async def _rest(self) -> None:
+        """Sleep until something is due, the configuration changes or, all probes being busy, one ends."""
+        next_due = self.checks.next_due_ms()
+        busy = len(self._probes) >= MAX_PROBES
+        wait_s = None if next_due is None or busy else max(0.0, (next_due - now_ms()) / 1000)
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._probes.discard(task)
+        self._wake.set()
+
+    async def _probe(self, due: Probe) -> None:
+        error = ""
+        try:
+            await self._run_probe(due.check, due.address, due.port)
+        except ProbeFailed as failure:
+            error = str(failure)
+        except Exception as failure:  # a bug must not stop the check for good
+            log.exception("a health check of %s port %d failed inside xlbd", due.address, due.port)
+            error = f"the check itself failed ({type(failure).__name__})"
+        transition = self.checks.finish(due, not error, error, now_ms())
+        if transition is not None:
+            self._report(transition)
+
+    def _report(self, transition: Transition) -> None:
+        level = logging.INFO if transition.up else logging.WARNING
+        state = "up" if transition.up else "down"
+        log.log(
+            level,
+            "farm %s: backend %s is %s: %s",
+            transition.farm,
+            format_endpoint(transition.address, transition.port),
+            state,
+            transition.reason,
+        )
+        self._changed(transition)
+
+    def save_down(self) -> None:
+        """Write the backends that are down for the next daemon. Blocks for a moment; errors only cost that knowledge."""
+        temporary = self._path.with_suffix(".new")
+        try:
+            temporary.write_text(json.dumps(sorted(self.checks.down)))
+            temporary.replace(self._path)
+        except OSError as error:
+            log.warning("cannot write %s: %s", self._path, error.strerror)
+
+
+def own_probe(sources: OwnSources) -> RunProbe:
+    """`probe` from an address the answer comes back to."""
+
+    async def run(check: HealthCheck, address: str, port: int) -> None:
+        try:
+            source = await sources.towards(address)
+        except XlbError as error:
+            raise ProbeFailed(str(error)) from None
+        await probe(check, address, port, source)
+
+    return run
+
+
+def load_down(run_dir: Path) -> frozenset[int]:
+    """The backends that were down when the last daemon stopped; empty when nobody knows."""
+    try:
+        return frozenset(int(number) for number in json.loads((run_dir / FILE_NAME).read_text()))
+    except (OSError, ValueError, TypeError):
+        return frozenset()
+
+
+def now_ms() -> int:
+    """The event loop's clock, which all health states use."""
+    return int(asyncio.get_running_loop().time() * 1000)

@@ -1,0 +1,1 @@
+"""The network on Linux: rtnetlink, notifications, announcements, sysctls, offloads."""

@@ -1,0 +1,173 @@
+"""The VIPs' addresses, looked up and packed beforehand: added, removed or announced in microseconds each.
+
+A takeover must not wait for a dump of interfaces or for a thread. Each `AddressBatch` holds one rtnetlink request for all
+its addresses and one Ethernet frame per address. Does I/O only; nothing here blocks. Layouts: rtnetlink(7), linux/if_addr.h,
+linux/neighbour.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ctl.network.kernel.announcements import announcement
+from ctl.network.kernel.rtnetlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_ERROR, RECEIVE_BYTES
+from ctl.network.network import Interface, InterfaceAddress
+
+RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE, RTM_DELNEIGH = 20, 21, 24, 25, 29
+NDA_DST = 1
+RTA_DST, RTA_OIF = 1, 4
+RT_TABLE_LOCAL, RTPROT_STATIC, RTN_LOCAL = 255, 4, 2
+IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO = 1, 2, 6
+IFA_F_NODAD = 0x02
+FOREVER = 0xFFFFFFFF
+RECEIVE_BUFFER_BYTES = 4 << 20
+REQUESTS_PER_MESSAGE = 64
+
+_HEADER = struct.Struct("=IHHII")
+_IFADDR = struct.Struct("=BBBBI")
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_ATTRIBUTE = struct.Struct("=HH")
+_CACHEINFO = struct.Struct("=IIII")
+_NO_MAC = ("", "00:00:00:00:00:00")
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """One frame and the interface it leaves by."""
+
+    device: str
+    address: str
+    frame: bytes
+
+
+class AddressBatch:
+    """Implements `ctl.network.network.ReadyAddresses` for some addresses of interfaces that exist."""
+
+    def __init__(self, addresses: Sequence[InterfaceAddress], interfaces: Mapping[str, Interface]) -> None:
+        known = [each for each in addresses if each.device in interfaces]
+        self.addresses = tuple(known)
+        unknown = [each for each in addresses if each.device not in interfaces]
+        self._unknown = [f"cannot add {each.address}: there is no interface {each.device}" for each in unknown]
+        rows = [(each, interfaces[each.device].index) for each in known]
+        add = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE
+        self._add = _pack([_request(RTM_NEWADDR, add, number, *row) for number, row in enumerate(rows)])
+        self._remove = _pack([_request(RTM_DELADDR, NLM_F_REQUEST, number, *row) for number, row in enumerate(rows)])
+        self._forget = _pack([_forget(number, *row) for number, row in enumerate(rows)])
+        self._here = _pack([_local_route(RTM_NEWROUTE, add, number, *row) for number, row in enumerate(rows) if _six(row[0])])
+        gone = [_local_route(RTM_DELROUTE, NLM_F_REQUEST, number, *row) for number, row in enumerate(rows) if _six(row[0])]
+        self._gone = _pack(gone)
+        self._frames = tuple(
+            Announcement(each.device, each.address, announcement(each.address, interfaces[each.device].mac))
+            for each in known
+            if interfaces[each.device].mac not in _NO_MAC
+        )
+        self._netlink = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_ROUTE
+        )
+        self._link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        self._netlink.bind((0, 0))
+
+    def add(self) -> list[str]:
+        # The kernel routes an IPv6 address that is being added to itself only when a work queue gets to it. Until then it would
+        # forward what is for the address, answers to its own neighbour solicitations too, and repeat those after a second.
+        refused = self._request(self._here, "route", (errno.EEXIST,))
+        refused += self._request(self._add, "add", (errno.EEXIST,))
+        return self._unknown + refused
+
+    def remove(self) -> list[str]:
+        # What the kernel knows of the peer as this neighbour is from an earlier term. It would send packets there before the
+        # peer serves; without an entry it keeps them until the peer announces itself.
+        self._request(self._forget, "forget", (errno.ENOENT, errno.ENODEV))
+        refused = self._request(self._remove, "remove", (errno.EADDRNOTAVAIL, errno.ENODEV))
+        return refused + self._request(self._gone, "unroute", (errno.ESRCH, errno.ENODEV))
+
+    def announce(self) -> list[str]:
+        refused = []
+        for each in self._frames:
+            try:
+                self._link.sendto(each.frame, (each.device, 0))
+            except OSError as error:
+                refused.append(f"cannot announce {each.address} on {each.device}: {error.strerror}")
+        return refused
+
+    def close(self) -> None:
+        self._netlink.close()
+        self._link.close()
+
+    def _request(self, messages: Sequence[bytes], verb: str, no_errors: Sequence[int]) -> list[str]:
+        """The kernel works on a request while it is sent, and answers with what it refused only."""
+        refused = []
+        for message in messages:
+            try:
+                self._netlink.send(message)
+            except OSError as error:
+                refused.append(f"cannot {verb} addresses: {error.strerror}")
+                break
+            refused += self._refusals(verb, no_errors)
+        return refused
+
+    def _refusals(self, verb: str, no_errors: Sequence[int]) -> list[str]:
+        refused: list[str] = []
+        while True:
+            try:
+                data = self._netlink.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                return refused
+            except OSError as error:
+                return [*refused, f"cannot tell whether the kernel could {verb} addresses: {error.strerror}"]
+            offset = 0
+            while offset + _HEADER.size <= len(data):
+                length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
+                code = -struct.unpack_from("=i", data, offset + _HEADER.size)[0] if kind == NLMSG_ERROR else 0
+                if code and code not in no_errors:
+                    each = self.addresses[sequence]
+                    refused.append(f"cannot {verb} {each.address}/{each.prefix_length} on {each.device}: {os.strerror(code)}")
+                offset += max(_HEADER.size, (length + 3) & ~3)
+
+
+def _pack(requests: Sequence[bytes]) -> tuple[bytes, ...]:
+    return tuple(
+        b"".join(requests[start : start + REQUESTS_PER_MESSAGE]) for start in range(0, len(requests), REQUESTS_PER_MESSAGE)
+    )
+
+
+def _request(kind: int, flags: int, sequence: int, address: InterfaceAddress, index: int) -> bytes:
+    six = _six(address)
+    packed = socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, address.address)
+    # IPv6: without duplicate address detection, and deprecated from birth; see KernelNetwork.add_addresses.
+    body = _IFADDR.pack(socket.AF_INET6 if six else socket.AF_INET, address.prefix_length, IFA_F_NODAD if six else 0, 0, index)
+    body += _attribute(IFA_LOCAL, packed) + _attribute(IFA_ADDRESS, packed)
+    if six and kind == RTM_NEWADDR:
+        body += _attribute(IFA_CACHEINFO, _CACHEINFO.pack(0, FOREVER, 0, 0))
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
+
+
+def _forget(sequence: int, address: InterfaceAddress, index: int) -> bytes:
+    """The neighbour entry of this very address."""
+    family = socket.AF_INET6 if _six(address) else socket.AF_INET
+    body = _NEIGHBOUR.pack(family, index, 0, 0, 0) + _attribute(NDA_DST, socket.inet_pton(family, address.address))
+    return _HEADER.pack(_HEADER.size + len(body), RTM_DELNEIGH, NLM_F_REQUEST, sequence, 0) + body
+
+
+def _local_route(kind: int, flags: int, sequence: int, address: InterfaceAddress, index: int) -> bytes:
+    """The kernel's own of an IPv6 address, in a copy that is there at once."""
+    body = _ROUTE.pack(socket.AF_INET6, 128, 0, 0, RT_TABLE_LOCAL, RTPROT_STATIC, 0, RTN_LOCAL, 0)
+    body += _attribute(RTA_DST, socket.inet_pton(socket.AF_INET6, address.address)) + _attribute(
+        RTA_OIF, struct.pack("=I", index)
+    )
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
+
+
+def _six(address: InterfaceAddress) -> bool:
+    return ":" in address.address
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value

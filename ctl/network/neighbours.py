@@ -1,0 +1,89 @@
+"""Keeps the neighbours towards the backends resolved, so that a new connection does not wait for ARP.
+
+Which neighbour a backend needs follows from the routes: its own address on the link, or its gateway's. Asked again after
+route changes (not more often than RESOLVE_DELAY_S) and when the kernel dropped an entry. The kernel does the probing
+(managed neighbours); where it is too old for that, this repeats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ctl.config.model import Config
+from ctl.errors import XlbError
+from ctl.network.network import Network
+
+RESOLVE_DELAY_S = 0.05
+REPEAT_S = 5.0
+MAX_NEIGHBOURS = 32768
+
+log = logging.getLogger(__name__)
+
+
+def backend_addresses(config: Config) -> frozenset[str]:
+    """Every address packets are sent to."""
+    return frozenset(backend.address for farm in config.farms.values() for backend in farm.backends)
+
+
+class NextHopKeeper:
+    """Runs as one task; `wake` makes it look again."""
+
+    def __init__(self, network: Network, config: Callable[[], Config]) -> None:
+        self._network = network
+        self._config = config
+        self._wake = asyncio.Event()
+        self._routes_stale = True
+        self._lost: set[tuple[int, str]] = set()
+        self.kept: frozenset[tuple[int, str]] = frozenset()
+        self.unroutable: tuple[str, ...] = ()
+
+    def wake(self) -> None:
+        """The backends or the routes changed."""
+        self._routes_stale = True
+        self._wake.set()
+
+    def lost(self, index: int, address: str) -> None:
+        """The kernel dropped a neighbour entry."""
+        if (index, address) in self.kept:
+            self._lost.add((index, address))
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            repeat = REPEAT_S if self._network.needs_repeating else None
+            try:
+                async with asyncio.timeout(repeat):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._lost |= self.kept
+            await asyncio.sleep(RESOLVE_DELAY_S)  # changes come in bursts
+            self._wake.clear()
+            try:
+                await self._look()
+            except (XlbError, OSError) as error:
+                log.warning("neighbours of backends are not kept resolved: %s", error)
+
+    async def _look(self) -> None:
+        if self._routes_stale:
+            self._routes_stale = False
+            wanted, unroutable = await asyncio.to_thread(self._resolve, self._config())
+            gone, new = self.kept - wanted, wanted - self.kept
+            self.kept, self.unroutable = wanted, unroutable
+            if gone:
+                await asyncio.to_thread(self._network.release, gone)
+        else:
+            new = frozenset()
+        again = (self._lost & self.kept) | new
+        self._lost = set()
+        if again:
+            await asyncio.to_thread(self._network.keep_resolved, again)
+
+    def _resolve(self, config: Config) -> tuple[frozenset[tuple[int, str]], tuple[str, ...]]:
+        destinations = sorted(backend_addresses(config))[:MAX_NEIGHBOURS]
+        routes = self._network.routes(destinations)
+        pairs = list(zip(destinations, routes, strict=True))
+        wanted = frozenset((route.index, route.gateway or address) for address, route in pairs if route is not None)
+        return wanted, tuple(address for address, route in pairs if route is None)

@@ -1,0 +1,1 @@
+"""A running node: its parts composed, its configuration, one change at a time, the process."""

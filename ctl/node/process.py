@@ -1,0 +1,127 @@
+"""The daemon's process once its options are read: data plane, event loop, signals.
+
+Decides the order of starting and stopping. What a node does stands in `ctl.node.node`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from bpf.dataplane import PlaneError
+from bpf.kernel import attach
+from bpf.kernel.attach import Attachment
+from bpf.kernel.plane import KernelPlane
+from bpf.loading import loader
+from bpf.loading.loader import Build
+from ctl.errors import XlbError
+from ctl.network.kernel.kernel_network import KernelNetwork
+from ctl.node.node import Node, Origin
+from ctl.runtime import memory
+from ctl.runtime.realtime_scheduling import worker_threads
+from ctl.runtime.systemd import Notifier
+from ctl.state.cluster_file import ClusterFile
+from ctl.state.node_file import NodeSettings
+
+WORKER_THREADS = 8  # for what would hold the loop; mostly they wait for the disk or the kernel
+
+
+log = logging.getLogger("ctl")
+
+
+def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
+    """Serve until SIGTERM or SIGINT. Raises XlbError, with nothing changed, when the node cannot be started."""
+    _require_interfaces(settings.data.interfaces)
+    build = _build_for(settings, ClusterFile(settings.node.state_dir).load() is not None)
+    serving = False
+
+    def started() -> None:
+        nonlocal serving
+        serving = True
+
+    loaded = None
+    try:
+        loaded = loader.ensure(build, replace_pins)
+        log.info("data plane %s in %.0f ms", loaded.how, loaded.took_ms)
+        plane = KernelPlane(settings.node.bpf_dir, loaded.layouts)
+        asyncio.run(_serve(settings, plane, Origin(loaded.how, loaded.took_ms), detach, started))
+    except (PlaneError, XlbError) as error:
+        if loaded is not None and loaded.how == "built" and not serving:
+            loader.remove_pins(settings.node.bpf_dir)  # there were none before this start, which changes nothing
+        if isinstance(error, XlbError):
+            raise
+        if error.log:
+            log.debug("%s", error.log)
+        raise XlbError(str(error)) from error
+
+
+def _require_interfaces(names: Sequence[str]) -> None:
+    """Raise XlbError before anything is made, when the node file names an interface that is not there."""
+    existing = sorted(name for _, name in socket.if_nameindex())
+    for name in names:
+        if name not in existing:
+            raise XlbError(f"data.interfaces: there is no interface {name!r} on this node; it has: {', '.join(existing)}")
+
+
+def _build_for(settings: NodeSettings, paired: bool) -> Build:
+    """What is to be pinned: only a pair's program reports flow changes."""
+    features = {"replication": True} if paired else {}
+    return Build(settings.node.bpf_dir, settings.node.run_dir, settings.data.max_flows, features)
+
+
+async def _serve(settings: NodeSettings, plane: KernelPlane, origin: Origin, detach: bool, started: Callable[[], None]) -> None:
+    node = Node(settings, plane, KernelNetwork(), _KernelAttacher(settings, plane), origin, Notifier())
+    memory.collect_rarely()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(worker_threads(WORKER_THREADS, "xlb-worker"))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    clean = False
+    try:
+        await node.start()
+        started()
+        memory.settle()
+        await asyncio.to_thread(memory.give_back)
+        failure = await _first(stop, node.supervisor.failed)
+        if failure:
+            raise XlbError(f"{failure}; the data plane goes on serving, start xlbd again")
+        clean = True
+        log.info("stopping%s", "" if detach or node.member is not None else "; the data plane goes on serving")
+    finally:
+        await node.stop(detach and clean)  # a daemon that fails takes nothing away from what serves
+
+
+async def _first(stop: asyncio.Event, failed: asyncio.Future[str]) -> str:
+    """Wait for either; returns what failed, or "" for a wish to stop."""
+    failed.add_done_callback(lambda _: stop.set())
+    await stop.wait()
+    return failed.result() if failed.done() else ""
+
+
+class _KernelAttacher:
+    """`ctl.dataplane.kernel.xdp_interfaces.Attacher` on the program this node pinned."""
+
+    def __init__(self, settings: NodeSettings, plane: KernelPlane) -> None:
+        self._settings, self._plane = settings, plane
+        self._bpf_dir = settings.node.bpf_dir
+        self._xdp_mode = settings.data.xdp_mode
+
+    def attach(self, interfaces: Sequence[str]) -> Mapping[str, Attachment]:
+        return attach.attach(self._bpf_dir, interfaces, self._xdp_mode.value)
+
+    def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
+        return attach.detach(self._bpf_dir, interfaces)
+
+    def report_flows(self) -> None:
+        loaded = loader.ensure(_build_for(self._settings, paired=True))
+        if loaded.how == "adopted":
+            return
+        self._plane.reopen(self._bpf_dir, loaded.layouts)
+        present = [name for name in self._settings.data.interfaces if Path("/sys/class/net", name).exists()]
+        attach.attach(self._bpf_dir, present, self._xdp_mode.value)
+        log.info("the program was replaced in %.0f ms: it reports flow changes", loaded.took_ms)

@@ -1,0 +1,201 @@
+"""The configuration this node runs with, and everything that follows it: tables, addresses, checks, neighbours, flows.
+
+Decides what a change and a health transition lead to, and that what the kernel refuses is tried again. How a change is made is
+decided in `ctl.node.transaction`. Must not know whether there is a peer, nor who asked for a change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+
+from bpf.dataplane import DataPlane, PlaneError
+from ctl.config.model import Config, Protocol
+from ctl.dataplane.flow_selection import FlowSelection
+from ctl.dataplane.kernel.sweeper import Sweeper
+from ctl.errors import XlbError
+from ctl.health.check_machine import Transition
+from ctl.health.probes.runner import CheckRunner
+from ctl.network.neighbours import NextHopKeeper
+from ctl.network.vip_addresses import VipAddresses
+from ctl.node.transaction import Committed, Committer
+from ctl.runtime import memory
+from ctl.runtime.supervisor import Supervisor
+from ctl.state.store import Store
+
+REPLAN_RETRY_S = 5.0
+MANY_BACKENDS = 1000
+"""A change of so many makes enough objects for a look at all of them to hold up the loop."""
+
+log = logging.getLogger(__name__)
+
+
+class RunningConfiguration:
+    """Implements `ctl.cluster.config_replication.Host`. Create on a running loop; `load` and `begin` once, then `run` as a
+    task.
+
+    changed: called after every change.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        plane: DataPlane,
+        addresses: VipAddresses,
+        checks: CheckRunner,
+        next_hops: NextHopKeeper,
+        sweeper: Sweeper,
+        supervisor: Supervisor,
+        changed: Callable[[], None],
+    ) -> None:
+        self._store, self._plane, self._addresses = store, plane, addresses
+        self._checks, self._next_hops, self._sweeper = checks, next_hops, sweeper
+        self._supervisor, self._changed = supervisor, changed
+        self._committer = Committer(Config(), store, plane, addresses)
+        self._replan_wanted = asyncio.Event()
+
+    @property
+    def config(self) -> Config:
+        return self._committer.config
+
+    @property
+    def waiting_changes(self) -> int:
+        return self._committer.waiting
+
+    @property
+    def _down(self) -> frozenset[int]:
+        return self._checks.checks.down
+
+    async def load(self) -> None:
+        """Take up what is on disk, where a new node's gets its hash seed. Raises XlbError."""
+        config = await asyncio.to_thread(self._load)
+        self._committer = Committer(config, self._store, self._plane, self._addresses)
+        self._plane.set_hash_seed(config.hash_seed)
+
+    async def begin(self) -> None:
+        """Make the kernel's tables follow. Raises XlbError when it refuses."""
+        self._checks.configure(self.config)
+        await self._committer.replan(self._down)
+
+    def _load(self) -> Config:
+        report = self._store.load()
+        if report.message:
+            log.warning("%s", report.message)
+        if report.config.hash_seed:
+            return report.config
+        config = replace(report.config, hash_seed=1 + secrets.randbelow(2**32 - 1))
+        self._store.save(config)
+        return config
+
+    # --- changes ---------------------------------------------------------------------------------------------
+
+    async def commit(self, make: Callable[[Config], Config]) -> Committed:
+        """Put a change in force on this node, whatever a peer has; see `Committer.commit`."""
+        done = await self._committer.commit(make, self._down)
+        if done.new is not done.old:
+            await self._follow(done)
+        return done
+
+    async def put(self, config: Config) -> Committed:
+        """Put a whole configuration in force on this node."""
+        return await self.commit(lambda _: config)
+
+    async def store(self, config: Config) -> None:
+        """Write the peer's configuration; see `Committer.store`."""
+        await self._committer.store(config)
+
+    async def adopt(self, config: Config) -> None:
+        """Run with the peer's configuration, which is on disk. What this kernel refuses is logged and tried again."""
+        old = self.config
+        if config.hash_seed != old.hash_seed:
+            self._plane.set_hash_seed(config.hash_seed)
+        try:
+            await self._committer.adopt(config, self._down)
+        except (XlbError, PlaneError, OSError) as error:
+            log.error("the peer's configuration %d is not in force here, trying again: %s", config.generation, error)
+            self._replan_later()
+        await self._follow(Committed(old, config))
+
+    async def _follow(self, done: Committed) -> None:
+        before = self._down
+        await self._checks.follow(done.new)
+        if self._down != before:
+            self._replan_wanted.set()
+        before_change, after_change = changed_backends(done.old, done.new)
+        if before_change or after_change:
+            self._next_hops.wake()
+        if len(after_change) >= MANY_BACKENDS:
+            memory.settle()
+        gone = before_change - after_change
+        if gone:  # what was removed serves no longer; draining is how one lets connections finish
+            self._remove_flows(FlowSelection(backends=gone))
+        self._changed()
+
+    # --- health ----------------------------------------------------------------------------------------------
+
+    def health_changed(self, transition: Transition) -> None:
+        """A backend went up or down."""
+        self._replan_wanted.set()
+        if not transition.up:
+            # A UDP client would talk to the dead backend for as long as it goes on; TCP notices and connects anew, and
+            # a connection may outlive a failed check.
+            self._remove_flows(FlowSelection(backends=frozenset({transition.backend_id}), protocol=Protocol.UDP))
+
+    async def run(self) -> None:
+        """Make the tables follow the backends' health, until cancelled."""
+        while True:
+            await self._replan_wanted.wait()
+            self._replan_wanted.clear()
+            try:
+                await self._committer.replan(self._down)
+                await asyncio.to_thread(self._checks.save_down)
+            except XlbError as error:
+                log.error("health changes are not in force yet, trying again in %g s: %s", REPLAN_RETRY_S, error)
+                self._replan_later()
+
+    def _replan_later(self) -> None:
+        asyncio.get_running_loop().call_later(REPLAN_RETRY_S, self._replan_wanted.set)
+
+    def _remove_flows(self, selection: FlowSelection) -> None:
+        self._supervisor.run(self._flush(selection), "flow removal")
+
+    async def _flush(self, selection: FlowSelection) -> None:
+        try:
+            removed = await self._sweeper.flush(selection)
+        except (PlaneError, OSError) as error:
+            log.error("flows of removed or failed backends could not be removed: %s", error)
+        else:
+            log.debug("removed %d flow entries", removed)
+
+    # --- addresses -------------------------------------------------------------------------------------------
+
+    async def follow_addresses(self) -> None:
+        """Put back the VIPs' addresses that are missing; on a node that stands by, make ready what a takeover needs."""
+        try:
+            await self._committer.follow_addresses()
+        except (XlbError, OSError) as error:
+            log.error("%s; the VIP cannot be reached until its interface is there", error)
+
+    def interface_came(self, name: str) -> None:
+        """An interface that was not there before may be one of a VIP's."""
+        if any(vip.device == name for vip in self.config.vips.values()):
+            self._supervisor.run(self.follow_addresses(), "addresses")
+
+    def address_lost(self, _index: int, address: str) -> None:
+        """An address was removed from its interface."""
+        if address in self.config.vips and self._addresses.serving:
+            log.warning("vip %s was removed from its interface by somebody else; putting it back", address)
+            self._supervisor.run(self.follow_addresses(), "addresses")
+
+
+def changed_backends(old: Config, new: Config) -> tuple[frozenset[int], frozenset[int]]:
+    """Ids of the backends of the farms that differ, before and after. A farm that no change touched is the same object."""
+
+    def ids(of: Config, against: Config) -> frozenset[int]:
+        changed = (farm for name, farm in of.farms.items() if against.farms.get(name) is not farm)
+        return frozenset(backend.id for farm in changed for backend in farm.backends)
+
+    return ids(old, new), ids(new, old)

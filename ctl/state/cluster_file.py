@@ -1,0 +1,189 @@
+"""What pairing sets: state_dir/cluster.json, the one file that makes a node half of a pair.
+
+Decides its format and which of it makes sense. A node without the file is single. It holds the node's secret key, so it is
+readable by root only; it is replaced as a whole (write, fsync, rename), so that a crash leaves the old pair or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ctl.config.validation import MAX_PRIORITY, canonical_address, check_name
+from ctl.errors import InvalidInput, XlbError
+from ctl.state.durable_files import Files
+from sync.transport import Keys
+
+FILE = "cluster.json"
+FORMAT_VERSION = 1
+MAX_BYTES = 64 * 1024
+
+# Registered to nobody (IANA service names and port numbers), beside each other for the sake of firewall rules.
+CONTROL_PORT = 10917  # heartbeats, configuration, hand-over
+BULK_PORT = 10918  # flows
+PAIRING_PORT = 10919  # open only while a token is outstanding
+CONFIG_PORT = 10920  # configurations and questions
+
+_PAIR_ID = re.compile(r"[0-9a-f]{32}")
+_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")  # Z85 (ZeroMQ RFC 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One node of the pair, as both know it."""
+
+    name: str
+    cluster_address: str  # canonical; the node listens there, and nowhere else, for its peer
+    data_address: str  # canonical, for unicast VRRP; empty: the node had none when it was paired
+    priority: int  # agreed when the pair was made; one that stands in the node file goes before it
+    public_key: str  # CURVE, Z85
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """A pair, seen from one of its nodes."""
+
+    pair_id: str  # 32 hexadecimal digits, the same on both nodes
+    own: Member
+    peer: Member
+    secret_key: str  # CURVE, Z85
+    creator: bool  # this node's configuration was the pair's first, and it served when the pair was made
+    created_s: int  # seconds since 1970
+
+    def __post_init__(self) -> None:
+        """Raise InvalidInput naming what cannot be."""
+        if not _PAIR_ID.fullmatch(self.pair_id):
+            raise InvalidInput("expected 32 hexadecimal digits", "pair_id")
+        if not _KEY.fullmatch(self.secret_key):
+            raise InvalidInput("expected 40 characters of Z85", "secret_key")
+        for place, member in (("own", self.own), ("peer", self.peer)):
+            check_member(member, place)
+        if reason := why_no_pair(self.own, self.peer):
+            raise InvalidInput(reason, "peer")
+
+    @property
+    def keys(self) -> Keys:
+        """This node's CURVE keys."""
+        return Keys(self.own.public_key, self.secret_key)
+
+
+def check_member(member: Member, place: str) -> None:
+    """Raise InvalidInput whose key begins with `place`."""
+    check_name(member.name, f"{place}.name")
+    addresses = [("cluster_address", member.cluster_address)]
+    addresses += [("data_address", member.data_address)] if member.data_address else []
+    for key, address in addresses:
+        if canonical_address(address, f"{place}.{key}") != address:
+            raise InvalidInput(f'"{address}" is not written canonically', f"{place}.{key}")
+    if not 1 <= member.priority < MAX_PRIORITY:
+        raise InvalidInput(f"expected 1 to {MAX_PRIORITY - 1}, got {member.priority}", f"{place}.priority")
+    if not _KEY.fullmatch(member.public_key):
+        raise InvalidInput("expected 40 characters of Z85", f"{place}.public_key")
+
+
+def why_no_pair(one: Member, two: Member) -> str:
+    """Why two nodes cannot be a pair: a sentence with the remedy; empty if they can."""
+    if one.name == two.name:
+        return f'both nodes are named "{one.name}"; set node.name in the node file of one of them and restart its xlbd'
+    if one.cluster_address == two.cluster_address:
+        return f"both nodes have the cluster address {one.cluster_address}; give --local each node's own address"
+    if (":" in one.cluster_address) != (":" in two.cluster_address):
+        return f"{one.cluster_address} and {two.cluster_address} are of different families; use IPv4 or IPv6 on both"
+    if one.data_address and one.data_address == two.data_address:
+        return f"both nodes have the address {one.data_address} on the data network; give each its own"
+    if one.priority == two.priority:
+        return f"both nodes have priority {one.priority}; set cluster.priority in the node file of one of them"
+    if one.public_key == two.public_key:
+        return "both nodes have the same key: one was copied from the other; run xlbctl cluster destroy on both"
+    return ""
+
+
+class ClusterFile:
+    """state_dir/cluster.json. Methods block (fsync): call them in a thread."""
+
+    def __init__(self, state_dir: Path, files: Files | None = None) -> None:
+        self.path = state_dir / FILE
+        self._files = files or Files()
+
+    def load(self) -> ClusterSettings | None:
+        """The pair this node belongs to; None: it is single.
+
+        Raises XlbError when the file cannot be used: a node must not serve alone because its file is damaged.
+        """
+        try:
+            with self.path.open("rb") as file:
+                text = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise XlbError(f"cannot read {self.path}: {error.strerror}; run xlbd as root") from None
+        try:
+            return decode(text)
+        except InvalidInput as error:
+            remedy = "copy it back from a backup, or move it away on both nodes and create the pair again"
+            raise XlbError(f"{self.path} is damaged: {error}; {remedy}") from None
+        except XlbError as error:
+            raise XlbError(f"{self.path}: {error}; nothing was changed") from None
+
+    def save(self, settings: ClusterSettings) -> None:
+        """Returns once the file would survive a power cut. Raises XlbError naming the file and the reason."""
+        try:
+            self._files.replace(self.path, encode(settings))
+        except OSError as error:
+            raise XlbError(f"cannot store {self.path}: {error.strerror or error}; look after the disk and repeat it") from error
+
+    def remove(self) -> None:
+        """Make the node single from its next start on; no error when it is already. Raises XlbError."""
+        try:
+            self._files.remove(self.path)
+            with contextlib.suppress(FileNotFoundError):
+                self._files.sync_directory(self.path.parent)
+        except OSError as error:
+            raise XlbError(
+                f"cannot remove {self.path}: {error.strerror or error}; look after the disk and repeat it"
+            ) from error
+
+
+def encode(settings: ClusterSettings) -> bytes:
+    """The file's content; `decode` of it is `settings`."""
+    document = {"xlb": "cluster", "version": FORMAT_VERSION, **asdict(settings)}
+    return json.dumps(document, indent=1).encode() + b"\n"
+
+
+def decode(text: bytes) -> ClusterSettings:
+    """Raises InvalidInput for what is damaged, XlbError for a newer format."""
+    if len(text) > MAX_BYTES:
+        raise InvalidInput(f"it is longer than {MAX_BYTES} bytes")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidInput("it is not JSON") from None
+    if not isinstance(document, dict) or document.get("xlb") != "cluster":
+        raise InvalidInput("it does not begin as a cluster file does")
+    version = document.get("version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise InvalidInput("expected a number", "version")
+    if version > FORMAT_VERSION:
+        raise XlbError(f"written in format {version} by a later xlb; this one reads up to {FORMAT_VERSION}: upgrade xlb")
+    values = _take(document, ClusterSettings, "", {"own": dict, "peer": dict})
+    members = {name: Member(**_take(values[name], Member, f"{name}.", {})) for name in ("own", "peer")}
+    return ClusterSettings(**values | members)
+
+
+_TYPES: Mapping[str, type] = {"priority": int, "creator": bool, "created_s": int}
+
+
+def _take(values: Mapping[str, Any], kind: type, place: str, types: Mapping[str, type]) -> dict[str, Any]:
+    """The fields of `kind` with their types checked; what an earlier or later minor version added is left out."""
+    found = {}
+    for field in fields(kind):
+        expected, value = types.get(field.name, _TYPES.get(field.name, str)), values.get(field.name)
+        if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+            raise InvalidInput(f"expected {expected.__name__}, got {type(value).__name__}", f"{place}{field.name}")
+        found[field.name] = value
+    return found

@@ -1,0 +1,103 @@
+"""state_dir/epoch.json: which terms of leadership and leases this node knows, and whether an operator took it out of service.
+
+Decides the format, and what to do with a damaged file. The failover machine says what to write; a term is on disk before it is
+served, so that no restart ever serves under a number that was used before; so is the lease that the peer relies on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+from ctl.errors import XlbError
+from ctl.state.durable_files import Files, utc_stamp
+from sync.failover.timing import MAX_LEASE_NS, MIN_LEASE_NS
+
+FILE = "epoch.json"
+FORMAT_VERSION = 2  # 1: without the leases
+MAX_BYTES = 4096
+MAX_EPOCH = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a restart must know. `reserved`: an epoch this node may have served in (`sync.failover.epochs`).
+
+    Leases: `sync.failover.agreement`.
+    """
+
+    epoch: int = 0
+    reserved: int = 0
+    maintenance: bool = False
+    lease_ns: int = 0
+    peer_lease_ns: int = 0
+
+
+class EpochFile:
+    """Methods block (fsync): call them in a thread."""
+
+    def __init__(self, state_dir: Path, files: Files | None = None) -> None:
+        self.path = state_dir / FILE
+        self._files = files or Files()
+
+    def load(self) -> tuple[Terms, str]:
+        """What was stored, and a sentence worth a warning or "".
+
+        A damaged file is kept beside; the peer and the configuration know of the terms that were. Raises XlbError when the
+        file is of a newer version or cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                text = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            return Terms(), ""
+        except OSError as error:
+            raise XlbError(f"cannot read {self.path}: {error.strerror}; run xlbd as root") from None
+        try:
+            return _decode(text, self.path), ""
+        except (ValueError, RecursionError) as error:
+            kept = self.path.with_name(f"{FILE}.corrupt-{utc_stamp()}")
+            try:
+                self._files.rename(self.path, kept)
+            except OSError as reason:
+                raise XlbError(f"{self.path} is damaged and cannot be set aside: {reason.strerror}; move it away") from None
+            return Terms(), f"{self.path} is damaged ({error}) and is kept as {kept}; this node learns the epoch from its peer"
+
+    def save(self, terms: Terms) -> None:
+        """Returns once the file would survive a power cut. Raises OSError."""
+        text = json.dumps({"xlb": "epoch", "version": FORMAT_VERSION, **asdict(terms)}).encode() + b"\n"
+        self._files.replace(self.path, text)
+
+    def remove(self) -> None:
+        """A node that is single again starts afresh in its next pair. Raises OSError."""
+        self._files.remove(self.path)
+
+
+def _decode(text: bytes, path: Path) -> Terms:
+    """Raises ValueError for what is damaged, XlbError for a newer format."""
+    document = json.loads(text)
+    if not isinstance(document, dict) or document.get("xlb") != "epoch":
+        raise ValueError("it does not begin as an epoch file does")
+    version = document.get("version")
+    if not _is_number(version):
+        raise ValueError("version: expected a number")
+    if version > FORMAT_VERSION:
+        raise XlbError(f"{path} was written in format {version} by a later xlb; this one reads {FORMAT_VERSION}: upgrade xlb")
+    epoch, reserved, maintenance = (document.get(key) for key in ("epoch", "reserved", "maintenance"))
+    if not _is_number(epoch) or not _is_number(reserved) or not isinstance(maintenance, bool):
+        raise ValueError("epoch, reserved: expected numbers, maintenance: true or false")
+    return Terms(epoch, reserved, maintenance, *(_lease(document, key) for key in ("lease_ns", "peer_lease_ns")))
+
+
+def _lease(document: dict[str, object], key: str) -> int:
+    """0: not known, as in a file of format 1."""
+    value = document.get(key, 0)
+    if not _is_number(value) or not (value == 0 or MIN_LEASE_NS <= value <= MAX_LEASE_NS):
+        raise ValueError(f"{key}: expected 0 or {MIN_LEASE_NS} to {MAX_LEASE_NS}")
+    return value
+
+
+def _is_number(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_EPOCH

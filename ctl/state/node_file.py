@@ -1,0 +1,193 @@
+"""The node file (TOML): what this one machine is, edited by people and never replicated.
+
+Decides defaults, names and bounds. Only `load` touches the file system and asks the machine its name.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctl.config.fields import Fields
+from ctl.config.validation import MAX_PRIORITY, canonical_address, check_device, check_name
+from ctl.errors import InvalidInput, XlbError
+
+DEFAULT_PATH = Path("/etc/xlb/node.toml")
+
+MIN_FLOWS, MAX_FLOWS = 1024, 1 << 25
+MIN_TAKEOVER_MARGIN_MS = 5
+"""The lease is checked against the kernel's coarse clock, which steps every 4 ms at HZ=250; a peer that waits less than
+this beyond the lease could serve before the other has stopped."""
+
+MAX_MS = 60_000
+
+
+class XdpMode(enum.StrEnum):
+    """How the program is attached: auto takes native and falls back to generic."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    GENERIC = "generic"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSection:
+    """Names and directories."""
+
+    name: str
+    state_dir: Path  # farms, epoch, keys
+    run_dir: Path  # control socket, layout.json
+    bpf_dir: Path  # pins
+
+
+@dataclass(frozen=True, slots=True)
+class DataSection:
+    """The data plane."""
+
+    interfaces: tuple[str, ...]
+    xdp_mode: XdpMode
+    max_flows: int  # connections
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSection:
+    """Timing and policy of a pair; without effect on a single node."""
+
+    heartbeat_ms: int
+    lease_ms: int
+    takeover_ms: int
+    priority: int
+    failback: bool
+    track: tuple[str, ...]  # default: data.interfaces
+    gateway: str  # canonical address; empty: none
+    vrrp_id: int  # virtual router identifier of the advertisements (RFC 9568), the same on both nodes
+    vrrp_multicast: bool  # advertise to 224.0.0.18 or ff02::12 too, for those who watch
+    dns_name: str  # what `cluster check` resolves on both nodes; empty: their own names
+    priority_given: bool  # it stands in the node file; else a pair's nodes agree on theirs
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """A checked node file."""
+
+    source: str
+    node: NodeSection
+    data: DataSection
+    cluster: ClusterSection
+
+    @property
+    def control_endpoint(self) -> str:
+        """ZeroMQ address of the control socket."""
+        return f"ipc://{self.node.run_dir}/control.sock"
+
+
+_SECTIONS = {
+    "node": tuple(NodeSection.__slots__),
+    "data": tuple(DataSection.__slots__),
+    "cluster": tuple(name for name in ClusterSection.__slots__ if name != "priority_given"),
+}
+
+
+def load(path: Path) -> NodeSettings:
+    """Read and check a node file. Raises InvalidInput (content) or XlbError (missing, unreadable), naming path and remedy."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        example = '[data]\n    interfaces = ["eth0"]'
+        raise XlbError(
+            f"there is no node file {path}; make one (or name yours with --config). The least it needs is\n    {example}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"is not UTF-8 text: {error}", str(path)) from None
+    except OSError as error:
+        raise XlbError(f"cannot read the node file {path}: {error.strerror}; run as root or name yours with --config") from None
+    return parse(text, str(path), socket.gethostname())
+
+
+def parse(text: str, source: str, hostname: str) -> NodeSettings:
+    """Check the TOML `text`; `source` names it in errors, `hostname` is node.name's default.
+
+    Raises InvalidInput whose key is the section and setting, e.g. "data.xdp_mode", and whose message names `source`.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"is not valid TOML: {error}", source) from None
+    try:
+        return _parse(document, source, hostname)
+    except InvalidInput as error:
+        detail = str(error).removeprefix(f"{error.key}: ")
+        raise InvalidInput(f"{detail} (in {source})", error.key) from None
+
+
+def _parse(document: Mapping[str, object], source: str, hostname: str) -> NodeSettings:
+    top = Fields(document, "", tuple(_SECTIONS))
+    node, data, cluster = (top.section(name, known) for name, known in _SECTIONS.items())
+    data_section = _data(data)
+    return NodeSettings(source, _node(node, hostname), data_section, _cluster(cluster, data_section.interfaces))
+
+
+def _node(fields: Fields, hostname: str) -> NodeSection:
+    name = fields.text("name", hostname)
+    check_name(name, fields.key("name"))
+    defaults = {"state_dir": "/var/lib/xlb", "run_dir": "/run/xlb", "bpf_dir": "/sys/fs/bpf/xlb"}
+    paths = {}
+    for key, default in defaults.items():
+        paths[key] = Path(fields.text(key, default))
+        if not paths[key].is_absolute():
+            raise InvalidInput(f'expected an absolute path like {default}, got "{paths[key]}"', fields.key(key))
+    return NodeSection(name, **paths)
+
+
+def _data(fields: Fields) -> DataSection:
+    if "interfaces" not in fields:
+        raise InvalidInput('is missing; expected the interfaces that carry traffic, e.g. ["eth0"]', fields.key("interfaces"))
+    interfaces = _interfaces(fields, "interfaces", ())
+    if not interfaces:
+        raise InvalidInput('expected at least one interface, e.g. ["eth0"]', fields.key("interfaces"))
+    return DataSection(
+        interfaces,
+        fields.choice("xdp_mode", XdpMode, XdpMode.AUTO),
+        fields.integer("max_flows", 1048576, MIN_FLOWS, MAX_FLOWS),
+    )
+
+
+def _interfaces(fields: Fields, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    names = fields.texts(name, default)
+    for each in names:
+        check_device(each, fields.key(name))
+        if names.count(each) > 1:
+            raise InvalidInput(f'"{each}" is listed twice', fields.key(name))
+    return names
+
+
+def _cluster(fields: Fields, interfaces: tuple[str, ...]) -> ClusterSection:
+    heartbeat = fields.integer("heartbeat_ms", 100, 1, MAX_MS)
+    lease = fields.integer("lease_ms", 300, 2, MAX_MS)
+    takeover = fields.integer("takeover_ms", 350, 3, MAX_MS)
+    if heartbeat >= lease:
+        raise InvalidInput(f"expected less than lease_ms ({lease}), got {heartbeat}", fields.key("heartbeat_ms"))
+    if takeover < lease + MIN_TAKEOVER_MARGIN_MS:
+        why = "else both nodes could serve at once"
+        least = lease + MIN_TAKEOVER_MARGIN_MS
+        raise InvalidInput(
+            f"expected at least {least} (lease_ms + {MIN_TAKEOVER_MARGIN_MS}), got {takeover}; {why}", fields.key("takeover_ms")
+        )
+    gateway = fields.text("gateway", "")
+    return ClusterSection(
+        heartbeat,
+        lease,
+        takeover,
+        fields.integer("priority", 100, 1, MAX_PRIORITY - 1),
+        fields.boolean("failback", False),
+        _interfaces(fields, "track", interfaces),
+        canonical_address(gateway, fields.key("gateway")) if gateway else "",
+        fields.integer("vrrp_id", 51, 1, 255),
+        fields.boolean("vrrp_multicast", False),
+        fields.text("dns_name", ""),
+        "priority" in fields,
+    )

@@ -1,0 +1,134 @@
+"""The configuration on disk: state_dir/farms.jsonl, safe against a crash at any instant.
+
+A save writes a new file, syncs it, keeps the old one as farms.jsonl.previous, renames, syncs the directory. All side effects
+of storing farms are here; what the lines mean is decided in ctl/config/record_codec.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctl.config.model import Config
+from ctl.config.record_codec import MAX_BYTES, DamagedRecord, Encoder, NewerRecord, decode
+from ctl.errors import XlbError
+from ctl.state.durable_files import Files, utc_stamp
+
+FILE = "farms.jsonl"
+PREVIOUS = "farms.jsonl.previous"
+TEMPORARY = "farms.jsonl.new"
+CORRUPT = "farms.jsonl.corrupt"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What was found. `message` is empty or one sentence worth a warning in the log; `kept` the damaged file, if any."""
+
+    config: Config
+    message: str = ""
+    kept: Path | None = None
+
+
+class Store:
+    """Loads and saves a node's configuration. One process at a time (the daemon holds run_dir's lock)."""
+
+    def __init__(self, state_dir: Path, files: Files | None = None) -> None:
+        self.state_dir = state_dir
+        self.path = state_dir / FILE
+        self._files = files or Files()
+        self._encoder = Encoder()
+
+    def load(self) -> LoadReport:
+        """The last good configuration, an empty one for a new node.
+
+        A damaged file is kept beside, and the report says where. Raises XlbError when the file is of a newer version or
+        unreadable; nothing is changed then.
+        """
+        current = self._read(self.path)
+        if isinstance(current, Config):
+            return LoadReport(current)
+        previous = self._read(self.state_dir / PREVIOUS)
+        if current is None:
+            if isinstance(previous, Config):
+                return LoadReport(
+                    previous, f"{self.path} is missing: started with generation {previous.generation} of {PREVIOUS}"
+                )
+            if previous is None:
+                return LoadReport(Config())
+            kept = self._keep(self.state_dir / PREVIOUS)
+            return LoadReport(
+                Config(), f"{self.path} is missing and {PREVIOUS} is damaged: started empty; it is kept as {kept}", kept
+            )
+        kept = self._keep(self.path)
+        found = f"{self.path} is damaged ({current}) and is kept as {kept}"
+        if isinstance(previous, Config):
+            return LoadReport(previous, f"{found}: started with generation {previous.generation}, the last good one", kept)
+        return LoadReport(Config(), f"{found}: there is no earlier good one, started empty", kept)
+
+    def save(self, config: Config) -> None:
+        """Returns once `config` would survive a power cut.
+
+        Blocking (two fsyncs): call it in a thread. Raises XlbError naming the file and the reason.
+        """
+        temporary, previous = self.state_dir / TEMPORARY, self.state_dir / PREVIOUS
+        content = self._encoder.encode(config)
+        try:
+            self._files.make_directory(self.state_dir)
+            self._files.write_synced(temporary, content)
+            self._keep_previous(previous)
+            self._files.rename(temporary, self.path)
+        except OSError as error:
+            raise XlbError(f"cannot store the configuration in {self.path}: {_reason(error)}; nothing was changed") from error
+        try:
+            self._files.sync_directory(self.state_dir)
+        except OSError as error:
+            doubt = "the change is written, but may not survive a power cut; look after the disk and repeat it"
+            raise XlbError(f"cannot sync {self.state_dir}: {_reason(error)}; {doubt}") from error
+
+    def _keep_previous(self, previous: Path) -> None:
+        """The old file gets a second name; `previous` is never missing for longer than between two renames."""
+        spare = self.state_dir / f"{PREVIOUS}.new"
+        self._files.remove(spare)
+        with contextlib.suppress(FileNotFoundError):
+            self._files.link(self.path, spare)
+            self._files.rename(spare, previous)
+
+    def _read(self, path: Path) -> Config | DamagedRecord | None:
+        """None: no such file."""
+        try:
+            with path.open("rb") as file:
+                text = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise XlbError(
+                f"cannot read {path}: {error.strerror}; run as root, or name another state_dir in the node file"
+            ) from error
+        try:
+            if len(text) > MAX_BYTES:
+                raise DamagedRecord(f"it is longer than {MAX_BYTES >> 20} MiB")
+            return decode(text)
+        except DamagedRecord as error:
+            return error
+        except NewerRecord as error:
+            raise XlbError(f"{path}: {error}, or move the file away to start empty; nothing was changed") from None
+
+    def _keep(self, path: Path) -> Path:
+        """Rename a damaged file to a name no other has."""
+        stamp = utc_stamp()
+        kept = self.state_dir / f"{CORRUPT}-{stamp}"
+        number = 1
+        while kept.exists():
+            number += 1
+            kept = self.state_dir / f"{CORRUPT}-{stamp}-{number}"
+        try:
+            self._files.rename(path, kept)
+            self._files.sync_directory(self.state_dir)
+        except OSError as error:
+            raise XlbError(f"{path} is damaged and cannot be set aside: {error.strerror}; move it away by hand") from error
+        return kept
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

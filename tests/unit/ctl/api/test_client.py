@@ -1,0 +1,206 @@
+"""The control client against daemons that are absent, silent, garbled or gone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+
+from ctl.api.client import Client
+from ctl.api.protocol import MAX_MESSAGE_BYTES
+from ctl.errors import InvalidInput, XlbError
+
+PATIENCE_MS = 10_000
+
+
+@contextmanager
+def answering(path: Path, answers: Callable[[dict[str, Any]], list[bytes]]) -> Iterator[None]:
+    """A daemon that answers each request with what `answers` makes of it, until it gets "stop"."""
+    context = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    router.setsockopt(zmq.LINGER, 0)
+    router.bind(f"ipc://{path}")
+    stop = context.socket(zmq.PAIR)
+    stop.bind("inproc://stop")
+    wake = context.socket(zmq.PAIR)
+    wake.connect("inproc://stop")
+
+    def serve() -> None:
+        poller = zmq.Poller()
+        poller.register(router, zmq.POLLIN)
+        poller.register(wake, zmq.POLLIN)
+        while wake not in dict(poller.poll()):
+            peer, payload = router.recv_multipart()
+            for answer in answers(msgpack.unpackb(payload)):
+                router.send_multipart([peer, answer])
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.send(b"")
+        thread.join(5)
+        context.destroy(linger=0)
+
+
+def pack(request: dict[str, Any], **fields: Any) -> bytes:
+    return msgpack.packb({"id": request["id"], **fields})
+
+
+def test_a_result_is_returned_and_the_request_is_what_the_protocol_says(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def answers(request: dict[str, Any]) -> list[bytes]:
+        seen.append(request)
+        return [pack(request, ok=True, result=["a"])]
+
+    with answering(tmp_path / "s", answers), Client(tmp_path / "s", PATIENCE_MS) as client:
+        assert client.call("farm.list", {"x": 1}) == ["a"]
+        assert client.call("farm.list") == ["a"]
+    assert seen == [
+        {"v": 1, "id": 1, "cmd": "farm.list", "args": {"x": 1}},
+        {"v": 1, "id": 2, "cmd": "farm.list", "args": {}},
+    ]
+
+
+def test_answers_to_other_requests_are_skipped(tmp_path: Path) -> None:
+    def answers(request: dict[str, Any]) -> list[bytes]:
+        return [msgpack.packb({"id": 77, "ok": True, "result": "old"}), pack(request, ok=True, result="mine")]
+
+    with answering(tmp_path / "s", answers), Client(tmp_path / "s", PATIENCE_MS) as client:
+        assert client.call("x") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text", "exit_code"),
+    [
+        (
+            {"kind": "invalid", "message": "farm.port: expected 1 to 65535", "key": "farm.port"},
+            InvalidInput,
+            "farm.port: exp",
+            2,
+        ),
+        ({"kind": "refused", "message": "the VIP is in use"}, XlbError, "the VIP is in use", 1),
+        ({"kind": "internal", "message": "KeyError"}, XlbError, "internal error in xlbd: KeyError; see", 1),
+        (None, XlbError, "without a message", 1),
+    ],
+)
+def test_errors_keep_their_kind_and_key(tmp_path: Path, error: Any, kind: type[XlbError], text: str, exit_code: int) -> None:
+    with (
+        answering(tmp_path / "s", lambda request: [pack(request, ok=False, error=error)]),
+        Client(tmp_path / "s", PATIENCE_MS) as client,
+        pytest.raises(kind) as caught,
+    ):
+        client.call("x")
+    assert str(caught.value).startswith(text) or text in str(caught.value)
+    assert str(caught.value).count("farm.port") == (kind is InvalidInput)
+    assert caught.value.exit_code == exit_code
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\xc1", b"hello", msgpack.packb([1, 2]), b"\x81"])
+def test_an_answer_that_is_none_is_an_error_that_names_the_socket(tmp_path: Path, garbage: bytes) -> None:
+    with (
+        answering(tmp_path / "s", lambda request: [garbage]),
+        Client(tmp_path / "s", PATIENCE_MS) as client,
+        pytest.raises(XlbError, match=f"{tmp_path}/s does not speak"),
+    ):
+        client.call("x")
+
+
+def test_a_silent_daemon_is_given_up_and_a_change_called_unknown(tmp_path: Path) -> None:
+    with (
+        answering(tmp_path / "s", lambda request: []),
+        Client(tmp_path / "s", timeout_ms=30) as client,
+        pytest.raises(XlbError, match=r"did not answer farm.add within 0.03 s, so whether it was carried out is unknown"),
+    ):
+        client.call("farm.add")
+
+
+def test_a_daemon_that_dies_meanwhile_is_noticed_before_the_deadline(tmp_path: Path) -> None:
+    """It listens, takes the connection and goes: nobody would ever answer."""
+    path = tmp_path / "s"
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(os.fspath(path))
+    server.listen()
+    with Client(path, timeout_ms=20_000) as client:
+        server.close()
+        with pytest.raises(XlbError, match="xlbd is not running"):
+            client.call("x")
+
+
+def test_no_daemon_is_named_with_its_socket_and_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(XlbError, match=f"nothing listens on {tmp_path}/s; start it with 'systemctl start xlbd'"):
+        Client(tmp_path / "s")
+
+
+def test_a_socket_left_by_a_dead_daemon_is_no_daemon(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(os.fspath(tmp_path / "s"))
+    with pytest.raises(XlbError, match="xlbd is not running"):
+        Client(tmp_path / "s")
+
+
+def test_a_path_no_socket_can_have(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"node.run_dir.*107 bytes"):
+        Client(tmp_path / ("x" * 120))
+
+
+@pytest.mark.parametrize("value", ["\udcff", 2**70, object()])
+def test_a_value_msgpack_cannot_hold_is_invalid_input(tmp_path: Path, value: object) -> None:
+    with (
+        answering(tmp_path / "s", lambda request: []),
+        Client(tmp_path / "s", PATIENCE_MS) as client,
+        pytest.raises(InvalidInput, match="cannot be sent"),
+    ):
+        client.call("x", {"value": value})
+
+
+def test_a_request_over_the_daemons_limit_is_not_sent(tmp_path: Path) -> None:
+    with (
+        answering(tmp_path / "s", lambda request: []),
+        Client(tmp_path / "s", PATIENCE_MS) as client,
+        pytest.raises(InvalidInput, match="more than the 8388608"),
+    ):
+        client.call("x", {"value": "x" * MAX_MESSAGE_BYTES})
+
+
+def test_permission_denied_says_who_may(tmp_path: Path) -> None:
+    """As a user without rights, in a child: the tests may run as root."""
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.fspath(path))
+        server.listen()
+        path.chmod(0o660)
+        tmp_path.chmod(0o711)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(read)
+                os.chdir(tmp_path)  # the directories above are not for everybody
+                if os.getuid() == 0:
+                    os.setgroups([])
+                    os.setgid(65534)
+                    os.setuid(65534)
+                else:
+                    path.chmod(0)
+                Client(Path(path.name))
+            except XlbError as error:
+                os.write(write, str(error).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            message = pipe.read().decode()
+        os.waitpid(child, 0)
+    assert message.startswith("not allowed to use s: be root")
+    assert "group xlb" in message

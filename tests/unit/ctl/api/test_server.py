@@ -1,0 +1,318 @@
+"""The control socket: what is a request, what is too much, and that nothing sent to it harms the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctl.api.client import Client
+from ctl.api.protocol import MAX_MESSAGE_BYTES
+from ctl.api.server import (
+    MAX_QUEUED_MESSAGES,
+    MAX_REQUESTS_IN_FLIGHT,
+    SMALL_MESSAGE_BYTES,
+    ApiServer,
+    MalformedRequest,
+    Request,
+    decode_request,
+    result_answer,
+)
+from ctl.errors import InvalidInput, XlbError
+from tests.fakes.daemon import RunningDaemon, running_daemon
+
+DEADLINE_MS = 10_000
+GOOD = {"v": 1, "id": 7, "cmd": "status", "args": {}}
+
+
+def test_a_good_request_is_read() -> None:
+    assert decode_request(msgpack.packb(GOOD)) == Request(7, "status", {})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"v": 2}, "protocol version 1"),
+        ({"id": -1}, "id: expected"),
+        ({"id": True}, "id: expected"),
+        ({"id": "7"}, "id: expected"),
+        ({"cmd": ""}, "cmd: expected"),
+        ({"cmd": "x" * 65}, "cmd: expected"),
+        ({"cmd": 5}, "cmd: expected"),
+        ({"args": []}, "args: expected"),
+        ({"args": {"a": 1}, "more": 1}, "unknown key 'more'"),
+    ],
+)
+def test_a_wrong_request_is_named(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(MalformedRequest, match=said):
+        decode_request(msgpack.packb(GOOD | change))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xc1",
+        b"GET / HTTP/1.1\r\n\r\n",
+        msgpack.packb([GOOD]),
+        msgpack.packb(GOOD) + b"x",
+        msgpack.packb(GOOD)[:-1],
+        b"\x91" * 100_000,  # arrays in arrays, deeper than any stack
+        b"\xdd\xff\xff\xff\xff",  # an array that claims four thousand million elements
+        msgpack.packb({1: 2}, strict_types=True),
+        msgpack.packb(msgpack.ExtType(5, b"x")),
+    ],
+)
+def test_what_is_no_request_is_refused(payload: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        decode_request(payload)
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_do_more_than_be_refused(payload: bytes) -> None:
+    with contextlib.suppress(MalformedRequest):
+        assert isinstance(decode_request(payload), Request)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["v", "id", "cmd", "args", "x"]), JSON))
+def test_no_map_does_more_than_be_refused(document: dict[str, Any]) -> None:
+    try:
+        request = decode_request(msgpack.packb(document))
+    except MalformedRequest:
+        return
+    assert request.command == document["cmd"]
+    assert request.arguments == document.get("args", {})
+
+
+@given(st.dictionaries(st.text(max_size=5), JSON, max_size=4), st.data())
+def test_a_big_request_is_read_as_a_small_one(arguments: dict[str, Any], data: st.DataObject) -> None:
+    payload = msgpack.packb(GOOD | {"args": {**arguments, "filling": "x" * SMALL_MESSAGE_BYTES}})
+    assert decode_request(payload).arguments == msgpack.unpackb(payload)["args"]
+    length = data.draw(st.integers(SMALL_MESSAGE_BYTES + 1, len(payload) - 1) | st.just(len(payload) + 1))
+    with pytest.raises(MalformedRequest):
+        decode_request((payload + b"\0")[:length])
+
+
+def test_a_big_request_has_no_keys_but_strings() -> None:
+    with pytest.raises(MalformedRequest, match="int is not allowed"):
+        decode_request(msgpack.packb(GOOD | {"args": {1: "x" * SMALL_MESSAGE_BYTES}}))
+
+
+@given(JSON | st.lists(st.integers(0, 9), min_size=250, max_size=700))
+def test_an_answer_packed_in_slices_is_the_same(result: Any) -> None:
+    for value in (result, {"rows": result, "n": 1}):
+        packed = asyncio.run(result_answer(3, copy.deepcopy(value)))  # which uses long lists up
+        assert msgpack.unpackb(packed) == {"id": 3, "ok": True, "result": value}
+
+
+# --- a real socket -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    with running_daemon(tmp_path_factory.mktemp("api")) as running:
+        yield running
+
+
+@pytest.fixture
+def dealer(daemon: RunningDaemon) -> Iterator[zmq.Socket[bytes]]:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as connection:
+        connection.setsockopt(zmq.LINGER, 0)
+        connection.connect(f"ipc://{daemon.socket_path}")
+        yield connection
+
+
+def receive(connection: zmq.Socket[bytes]) -> dict[str, Any]:
+    assert connection.poll(DEADLINE_MS), "no answer"
+    answer: dict[str, Any] = msgpack.unpackb(connection.recv_multipart()[-1])
+    return answer
+
+
+def ask(connection: zmq.Socket[bytes], **fields: Any) -> dict[str, Any]:
+    connection.send(msgpack.packb(GOOD | fields))
+    return receive(connection)
+
+
+def test_only_owner_and_group_may_use_the_socket(daemon: RunningDaemon) -> None:
+    mode = stat.S_IMODE(daemon.socket_path.stat().st_mode)
+    assert mode == 0o660
+
+
+def test_malformed_messages_are_answered_and_counted(daemon: RunningDaemon, dealer: zmq.Socket[bytes]) -> None:
+    before = daemon.node.api.counts.malformed
+    dealer.send(b"\xc1 this is not msgpack")
+    answer = receive(dealer)
+    assert (answer["ok"], answer["id"], answer["error"]["kind"]) == (False, None, "invalid")
+    assert "not msgpack" in answer["error"]["message"]
+    dealer.send_multipart([b"one", b"two", b"three", b"four"])
+    dealer.send_multipart([b"no delimiter", msgpack.packb(GOOD)])
+    assert ask(dealer)["ok"], "the daemon lives on"
+    assert daemon.node.api.counts.malformed == before + 3
+
+
+def test_req_sockets_are_understood(daemon: RunningDaemon) -> None:
+    with zmq.Context() as context, context.socket(zmq.REQ) as connection:
+        connection.setsockopt(zmq.LINGER, 0)
+        connection.connect(f"ipc://{daemon.socket_path}")
+        assert ask(connection)["result"]["node"] == "lb1"
+
+
+def test_a_message_that_is_too_long_is_not_read(daemon: RunningDaemon, dealer: zmq.Socket[bytes]) -> None:
+    before = daemon.node.api.counts.malformed
+    monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    dealer.send(bytes(100_000_000), copy=False)
+    assert monitor.poll(DEADLINE_MS), "the daemon closes the connection"
+    with zmq.Context() as context, context.socket(zmq.DEALER) as other:
+        other.setsockopt(zmq.LINGER, 0)
+        other.connect(f"ipc://{daemon.socket_path}")
+        assert ask(other)["ok"], "others are served"
+    assert daemon.node.api.counts.malformed == before, "it was not even read"
+    dealer.disable_monitor()
+
+
+def test_xlbctl_says_itself_that_a_message_is_too_long(daemon: RunningDaemon) -> None:
+    with Client(daemon.socket_path) as client, pytest.raises(InvalidInput, match="bytes"):
+        client.call("config.apply", {"document": {"x": "y" * MAX_MESSAGE_BYTES}})
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "kind", "said"),
+    [
+        ("farm.fly", {}, "invalid", "unknown command 'farm.fly'"),
+        ("farm.show", {"name": "web", "colour": "red"}, "invalid", "colour: farm.show takes name"),
+        ("farm.show", {}, "invalid", "name"),
+        ("farm.show", {"name": "nowhere"}, "invalid", "nowhere"),
+        ("farm.add", {"name": "web", "vip": "10.0.0.1", "port": 70000}, "invalid", "70000"),
+        ("vip.list", {"x": 1}, "invalid", "vip.list takes no arguments"),
+        ("conn.list", {"limit": 0}, "invalid", "limit: expected a number from 1"),
+        ("conn.list", {"limit": 10**9}, "invalid", "limit: expected a number from 1"),
+        ("conn.show", {"source": "10.0.0.1"}, "invalid", "is missing"),
+        ("conn.flush", {"backend": "10.0.0.1:80"}, "refused", "10.0.0.1:80 is not in any farm"),
+        ("config.apply", {"document": {}, "dry_run": 1}, "invalid", "dry_run: expected true or false"),
+        ("config.diff", {"document": []}, "invalid", "document"),
+        ("vip.add", {"address": "10.0.0.1/24", "device": "eth9"}, "invalid", "'eth9' on this node; it has: eth0, eth1"),
+    ],
+)
+def test_wrong_commands_get_one_sentence(
+    dealer: zmq.Socket[bytes], command: str, arguments: dict[str, Any], kind: str, said: str
+) -> None:
+    error = ask(dealer, cmd=command, args=arguments)["error"]
+    assert error["kind"] == kind
+    assert said in error["message"]
+    assert "\n" not in error["message"]
+
+
+@given(st.sampled_from(["vip.add", "farm.add", "backend.add", "conn.show", "conn.list", "config.apply"]), JSON)
+def test_no_argument_is_an_internal_error(daemon: RunningDaemon, command: str, arguments: Any) -> None:
+    with Client(daemon.socket_path) as client:
+        try:
+            client.call(command, arguments if isinstance(arguments, dict) else {"name": arguments, "address": arguments})
+        except XlbError as error:
+            assert "internal error" not in str(error)
+
+
+def test_a_bug_in_a_command_is_answered_and_does_not_stop_the_server(tmp_path: Path) -> None:
+    async def dispatch(command: str, arguments: dict[str, Any]) -> Any:
+        if command == "bug":
+            raise RuntimeError("an accident")
+        return bytes(MAX_MESSAGE_BYTES) if command == "big" else "fine"
+
+    async def scenario() -> list[dict[str, Any]]:
+        server = ApiServer(tmp_path / "sock", dispatch)
+        server.start()
+        try:
+            return [
+                await asyncio.to_thread(one_question, tmp_path / "sock", GOOD | {"cmd": command})
+                for command in ("bug", "big", "ok")
+            ]
+        finally:
+            await server.close()
+
+    bug, big, fine = asyncio.run(scenario())
+    assert (bug["error"]["kind"], big["error"]["kind"], fine["result"]) == ("internal", "refused", "fine")
+    assert "--limit" in big["error"]["message"]
+    assert not (tmp_path / "sock").exists()
+
+
+def one_question(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as connection:
+        connection.setsockopt(zmq.LINGER, 0)
+        connection.connect(f"ipc://{path}")
+        connection.send(msgpack.packb(document))
+        return receive(connection)
+
+
+def test_requests_in_flight_are_bounded(tmp_path: Path) -> None:
+    running = most = 0
+
+    async def dispatch(_command: str, _arguments: dict[str, Any]) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        running -= 1
+        return running
+
+    async def scenario() -> None:
+        server = ApiServer(tmp_path / "sock", dispatch)
+        server.start()
+        try:
+            await asyncio.to_thread(many_questions, tmp_path / "sock", 300)
+        finally:
+            await server.close()
+
+    asyncio.run(scenario())
+    assert 1 < most <= MAX_REQUESTS_IN_FLIGHT
+
+
+def many_questions(path: Path, number: int) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as connection:
+        connection.setsockopt(zmq.LINGER, 0)
+        connection.setsockopt(zmq.SNDHWM, 0)
+        connection.setsockopt(zmq.RCVHWM, 0)
+        connection.connect(f"ipc://{path}")
+        answered = []
+        for each in range(number):
+            connection.send(msgpack.packb(GOOD | {"id": each}))
+            if each >= MAX_QUEUED_MESSAGES // 2:  # of more, answers may be dropped when this process gets no processor
+                answered.append(receive(connection)["id"])
+        answered += [receive(connection)["id"] for _ in range(number - len(answered))]
+        assert sorted(answered) == list(range(number))
+
+
+def test_a_path_that_cannot_be_bound_is_one_sentence(tmp_path: Path) -> None:
+    async def dispatch(_command: str, _arguments: dict[str, Any]) -> None: ...
+
+    async def scenario() -> None:
+        server = ApiServer(tmp_path / ("x" * 120), dispatch)
+        try:
+            server.start()
+        finally:
+            await server.close()
+
+    before = os.umask(0o027)
+    try:
+        with pytest.raises(XlbError, match="choose another run_dir"):
+            asyncio.run(scenario())
+    finally:
+        after = os.umask(before)
+    assert after == 0o027, "the mask is put back on every path"

@@ -1,0 +1,487 @@
+"""Two replication engines on fake planes, joined by a wire that loses, doubles and reorders: the tables become equal."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bpf.constants import TICK_SHIFT, EventType, FlowFlag, FlowState
+from bpf.dataplane import Array
+from ctl.cluster.flows.engine import Outlets, ReplicationEngine
+from ctl.cluster.flows.source import FAMILIES, make_codec
+from sync.flows import message_codec
+from sync.flows.stream import Acknowledgement, Block, Kind
+from tests.fakes.plane import FakePlane, event_dtype, flow_dtype, key_dtype
+
+MS = 1_000_000
+PATIENCE_MS = 20_000
+CLOCK_LEAD_NS = 5_000 << TICK_SHIFT  # node B's clock is so far ahead
+WIDTH = {"v4": 4, "v6": 16}
+LOCAL = ("destination_mac", "source_mac", "interface", "next_hop_generation", "mtu")
+
+
+def address(family: str, number: int) -> np.void:
+    return np.void(number.to_bytes(WIDTH[family], "big"))
+
+
+def connections(family: str, numbers: list[int], last_seen: int = 900_000, state: int = 1) -> tuple[Array, Array, Array, Array]:
+    """Both entries of SNAT connections, as XDP leaves them on the node that serves: with MACs and a way out."""
+    keys, replies = np.zeros(len(numbers), key_dtype(family)), np.zeros(len(numbers), key_dtype(family))
+    forward, reply = np.zeros(len(numbers), flow_dtype(family)), np.zeros(len(numbers), flow_dtype(family))
+    for row, number in enumerate(numbers):
+        client, vip, backend, port = 0x0A000000 + number, 0xC0000201, 0x0B000000 + number % 7, 1024 + number % 60000
+        ends = (client, vip, port, 80), (vip, backend, port, 8080)
+        for table, (source, destination, source_port, destination_port) in zip((keys, forward), ends, strict=True):
+            table[row]["source"], table[row]["destination"] = address(family, source), address(family, destination)
+            table[row]["source_port"], table[row]["destination_port"] = source_port, destination_port
+        for table, other in ((replies, forward), (reply, keys)):
+            table[row]["source"], table[row]["destination"] = other[row]["destination"], other[row]["source"]
+            table[row]["source_port"] = other[row]["destination_port"]
+            table[row]["destination_port"] = other[row]["source_port"]
+    for table in (keys, replies):
+        table["protocol"] = 6
+    for table in (forward, reply):
+        table["last_seen"], table["state"], table["farm"], table["backend"] = last_seen, state, 3, 5
+        table["interface"], table["next_hop_generation"], table["mtu"] = 7, 9, 1500
+    forward["flags"] = FlowFlag.FORWARD
+    return keys, forward, replies, reply
+
+
+def put(plane: FakePlane, family: str, event: EventType | None, rows: tuple[Array, Array, Array, Array]) -> None:
+    """What XDP does to the table and, unless the event is None, to the ring."""
+    keys, forward, reply_keys, reply = rows
+    plane.update_flows(family, reply_keys, reply)
+    plane.update_flows(family, keys, forward)
+    if event is not None:
+        records = np.zeros(len(keys), event_dtype(family))
+        records["key"], records["flow"], records["type"] = keys, forward, event
+        plane.rings[family].put(records)
+
+
+def fill(plane: FakePlane, family: str, numbers: Sequence[int]) -> None:
+    """Connections that are there already."""
+    put(plane, family, None, connections(family, list(numbers)))
+
+
+def report_established(plane: FakePlane, family: str, numbers: Sequence[int]) -> None:
+    """Connections that come now."""
+    put(plane, family, EventType.ESTABLISHED, connections(family, list(numbers)))
+
+
+class Side:
+    """One node: plane, engine, and what the engine said."""
+
+    def __init__(self, boot: int, lead_ns: int, offset_ns: int | None) -> None:
+        self.boot, self.lead_ns = boot, lead_ns
+        self.plane = FakePlane(max_flows=20_000)
+        self.sent: deque[bytes] = deque()
+        self.said: list[tuple[bool, str]] = []
+        self.flushed: list[int] = []
+        self.failures: list[str] = []
+        outlets = Outlets(self.sent.append, lambda *what: self.said.append(what), self.flushed.append, self.failures.append)
+        self.engine = ReplicationEngine(self.plane, boot, lambda: offset_ns, outlets)
+
+    def establish(self, family: str, *numbers: int, report: bool = True) -> None:
+        (report_established if report else fill)(self.plane, family, numbers)
+
+    def put(self, family: str, event: EventType | None, rows: tuple[Array, Array, Array, Array]) -> None:
+        put(self.plane, family, event, rows)
+
+    def remove(self, family: str, *numbers: int) -> None:
+        keys, _, reply_keys, _ = connections(family, list(numbers))
+        for each in (keys, reply_keys):
+            self.plane.delete_flows("flows", family, each)
+
+    def table(self, family: str) -> dict[bytes, Any]:
+        return {
+            key: np.frombuffer(value, flow_dtype(family))[0] for key, value in self.plane.flow_tables["flows", family].items()
+        }
+
+
+class World:
+    """A serves, B follows. `lose`: share of messages lost, and as many doubled and put behind the next one."""
+
+    def __init__(self, seed: int = 0, lose: float = 0.0, offset_known: bool = True) -> None:
+        self.a = Side(11, 0, -CLOCK_LEAD_NS if offset_known else None)
+        self.b = Side(22, CLOCK_LEAD_NS, CLOCK_LEAD_NS if offset_known else None)
+        self.now_ns = 1_000_000 * MS
+        self.random, self.lose = random.Random(seed), lose
+        self.cut, self.steps = False, 100
+
+    def meet(self) -> None:
+        self.b.engine.peer_present(True, self.a.boot, self.clock(self.b))
+        self.a.engine.peer_present(True, self.b.boot, self.clock(self.a))
+
+    def part(self) -> None:
+        for side in (self.a, self.b):
+            side.engine.peer_present(False, 0, self.clock(side))
+            side.sent.clear()
+
+    def clock(self, side: Side) -> int:
+        return self.now_ns + side.lead_ns
+
+    def carry(self, source: Side, target: Side) -> None:
+        for _ in range(len(source.sent)):
+            message = source.sent.popleft()
+            luck = self.random.random()
+            if self.cut or luck < self.lose:
+                continue
+            if luck < 2 * self.lose:
+                source.sent.append(message)
+            if luck < 3 * self.lose and source.sent:
+                source.sent.insert(1, message)
+                continue
+            target.engine.message(message, self.clock(target))
+
+    def round(self) -> None:
+        self.now_ns += MS
+        for side in (self.a, self.b):
+            for _ in range(self.steps):
+                if side.engine.step(self.clock(side)):
+                    break
+        self.carry(self.a, self.b)
+        self.carry(self.b, self.a)
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        for _ in range(PATIENCE_MS):
+            if condition():
+                return
+            self.round()
+        pytest.fail(f"no {what} within {PATIENCE_MS} ms of simulated time")
+
+    def settle(self) -> None:
+        """Until B has applied everything A knows now."""
+        self.until(lambda: self.a.engine.sender.in_step and self.b.engine.receiver.in_step, "step")
+        number = len(self.a.flushed) + 1
+        self.a.engine.flush(number, self.clock(self.a))
+        self.until(lambda: number in self.a.flushed, "flush")
+        self.until(lambda: self.b.engine.idle, "end of the sweep")
+
+    def check_equal(self) -> None:
+        """Every entry of A stands in B, as B can use it; nothing else does."""
+        for family in FAMILIES:
+            ours, theirs = self.a.table(family), self.b.table(family)
+            assert ours.keys() == theirs.keys()
+            for key, entry in ours.items():
+                replica = theirs[key]
+                for name in ("source", "destination", "source_port", "destination_port", "farm", "backend", "flags"):
+                    assert replica[name] == entry[name], name
+                assert replica["state"] == entry["state"] | FlowState.REPLICATED
+                assert replica["next_hop_generation"] == 0 and not replica["destination_mac"].any()
+
+
+def serving(seed: int = 0, lose: float = 0.0, offset_known: bool = True) -> World:
+    world = World(seed, lose, offset_known)
+    world.a.engine.serve(1, world.clock(world.a))
+    world.meet()
+    return world
+
+
+def test_a_joining_peer_gets_every_flow_and_loses_its_own() -> None:
+    world = World()
+    for family in FAMILIES:
+        world.a.establish(family, *range(5000), report=False)
+        world.b.establish(family, 3, 6001, 6002, report=False)
+    world.a.engine.serve(1, world.clock(world.a))
+    world.meet()
+    world.settle()
+    world.check_equal()
+    assert world.b.engine.table.counts.swept_entries == 2 * 2 * 2
+    assert [in_step for in_step, _ in world.a.said] == [True] and [in_step for in_step, _ in world.b.said] == [True]
+
+
+def test_what_the_ring_holds_from_before_the_stream_is_old_news() -> None:
+    world = World()
+    world.a.establish("v4", 1, 2)
+    world.a.remove("v4", 1)
+    world.a.engine.serve(1, world.clock(world.a))
+    world.meet()
+    world.settle()
+    world.check_equal()
+
+
+def test_changes_are_followed() -> None:
+    world = serving()
+    world.settle()
+    for family in FAMILIES:
+        world.a.establish(family, 1, 2, 3)
+        ended = connections(family, [2], state=int(FlowState.SEEN | FlowState.RST))
+        world.a.put(family, EventType.CLOSED, ended)
+    world.settle()
+    world.check_equal()
+    assert world.a.engine.sender.resyncs == 0
+
+
+def test_a_closed_connection_is_closed_in_both_directions() -> None:
+    world = serving()
+    rows = connections("v4", [1], state=int(FlowState.SEEN | FlowState.FIN_HERE))
+    rows[3]["state"] = FlowState.SEEN | FlowState.FIN_THERE
+    world.a.put("v4", EventType.CLOSED, rows)
+    world.settle()
+    world.check_equal()
+
+
+def test_changes_during_the_snapshot_win_over_it() -> None:
+    world = World()
+    world.a.establish("v4", *range(5000), report=False)
+    world.a.engine.serve(1, world.clock(world.a))
+    world.meet()
+    for number in range(40):
+        world.a.put("v4", EventType.REFRESH, connections("v4", [number * 100], last_seen=900_100 + number))
+        world.a.establish("v4", 10_000 + number)
+        world.round()
+    world.settle()
+    world.check_equal()
+    shift = CLOCK_LEAD_NS >> TICK_SHIFT
+    ours, theirs = world.a.table("v4"), world.b.table("v4")
+    forward = {key: entry for key, entry in ours.items() if entry["flags"] & FlowFlag.FORWARD}
+    assert all(theirs[key]["last_seen"] == entry["last_seen"] + shift for key, entry in forward.items())
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_last_seen_is_translated_to_the_backups_clock(known: bool) -> None:
+    """Without a measured offset the block counts as read just now: here the wire takes a millisecond at most."""
+    world = serving(offset_known=known)
+    world.a.establish("v6", 1)
+    world.settle()
+    for entry in world.b.table("v6").values():
+        assert abs(int(entry["last_seen"]) - 900_000 - (CLOCK_LEAD_NS >> TICK_SHIFT)) <= 1
+
+
+def test_removal_on_purpose_reaches_the_peer_and_a_return_wins() -> None:
+    world = serving()
+    world.a.establish("v4", 1, 2, 3)
+    world.settle()
+    keys, *_ = connections("v4", [1, 2])
+    world.a.remove("v4", 1, 2)
+    world.a.establish("v4", 2)
+    world.a.engine.removed("v4", keys, world.clock(world.a))
+    world.settle()
+    world.check_equal()
+    assert len(world.b.table("v4")) == 4
+
+
+def test_a_full_ring_leads_to_a_new_snapshot() -> None:
+    world = serving()
+    world.settle()
+    world.a.establish("v4", *range(3000))  # three times the ring
+    assert world.a.plane.rings["v4"].lost
+    world.until(lambda: world.a.engine.sender.resyncs, "resync")
+    world.settle()
+    world.check_equal()
+    assert world.a.engine.counts.lost_events == 3000 - 1024
+
+
+def test_a_peer_that_comes_back_is_brought_in_step_again() -> None:
+    world = serving()
+    world.a.establish("v4", *range(100))
+    world.settle()
+    world.part()
+    world.a.establish("v4", *range(100, 200))
+    world.a.remove("v4", *range(50))
+    world.round()
+    world.meet()
+    world.until(lambda: not world.b.engine.receiver.in_step, "new snapshot")
+    world.settle()
+    world.check_equal()
+
+
+def test_a_peer_that_was_given_up_on_one_side_only_goes_on() -> None:
+    world = serving()
+    world.settle()
+    world.b.engine.peer_present(False, 0, world.clock(world.b))
+    world.a.establish("v4", 1)
+    world.round()
+    world.b.engine.peer_present(True, world.a.boot, world.clock(world.b))
+    world.settle()
+    world.check_equal()
+    assert world.a.engine.sender.session == 1
+
+
+def test_a_new_run_of_the_peer_gets_a_new_snapshot_though_it_was_never_missed() -> None:
+    world = serving()
+    world.a.establish("v4", 1)
+    world.settle()
+    world.b = Side(33, CLOCK_LEAD_NS, CLOCK_LEAD_NS)
+    world.meet()
+    world.settle()
+    world.check_equal()
+    assert world.a.engine.sender.session == 2
+
+
+def test_loss_without_parting_is_made_good() -> None:
+    world = serving()
+    world.settle()
+    world.cut = True
+    world.a.establish("v4", *range(100))
+    for _ in range(50):
+        world.round()
+    world.cut = False
+    world.settle()
+    world.check_equal()
+    assert world.a.engine.sender.resyncs == 0
+
+
+def test_flush_waits_for_the_peers_table() -> None:
+    world = serving()
+    world.settle()
+    world.a.establish("v4", 1)
+    world.cut = True
+    world.a.engine.flush(7, world.clock(world.a))
+    for _ in range(20):
+        world.round()
+    assert 7 not in world.a.flushed
+    world.cut = False
+    world.until(lambda: 7 in world.a.flushed, "flush")
+    world.check_equal()
+
+
+def test_a_takeover_waits_for_what_was_received_and_not_for_the_sweep() -> None:
+    world = World()
+    world.b.establish("v4", *range(10_000, 15_000), report=False)
+    world.a.establish("v4", 1, 2, report=False)
+    world.a.engine.serve(1, world.clock(world.a))
+    world.meet()
+    world.steps = 1
+    world.until(lambda: world.b.engine.table.counts.swept_entries, "sweep")
+    world.a.establish("v4", 3)
+    world.a.engine.step(world.clock(world.a) + 10 * MS)
+    world.carry(world.a, world.b)
+    done: list[int] = []
+    world.b.engine.after_pending(lambda: done.append(len(world.b.table("v4"))))
+    while not done:
+        assert world.b.engine.step(world.clock(world.b)) == 0
+    assert done[0] >= 6, "three connections of the peer, and what was not swept yet"
+    assert {key for key, entry in world.a.table("v4").items()} <= world.b.table("v4").keys()
+    assert done[0] > 6, "the sweep was given up, not finished"
+
+
+def test_late_news_for_a_node_that_serves_adds_and_is_sent_on() -> None:
+    world = serving()
+    world.a.establish("v4", 1)
+    world.settle()
+    world.a.put("v4", EventType.CLOSED, connections("v4", [1], state=int(FlowState.RST)))
+    world.a.establish("v4", 2)
+    world.a.engine.step(world.clock(world.a) + 10 * MS)
+    b = world.b
+    b.engine.serve(2, world.clock(b))
+    world.carry(world.a, b)
+    for _ in range(10):
+        b.engine.step(world.clock(b))
+    states = {int(entry["state"]) for entry in b.table("v4").values()}
+    assert len(b.table("v4")) == 4 and states == {int(FlowState.SEEN | FlowState.REPLICATED)}
+    live = [
+        message for message in map(message_codec.decode, b.sent) if isinstance(message, Block) and message.kind is Kind.LIVE
+    ]
+    # The peer was there, so B's own stream runs: the added connection is in its queue until the peer takes its BEGIN.
+    assert b.engine.counts.sent_records == 1 and not live
+
+
+def test_a_full_table_is_counted_and_holds_pairs_only() -> None:
+    world = World()
+    world.b.plane.max_flows = 50
+    world.a.establish("v4", *range(100), report=False)
+    world.a.engine.serve(1, world.clock(world.a))
+    world.meet()
+    world.settle()
+    table = world.b.table("v4")
+    forward = sum(bool(entry["flags"] & FlowFlag.FORWARD) for entry in table.values())
+    assert forward * 2 == len(table) and world.b.engine.table.counts.unwritten_records == 100 - forward
+
+
+def test_another_layout_is_refused_with_the_remedy() -> None:
+    world = serving()
+    world.b.engine.receiver.layout ^= 1
+    world.until(lambda: world.a.said, "refusal")
+    assert "upgrade both nodes" in world.a.said[0][1] and not world.a.engine.sender.running
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32), lose=st.sampled_from([0.0, 0.02, 0.1]))
+def test_whatever_happens_the_tables_become_equal(seed: int, lose: float) -> None:
+    world = World(seed, lose)
+    luck = random.Random(seed)
+    world.a.establish("v4", *range(0, 300, 2), report=False)
+    world.b.establish("v4", *range(200, 400), report=False)
+    world.a.engine.serve(1, world.clock(world.a))
+    world.meet()
+    for _ in range(60):
+        family, number = luck.choice(FAMILIES), luck.randrange(400)
+        match luck.randrange(8):
+            case 0 | 1 | 2:
+                world.a.establish(family, *range(number, number + luck.randrange(1, 30)))
+            case 3:
+                world.a.put(family, EventType.CLOSED, connections(family, [number], state=int(FlowState.RST)))
+            case 4 | 5:
+                keys, *_ = connections(family, [number])
+                world.a.remove(family, number)
+                world.a.engine.removed(family, keys, world.clock(world.a))
+            case 6:
+                if luck.random() < 0.2:
+                    world.part()
+                    world.round()
+                    world.meet()
+            case 7:
+                if luck.random() < 0.1:
+                    world.a.establish(family, *range(1100))  # more than the ring holds
+        for _ in range(luck.randrange(4)):
+            world.round()
+    world.lose = 0.0
+    world.settle()
+    world.check_equal()
+
+
+LISTENER = Side(1, 0, 0)
+
+
+def is_dropped(raw: bytes) -> bool:
+    before = LISTENER.engine.counts.bad_messages
+    LISTENER.engine.message(raw, 1)
+    return LISTENER.engine.counts.bad_messages == before + 1 and not LISTENER.sent and LISTENER.engine.idle
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_message_change_nothing(raw: bytes) -> None:
+    assert is_dropped(raw)
+
+
+_numbers = st.integers(0, 2**63 - 1)
+_blocks = st.builds(
+    Block,
+    *[_numbers] * 4,
+    st.sampled_from(Kind),
+    _numbers,
+    _numbers,
+    st.sampled_from([4, 6]),
+    st.integers(1, 4096),
+    st.binary(),
+)
+_acknowledgements = st.builds(Acknowledgement, *[_numbers] * 4, *[st.booleans()] * 3, st.text(max_size=200))
+
+
+@settings(deadline=None)
+@given(_blocks | _acknowledgements)
+def test_the_wire_gives_back_what_it_was_given(message: Block | Acknowledgement) -> None:
+    assert message_codec.decode(message_codec.encode(message)) == message
+
+
+@settings(deadline=None)
+@given(st.integers(0), st.integers(0, 7))
+def test_a_block_with_a_changed_bit_changes_nothing(where: int, bit: int) -> None:
+    layout = make_codec(LISTENER.plane).layout
+    raw = bytearray(message_codec.encode(Block(1, 1, 1, 1, Kind.LIVE, layout, 0, 4, 1, bytes(40))))
+    raw[where % len(raw)] ^= 1 << bit
+    assert is_dropped(bytes(raw))
+
+
+def test_a_block_whose_payload_is_too_short_is_dropped() -> None:
+    layout = make_codec(LISTENER.plane).layout
+    assert is_dropped(message_codec.encode(Block(1, 1, 1, 1, Kind.LIVE, layout, 0, 4, 2, b"short")))

@@ -1,0 +1,380 @@
+"""Two nodes' configurations over an imaginary wire: stored on both, named when not, adopted, kept after a split."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctl.cluster.config_replication import ConfigReplica, version_of
+from ctl.cluster.peer_rpc import (
+    Answer,
+    DocumentOffered,
+    MalformedMessage,
+    PeerLink,
+    Question,
+    VersionTold,
+    decode,
+    encode,
+)
+from ctl.config import changes
+from ctl.config.model import Config
+from ctl.config.record_codec import decode as decode_record
+from ctl.errors import InvalidInput, XlbError
+from ctl.node.transaction import Committed
+from ctl.state.store import Store
+from sync.config.config_sync import Document
+
+PAIR = "ab" * 16
+DEADLINE_S = 10.0
+
+
+def add_vip(number: int) -> Callable[[Config], Config]:
+    return lambda config: changes.change(config, "vip.add", {"address": f"10.0.0.{number}/24", "device": "eth0"})
+
+
+class Host:
+    """Implements `ctl.cluster.config_replication.Host` on a real store."""
+
+    def __init__(self, directory: Path) -> None:
+        self.disk = Store(directory)
+        self.config = self.disk.load().config
+        if self.config.pair != PAIR:
+            self.config = replace(self.config, pair=PAIR)
+        self.refuse = ""
+        self.adopted: list[Config] = []
+
+    async def put(self, config: Config) -> Committed:
+        if self.refuse:
+            raise InvalidInput(self.refuse, "vip.address")
+        await self.store(config)
+        old, self.config = self.config, config
+        return Committed(old, config)
+
+    async def store(self, config: Config) -> None:
+        await asyncio.to_thread(self.disk.save, config)
+
+    async def adopt(self, config: Config) -> None:
+        self.config = config
+        self.adopted.append(config)
+
+
+class Side:
+    """One node: its host, replica and end of the wire."""
+
+    def __init__(self, directory: Path, peer: str) -> None:
+        self.directory, self.peer = directory, peer
+        self.epoch = 0
+        self.connected = True
+        self.other: Side
+
+    async def start(self) -> None:
+        self.host = Host(self.directory)
+        self.replica = ConfigReplica(self.host, PAIR, self.peer, self.directory, lambda: self.epoch)
+        self.link = PeerLink(self.peer, self.send, self.answer, self.replica.heard)
+        await self.replica.start(self.link)
+
+    def send(self, data: bytes) -> bool:
+        if not (self.connected and self.other.connected):
+            return False
+        asyncio.get_running_loop().call_soon(self.other.link.received, data)
+        return True
+
+    async def answer(self, command: str, arguments: dict[str, Any]) -> Any:
+        if command == "fail":
+            raise InvalidInput("expected another", "farm.web.port")
+        if command == "refuse":
+            raise XlbError("not now")
+        if command == "crash":
+            raise RuntimeError("a bug")
+        return [command, arguments]
+
+    async def stop(self) -> None:
+        await self.replica.close()
+        await self.link.close()
+
+
+def scene(test: Callable[[Side, Side], Any], directory: Path) -> None:
+    async def run() -> None:
+        one, two = Side(directory / "one", "lb2"), Side(directory / "two", "lb1")
+        one.other, two.other = two, one
+        one.epoch = 2
+        await one.start()
+        await two.start()
+        try:
+            await test(one, two)
+        finally:
+            await one.stop()
+            await two.stop()
+
+    asyncio.run(run())
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    async def poll() -> None:
+        while not condition():
+            await asyncio.sleep(0.005)
+
+    try:
+        await asyncio.wait_for(poll(), DEADLINE_S)
+    except TimeoutError:
+        pytest.fail(f"waited {DEADLINE_S} s for {what}")
+
+
+async def connected(one: Side, two: Side) -> None:
+    await until(
+        lambda: one.replica.peer_version is not None and two.replica.peer_version is not None, "both to hear each other"
+    )
+
+
+def test_a_change_is_on_both_disks_before_it_is_answered(tmp_path: Path) -> None:
+    async def test(one: Side, two: Side) -> None:
+        await connected(one, two)
+        done = await one.replica.change(add_vip(1))
+        assert done.note == ""
+        assert version_of(done.new) == (2, 1)
+        for side in (one, two):
+            stored = Store(side.directory).load().config
+            assert list(stored.vips) == ["10.0.0.1"] and version_of(stored) == (2, 1) and stored.pair == PAIR
+        await until(lambda: two.host.adopted, "the peer to adopt")
+
+    scene(test, tmp_path)
+
+
+def test_an_absent_peer_is_named_and_catches_up(tmp_path: Path) -> None:
+    async def test(one: Side, two: Side) -> None:
+        two.connected = False
+        done = await one.replica.change(add_vip(1))
+        assert done.note == "stored on this node only: lb2 is absent"
+        two.connected = True
+        await until(lambda: two.host.config.vips, "the peer to catch up")
+        assert two.host.disk.load().config == one.host.config
+
+    scene(test, tmp_path)
+
+
+def test_a_silent_peer_is_noticed(tmp_path: Path) -> None:
+    async def test(one: Side, two: Side) -> None:
+        await connected(one, two)
+        two.connected = False
+        done = await one.replica.change(add_vip(1))
+        assert "lb2 has not confirmed it" in done.note or "lb2 is absent" in done.note
+        await until(lambda: one.replica.peer_version is None, "the silence to be noticed")
+        assert (await one.replica.change(add_vip(2))).note == "stored on this node only: lb2 is absent"
+
+    scene(test, tmp_path)
+
+
+def test_a_node_that_does_not_serve_accepts_nothing(tmp_path: Path) -> None:
+    async def test(one: Side, two: Side) -> None:
+        await connected(one, two)
+        with pytest.raises(XlbError, match="this node does not serve; lb1 accepts changes"):
+            await two.replica.change(add_vip(1))
+        assert not two.host.config.vips
+
+    scene(test, tmp_path)
+
+
+def test_what_this_kernel_refuses_never_reaches_the_peer(tmp_path: Path) -> None:
+    async def test(one: Side, two: Side) -> None:
+        await connected(one, two)
+        one.host.refuse = "there is no interface eth0"
+        with pytest.raises(InvalidInput, match=r"vip\.address: there is no interface eth0"):
+            await one.replica.change(add_vip(1))
+        one.host.refuse = ""
+        await one.replica.change(add_vip(2))
+        await until(lambda: two.host.config.vips, "the peer to have the second change")
+        assert list(two.host.config.vips) == ["10.0.0.2"]
+        assert version_of(two.host.config) == (2, 1)
+
+    scene(test, tmp_path)
+
+
+def test_an_invalid_change_changes_nothing(tmp_path: Path) -> None:
+    async def test(one: Side, two: Side) -> None:
+        await one.replica.change(add_vip(1))
+        with pytest.raises(InvalidInput, match="exists already"):
+            await one.replica.change(add_vip(1))
+        done = await one.replica.change(lambda config: config)
+        assert done.old is done.new and one.replica.version == (2, 1)
+
+    scene(test, tmp_path)
+
+
+def test_many_changes_at_once_are_made_one_after_the_other(tmp_path: Path) -> None:
+    async def test(one: Side, two: Side) -> None:
+        await connected(one, two)
+        await asyncio.gather(*(one.replica.change(add_vip(number)) for number in range(1, 11)))
+        await until(lambda: len(two.host.config.vips) == 10, "all changes to arrive")
+        assert one.replica.version == two.replica.version == (2, 10)
+
+    scene(test, tmp_path)
+
+
+def test_after_a_split_the_higher_epoch_wins_and_the_other_version_is_kept(tmp_path: Path, caplog: Any) -> None:
+    async def test(one: Side, two: Side) -> None:
+        await connected(one, two)
+        await one.replica.change(add_vip(1))
+        await until(lambda: two.host.config.vips, "the common origin")
+        two.connected = False
+        two.epoch = 3
+        await one.replica.change(add_vip(2))
+        await two.replica.change(add_vip(3))
+        two.connected = True
+        one.epoch = 0
+        await until(lambda: version_of(one.host.config) == (3, 2), "the split to heal")
+        assert list(one.host.config.vips) == ["10.0.0.1", "10.0.0.3"]
+        kept = tmp_path / "one" / "farms.conflict-2-2.jsonl"
+        assert list(decode_record(kept.read_bytes()).vips) == ["10.0.0.1", "10.0.0.2"]
+        assert str(kept) in caplog.text
+        assert not list((tmp_path / "two").glob("farms.conflict*"))
+
+    scene(test, tmp_path)
+
+
+def test_an_ancestor_is_replaced_silently(tmp_path: Path) -> None:
+    async def test(one: Side, two: Side) -> None:
+        await connected(one, two)
+        await one.replica.change(add_vip(1))
+        await until(lambda: two.host.config.vips, "the common origin")
+        one.connected = False
+        one.epoch, two.epoch = 0, 3
+        await two.replica.change(add_vip(2))
+        one.connected = True
+        await until(lambda: version_of(one.host.config) == (3, 2), "the old active to follow")
+        assert one.host.config.history == ((2, 1),)
+        assert not list(tmp_path.glob("*/farms.conflict*"))
+
+    scene(test, tmp_path)
+
+
+def test_a_restart_goes_on_where_the_disk_is(tmp_path: Path) -> None:
+    async def test(one: Side, two: Side) -> None:
+        await connected(one, two)
+        await one.replica.change(add_vip(1))
+        await two.stop()
+        await two.start()
+        assert two.replica.version == (2, 1)
+        assert (await one.replica.change(add_vip(2))).note == ""
+        assert len(two.host.disk.load().config.vips) == 2
+
+    scene(test, tmp_path)
+
+
+def test_a_document_of_another_pair_is_refused(tmp_path: Path, caplog: Any) -> None:
+    async def test(one: Side, two: Side) -> None:
+        from ctl.config.record_codec import Encoder
+
+        alien = replace(one.host.config, pair="cd" * 16, epoch=9, generation=9)
+        two.link.received(encode(DocumentOffered(Document((9, 9), (), Encoder().encode(alien)))))
+        two.link.received(encode(DocumentOffered(Document((9, 9), (), b"rubbish"))))
+        await until(lambda: "it belongs to another pair" in caplog.text, "the complaint")
+        assert two.replica.version == (0, 0)
+
+    scene(test, tmp_path)
+
+
+def test_questions_are_answered_and_errors_keep_their_kind(tmp_path: Path) -> None:
+    async def test(one: Side, two: Side) -> None:
+        assert await one.link.ask("echo", {"a": [1, 2]}) == ["echo", {"a": [1, 2]}]
+        with pytest.raises(InvalidInput, match=r"^farm\.web\.port: expected another$") as caught:
+            await one.link.ask("fail", {})
+        assert caught.value.key == "farm.web.port"
+        with pytest.raises(XlbError, match=r"^not now$"):
+            await one.link.ask("refuse", {})
+        with pytest.raises(XlbError, match=r"crash failed inside xlbd \(RuntimeError\)"):
+            await one.link.ask("crash", {})
+        two.connected = False
+        with pytest.raises(XlbError, match="lb2 is not connected"):
+            await one.link.ask("echo", {})
+
+    scene(test, tmp_path)
+
+
+def test_an_unanswered_question_ends(tmp_path: Path) -> None:
+    async def test(one: Side, two: Side) -> None:
+        two.link.received = lambda data: None  # type: ignore[method-assign]
+        with pytest.raises(XlbError, match=r"lb2 did not answer echo within 0\.05 s, so whether it was carried out is unknown"):
+            await one.link.ask("echo", {}, timeout_s=0.05)
+
+    scene(test, tmp_path)
+
+
+MESSAGES = st.one_of(
+    st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1)).map(VersionTold),
+    st.builds(
+        lambda version, history, body: DocumentOffered(Document(version, tuple(history), body)),
+        st.tuples(st.integers(0, 9), st.integers(0, 9)),
+        st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=3),
+        st.binary(max_size=50),
+    ),
+    st.builds(
+        Question, st.integers(0, 9), st.text(min_size=1, max_size=20), st.dictionaries(st.text(max_size=5), st.integers(0, 9))
+    ),
+    st.builds(Answer, st.integers(0, 9), st.text(max_size=9)),
+    st.builds(Answer, st.integers(0, 9), st.none(), st.tuples(*[st.text(max_size=9)] * 3)),
+)
+
+
+@given(MESSAGES)
+def test_every_message_survives_the_wire_and_no_cut_one_does(message: Any) -> None:
+    data = encode(message)
+    assert decode(data) == message
+    for length in range(len(data)):
+        with pytest.raises(MalformedMessage):
+            decode(data[:length])
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        MESSAGES.map(encode).flatmap(
+            lambda data: st.builds(
+                lambda at, value: data[:at] + bytes([value]) + data[at + 1 :],
+                st.integers(0, len(data) - 1),
+                st.integers(0, 255),
+            )
+        ),
+    )
+)
+def test_no_bytes_raise_anything_else(data: bytes) -> None:
+    heard: list[Any] = []
+
+    async def run() -> None:
+        async def answer(command: str, arguments: dict[str, Any]) -> Any:
+            return None
+
+        link = PeerLink("lb2", lambda _: True, answer, heard.append)
+        link.received(data)
+        await link.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["offer", [1, 1], [[1, number] for number in range(65)], b""],
+        ["offer", [1, 1], [[1]], b""],
+        ["offer", [1], [], b""],
+        ["offer", [1, 1], [], "text"],
+        ["version", [1, -1]],
+        ["version", [True, 1]],
+        ["ask", 1, "x" * 65, {}],
+        ["ask", 1, "echo", {1: 2}],
+        ["ask", -1, "echo", {}],
+        ["answer", 1, None, ["invalid", "message"]],
+        ["unknown"],
+        {"not": "a list"},
+    ],
+)
+def test_what_is_out_of_bounds_is_no_message(fields: Any) -> None:
+    with pytest.raises(MalformedMessage):
+        decode(msgpack.packb(fields))

@@ -1,0 +1,477 @@
+"""Two daemons that are a pair: the real machines, the real cluster link over loopback, fake kernels."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from bpf.constants import LEASE_FOREVER_NS, LEASE_HANDED_OVER_NS
+from ctl.cluster.driver import Pair
+from ctl.cluster.effects import Hands
+from ctl.cluster.epoch_writer import TermsWriter
+from ctl.cluster.member import failover_config
+from ctl.cluster.operator_requests import Requests
+from ctl.config.model import Config, Vip
+from ctl.errors import InvalidInput, XlbError
+from ctl.network.network import InterfaceAddress
+from ctl.network.vip_addresses import VipAddresses
+from ctl.state.cluster_file import ClusterFile
+from ctl.state.epoch_file import EpochFile, Terms
+from sync.failover.timing import Timing
+from sync.failover.types import CloseLease, ExtendLease, FailoverConfig, Heartbeat, Role, SendAdvert, Serve
+from tests.fakes.network import FakeNetwork, FakeReadyAddresses
+from tests.fakes.pair import Site, addresses, join, site, two_sites
+from tests.fakes.plane import FakePlane
+from tests.rig.wait import wait_until
+
+VIP = InterfaceAddress("eth0", "10.77.0.100", 24)
+CONFIG = Config(generation=1, vips={VIP.address: Vip(VIP.address, VIP.prefix_length, VIP.device, True)})
+FAST = "heartbeat_ms = 60\nlease_ms = 600\ntakeover_ms = 700"  # wide enough for two daemons in one ordinary process
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Site, Site]]:
+    """lb1 serves one VIP, lb2 stands by in step."""
+    with two_sites(tmp_path, cluster={0: FAST, 1: FAST}) as (one, two):
+        one.call("vip.add", address="10.77.0.100/24", device="eth0")
+        join(one, two)
+        in_step(one, two)
+        yield one, two
+
+
+def in_step(active: Site, backup: Site) -> None:
+    def ready() -> bool:
+        ours, theirs = active.status, backup.status
+        roles = (ours["role"], theirs["role"]) == ("active", "backup")
+        same = ours["generation"] == theirs["generation"]
+        return roles and same and bool(ours["peer"]["in_step"] and theirs["peer"]["alive"])
+
+    wait_until(ready, "one active node and a backup in step")
+
+
+def is_open(one: Site) -> bool:
+    return one.daemon.plane.lease()[0] > time.monotonic_ns()
+
+
+# --- roles ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_creator_goes_on_serving_without_a_pause(tmp_path: Path) -> None:
+    with two_sites(tmp_path, cluster={0: FAST, 1: FAST}) as (one, two):
+        one.call("vip.add", address="10.77.0.100/24", device="eth0")
+        leases: list[tuple[int, int]] = []
+        plane, write = one.daemon.plane, one.daemon.plane.set_lease
+
+        def watched(deadline_ns: int, epoch: int) -> None:
+            leases.append((time.monotonic_ns(), deadline_ns))
+            write(deadline_ns, epoch)
+
+        plane.set_lease = watched  # type: ignore[method-assign]
+        join(one, two)
+        in_step(one, two)
+        assert leases
+        assert all(deadline_ns > at_ns for at_ns, deadline_ns in leases)
+        deadlines = [LEASE_FOREVER_NS] + [deadline_ns for _, deadline_ns in leases]
+        assert all(at_ns < before for (at_ns, _), before in zip(leases, deadlines, strict=False)), "the lease had run out"
+        assert VIP in one.daemon.network.present
+
+
+def test_only_the_active_node_carries_the_addresses_and_an_open_lease(pair: tuple[Site, Site]) -> None:
+    one, two = pair
+    assert is_open(one) and not is_open(two)
+    assert VIP in one.daemon.network.present and VIP not in two.daemon.network.present
+    assert not two.daemon.network.announced
+    assert two.daemon.node.config.vips.keys() == {"10.77.0.100"}, "the backup's tables are those of the active node"
+
+
+def test_doctor_is_content_with_a_backup_and_with_packets_that_were_fenced(
+    pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for node in pair:
+        counted = node.daemon.plane.counters() | {"drop_fenced": (3, 180)}
+        monkeypatch.setattr(node.daemon.plane, "counters", lambda counted=counted: counted)
+        findings = {each["name"]: each["ok"] for each in node.call("doctor")}
+        assert (findings["vips"], findings["drops"]) == (True, True)
+    pair[0].call("cluster.destroy")
+    assert "drop_fenced" in {each["name"] for each in pair[0].call("doctor")}, "a single node's lease never runs out"
+
+
+@pytest.mark.parametrize("asked_on", [0, 1])
+def test_switchover_from_either_node(pair: tuple[Site, Site], asked_on: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctl.cluster.effects.HANDED_OVER_S", 0.2)
+    one, two = pair
+    before = one.status["epoch"]
+    pair[asked_on].call("cluster.switchover")
+    wait_until(lambda: two.status["role"] == "active", "the other node to serve")
+    in_step(two, one)
+    assert two.status["epoch"] > before
+    assert VIP in two.daemon.network.present and VIP not in one.daemon.network.present
+    assert VIP in two.daemon.network.announced
+    assert one.daemon.plane.lease()[0] in (0, LEASE_HANDED_OVER_NS)
+    wait_until(lambda: one.daemon.plane.lease()[0] == 0, "the end of forwarding what came late")
+
+
+def test_a_switchover_to_a_node_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    first, second = addresses()
+    with site(tmp_path / "1", "lb1", first, FAST) as one:
+        with site(tmp_path / "2", "lb2", second, FAST) as two:
+            one.call("vip.add", address="10.77.0.100/24", device="eth0")
+            join(one, two)
+            in_step(one, two)
+        wait_until(lambda: not one.status["peer"]["alive"], "the end of the peer")
+        with pytest.raises(XlbError, match="lb2 is not heard"):
+            one.call("cluster.switchover")
+        assert one.status["role"] == "active" and is_open(one)
+
+
+def test_a_peer_that_dies_is_replaced(pair: tuple[Site, Site]) -> None:
+    one, two = pair
+    one.daemon.on_loop(one.daemon.node.member.pair.stop)  # type: ignore[union-attr]  # as kill -9: not a word more
+    wait_until(lambda: two.status["role"] == "active", "takeover")
+    assert is_open(two)
+    assert "silent on every path" in two.status["why"]
+    assert VIP in two.daemon.network.present and VIP in two.daemon.network.announced
+    assert not is_open(one), "the dead node's lease ran out by itself before"
+
+
+def test_maintenance_hands_over_stays_over_a_restart_and_ends(pair: tuple[Site, Site]) -> None:
+    one, two = pair
+    assert one.call("cluster.maintenance", on=True)["role"] == "maintenance"
+    wait_until(lambda: two.status["role"] == "active", "the other node to serve")
+    assert EpochFile(one.directory / "state").load()[0].maintenance
+    with pytest.raises(XlbError, match="maintenance"):
+        two.call("cluster.switchover")
+    one.call("cluster.maintenance", on=False)
+    in_step(two, one)
+    assert not EpochFile(one.directory / "state").load()[0].maintenance
+
+
+def test_maintenance_without_a_peer_needs_force(pair: tuple[Site, Site]) -> None:
+    one, two = pair
+    two.call("cluster.maintenance", on=True)
+    with pytest.raises(XlbError, match="lb2 is maintenance"):
+        one.call("cluster.maintenance", on=True)
+    assert one.status["role"] == "active" and is_open(one)
+    one.call("cluster.maintenance", on=True, force=True)
+    assert one.status["role"] == "maintenance" and not is_open(one)
+
+
+def test_failback_goes_to_the_higher_priority_and_is_no_change_when_it_serves(tmp_path: Path) -> None:
+    with two_sites(tmp_path, cluster={0: f"{FAST}\npriority = 100", 1: f"{FAST}\npriority = 200"}) as (one, two):
+        one.call("vip.add", address="10.77.0.100/24", device="eth0")
+        join(one, two)
+        in_step(one, two)
+        one.call("cluster.failback")
+        wait_until(lambda: two.status["role"] == "active", "the preferred node to serve")
+        in_step(two, one)
+        epoch = two.status["epoch"]
+        one.call("cluster.failback")
+        assert two.status["epoch"] == epoch
+
+
+def test_a_stopped_daemon_hands_over_first(tmp_path: Path) -> None:
+    first, second = addresses()
+    with site(tmp_path / "2", "lb2", second, FAST) as two:
+        with site(tmp_path / "1", "lb1", first, FAST) as one:
+            one.call("vip.add", address="10.77.0.100/24", device="eth0")
+            join(one, two)
+            in_step(one, two)
+        assert two.status["role"] == "active"
+        assert "granted it" in two.status["why"], "handed over, not found silent"
+        assert VIP not in one.daemon.network.present
+        assert one.daemon.plane.lease()[0] == 0
+
+
+def test_a_restarted_node_begins_fenced_and_announces_nothing(tmp_path: Path) -> None:
+    first, second = addresses()
+    with site(tmp_path / "2", "lb2", second, FAST) as two:
+        with site(tmp_path / "1", "lb1", first, FAST) as one:
+            one.call("vip.add", address="10.77.0.100/24", device="eth0")
+            join(one, two)
+            in_step(one, two)
+        with site(tmp_path / "1", "lb1", first, FAST, one.daemon.plane) as again:
+            in_step(two, again)
+            assert not again.daemon.network.announced
+            assert VIP not in again.daemon.network.present
+            assert not is_open(again)
+
+
+def test_times_raised_on_one_node_are_waited_for_and_told_by_check(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ctl.cluster.effects")
+    raised = "heartbeat_ms = 60\nlease_ms = 900\ntakeover_ms = 1000"
+    first, second = addresses()
+    with site(tmp_path / "2", "lb2", second, FAST) as two:
+        with site(tmp_path / "1", "lb1", first, FAST) as one:
+            join(one, two)
+            in_step(one, two)
+        stored = EpochFile(one.directory / "state").load()[0]
+        assert (stored.lease_ns, stored.peer_lease_ns) == (600_000_000, 600_000_000)
+        with site(tmp_path / "1", "lb1", first, raised, one.daemon.plane) as again:
+            in_step(two, again)
+            timing = two.daemon.node.member.pair.machine.timing  # type: ignore[union-attr]
+            assert timing.takeover_ns > 900_000_000
+            findings = {each["name"]: each for each in again.call("cluster.check")}
+            assert findings["failover times"]["status"] == "warn"
+            again.call("cluster.switchover")
+            in_step(again, two)
+            wait_until(lambda: again.status["lease_ms_left"] > 600, "the raised lease in force")
+        assert EpochFile(two.directory / "state").load()[0].peer_lease_ns == 900_000_000
+    assert "lb1 has lease_ms 900, this node 600: takeovers here wait 912 ms; make both node files equal" in caplog.text
+
+
+def test_the_lease_of_a_single_past_is_closed_before_anything_else(tmp_path: Path) -> None:
+    with two_sites(tmp_path, cluster={0: FAST, 1: FAST}) as (one, two):
+        join(one, two)
+    plane = one.daemon.plane
+    plane.set_lease(LEASE_FOREVER_NS, 0)  # the daemon died between writing cluster.json and entering the pair
+    with site(tmp_path / "1", "lb1", one.address, FAST, plane):
+        assert plane.lease()[0] != LEASE_FOREVER_NS
+
+
+def test_a_lost_carrier_moves_the_vips_and_its_return_does_not(pair: tuple[Site, Site]) -> None:
+    one, two = pair
+    member = one.daemon.node.member
+    assert member is not None
+    one.daemon.on_loop(member.pair.carrier_changed, "eth0", False)
+    wait_until(lambda: two.status["role"] == "active", "the other node to serve")
+    assert one.status["role"] == "fault" and "no carrier on eth0" in one.status["why"]
+    one.daemon.on_loop(member.pair.carrier_changed, "eth0", True)
+    in_step(two, one)
+
+
+def test_a_failing_effect_ends_the_daemon(pair: tuple[Site, Site]) -> None:
+    one, two = pair
+
+    def broken(_: Heartbeat) -> None:
+        raise RuntimeError("a bug")
+
+    member = one.daemon.node.member
+    assert member is not None
+    member.wires.send_heartbeat = broken  # type: ignore[method-assign]
+    wait_until(lambda: one.daemon.node.supervisor.failed.done(), "the daemon to give up")
+    assert "a bug" in one.daemon.node.supervisor.failed.result()
+    wait_until(lambda: two.status["role"] == "active", "the other node to serve")
+
+
+# --- status ---------------------------------------------------------------------------------------------------------
+
+
+def test_status_has_what_the_contract_says(pair: tuple[Site, Site]) -> None:
+    one, two = pair
+    for answer, role, peer_role in ((one.status, "active", "backup"), (two.status, "backup", "active")):
+        assert json.loads(json.dumps(answer)) == answer
+        assert answer["role"] == role and answer["epoch"] > 0 and answer["generation"] > 0
+        assert (answer["lease_ms_left"] > 0) == (role == "active")
+        assert set(answer["peer"]) >= {"name", "role", "alive", "last_heard_ms"}
+        assert answer["peer"]["role"] == peer_role and answer["peer"]["alive"]
+        assert 0 <= answer["peer"]["last_heard_ms"] < 5000
+        assert set(answer["sync"]) >= {"in_step", "protected", "lag_ms"}
+        assert answer["why"] and answer["paths"] == {"cluster": True, "data": False}
+
+
+def test_a_single_node_has_no_switchover(tmp_path: Path) -> None:
+    with site(tmp_path / "1", "lb1", addresses()[0]) as one:
+        for command, arguments in (("cluster.switchover", {}), ("cluster.failback", {}), ("cluster.maintenance", {"on": True})):
+            with pytest.raises(XlbError, match="this node is single"):
+                one.call(command, **arguments)
+        with pytest.raises(InvalidInput, match="true or false"):
+            one.call("cluster.maintenance", on="yes")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("heartbeat_ms = 60\nlease_ms = 120\ntakeover_ms = 160", "cluster.lease_ms"),
+        ("heartbeat_ms = 4\nlease_ms = 120\ntakeover_ms = 160", "cluster.heartbeat_ms"),
+    ],
+)
+def test_times_that_do_not_fit_are_named(pair: tuple[Site, Site], change: str, key: str) -> None:
+    one, _ = pair
+    cluster = ClusterFile(one.directory / "state").load()
+    assert cluster is not None
+    from ctl.state import node_file
+
+    path = one.directory / "node.toml"
+    path.write_text(path.read_text().replace(FAST, change))
+    with pytest.raises(InvalidInput) as caught:
+        failover_config(node_file.load(path), cluster)
+    assert caught.value.key == key
+
+
+# --- the order of things --------------------------------------------------------------------------------------------
+
+
+class SilentWires:
+    """Sends nowhere."""
+
+    def __init__(self) -> None:
+        self.adverts: list[int] = []
+        self.drained = 0
+
+    def send_heartbeat(self, heartbeat: Heartbeat) -> None:
+        return
+
+    def send_advert(self, priority: int) -> None:
+        self.adverts.append(priority)
+
+    def ask_vote(self, asked_ns: int) -> None:
+        return
+
+    def drain(self) -> None:
+        self.drained += 1
+
+
+class NoFlows:
+    """Applies when it is told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+        self.serving = 0
+
+    def peer_present(self, present: bool, boot: int = 0) -> None:
+        return
+
+    def serve(self, epoch: int) -> None:
+        self.serving = epoch
+
+    def stop_serving(self) -> None:
+        self.serving = 0
+
+    def flush(self, number: int, done: Any) -> None:
+        done(number)
+
+    def apply_pending(self, done: Any) -> None:
+        self.waiting.append(done)
+
+
+class Bench:
+    """A Pair on fakes, on a running loop."""
+
+    def __init__(self, tmp_path: Path, takeover_ms: int = 36) -> None:
+        self.plane, self.network = FakePlane(), FakeNetwork()
+        self.plane.set_lease(0, 0)
+        self.vips = VipAddresses(self.network, tmp_path)
+        self.vips.pair(serving=False)
+        self.vips.follow(CONFIG)
+        self.wires, self.flows = SilentWires(), NoFlows()
+        timing = Timing.from_ms(10, 30, takeover_ms, start_wait_ns=takeover_ms * 1_000_000)
+        config = FailoverConfig("lb1", "lb2", timing)
+        self.terms = TermsWriter(EpochFile(tmp_path), Terms())
+        hands = Hands(self.plane, self.vips, self.wires, self.flows, self.terms)
+        self.pair = Pair(config, hands, lambda: (True, (0, 1)))
+
+    def do(self, *effects: Any) -> None:
+        self.pair._effects.extend(effects)
+        self.pair._run()
+
+
+def test_nothing_void_is_carried_out(tmp_path: Path) -> None:
+    async def scene() -> None:
+        bench = Bench(tmp_path)
+        now = time.monotonic_ns()
+        bench.do(ExtendLease(now + 10**9, 4, void_after_ns=now - 1), SendAdvert(100, void_after_ns=now - 1))
+        assert bench.plane.lease()[0] == 0 and not bench.wires.adverts
+        bench.do(ExtendLease(now + 10**9, 4, void_after_ns=now + 10**9), SendAdvert(100, void_after_ns=now + 10**9))
+        assert bench.plane.lease() == (now + 10**9, 4) and bench.wires.adverts == [100]
+        bench.pair.stop()
+
+    asyncio.run(scene())
+
+
+def test_serving_waits_for_received_flows_but_not_for_ever(tmp_path: Path) -> None:
+    async def scene() -> None:
+        bench = Bench(tmp_path)
+        bench.pair.start()
+        deadline_s = time.monotonic() + 10
+        while not bench.flows.waiting:
+            assert time.monotonic() < deadline_s
+            await asyncio.sleep(0.002)
+        assert bench.plane.lease()[0] == 0 and not bench.network.present, "flows come before the lease"
+        while not bench.network.present:
+            assert time.monotonic() < deadline_s
+            await asyncio.sleep(0.002)
+        assert bench.flows.serving == bench.pair.machine.epoch
+        assert bench.wires.drained, "silence was judged without looking for messages"
+        bench.pair.stop()
+
+    asyncio.run(scene())
+
+
+def test_after_a_hand_over_the_addresses_are_gone_before_the_kernel_may_forward(tmp_path: Path) -> None:
+    async def scene() -> None:
+        bench = Bench(tmp_path)
+        bench.do(Serve(2))
+        assert bench.network.present
+        at_marker: list[bool] = []
+        write = bench.plane.set_lease
+
+        def watched(deadline_ns: int, epoch: int) -> None:
+            if deadline_ns == LEASE_HANDED_OVER_NS:
+                at_marker.append(bool(bench.network.present))
+            write(deadline_ns, epoch)
+
+        bench.plane.set_lease = watched  # type: ignore[method-assign]
+        bench.do(CloseLease(handover=True))
+        assert at_marker == [False]
+        bench.pair.stop()
+        assert bench.plane.lease()[0] == 0, "forwarding does not outlive the daemon"
+
+    asyncio.run(scene())
+
+
+def test_an_address_is_not_removed_by_a_decision_that_is_out_of_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that makes the interfaces follow was overtaken by a takeover."""
+    network = FakeNetwork()
+    vips = VipAddresses(network, tmp_path)
+    vips.pair(serving=True)
+    vips.follow(CONFIG)
+    assert network.present
+    list(vips.stand_by())
+    assert not network.present
+    list(vips.serve())
+    looked = network.addresses
+
+    def overtaken() -> frozenset[InterfaceAddress]:
+        found = looked()
+        list(vips.serve())
+        return found
+
+    def never(_: FakeReadyAddresses) -> list[str]:
+        raise AssertionError("the addresses of a serving node were taken away")
+
+    vips._serving = False
+    monkeypatch.setattr(FakeReadyAddresses, "remove", never)
+    network.addresses = overtaken  # type: ignore[method-assign]
+    vips.follow(CONFIG)
+    assert network.present
+
+
+def test_requests_are_answered_one_by_one() -> None:
+    async def scene() -> None:
+        requests = Requests()
+        first = asyncio.ensure_future(requests.ask("switchover", lambda: None))
+        await asyncio.sleep(0)
+        with pytest.raises(XlbError, match="under way"):
+            await requests.ask("switchover", lambda: cast(None, requests.refused("switchover", "another is under way")))
+        assert not first.done(), "the refusal was for the second one"
+        assert not requests.completed("maintenance")
+        requests.completed("switchover")
+        await first
+        waiting = asyncio.ensure_future(requests.ask("maintenance", lambda: None))
+        await asyncio.sleep(0)
+        requests.end("the pair ends")
+        with pytest.raises(XlbError, match="the pair ends"):
+            await waiting
+
+    asyncio.run(scene())
+
+
+def test_a_role_is_what_the_contract_knows() -> None:
+    assert {role.value for role in Role} - {"left"} == {"active", "backup", "fault", "maintenance"}

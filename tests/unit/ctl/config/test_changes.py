@@ -1,0 +1,286 @@
+"""What each command makes of a configuration, and the sentence for each thing that cannot be."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bpf.constants import MAX_BACKENDS, MAX_FARMS
+from ctl.config import changes, validation
+from ctl.config.changes import CHANGES, change, replace_from_document
+from ctl.config.farms_file import to_document
+from ctl.config.model import CheckKind, Config, HealthCheck, Mode, Protocol, Scheduler
+from ctl.errors import InvalidInput, XlbError
+
+
+@pytest.fixture
+def config() -> Config:
+    made = Config()
+    for command, arguments in (
+        ("vip.add", {"address": "10.0.0.1/24", "device": "eth0"}),
+        ("vip.add", {"address": "2001:db8::1/64", "device": "eth0"}),
+        ("farm.add", {"name": "web", "vip": "10.0.0.1", "port": 80}),
+        ("farm.add", {"name": "many", "vip": "10.0.0.1", "port": "8000-8010"}),
+        ("farm.add", {"name": "six", "vip": "2001:db8::1", "port": 80}),
+        ("backend.add", {"farm": "web", "address": "10.0.1.1", "port": 80, "weight": 3}),
+        ("backend.add", {"farm": "web", "address": "10.0.1.2", "port": 80}),
+    ):
+        made = change(made, command, arguments)
+    return made
+
+
+def add(**fields: object) -> tuple[str, dict[str, object]]:
+    return "farm.add", {"name": "new", "vip": "10.0.0.1", "port": 99} | fields
+
+
+def backend(command: str = "add", **fields: object) -> tuple[str, dict[str, object]]:
+    return f"backend.{command}", {"farm": "web", "address": "10.0.1.9", "port": 80} | fields
+
+
+BAD = [
+    (add(port=0), "farm.new.port: expected a port from 1 to 65535, got 0"),
+    (add(port=70000), "farm.new.port: expected a port from 1 to 65535, got 70000"),
+    (add(port="90-80"), "farm.new.port: expected a range like 8000-8010, got 90-80, which runs backwards"),
+    (add(port="8o"), 'farm.new.port: expected a port from 1 to 65535 or a range like "8000-8010", got the text "8o"'),
+    (add(port=True), "farm.new.port: expected an integer, got true"),
+    (add(port=None), "farm.new.port: is missing; expected a port or a range like 8000-8010"),
+    (
+        add(port=80),
+        "farm.new.port: 80/tcp on 10.0.0.1 overlaps 80/tcp of farm web; choose another port or VIP, or delete that farm",
+    ),
+    (add(port="70-80"), "70-80/tcp on 10.0.0.1 overlaps 80/tcp of farm web"),
+    (add(port=8010), "8010/tcp on 10.0.0.1 overlaps 8000-8010/tcp of farm many"),
+    (
+        add(vip="10.0.0.2"),
+        "farm.new.vip: 10.0.0.2 is not one of the virtual addresses; add it first: xlbctl vip add 10.0.0.2/24 --dev INTERFACE",
+    ),
+    (add(vip="10.0.0.256"), 'farm.new.vip: expected an IP address like 10.0.0.1 or 2001:db8::1, got "10.0.0.256"'),
+    (add(name="web"), "farm.name: farm web exists already; change it with xlbctl farm set web"),
+    (add(name="-x"), 'farm.-x.name: expected 1 to 64 letters, digits, ".", "_" or "-"'),
+    (add(name="x" * 65), "expected 1 to 64 letters"),
+    (add(name=7), "farm.name: expected a text, got 7"),
+    (add(mode="ipip"), "farm.new.mode: ipip is not served by this version; use snat or dnat"),
+    (add(mode="dsr"), "farm.new.mode: dsr is not served by this version; use snat or dnat"),
+    (add(mode="nat"), 'farm.new.mode: expected snat or dnat, got the text "nat"'),
+    (add(shceduler="maglev"), 'farm.new.shceduler: no such setting; did you mean "scheduler"?'),
+    (add(scheduler="rr"), "farm.new.scheduler: expected maglev or roundrobin or source"),
+    (add(snat_address="2001:db8::2"), "farm.new.snat_address: expected the family of the farm's VIP 10.0.0.1, got 2001:db8::2"),
+    (add(snat_address="10.0.0.9"), "farm.new.snat_address: 10.0.0.9 is not one of the virtual addresses; add it first"),
+    (add(snat_address="224.0.0.1"), "farm.new.snat_address: expected the address of one host"),
+    (add(idle_timeout_s=-1), "farm.new.idle_timeout_s: expected 0 to 604800, got -1"),
+    (add(enabled="yes"), 'farm.new.enabled: expected true or false, got the text "yes"'),
+    (
+        add(health={"kind": "tcp", "timeout_ms": 3000}),
+        "farm.new.health.timeout_ms: expected at most interval_ms (2000), got 3000",
+    ),
+    (add(health={"kind": "icmp"}), "farm.new.health.kind: expected none or tcp or http"),
+    (add(health={"rise": 0}), "farm.new.health.rise: expected 1 to 100, got 0"),
+    (add(health={"status": "99"}), "farm.new.health.status: expected an HTTP status or a range like 200-399"),
+    (add(health={"status": "399-200"}), "farm.new.health.status: expected an HTTP status"),
+    (add(health={"path": "x"}), "farm.new.health.path: expected a path"),
+    (add(health={"path": "/a\r\nHost: x"}), "farm.new.health.path: expected a path"),
+    (add(health={"host": "a b"}), "farm.new.health.host: expected a host name"),
+    (add(health=3), "farm.new.health: expected a table of settings, got 3"),
+    (("farm.set", {"name": "wbe", "port": 1}), 'farm: there is no farm "wbe"; did you mean "web"?'),
+    (("farm.stop", {}), "farm.name: is missing"),
+    (("farm.set", {"name": "web", "port": 8001}), "overlaps 8000-8010/tcp of farm many"),
+    (("farm.set", {"name": "web", "vip": "2001:db8::1", "port": 81}), "farm.web.backend[0].address: expected an IPv6 address"),
+    (backend(farm="wep"), 'farm: there is no farm "wep"; did you mean "web"?'),
+    (backend(weight=-1), "farm.web.backend.weight: expected 0 to 65535, got -1"),
+    (backend(weight=65536), "farm.web.backend.weight: expected 0 to 65535"),
+    (backend(weight=1.5), "farm.web.backend.weight: expected an integer, got 1.5"),
+    (backend(priority=256), "farm.web.backend.priority: expected 0 to 255"),
+    (backend(port=0), "farm.web.backend.port: expected a port from 1 to 65535, got 0"),
+    (
+        backend(farm="many", port=65530),
+        "farm.many.backend.port: expected a port from 1 to 65525 (the farm serves 11 ports from there)",
+    ),
+    (
+        backend(address="2001:db8::9"),
+        "farm.web.backend.address: expected an IPv4 address like the farm's VIP 10.0.0.1, got 2001:db8::9",
+    ),
+    (backend(farm="six"), "farm.six.backend.address: expected an IPv6 address"),
+    (backend(address="10.0.0.1"), "expected the address of a server, got the farm's own VIP"),
+    (backend(address="fe80::1%eth0"), "expected an address without zone"),
+    (backend(address="10.0.1.1"), "farm.web.backend: farm web has it already"),
+    (backend("set"), 'farm.web.backend: farm web has no backend 10.0.1.9:80; did you mean "10.0.1.2:80"?'),
+    (backend("remove", weight=1), "farm.web.backend.weight: no such setting"),
+    (("vip.add", {"address": "10.0.0.1/24", "device": "eth1"}), "vip.address: 10.0.0.1 exists already, on eth0"),
+    (("vip.add", {"address": "10.0.0.5", "device": "eth1"}), "vip.address: expected an address with prefix length"),
+    (("vip.add", {"address": "10.0.0.5/33", "device": "eth1"}), "expected 1 to 32, got 33"),
+    (("vip.add", {"address": "10.0.0.5/24", "device": "a/b"}), "device: expected the name of an interface"),
+    (("vip.delete", {"address": "10.0.0.7"}), "vip.address: there is no virtual address 10.0.0.7"),
+]
+
+
+@pytest.mark.parametrize(("request_", "sentence"), BAD, ids=[sentence[:60] for _, sentence in BAD])
+def test_bad_input_gets_a_sentence_and_changes_nothing(
+    config: Config, request_: tuple[str, dict[str, object]], sentence: str
+) -> None:
+    before = to_document(config)
+    with pytest.raises(InvalidInput) as caught:
+        change(config, *request_)
+    assert sentence in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert to_document(config) == before
+
+
+def test_a_vip_in_use_is_not_deleted(config: Config) -> None:
+    with pytest.raises(XlbError, match=r"10\.0\.0\.1 is used by farm many, web; delete or move") as caught:
+        change(config, "vip.delete", {"address": "10.0.0.1"})
+    assert caught.value.exit_code == 1
+
+
+def test_defaults_are_those_of_the_contract(config: Config) -> None:
+    farm = config.farms["web"]
+    assert (farm.protocol, farm.mode, farm.scheduler) == (Protocol.TCP, Mode.SNAT, Scheduler.MAGLEV)
+    assert farm.health == HealthCheck() and farm.health.kind is CheckKind.NONE
+    assert (farm.backends[1].weight, farm.backends[1].priority, farm.backends[1].draining) == (1, 0, False)
+
+
+def test_other_protocols_and_vips_do_not_overlap(config: Config) -> None:
+    assert change(config, *add(port=80, proto="udp")).farms["new"].port == 80
+    assert change(config, *add(port=8000, vip="2001:db8::1")).farms["new"].port == 8000
+
+
+def test_addresses_are_stored_in_canonical_form(config: Config) -> None:
+    made = change(config, "backend.add", {"farm": "six", "address": "2001:DB8:0::00B", "port": 80})
+    assert made.farms["six"].backends[0].endpoint == "[2001:db8::b]:80"
+
+
+def test_untouched_farms_keep_their_identity_and_generation_counts(config: Config) -> None:
+    made = change(config, *backend())
+    assert made.generation == config.generation + 1
+    assert made.farms["six"] is config.farms["six"] and made.vips is config.vips
+    assert made.farms["web"].backends[:2] == config.farms["web"].backends
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ("farm.start", {"name": "web"}),
+        ("farm.set", {"name": "web", "mode": "snat"}),
+        ("backend.set", {"farm": "web", "address": "10.0.1.1", "port": 80, "weight": 3}),
+    ],
+)
+def test_a_change_that_changes_nothing_returns_the_same(config: Config, request_: tuple[str, dict[str, object]]) -> None:
+    assert change(config, *request_) is config
+
+
+def test_drain_and_undrain(config: Config) -> None:
+    which = {"farm": "web", "address": "10.0.1.1", "port": 80}
+    drained = change(config, "backend.drain", which)
+    assert drained.farms["web"].backends[0].draining
+    assert change(drained, "backend.set", which | {"draining": False}).farms == config.farms
+
+
+def test_start_stop_delete_remove(config: Config) -> None:
+    stopped = change(config, "farm.stop", {"name": "web"})
+    assert not stopped.farms["web"].enabled
+    assert change(stopped, "farm.start", {"name": "web"}).farms == config.farms
+    assert set(change(config, "farm.delete", {"name": "web"}).farms) == {"many", "six"}
+    left = change(config, "backend.remove", {"farm": "web", "address": "10.0.1.1", "port": 80})
+    assert [each.address for each in left.farms["web"].backends] == ["10.0.1.2"]
+
+
+def test_health_settings_not_given_stay(config: Config) -> None:
+    made = change(config, "farm.set", {"name": "web", "health": {"kind": "http", "path": "/health"}})
+    made = change(made, "farm.set", {"name": "web", "health": {"status": 204}})
+    assert made.farms["web"].health == HealthCheck(kind=CheckKind.HTTP, path="/health", status="204")
+
+
+def test_a_document_keeps_ids_and_identity_of_what_stays(config: Config) -> None:
+    document = to_document(config)
+    assert replace_from_document(config, document) is config
+    web = next(farm for farm in document["farm"] if farm["name"] == "web")  # type: ignore[attr-defined]
+    web["backend"].reverse()
+    assert replace_from_document(config, document) is config, "order is not a change"
+    web["backend"].append({"address": "10.0.1.3", "port": 80})
+    web["backend"][0]["weight"] = 9
+    made = replace_from_document(config, document)
+    assert made.farms["many"] is config.farms["many"] and made.generation == config.generation + 1
+    ids = {each.endpoint: each.id for each in made.farms["web"].backends}
+    assert {each.endpoint: each.id for each in config.farms["web"].backends}.items() <= ids.items()
+    assert len(set(ids.values())) == 3
+
+
+def test_ids_of_one_change_are_new_even_when_all_is_replaced(config: Config) -> None:
+    document = to_document(config)
+    for farm in document["farm"]:  # type: ignore[attr-defined]
+        farm["name"] += "2"
+    made = replace_from_document(config, document)
+    assert not {farm.id for farm in made.farms.values()} & {farm.id for farm in config.farms.values()}
+
+
+def test_a_freed_id_rests_and_is_found_again_after_a_lap(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "MAX_FARMS", 7)  # ids 1 to 6, three in use
+    seen = []
+    for _ in range(9):
+        config = change(config, *add())
+        seen.append(config.farms["new"].id)
+        config = change(config, "farm.delete", {"name": "new"})
+    taken = {farm.id for farm in config.farms.values()}
+    assert set(seen[:3]) == set(range(1, 7)) - taken, "a free id is used again only after all others"
+
+
+def test_one_change_that_needs_more_ids_than_there_are(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "MAX_FARMS", 5)
+    document = to_document(config)
+    document["farm"] += [  # type: ignore[operator]
+        {"name": f"more{port}", "vip": "10.0.0.1", "port": port} for port in (1, 2)
+    ]
+    with pytest.raises(InvalidInput, match="farm: all 4 farm ids are in use or were until now; remove farms first"):
+        replace_from_document(config, document)
+
+
+def test_backends_of_different_farms_never_share_an_id(config: Config) -> None:
+    for number in range(1, 4):
+        config = change(config, *backend(address=f"10.0.2.{number}"))
+        config = change(config, *backend(farm="many", address=f"10.0.2.{number}"))
+    validation.check_config(config)
+    assert len({each.id for farm in config.farms.values() for each in farm.backends}) == 8
+
+
+def test_limits(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "MAX_FARMS", 4)
+    with pytest.raises(InvalidInput, match="farm: this node has room for 3 farms, and this would make 4"):
+        change(config, *add())
+    monkeypatch.setattr(validation, "MAX_FARMS", MAX_FARMS)
+    monkeypatch.setattr(validation, "MAX_BACKENDS", 3)
+    with pytest.raises(InvalidInput, match="backend: this node has room for 2 backends, and this would make 3"):
+        change(config, *backend())
+    monkeypatch.setattr(validation, "MAX_BACKENDS", MAX_BACKENDS)
+    monkeypatch.setattr(validation, "MAX_BACKENDS_PER_FARM", 2)
+    with pytest.raises(InvalidInput, match="expected at most 2 backends, got 3"):
+        change(config, *backend())
+
+
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.sampled_from(["web", "10.0.0.1", "10.0.1.1", 80]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(
+    ["name", "farm", "vip", "port", "proto", "mode", "address", "device", "guard", "health", "weight", "draining"]
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.sampled_from(sorted(CHANGES)), st.dictionaries(NAMES | st.text(max_size=6), JUNK, max_size=6))
+def test_no_arguments_of_any_kind_raise_anything_else(command: str, arguments: dict[str, object]) -> None:
+    config = change(Config(), "vip.add", {"address": "10.0.0.1/24", "device": "eth0"})
+    config = change(config, "farm.add", {"name": "web", "vip": "10.0.0.1", "port": 80})
+    config = change(config, "backend.add", {"farm": "web", "address": "10.0.1.1", "port": 80})
+    try:
+        made = change(config, command, arguments)
+    except XlbError as error:
+        assert str(error)
+    else:
+        validation.check_config(made)

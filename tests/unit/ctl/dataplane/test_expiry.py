@@ -1,0 +1,145 @@
+"""Which flows go and which stay, over all states, across the wrap of the tick, and never one direction without the other."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import numpy as np
+import pytest
+
+from bpf.constants import REFRESH_SHIFT, TICK_SHIFT, FlowFlag, FlowState
+from ctl.config.changes import change
+from ctl.config.model import Config
+from ctl.dataplane import expiry
+from tests.fakes.plane import flow_dtype, key_dtype
+
+SEEN, FIN, PEER_FIN, RST, REPLICATED = (
+    FlowState.SEEN,
+    FlowState.FIN_HERE | FlowState.SEEN,
+    FlowState.FIN_THERE | FlowState.SEEN,
+    FlowState.RST | FlowState.SEEN,
+    FlowState.REPLICATED,
+)
+NOW = 1_000_000
+TIMEOUTS = np.full(4096, expiry.to_ticks(900), np.uint32)
+
+
+def ticks(seconds: float) -> int:
+    return int(seconds * 1e9) >> TICK_SHIFT
+
+
+def raw(address: str) -> np.void:
+    return np.void(ipaddress.ip_address(address).packed)
+
+
+def connection(forward: tuple[int, float], reply: tuple[int, float], now: int = NOW) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of a SNAT connection's two entries; each given as (state, seconds since its last packet)."""
+    keys, values = np.zeros(2, key_dtype("v4")), np.zeros(2, flow_dtype("v4"))
+    keys["protocol"] = 6
+    keys[0] = (raw("192.0.2.1"), raw("10.0.0.1"), 40000, 80, 6, 0)
+    keys[1] = (raw("10.0.1.1"), raw("10.0.0.9"), 8080, 50000, 6, 0)
+    values["source"], values["destination"] = [raw("10.0.0.9"), raw("10.0.0.1")], [raw("10.0.1.1"), raw("192.0.2.1")]
+    values["source_port"], values["destination_port"] = [50000, 80], [8080, 40000]
+    values["flags"] = [FlowFlag.FORWARD, 0]
+    values["state"] = [forward[0], reply[0]]
+    values["last_seen"] = [(now - ticks(forward[1])) & 0xFFFFFFFF, (now - ticks(reply[1])) & 0xFFFFFFFF]
+    values["farm"], values["backend"] = 1, 7
+    return keys, values
+
+
+def sweep(keys: np.ndarray, values: np.ndarray, now: int = NOW, timeouts: np.ndarray = TIMEOUTS) -> set[int]:
+    """The rows that a sweep deletes, as the daemon would go about it."""
+    place = {key.tobytes(): row for row, key in enumerate(keys)}
+    chosen = np.flatnonzero(expiry.candidates(values, now, timeouts))
+    pairs = expiry.pair_keys(keys[chosen], values[chosen])
+    rows = [place.get(key.tobytes(), -1) for key in pairs]
+    found = np.array([row >= 0 for row in rows], bool)
+    gone, pair_gone = expiry.expired(keys[chosen], values[chosen], found, values[np.array(rows, int)], now, timeouts)
+    return {*chosen[gone].tolist(), *(row for row, go in zip(rows, pair_gone, strict=True) if go)}
+
+
+def test_each_entry_is_the_other_ones_pair() -> None:
+    keys, values = connection((SEEN, 0), (SEEN, 0))
+    assert expiry.pair_keys(keys, values).tobytes() == keys[::-1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("forward", "reply", "kept_s"),
+    [
+        (SEEN, SEEN, 900),
+        (SEEN, 0, expiry.HALF_OPEN_S),
+        (0, SEEN, expiry.HALF_OPEN_S),
+        (FIN, PEER_FIN, expiry.HALF_CLOSED_S),
+        (PEER_FIN, FIN, expiry.HALF_CLOSED_S),
+        (FIN | PEER_FIN, FIN | PEER_FIN, expiry.FINISHED_S),
+        (RST, RST, expiry.RESET_S),
+        (SEEN, RST, expiry.RESET_S),
+        (RST | FIN | PEER_FIN, RST, expiry.RESET_S),
+    ],
+)
+@pytest.mark.parametrize("now", [NOW, 50, 2**32 - 1])
+def test_silence_each_state_allows(forward: int, reply: int, kept_s: int, now: int) -> None:
+    for quiet in (1.0, 0.9):  # the more recent direction decides
+        before, after = kept_s - 1, kept_s + 1
+        assert sweep(*connection((forward, before), (reply, before + 5 * (quiet < 1)), now), now) == set()
+        assert sweep(*connection((forward, after), (reply, after + 5 * (quiet < 1)), now), now) == {0, 1}
+
+
+def test_a_busy_direction_keeps_both() -> None:
+    assert sweep(*connection((SEEN, 5000), (SEEN, 1))) == set()
+    assert sweep(*connection((SEEN, 1), (0, 5000))) == set()
+
+
+def test_an_entry_without_its_other_half_goes_by_itself() -> None:
+    keys, values = connection((SEEN, 40), (SEEN, 40))
+    assert sweep(keys[:1], values[:1]) == set(), "a candidate only after the farm's timeout"
+    keys, values = connection((SEEN, 901), (SEEN, 0))
+    assert sweep(keys[:1], values[:1]) == {0}
+
+
+def test_a_pair_that_belongs_to_another_connection_is_left_alone() -> None:
+    keys, values = connection((SEEN, 901), (SEEN, 1))
+    values["destination_port"][1] = 40001  # the reply tuple serves another client now
+    assert sweep(keys, values) == {0}
+
+
+def test_a_packet_after_the_clock_was_read_is_not_ancient() -> None:
+    keys, values = connection((SEEN, 0), (SEEN, 0))
+    values["last_seen"] = NOW + 3
+    assert sweep(keys, values) == set()
+
+
+def test_a_replicated_flow_gets_the_refresh_interval_on_top() -> None:
+    slack = (1 << REFRESH_SHIFT << TICK_SHIFT) / 1e9
+    assert sweep(*connection((REPLICATED, 900 + slack - 1), (REPLICATED, 900 + slack - 1))) == set()
+    assert sweep(*connection((REPLICATED, 900 + slack + 1), (REPLICATED, 900 + slack + 1))) == {0, 1}
+
+
+def test_timeouts_by_farm() -> None:
+    config = change(Config(), "vip.add", {"address": "10.0.0.1/24", "device": "eth0"})
+    config = change(config, "farm.add", {"name": "web", "vip": "10.0.0.1", "port": 80, "idle_timeout_s": 20})
+    config = change(config, "farm.add", {"name": "dns", "vip": "10.0.0.1", "port": 53, "proto": "udp"})
+    timeouts = expiry.timeout_ticks(config)
+    assert timeouts[config.farms["web"].id] == expiry.to_ticks(20)
+    assert timeouts[config.farms["dns"].id] == expiry.to_ticks(120)
+    assert timeouts[4000] == expiry.to_ticks(expiry.NO_FARM_S)
+    assert config.farms["web"].id == 1
+    assert sweep(*connection((SEEN, 21), (SEEN, 21)), timeouts=timeouts) == {0, 1}
+    assert sweep(*connection((FIN, 21), (PEER_FIN, 21)), timeouts=timeouts) == {0, 1}, "the farm's timeout bounds the others"
+
+
+def test_ticks_are_rounded_up() -> None:
+    assert expiry.to_ticks(1) == 15 and 15 << TICK_SHIFT >= 1_000_000_000
+
+
+def test_connections_are_counted_once_and_only_while_open() -> None:
+    parts = [connection((SEEN, 0), (SEEN, 0)), connection((FIN, 0), (PEER_FIN, 0)), connection((RST, 0), (RST, 0))]
+    parts.append(connection((FIN | PEER_FIN, 0), (FIN | PEER_FIN, 0)))
+    backends, farms = expiry.count_connections(np.concatenate([values for _, values in parts]))
+    assert backends[7] == 2 == backends.sum() and farms[1] == 2 == farms.sum()
+
+
+def test_no_rows_at_all() -> None:
+    keys, values = np.zeros(0, key_dtype("v6")), np.zeros(0, flow_dtype("v6"))
+    assert sweep(keys, values) == set()
+    assert expiry.count_connections(values)[0].sum() == 0

@@ -1,0 +1,144 @@
+"""Properties of slot tables: full, fair, stable under change, and the same wherever they are computed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bpf.constants import MAX_FARMS, MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK
+from ctl.config.model import Backend
+from ctl.dataplane.maglev import MAX_TURNS, SLOTS_PER_UNIT, TABLE_SIZES, lookup_table, table_size, turn_order
+
+
+def backends(*weights: int, first: int = 1) -> list[Backend]:
+    return [Backend(number, f"10.1.{number // 250}.{number % 250}", 80, weight) for number, weight in enumerate(weights, first)]
+
+
+WEIGHTS = st.lists(st.integers(0, 20), min_size=1, max_size=12).filter(any)
+
+
+def counts(table: np.ndarray, servers: list[Backend]) -> dict[int, int]:
+    return {server.id: int((table == server.id).sum()) for server in servers}
+
+
+@settings(max_examples=60, deadline=None)
+@given(WEIGHTS)
+def test_every_slot_is_filled_and_shares_follow_weights(weights: list[int]) -> None:
+    servers = backends(*weights)
+    size = table_size(servers)
+    table = lookup_table(servers, size)
+    assert len(table) == size and table.dtype == np.uint32
+    total = sum(weights)
+    found = counts(table, servers)
+    assert sum(found.values()) == size
+    for server in servers:
+        exact = size * server.weight / total
+        assert abs(found[server.id] - exact) <= 3, "a count may be off by the turns that start or end in the middle"
+        assert server.weight or not found[server.id]
+
+
+@settings(max_examples=40, deadline=None)
+@given(WEIGHTS, st.randoms(use_true_random=False), st.integers(1, 1000))
+def test_neither_order_nor_ids_decide(weights: list[int], random, shift: int) -> None:  # type: ignore[no-untyped-def]
+    servers = backends(*weights)
+    shuffled = [Backend(server.id + shift, server.address, server.port, server.weight) for server in servers]
+    random.shuffle(shuffled)
+    assert (lookup_table(servers, 1021) + np.uint32(shift) == lookup_table(shuffled, 1021)).all()
+    assert (turn_order(servers) + np.uint32(shift) == turn_order(shuffled)).all()
+
+
+@pytest.mark.parametrize("number", [3, 10, 50])
+def test_a_lost_or_new_backend_moves_little_else(number: int) -> None:
+    servers = backends(*[1] * number)
+    size = table_size(servers)
+    table = lookup_table(servers, size)
+    for gone in servers[:: max(1, number // 5)]:
+        without = lookup_table([server for server in servers if server is not gone], size)
+        others = table != gone.id
+        moved = (table != without)[others].mean()
+        assert moved <= 0.06, f"{moved:.1%} of the other backends' slots moved"
+
+
+def test_a_changed_weight_moves_little_else() -> None:
+    before = lookup_table(backends(4, 4, 4, 4, 4), 4093)
+    after = lookup_table(backends(4, 4, 4, 4, 5), 4093)
+    # the ideal is the slots the heavier backend gains: 5/21 - 4/20 = 3.8 %
+    assert (before != after).mean() <= 0.10
+
+
+def test_one_backend_owns_all() -> None:
+    assert set(lookup_table(backends(0, 7), 1021).tolist()) == {2}
+    assert turn_order(backends(0, 7)).tolist() == [2]
+
+
+@pytest.mark.parametrize("function", [turn_order, lambda servers: lookup_table(servers, 1021)])
+def test_no_weight_at_all_is_refused(function) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="no backend carries weight"):
+        function(backends(0, 0))
+
+
+def test_the_same_in_every_process() -> None:
+    program = (
+        "import hashlib; from ctl.dataplane.maglev import *; from ctl.config.model import Backend; "
+        "servers = [Backend(n, f'10.0.0.{n}', 80, n) for n in range(1, 9)]; "
+        "print(hashlib.sha256(lookup_table(servers, 4093).tobytes() + turn_order(servers).tobytes()).hexdigest())"
+    )
+    golden = "7e96018afea1f22c1c803813b84e908e54eb9dafebe49177c04b5799ad76335c"
+    said = set()
+    for seed in ("0", "1", "random"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+        said.add(result.stdout.strip())
+    assert said == {golden}, "nodes of different versions would disagree about running connections: is that meant?"
+
+
+def test_table_sizes_are_primes_and_hold_enough_slots_per_unit() -> None:
+    for size in TABLE_SIZES:
+        assert all(size % divisor for divisor in range(2, int(size**0.5) + 1))
+    assert table_size(backends(0, 0)) == 509
+    assert table_size(backends(1)) == 509
+    assert table_size(backends(*[1] * 10)) == 1021
+    assert table_size(backends(*[1] * 11)) == 2039
+    assert table_size(backends(1, 10)) == 2039
+    assert table_size(backends(*[7] * 200)) == 32749
+    assert table_size(backends(*[7] * 400)) == 65537
+    assert table_size(backends(1, 65535)) == 65537
+    assert SLOTS_PER_UNIT * 10 <= 1021
+    fullest = MAX_FARMS * -(-TABLE_SIZES[0] // SLOTS_PER_CHUNK)
+    assert 2 * fullest <= MAX_SLOT_CHUNKS, "all small farms there can be must be replaceable at once, as after a restart"
+
+
+@settings(max_examples=80, deadline=None)
+@given(WEIGHTS)
+def test_turns_are_exact_and_spread(weights: list[int]) -> None:
+    servers = backends(*weights)
+    order = turn_order(servers)
+    divisor = int(np.gcd.reduce([weight for weight in weights if weight]))
+    assert len(order) == sum(weights) // divisor
+    for server in servers:
+        assert (order == server.id).sum() == server.weight // divisor
+        turns = np.flatnonzero(order == server.id)
+        if len(turns) > 1:
+            gap = len(order) / len(turns)
+            longest = max(after - before for before, after in pairwise([*turns.tolist(), int(turns[0]) + len(order)]))
+            assert longest <= 2 * gap + len(servers), "a backend must not wait long and then serve in a burst"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 65535), min_size=1, max_size=40))
+def test_turn_orders_are_bounded_and_keep_everyone(weights: list[int]) -> None:
+    servers = backends(*weights)
+    order = turn_order(servers)
+    assert len(order) <= MAX_TURNS + len(servers)
+    found = counts(order, servers)
+    for server in servers:
+        exact = server.weight / sum(weights)
+        assert found[server.id] >= 1
+        assert abs(found[server.id] / len(order) - exact) <= 0.5 / MAX_TURNS * len(servers) + 1 / MAX_TURNS

@@ -1,0 +1,442 @@
+"""Planning rounds against a plane that refuses illegal operations: same result as from scratch, nothing in use touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bpf.constants import MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK, VipFlag
+from bpf.dataplane import DeleteService, Operation, PutBackend, PutService, PutSlots, PutVip, ServiceKey, ZeroTraffic
+from ctl.config.changes import change
+from ctl.config.model import Config
+from ctl.dataplane import planner
+from ctl.dataplane.planner import Plan, PlannerState, adopt, eligible_backends, plan, replan_everything
+from ctl.errors import XlbError
+from tests.fakes.plane import FakePlane
+
+
+def configured(*commands: tuple[str, dict[str, object]], config: Config | None = None) -> Config:
+    config = config or Config()
+    for command, arguments in commands:
+        config = change(config, command, arguments)
+    return config
+
+
+VIP = ("vip.add", {"address": "10.0.0.1/24", "device": "eth0"})
+WEB = ("farm.add", {"name": "web", "vip": "10.0.0.1", "port": 80})
+
+
+def backend(farm: str, last: int, **more: object) -> tuple[str, dict[str, object]]:
+    return "backend.add", {"farm": farm, "address": f"10.0.1.{last}", "port": 80, **more}
+
+
+def settle(
+    plane: FakePlane, state: PlannerState, config: Config, down: frozenset[int] = frozenset()
+) -> tuple[PlannerState, list[Operation]]:
+    """Plan and execute until complete; checks after each round that freed slots rest for a round."""
+    done: list[Operation] = []
+    for _ in range(50):
+        result = plan(state, config, down)
+        check_rest(state, result)
+        plane.apply(result.operations)
+        state = result.state
+        done += result.operations
+        assert dict(state.services) == plane.services() and dict(state.vips) == plane.vips()
+        if result.complete:
+            return state, done
+    raise AssertionError("planning does not come to an end")
+
+
+def check_rest(before: PlannerState, result: Plan, table_chunks: int = MAX_SLOT_CHUNKS) -> None:
+    written = [
+        (each.offset // SLOTS_PER_CHUNK, -(-len(each.backends) // SLOTS_PER_CHUNK))
+        for each in result.operations
+        if isinstance(each, PutSlots)
+    ]
+    for first, length in result.state.resting:
+        assert not any(first < start + count and start < first + length for start, count in written)
+    in_use = sum(-(-value.slot_count // SLOTS_PER_CHUNK) for value in result.state.services.values())
+    idle = sum(length for _, length in (*result.state.free, *result.state.resting))
+    assert in_use + idle == table_chunks, "slots leaked or are owned twice"
+
+
+def meaning(plane: FakePlane) -> object:
+    """What the tables say, whatever the offsets."""
+    said = {}
+    for key, value in plane.services().items():
+        said[key] = (replace(value, slot_offset=0), [plane.backends[number] for number in plane.turn(key)])
+    return said, plane.vips()
+
+
+def kinds(operations: Sequence[Operation]) -> list[str]:
+    return [type(each).__name__ for each in operations]
+
+
+def test_a_farm_appears_slots_first_service_last() -> None:
+    plane = FakePlane()
+    _, operations = settle(plane, PlannerState(), configured(VIP, WEB, backend("web", 1)))
+    assert kinds(operations) == ["ZeroTraffic", "PutBackend", "PutSlots", "PutVip", "PutService"]
+
+
+def test_what_has_not_changed_costs_nothing() -> None:
+    plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
+    state, _ = settle(plane, PlannerState(), config)
+    assert plan(state, config, frozenset()) == Plan((), state, True)
+    renamed = configured(("farm.set", {"name": "web", "health": {"kind": "tcp"}}), config=config)
+    assert plan(state, renamed, frozenset()).operations == ()
+
+
+def test_one_changed_farm_leaves_the_others_alone() -> None:
+    plane = FakePlane()
+    config = configured(
+        VIP, WEB, backend("web", 1), ("farm.add", {"name": "api", "vip": "10.0.0.1", "port": 81}), backend("api", 1)
+    )
+    state, _ = settle(plane, PlannerState(), config)
+    state, operations = settle(plane, state, configured(backend("api", 2), config=config))
+    assert kinds(operations) == ["ZeroTraffic", "PutBackend", "PutSlots", "PutService"]
+
+
+def test_a_change_of_mode_keeps_the_slots() -> None:
+    plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
+    state, _ = settle(plane, PlannerState(), config)
+    _, operations = settle(plane, state, configured(("farm.set", {"name": "web", "mode": "dnat"}), config=config))
+    assert kinds(operations) == ["PutService"]
+
+
+def test_a_moved_listener_keeps_its_slots_and_is_never_missing() -> None:
+    plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
+    state, _ = settle(plane, PlannerState(), config)
+    state, operations = settle(plane, state, configured(("farm.set", {"name": "web", "port": 81}), config=config))
+    assert kinds(operations) == ["PutService", "DeleteService"]
+    assert state.resting == ()
+
+
+def test_ranges_are_asked_only_while_there_are_some() -> None:
+    plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
+    state, _ = settle(plane, PlannerState(), config)
+    ranged = configured(("farm.set", {"name": "web", "port": "80-90"}), config=config)
+    state, _ = settle(plane, state, ranged)
+    assert plane.vips() == {"10.0.0.1": VipFlag.RANGES}
+    state, operations = settle(plane, state, configured(("farm.set", {"name": "web", "port": 80}), config=ranged))
+    assert kinds(operations) == ["PutService", "DeleteService", "PutVip"], "the range serves until the single port does"
+    assert plane.vips() == {"10.0.0.1": 0}
+
+
+def test_a_range_that_overlaps_the_one_it_replaces_is_deleted_first() -> None:
+    plane, config = (
+        FakePlane(),
+        configured(VIP, ("farm.add", {"name": "web", "vip": "10.0.0.1", "port": "80-90"}), backend("web", 1)),
+    )
+    state, _ = settle(plane, PlannerState(), config)
+    _, operations = settle(plane, state, configured(("farm.set", {"name": "web", "port": "80-99"}), config=config))
+    assert kinds(operations) == ["DeleteService", "PutService"]
+
+
+def test_an_open_vip_and_one_only_for_snat() -> None:
+    plane = FakePlane()
+    config = configured(("vip.add", {"address": "10.0.0.1/24", "device": "eth0", "guard": False}), WEB, backend("web", 1))
+    config = configured(("vip.add", {"address": "10.0.0.9/24", "device": "eth0"}), config=config)
+    config = configured(("farm.set", {"name": "web", "snat_address": "10.0.0.9"}), config=config)
+    state, _ = settle(plane, PlannerState(), config)
+    assert plane.vips() == {"10.0.0.1": VipFlag.OPEN, "10.0.0.9": 0}
+    stopped = configured(("farm.stop", {"name": "web"}), config=config)
+    state, operations = settle(plane, state, stopped)
+    assert kinds(operations) == ["DeleteService"], "flows of a stopped farm still need the address"
+
+
+def test_eligible_backends() -> None:
+    config = configured(
+        *(
+            VIP,
+            WEB,
+            backend("web", 1),
+            backend("web", 2, weight=0),
+            backend("web", 3, priority=1),
+            backend("web", 4, draining=True),
+        ),
+    )
+    farm = config.farms["web"]
+    one, _, three, _ = farm.backends
+    assert eligible_backends(farm, frozenset()) == (one,)
+    assert eligible_backends(farm, {one.id}) == (three,)
+    assert eligible_backends(farm, {one.id, three.id}) == ()
+    everyone = configured(("farm.set", {"name": "web", "all_down": "all"}), config=config).farms["web"]
+    assert eligible_backends(everyone, {one.id, three.id}) == (one, three)
+
+
+def test_a_farm_without_backends_refuses_in_the_kernel() -> None:
+    plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
+    down = frozenset({config.farms["web"].backends[0].id})
+    state, _ = settle(plane, PlannerState(), config, down)
+    (value,) = plane.services().values()
+    assert (value.slot_offset, value.slot_count) == (0, 0)
+    settle(plane, state, config)
+    (value,) = plane.services().values()
+    assert value.slot_count == 509
+
+
+def test_restart_keeps_traffic_and_removes_what_is_stale() -> None:
+    plane = FakePlane()
+    config = configured(
+        VIP, WEB, backend("web", 1), backend("web", 2), ("farm.add", {"name": "old", "vip": "10.0.0.1", "port": 81})
+    )
+    settle(plane, PlannerState(), configured(backend("old", 1), config=config))
+    before = {key: plane.turn(key) for key in plane.services()}
+    config = configured(("farm.delete", {"name": "old"}), config=config)
+    result = replan_everything(config, frozenset(), plane.vips(), plane.services())
+    check_rest(adopt(plane.vips(), plane.services()), result)
+    plane.apply(result.operations)
+    assert result.complete and not any(isinstance(each, ZeroTraffic) for each in result.operations)
+    (key,) = plane.services()
+    assert plane.turn(key) == before[key] and key.port == 80
+    assert DeleteService(ServiceKey("10.0.0.1", 81, 81, 6)) in result.operations
+
+
+def test_kernel_services_that_cannot_be_true_are_replaced_without_touching_their_slots() -> None:
+    plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
+    settle(plane, PlannerState(), config)
+    ((key, value),) = plane.services().items()
+    strange = {
+        key: replace(value, slot_offset=value.slot_offset + 16),
+        replace(key, port=9): value,
+        replace(key, port=8): replace(value, slot_offset=MAX_SLOT_CHUNKS * SLOTS_PER_CHUNK),
+    }
+    result = replan_everything(config, frozenset(), {"10.0.0.1": 0}, strange)
+    assert set(result.state.services) == {key}
+    assert all(each.offset >= 16 + value.slot_count for each in result.operations if isinstance(each, PutSlots))
+    plan(result.state, configured(backend("web", 2), config=config), frozenset())
+
+
+def test_a_reused_id_waits_until_no_service_uses_it_and_its_counters_are_zeroed() -> None:
+    plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
+    state, _ = settle(plane, PlannerState(), config)
+    farm = config.farms["web"]
+    moved = replace(farm, backends=(replace(farm.backends[0], address="10.0.1.99"),))
+    state, operations = settle(plane, state, replace(config, farms={"web": moved}))
+    number = farm.backends[0].id
+    assert plane.backends[number] == ("10.0.1.99", 80)
+    assert ZeroTraffic((), (number,)) in operations
+    assert kinds(operations) == ["PutService", "ZeroTraffic", "PutBackend", "PutSlots", "PutService"]
+
+
+@pytest.fixture
+def small_table(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Room for two farms' tables and nothing more."""
+    chunks = 2 * -(-509 // SLOTS_PER_CHUNK)
+    monkeypatch.setattr(planner, "MAX_SLOT_CHUNKS", chunks)
+    return chunks
+
+
+def test_no_room_is_an_error_and_plans_nothing(small_table: int) -> None:
+    empty = PlannerState(free=((0, small_table),))
+    config = configured(VIP, *(("farm.add", {"name": f"f{n}", "vip": "10.0.0.1", "port": n}) for n in (1, 2, 3)))
+    config = configured(*(backend(f"f{n}", n) for n in (1, 2, 3)), config=config)
+    with pytest.raises(XlbError, match=r"slot table is full: no room for farm f3"):
+        plan(empty, config, frozenset())
+
+
+def test_farms_wait_for_space_that_a_round_frees(small_table: int) -> None:
+    plane, state = FakePlane(), PlannerState(free=((0, small_table),))
+    config = configured(VIP, WEB, backend("web", 1), backend("web", 2))
+    first = plan(state, config, frozenset())
+    plane.apply(first.operations)
+    config = configured(("farm.add", {"name": "api", "vip": "10.0.0.1", "port": 81}), backend("api", 1), config=config)
+    config = configured(("backend.remove", {"farm": "web", "address": "10.0.1.2", "port": 80}), config=config)
+    second = plan(first.state, config, frozenset())
+    plane.apply(second.operations)
+    assert not second.complete, "the new run of web took the last room"
+    third = plan(second.state, config, frozenset())
+    plane.apply(third.operations)
+    assert third.complete and len(plane.services()) == 2
+
+
+def test_after_a_restart_farms_that_wait_for_space_keep_serving(small_table: int) -> None:
+    config = configured(
+        VIP, WEB, backend("web", 1), ("farm.add", {"name": "api", "vip": "10.0.0.1", "port": 81}), backend("api", 2)
+    )
+    plane = FakePlane()
+    settle(plane, PlannerState(), config)
+    chunks = small_table // 2 * 3
+    found = replace(adopt(plane.vips(), plane.services()), free=((small_table, chunks - small_table),))
+    first = plan(found, config, frozenset())
+    plane.apply(first.operations)
+    assert not first.complete and len(plane.services()) == 2
+    second = plan(first.state, config, frozenset())
+    plane.apply(second.operations)
+    assert second.complete and len(plane.services()) == 2
+    assert {value.slot_offset for value in plane.services().values()} == {0, small_table * SLOTS_PER_CHUNK}
+
+
+@pytest.fixture
+def starved(small_table: int) -> tuple[FakePlane, Plan, Config, Config]:
+    """Farm first took the port of farm web, which moved, changed its backends and found no room for them."""
+    plane = FakePlane()
+    before = configured(VIP, ("farm.add", {"name": "first", "vip": "10.0.0.1", "port": 81}), WEB, backend("web", 1))
+    state, _ = settle_small(plane, PlannerState(free=((0, small_table),)), before)
+    config = configured(("farm.set", {"name": "web", "port": 99}), ("farm.set", {"name": "first", "port": 80}), config=before)
+    config = configured(("farm.set", {"name": "web", "port": 81}), backend("first", 3), backend("web", 2), config=config)
+    result = plan(state, config, frozenset())
+    plane.apply(result.operations)
+    assert not result.complete and [key.port for key in plane.services()] == [80]
+    return plane, result, before, config
+
+
+def settle_small(plane: FakePlane, state: PlannerState, config: Config) -> tuple[PlannerState, int]:
+    """Plan and execute until complete in the small table; how many rounds it took."""
+    chunks = sum(length for _, length in (*state.free, *state.resting))
+    chunks += sum(-(-value.slot_count // SLOTS_PER_CHUNK) for value in state.services.values())
+    for number in range(1, 6):
+        result = plan(state, config, frozenset())
+        check_rest(state, result, chunks)
+        plane.apply(result.operations)
+        state = result.state
+        if result.complete:
+            return state, number
+    raise AssertionError("planning does not come to an end")
+
+
+def test_a_port_taken_from_a_waiting_farm_stays_with_the_taker(starved: tuple[FakePlane, Plan, Config, Config]) -> None:
+    plane, result, _, config = starved
+    settle_small(plane, result.state, config)
+    assert sorted((key.port, value.farm) for key, value in plane.services().items()) == [
+        (80, config.farms["first"].id),
+        (81, config.farms["web"].id),
+    ]
+
+
+def test_a_waiting_farm_does_not_reuse_slots_it_lost(starved: tuple[FakePlane, Plan, Config, Config]) -> None:
+    plane, result, _, config = starved
+    config = configured(("backend.remove", {"farm": "web", "address": "10.0.1.2", "port": 80}), config=config)
+    settle_small(plane, result.state, config)
+    assert len(plane.services()) == 2
+
+
+def test_an_id_a_waiting_farm_gave_up_can_be_used(starved: tuple[FakePlane, Plan, Config, Config]) -> None:
+    plane, result, _, config = starved
+    first, web = config.farms["first"], config.farms["web"]
+    taken = replace(first.backends[0], id=web.backends[1].id, address="10.0.1.77")
+    farms = {"first": replace(first, backends=(taken,)), "web": replace(web, backends=web.backends[:1])}
+    settle_small(plane, result.state, replace(config, farms=farms))
+    assert plane.backends[taken.id] == ("10.0.1.77", 80)
+
+
+PORTS = st.sampled_from([80, 81, "80-90", "85-99", "100-120"])
+FARMS = st.sampled_from(["a", "b", "c"])
+LAST = st.integers(1, 4)
+COMMANDS = st.one_of(
+    st.tuples(
+        st.just("farm.add"),
+        st.fixed_dictionaries(
+            {"name": FARMS, "vip": st.sampled_from(["10.0.0.1", "10.0.0.2"]), "port": PORTS},
+            optional={
+                "scheduler": st.sampled_from(["maglev", "roundrobin", "source"]),
+                "all_down": st.sampled_from(["drop", "all"]),
+                "snat_address": st.sampled_from(["", "10.0.0.2"]),
+            },
+        ),
+    ),
+    st.tuples(
+        st.just("farm.set"),
+        st.fixed_dictionaries(
+            {"name": FARMS},
+            optional={
+                "port": PORTS,
+                "scheduler": st.sampled_from(["maglev", "roundrobin"]),
+                "mode": st.sampled_from(["snat", "dnat"]),
+            },
+        ),
+    ),
+    st.tuples(st.sampled_from(["farm.delete", "farm.start", "farm.stop"]), st.fixed_dictionaries({"name": FARMS})),
+    st.tuples(
+        st.sampled_from(["backend.add", "backend.set"]),
+        st.fixed_dictionaries(
+            {"farm": FARMS, "address": st.builds("10.0.1.{}".format, LAST), "port": st.just(80)},
+            optional={"weight": st.integers(0, 3), "priority": st.integers(0, 1), "draining": st.booleans()},
+        ),
+    ),
+    st.tuples(
+        st.sampled_from(["backend.remove", "backend.drain"]),
+        st.fixed_dictionaries({"farm": FARMS, "address": st.builds("10.0.1.{}".format, LAST), "port": st.just(80)}),
+    ),
+    st.tuples(st.just("vip.add"), st.fixed_dictionaries({"address": st.just("10.0.0.9/24"), "device": st.just("eth0")})),
+    st.tuples(st.just("vip.delete"), st.fixed_dictionaries({"address": st.sampled_from(["10.0.0.2", "10.0.0.9"])})),
+)
+STEPS = st.lists(
+    st.tuples(st.lists(COMMANDS, max_size=4), st.frozensets(st.integers(1, 20), max_size=6), st.booleans()),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS)
+def test_any_history_ends_where_planning_from_scratch_does(
+    steps: list[tuple[list[tuple[str, dict[str, object]]], frozenset[int], bool]],
+) -> None:
+    """Several changes may meet in one round; some rounds begin with a restart that only knows what the kernel holds."""
+    plane, state = FakePlane(), PlannerState()
+    config = configured(VIP, ("vip.add", {"address": "10.0.0.2/24", "device": "eth0"}))
+    for commands, down, restart in steps:
+        for command, arguments in commands:
+            try:
+                config = change(config, command, arguments)
+            except XlbError:
+                continue
+        if restart:
+            state = adopt(plane.vips(), plane.services())
+        state, _ = settle(plane, state, config, down)
+        fresh = FakePlane()
+        settle(fresh, PlannerState(), config, down)
+        assert meaning(plane) == meaning(fresh)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS, st.sampled_from([3, 4]))
+def test_any_history_in_a_table_that_is_too_small(
+    steps: list[tuple[list[tuple[str, dict[str, object]]], frozenset[int], bool]], tables: int
+) -> None:
+    """Rounds are executed one by one, changes arriving between them; what finds no room is refused and changes nothing."""
+    chunks = tables * -(-509 // SLOTS_PER_CHUNK)
+    plane, state = FakePlane(), PlannerState(free=((0, chunks),))
+    wanted = applied = configured(VIP, ("vip.add", {"address": "10.0.0.2/24", "device": "eth0"}))
+    down: frozenset[int] = frozenset()
+    for commands, down, patient in [*steps, ([], frozenset(), True)]:
+        for command, arguments in commands:
+            try:
+                wanted = change(wanted, command, arguments)
+            except XlbError:
+                continue
+        for _ in range(20 if patient else 1):
+            try:
+                result = plan(state, wanted, down)
+            except XlbError:
+                wanted = applied
+                break
+            check_rest(state, result, chunks)
+            plane.apply(result.operations)
+            state = result.state
+            assert dict(state.services) == plane.services() and dict(state.vips) == plane.vips()
+            if result.complete:
+                applied = wanted
+                break
+    if state.config is wanted and all(planned.settled for planned in state.farms.values()):
+        fresh = FakePlane()
+        settle(fresh, PlannerState(), wanted, state.down)
+        assert meaning(plane) == meaning(fresh)
+
+
+def test_the_order_is_backends_slots_vips_services_removals() -> None:
+    plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
+    state, _ = settle(plane, PlannerState(), config)
+    config = configured(("farm.delete", {"name": "web"}), ("vip.delete", {"address": "10.0.0.1"}), config=config)
+    config = configured(("vip.add", {"address": "2001:db8::1/64", "device": "eth0"}), config=config)
+    config = configured(("farm.add", {"name": "six", "vip": "2001:db8::1", "port": 80, "proto": "udp"}), config=config)
+    config = configured(("backend.add", {"farm": "six", "address": "2001:db8::11", "port": 53}), config=config)
+    _, operations = settle(plane, state, config)
+    assert kinds(operations) == ["ZeroTraffic", "PutBackend", "PutSlots", "PutVip", "PutService", "DeleteService", "DeleteVip"]
+    assert [each.key.protocol for each in operations if isinstance(each, PutService)] == [17]
+    assert [each.address for each in operations if isinstance(each, PutBackend | PutVip)] == ["2001:db8::11", "2001:db8::1"]

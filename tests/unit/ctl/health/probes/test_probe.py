@@ -1,0 +1,241 @@
+"""Probes against real sockets on loopback: every way a backend can fail gets its sentence, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck
+from ctl.health.check_machine import HealthChecks, Transition
+from ctl.health.probes.probe import MAX_STATUS_LINE_BYTES, ProbeFailed, parse_status_line, probe
+from ctl.health.probes.runner import MAX_PROBES, CheckRunner, load_down
+
+TCP = HealthCheck(kind=CheckKind.TCP, timeout_ms=2000)
+HTTP = HealthCheck(kind=CheckKind.HTTP, timeout_ms=2000, path="/health", status="200-299")
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def probe_against(check: HealthCheck, serve: Serve | None, host: str = "127.0.0.1") -> str:
+    """What a probe says of a server whose connections `serve` handles; "" when it passes. None: nobody listens."""
+
+    async def run() -> str:
+        if serve is None:
+            with socket.socket() as unused:
+                unused.bind((host, 0))
+                port = unused.getsockname()[1]
+                return await said(check, host, port)
+        server = await asyncio.start_server(serve, host, 0)
+        async with server:
+            return await said(check, host, server.sockets[0].getsockname()[1])
+
+    return asyncio.run(run())
+
+
+async def said(check: HealthCheck, host: str, port: int) -> str:
+    try:
+        await probe(check, host, port)
+    except ProbeFailed as failure:
+        return str(failure)
+    return ""
+
+
+def answering(data: bytes, close: bool = True) -> Serve:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(data)
+        if close:
+            writer.close()
+
+    return serve
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    writer.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_tcp(host: str) -> None:
+    assert probe_against(TCP, silent, host) == ""
+
+
+@pytest.mark.parametrize("check", [TCP, HTTP])
+def test_nobody_listens(check: HealthCheck) -> None:
+    assert probe_against(check, None).endswith(": connection refused")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", ""),
+        (b"HTTP/1.0 204\r\n\r\n", ""),
+        (b"HTTP/1.1 299 Whatever\r\nA: b\r\n\r\nbody", ""),
+        (b"HTTP/1.1 503 Busy\r\n\r\n", "GET /health answered 503, expected 200-299"),
+        (b"HTTP/1.1 300 Elsewhere\r\n\r\n", "GET /health answered 300, expected 200-299"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak HTTP: answered b'SSH-2.0-OpenSSH_9.2\\r\\n'"),
+        (b"HTTP/1.1 2000 OK\r\n", "does not speak HTTP"),
+        (b"HTTP/1.1 abc\r\n", "does not speak HTTP"),
+        (b"HTTP/1.1 20", "closed the connection before a complete HTTP status line"),
+        (b"", "closed the connection without an answer"),
+    ],
+)
+def test_http_answers(answer: bytes, expected: str) -> None:
+    result = probe_against(HTTP, answering(answer))
+    assert result == expected or (expected and result.startswith(expected))
+
+
+def test_http_request_names_path_and_host() -> None:
+    seen: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        writer.close()
+
+    check = HealthCheck(kind=CheckKind.HTTP, path="/up?x=1", host="www.example.org")
+    assert probe_against(check, serve) == ""
+    assert seen[0].startswith(b"GET /up?x=1 HTTP/1.1\r\nHost: www.example.org\r\n")
+
+
+def test_a_server_that_is_silent_times_out() -> None:
+    check = HealthCheck(kind=CheckKind.HTTP, timeout_ms=50)
+    assert probe_against(check, silent).endswith("within 50 ms")
+
+
+def test_a_server_that_never_ends_its_line_is_cut_off() -> None:
+    async def endless(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"x" * (MAX_STATUS_LINE_BYTES * 8))
+
+    assert "without an HTTP status line" in probe_against(HTTP, endless)
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_do_more_than_fail_a_probe(line: bytes) -> None:
+    with contextlib.suppress(ProbeFailed):
+        assert 0 <= parse_status_line(line) <= 999
+
+
+# --- the runner ----------------------------------------------------------------------------------------------
+
+DEADLINE_S = 10.0
+
+
+def config_of(backends: int, interval_ms: int = 10) -> Config:
+    check = HealthCheck(kind=CheckKind.TCP, interval_ms=interval_ms, timeout_ms=1000, rise=2, fall=2)
+    servers = tuple(Backend(id=number, address="10.0.0.1", port=number) for number in range(1, backends + 1))
+    farm = Farm(id=1, name="web", vip="10.0.0.100", port=80, port_last=80, health=check, backends=servers)
+    return Config(farms={"web": farm})
+
+
+class Servers:
+    """What the fake probes find: ports in `dead` refuse."""
+
+    def __init__(self) -> None:
+        self.dead: set[int] = set()
+        self.running = self.most = self.probes = 0
+
+    async def probe(self, _check: HealthCheck, _address: str, port: int) -> None:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.probes += 1
+        await asyncio.sleep(0)
+        self.running -= 1
+        if port in self.dead:
+            raise ProbeFailed("connection refused")
+
+
+def run_checks(
+    tmp_path: Path, servers: Servers, config: Config, until: Callable[[CheckRunner, list[Transition]], bool]
+) -> CheckRunner:
+    async def scenario() -> CheckRunner:
+        transitions: list[Transition] = []
+        runner = CheckRunner(HealthChecks(load_down(tmp_path)), tmp_path, transitions.append, servers.probe)
+        runner.configure(config)
+        task = asyncio.ensure_future(runner.run())
+        async with asyncio.timeout(DEADLINE_S):
+            while not until(runner, transitions):
+                assert not task.done(), task.exception()
+                await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return runner
+
+    return asyncio.run(scenario())
+
+
+def test_a_backend_goes_down_and_comes_back(tmp_path: Path) -> None:
+    servers = Servers()
+    servers.dead = {2}
+
+    def until(_runner: CheckRunner, transitions: list[Transition]) -> bool:
+        if transitions:
+            servers.dead = set()
+        return len(transitions) == 2
+
+    runner = run_checks(tmp_path, servers, config_of(3), until)
+    status = runner.checks.status(2)
+    assert status is not None and status.up and status.last_error == "connection refused"
+
+
+def test_thousands_are_checked_by_one_loop(tmp_path: Path) -> None:
+    servers = Servers()
+    servers.dead = set(range(1, 6))
+    runner = run_checks(tmp_path, servers, config_of(5000, 1000), lambda runner, _: servers.probes >= 5000)
+    assert runner.checks.down <= {1, 2, 3, 4, 5}
+
+
+def test_probes_in_flight_are_bounded(tmp_path: Path) -> None:
+    servers = Servers()
+    turns = 0
+
+    async def hang(_check: HealthCheck, _address: str, _port: int) -> None:
+        servers.running += 1
+        servers.most = max(servers.most, servers.running)
+        await asyncio.Event().wait()
+
+    def until(_runner: CheckRunner, _transitions: list[Transition]) -> bool:
+        nonlocal turns
+        turns += servers.running >= MAX_PROBES
+        return turns > 2000  # of the loop, in which more could have been started
+
+    servers.probe = hang  # type: ignore[method-assign, assignment]
+    run_checks(tmp_path, servers, config_of(2 * MAX_PROBES, 10), until)
+    assert servers.most == MAX_PROBES
+
+
+def test_what_was_down_is_still_down_after_a_restart(tmp_path: Path) -> None:
+    servers = Servers()
+    servers.dead = {2}
+    run_checks(tmp_path, servers, config_of(3), lambda runner, _: runner.checks.down == {2}).save_down()
+    runner = CheckRunner(HealthChecks(load_down(tmp_path)), tmp_path, lambda _: None, servers.probe)
+
+    async def configure() -> None:
+        runner.configure(config_of(3))
+
+    asyncio.run(configure())
+    assert runner.checks.down == {2}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, null]", '{"a": 1}', "[1,2"])
+def test_a_damaged_health_file_means_that_nobody_knows(tmp_path: Path, content: str) -> None:
+    (tmp_path / "health.json").write_text(content)
+    assert load_down(tmp_path) == frozenset()
+
+
+def test_a_bug_in_a_probe_is_a_failed_probe(tmp_path: Path) -> None:
+    async def broken(_check: HealthCheck, _address: str, _port: int) -> None:
+        raise RuntimeError("an accident")
+
+    servers = Servers()
+    servers.probe = broken  # type: ignore[method-assign, assignment]
+    runner = run_checks(tmp_path, servers, config_of(1), lambda runner, _: bool(runner.checks.down))
+    status = runner.checks.status(1)
+    assert status is not None and "the check itself failed" in status.last_error

@@ -1,0 +1,60 @@
+"""Which address the node speaks from."""
+
+from __future__ import annotations
+
+import asyncio
+from types import MappingProxyType
+
+import pytest
+
+from ctl.config.model import Config, Vip
+from ctl.errors import XlbError
+from ctl.health.probes.source_addresses import OwnSources, kernel_source, own_source
+from ctl.network.network import InterfaceAddress
+from tests.fakes.network import FakeNetwork
+
+VIP = "10.7.0.100"
+
+
+def at(device: str, address: str, prefix_length: int = 24) -> InterfaceAddress:
+    return InterfaceAddress(device, address, prefix_length)
+
+
+@pytest.mark.parametrize(
+    ("target", "addresses", "expected"),
+    [
+        ("10.7.0.21", [at("eth1", "10.8.0.1"), at("eth0", VIP), at("eth0", "10.7.0.1")], "10.7.0.1"),
+        ("10.7.0.21", [at("eth0", VIP), at("lo", "10.9.0.1", 32), at("eth0", "10.6.0.1")], "10.6.0.1"),
+        ("10.7.0.21", [at("eth0", VIP), at("lo", "10.9.0.1", 32), at("lo", "127.0.0.1", 8)], "10.9.0.1"),
+        ("10.7.0.21", [at("eth0", VIP), at("eth1", "10.8.0.1"), at("lo", "127.0.0.1", 8)], ""),
+        ("fd07::21", [at("eth0", "10.7.0.1"), at("eth0", "fe80::1", 64), at("eth0", "fd07::1", 64)], "fd07::1"),
+        ("fd07::21", [at("eth0", "10.7.0.1"), at("eth0", "fe80::1", 64)], ""),
+    ],
+)
+def test_the_nearest_address_that_is_no_vip(target: str, addresses: list[InterfaceAddress], expected: str) -> None:
+    assert own_source(target, "eth0", addresses, {VIP}) == expected
+
+
+def sources(vip: Vip, *present: InterfaceAddress) -> OwnSources:
+    network = FakeNetwork()
+    network.present = set(present)
+    config = Config(vips=MappingProxyType({vip.address: vip}))
+    return OwnSources(network, lambda: config)
+
+
+def test_the_kernels_choice_stands_unless_it_is_a_guarded_vip() -> None:
+    """127.0.0.1 is what the kernel speaks to 127.0.0.1 from, whatever the machine has."""
+    loopback = kernel_source("127.0.0.1")
+    assert asyncio.run(sources(Vip(VIP, 24, "eth0")).towards("127.0.0.1")) == ""
+    assert asyncio.run(sources(Vip(loopback, 8, "lo", guard=False)).towards("127.0.0.1")) == ""
+    assert asyncio.run(sources(Vip(loopback, 8, "lo"), at("lo", "10.7.0.1", 32)).towards("127.0.0.1")) == "10.7.0.1"
+
+
+def test_a_node_with_vips_alone_is_told_what_to_do() -> None:
+    lonely = sources(Vip("127.0.0.1", 8, "lo"))
+    with pytest.raises(XlbError, match=r"lo has no address but VIPs.*ip address add ADDRESS/PREFIX dev lo"):
+        asyncio.run(lonely.towards("127.0.0.1"))
+
+
+def test_no_way_is_the_probes_business() -> None:
+    assert kernel_source("255.255.255.255") == ""

@@ -1,0 +1,23 @@
+"""Which devices lie below an interface."""
+
+from __future__ import annotations
+
+from ctl.network.kernel.offloads import Stacked, devices_below
+
+BOND = [Stacked("eth0", 2, above=4), Stacked("eth1", 3, above=4), Stacked("bond0", 4), Stacked("bond0.7", 5, below=4)]
+
+
+def test_ports_and_members_are_below_through_every_level() -> None:
+    assert devices_below("bond0.7", BOND) == ["bond0", "eth0", "eth1"]
+    assert devices_below("bond0", BOND) == ["eth0", "eth1"]
+    assert devices_below("eth0", BOND) == []
+
+
+def test_what_is_not_there_has_nothing_below() -> None:
+    assert devices_below("eth9", BOND) == []
+    assert devices_below("lost0", [Stacked("lost0", 2, below=77)]) == []
+
+
+def test_a_circle_ends() -> None:
+    circle = [Stacked("one", 1, below=2), Stacked("two", 2, below=1), Stacked("three", 3, above=2)]
+    assert devices_below("one", circle) == ["two", "three"]

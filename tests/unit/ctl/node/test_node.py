@@ -1,0 +1,487 @@
+"""The whole daemon on a fake plane and network: what follows from a change, a failure, a restart and the kernel's events."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bpf.constants import LEASE_FOREVER_NS, FlowFlag, FlowState
+from bpf.dataplane import FlowTuple, PutService, PutSlots
+from ctl.config.model import Protocol
+from ctl.daemon import locked_run_dir, main
+from ctl.dataplane.flow_hash import client_hash, flow_hash
+from ctl.dataplane.flow_selection import PROTOCOL_NUMBERS
+from ctl.errors import InvalidInput, XlbError
+from ctl.network.network import InterfaceAddress
+from ctl.node.transaction import MAX_WAITING_CHANGES
+from tests.fakes.daemon import RunningDaemon, running_daemon, write_node_file
+from tests.fakes.network import FakeNetwork
+from tests.fakes.plane import FakePlane, flow_dtype
+
+VIP = "10.77.0.100"
+SERVERS = ("10.77.0.11", "10.77.0.12", "10.77.0.13")
+ADDRESS = InterfaceAddress("eth0", VIP, 24)
+DEADLINE_S = 10.0
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[RunningDaemon]:
+    with running_daemon(tmp_path) as running:
+        add_web(running)
+        yield running
+
+
+def add_web(daemon: RunningDaemon, **fields: object) -> None:
+    daemon.call("vip.add", address=f"{VIP}/24", device="eth0")
+    daemon.call("farm.add", name="web", vip=VIP, port=80, **fields)
+    for server in SERVERS:
+        daemon.call("backend.add", farm="web", address=server, port=8080)
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Ask until it holds; the daemon runs in other threads, so there is nothing to subscribe to."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}"
+        os.sched_yield()
+
+
+def serving(plane: FakePlane) -> set[str]:
+    """Addresses that new connections may get."""
+    return {plane.backends[number][0] for number in plane.live_backends()}
+
+
+# --- changes -------------------------------------------------------------------------------------------------
+
+
+def test_a_change_is_on_disk_in_the_tables_and_on_the_interface_when_it_is_answered(daemon: RunningDaemon) -> None:
+    assert serving(daemon.plane) == set(SERVERS)
+    assert daemon.plane.lease() == (LEASE_FOREVER_NS, 0)
+    assert daemon.network.present == {ADDRESS}
+    assert daemon.network.announced == [ADDRESS]
+    stored = (daemon.config.parent / "state" / "farms.jsonl").read_text()
+    assert all(server in stored for server in SERVERS)
+    assert daemon.plane.hash_seed() == daemon.node.config.hash_seed != 0
+
+
+def test_draining_and_weights_reach_the_tables(daemon: RunningDaemon) -> None:
+    daemon.call("backend.drain", farm="web", address=SERVERS[0], port=8080)
+    assert serving(daemon.plane) == set(SERVERS[1:])
+    daemon.call("backend.set", farm="web", address=SERVERS[1], port=8080, weight=0)
+    assert serving(daemon.plane) == {SERVERS[2]}
+    daemon.call("farm.stop", name="web")
+    assert serving(daemon.plane) == set()
+    daemon.call("farm.start", name="web")
+    assert serving(daemon.plane) == {SERVERS[2]}
+
+
+@pytest.mark.parametrize("failing", [PutService, PutSlots])
+def test_a_change_the_kernel_refuses_is_taken_back_everywhere(daemon: RunningDaemon, failing: type) -> None:
+    generation = daemon.node.config.generation
+    stored = (daemon.config.parent / "state" / "farms.jsonl").read_bytes()
+    daemon.plane.fail_next = failing
+    with pytest.raises(XlbError, match="nothing was changed"):
+        daemon.call("backend.add", farm="web", address="10.77.0.14", port=8080)
+    assert serving(daemon.plane) == set(SERVERS)
+    assert daemon.node.config.generation == generation
+    assert (daemon.config.parent / "state" / "farms.jsonl").read_bytes() == stored
+    daemon.call("backend.add", farm="web", address="10.77.0.14", port=8080)
+    assert serving(daemon.plane) == {*SERVERS, "10.77.0.14"}, "and the next one works"
+
+
+def test_an_address_the_kernel_refuses_takes_the_vip_back(daemon: RunningDaemon) -> None:
+    daemon.network.refuse_addresses = True
+    with pytest.raises(XlbError, match=r"cannot add 10.77.0.101/24 on eth0.*nothing was changed"):
+        daemon.call("vip.add", address="10.77.0.101/24", device="eth0")
+    assert [vip["address"] for vip in daemon.call("vip.list")] == [VIP]
+    assert set(daemon.plane.vips()) == {VIP}
+
+
+def test_a_disk_that_refuses_leaves_everything_as_it_was(daemon: RunningDaemon) -> None:
+    state = daemon.config.parent / "state"
+    (state / "farms.jsonl.new").mkdir()  # in the way of the file a save begins with
+    operations = daemon.plane.operations
+    with pytest.raises(XlbError, match=r"farms\.jsonl"):
+        daemon.call("farm.delete", name="web")
+    assert daemon.plane.operations == operations
+    assert daemon.call("farm.show", name="web")["name"] == "web"
+
+
+def test_a_change_that_changes_nothing_writes_nothing(daemon: RunningDaemon) -> None:
+    operations, generation = daemon.plane.operations, daemon.node.config.generation
+    daemon.call("backend.set", farm="web", address=SERVERS[0], port=8080, weight=1)
+    assert (daemon.plane.operations, daemon.node.config.generation) == (operations, generation)
+
+
+def test_changes_of_many_clients_are_all_made(daemon: RunningDaemon) -> None:
+    with ThreadPoolExecutor(12) as clients:
+        list(clients.map(lambda n: daemon.call("farm.add", name=f"f{n}", vip=VIP, port=1000 + n), range(60)))
+    assert len(daemon.call("farm.list")) == 61
+    assert len(daemon.plane.services()) == 61
+
+
+def test_the_queue_of_changes_is_bounded(daemon: RunningDaemon) -> None:
+    committer = daemon.node.configuration._committer
+    daemon.on_loop(setattr, committer, "_waiting", MAX_WAITING_CHANGES)
+    with pytest.raises(XlbError, match="changes are waiting already"):
+        daemon.call("farm.delete", name="web")
+    daemon.on_loop(setattr, committer, "_waiting", 0)
+
+
+def test_apply_diff_and_export_agree(daemon: RunningDaemon) -> None:
+    document = daemon.call("config.export")
+    assert daemon.call("config.diff", document=document) == []
+    document["farm"][0]["backend"].pop()
+    wanted = daemon.call("config.apply", document=document, dry_run=True)
+    assert len(wanted) == 1 and SERVERS[2] in wanted[0]
+    assert serving(daemon.plane) == set(SERVERS), "a dry run changes nothing"
+    assert daemon.call("config.apply", document=document) == wanted
+    assert serving(daemon.plane) == set(SERVERS[:2])
+    with pytest.raises(InvalidInput):
+        daemon.call("config.apply", document={"farm": [{"name": "web"}]})
+    assert daemon.call("config.export") == document
+
+
+# --- addresses -----------------------------------------------------------------------------------------------
+
+
+def test_only_addresses_of_ours_are_taken_away(tmp_path: Path) -> None:
+    network = FakeNetwork()
+    own = InterfaceAddress("eth0", "10.77.0.1", 24)
+    network.present.add(own)
+    with running_daemon(tmp_path, network=network) as daemon:
+        daemon.call("vip.add", address="10.77.0.1/24", device="eth0")
+        daemon.call("vip.add", address=f"{VIP}/24", device="eth0")
+    with running_daemon(tmp_path, network=network) as daemon:  # who remembers across a restart which one was ours
+        daemon.call("vip.delete", address="10.77.0.1")
+        daemon.call("vip.delete", address=VIP)
+    assert network.present == {own}
+
+
+def test_stopping_leaves_everything_in_place_unless_asked(tmp_path: Path) -> None:
+    plane, network = FakePlane(), FakeNetwork()
+    with running_daemon(tmp_path, plane, network) as daemon:
+        add_web(daemon)
+    assert serving(plane) == set(SERVERS) and network.present == {ADDRESS} and daemon.attacher.on
+    plane.closed = False
+    with running_daemon(tmp_path, plane, network, detach=True) as daemon:
+        assert daemon.attacher.on
+    assert network.present == set() and not daemon.attacher.on
+
+
+def test_an_address_somebody_removed_comes_back(daemon: RunningDaemon) -> None:
+    events = daemon.network.events
+    assert events is not None
+    daemon.network.present.clear()
+    daemon.on_loop(events.address_lost, 2, "192.0.2.1")
+    daemon.on_loop(events.address_lost, 2, VIP)
+    wait_for(lambda: daemon.network.present == {ADDRESS}, "the address to come back")
+
+
+# --- restart -------------------------------------------------------------------------------------------------
+
+
+def test_a_restart_finds_everything_and_disturbs_nothing(tmp_path: Path) -> None:
+    plane, network = FakePlane(), FakeNetwork()
+    with running_daemon(tmp_path, plane, network) as daemon:
+        add_web(daemon)
+        generation, seed = daemon.node.config.generation, daemon.node.config.hash_seed
+        (key,) = plane.services()
+        turns = plane.turn(key)
+    plane.closed = False
+    with running_daemon(tmp_path, plane, network) as daemon:
+        assert (daemon.node.config.generation, daemon.node.config.hash_seed, plane.hash_seed()) == (generation, seed, seed)
+        assert plane.turn(key) == turns, "clients keep their backends"
+        assert len(daemon.call("farm.show", name="web")["backends"]) == 3
+        assert network.announced == [ADDRESS], "an address that is there is not announced again"
+
+
+def test_a_restart_removes_what_the_store_does_not_know(tmp_path: Path) -> None:
+    plane = FakePlane()
+    with running_daemon(tmp_path / "a", plane) as daemon:
+        add_web(daemon)
+    plane.closed = False
+    with running_daemon(tmp_path / "b", plane) as daemon:
+        assert plane.services() == {} and plane.vips() == {}
+
+
+def test_a_corrupt_state_file_is_kept_and_the_last_good_one_used(tmp_path: Path) -> None:
+    with running_daemon(tmp_path) as daemon:
+        add_web(daemon)
+    path = tmp_path / "state" / "farms.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    with running_daemon(tmp_path) as daemon:
+        assert len(daemon.call("farm.show", name="web")["backends"]) == 2, "the version before the last change"
+    assert any("corrupt" in each.name for each in path.parent.iterdir())
+
+
+def test_a_missing_interface_does_not_keep_the_node_from_starting(tmp_path: Path) -> None:
+    with running_daemon(tmp_path) as daemon:
+        daemon.call("vip.add", address=f"{VIP}/24", device="eth1")
+    network = FakeNetwork()
+    eth1 = network.links.pop("eth1")
+    with running_daemon(tmp_path, network=network) as daemon:
+        assert daemon.call("status")["started"]
+        findings = {each["name"]: each for each in daemon.call("doctor")}
+        assert not findings[f"vip {VIP}"]["ok"]
+        network.links["eth1"] = eth1
+        events = network.events
+        assert events is not None
+        daemon.on_loop(events.link_changed, "eth1", "new")
+        wait_for(lambda: len(network.present) == 1, "the VIP on the interface that came")
+
+
+# --- the kernel's events -------------------------------------------------------------------------------------
+
+
+def test_next_hops_of_backends_are_kept_resolved(daemon: RunningDaemon) -> None:
+    wait_for(lambda: daemon.network.kept == {(2, server) for server in SERVERS}, "all three")
+    asked = len(daemon.network.asked)
+    events = daemon.network.events
+    assert events is not None
+    daemon.on_loop(events.neighbour_lost, 2, "192.0.2.9")
+    daemon.on_loop(events.neighbour_lost, 2, SERVERS[1])
+    wait_for(lambda: len(daemon.network.asked) > asked, "the lost one to be asked for")
+    assert daemon.network.asked[asked:] == [(2, SERVERS[1])]
+    daemon.network.gateways[SERVERS[0]] = "10.77.0.254"
+    daemon.on_loop(events.routes_changed)
+    wait_for(lambda: (2, "10.77.0.254") in daemon.network.kept, "the gateway instead of the backend")
+    assert (2, SERVERS[0]) not in daemon.network.kept
+    daemon.call("backend.remove", farm="web", address=SERVERS[2], port=8080)
+    wait_for(lambda: (2, SERVERS[2]) not in daemon.network.kept, "the removed backend to be released")
+
+
+def test_an_interface_that_comes_back_is_attached_again(daemon: RunningDaemon) -> None:
+    events = daemon.network.events
+    assert events is not None
+    daemon.attacher.on.clear()
+    daemon.on_loop(events.link_changed, "eth0", "gone")
+    assert daemon.call("status")["interfaces"][0]["xdp_mode"] is None
+    daemon.on_loop(events.link_changed, "eth0", "new")
+    wait_for(lambda: "eth0" in daemon.attacher.on, "the attachment")
+    bumps = daemon.plane.next_hop_bumps
+    daemon.on_loop(events.next_hops_changed)
+    assert daemon.plane.next_hop_bumps == bumps + 1
+
+
+# --- flows ---------------------------------------------------------------------------------------------------
+
+
+def put_connection(
+    daemon: RunningDaemon, client_port: int, server: str, protocol: Protocol = Protocol.TCP, age: int = 0, state: int = 1
+) -> None:
+    """Both directions of a snat connection of farm web, as XDP would make them."""
+    plane = daemon.plane
+    number = PROTOCOL_NUMBERS[protocol]
+    backend = next(each for each, (address, _) in plane.backends.items() if address == server)
+    forward = FlowTuple("192.0.2.1", VIP, client_port, 80, number)
+    reply = FlowTuple(server, VIP, 8080, client_port, number)
+    for arrives, leaves, flags in ((forward, reply, FlowFlag.FORWARD), (reply, forward, FlowFlag(0))):
+        value = np.zeros(1, dtype=flow_dtype("v4"))
+        turned = plane.encode_flow_keys("v4", [leaves])[0]
+        value["source"], value["destination"] = turned["destination"], turned["source"]
+        value["source_port"], value["destination_port"] = turned["destination_port"], turned["source_port"]
+        value["last_seen"], value["farm"], value["backend"] = plane.tick - age, daemon.node.config.farms["web"].id, backend
+        value["flags"], value["state"] = int(flags), state
+        assert plane.update_flows("v4", plane.encode_flow_keys("v4", [arrives]), value) == 1
+
+
+def test_connections_are_listed_counted_shown_and_flushed(daemon: RunningDaemon) -> None:
+    for port in range(40000, 40010):
+        put_connection(daemon, port, SERVERS[port % 3])
+    listed = daemon.call("conn.list", farm="web", limit=4)
+    assert (len(listed["connections"]), listed["total"]) == (4, 10)
+    assert listed["connections"][0]["vip"] == f"{VIP}:80" and listed["connections"][0]["farm"] == "web"
+    assert daemon.call("conn.count") == {"total": 10}
+    shown = daemon.call("conn.show", source="192.0.2.1", source_port=40000, destination=VIP, destination_port=80)
+    assert shown["exists"] and shown["backend"] == f"{SERVERS[40000 % 3]}:8080"
+    on_first = sum(port % 3 == 0 for port in range(40000, 40010))
+    assert daemon.call("conn.flush", farm="web", backend=f"{SERVERS[0]}:8080") == {"removed": 2 * on_first}
+    assert daemon.call("conn.flush") == {"removed": 2 * (10 - on_first)}
+
+
+def test_a_sweep_counts_the_live_and_removes_the_idle(daemon: RunningDaemon) -> None:
+    long_ago = 100_000
+    put_connection(daemon, 40001, SERVERS[0])
+    put_connection(daemon, 40002, SERVERS[1], age=long_ago)
+    put_connection(daemon, 40003, SERVERS[2], age=1000, state=int(FlowState.SEEN | FlowState.RST))
+    wait_for(lambda: daemon.node.sweeper.expired == 4, "two connections to expire")
+    wait_for(lambda: sum(daemon.node.sweeper.result.connections.values()) == 1, "the next count")
+    backends = {each["address"]: each["connections"] for each in daemon.call("farm.show", name="web")["backends"]}
+    assert backends == {SERVERS[0]: 1, SERVERS[1]: 0, SERVERS[2]: 0}
+    assert daemon.call("conn.count") == {"total": 1}
+
+
+def test_connections_of_a_removed_backend_end(daemon: RunningDaemon) -> None:
+    put_connection(daemon, 40001, SERVERS[0])
+    put_connection(daemon, 40002, SERVERS[1])
+    daemon.call("backend.remove", farm="web", address=SERVERS[0], port=8080)
+    wait_for(lambda: daemon.call("conn.count")["total"] == 1, "the flows to go")
+
+
+# --- health --------------------------------------------------------------------------------------------------
+
+
+def test_a_backend_that_fails_is_taken_out_with_its_udp_flows_only(tmp_path: Path) -> None:
+    with running_daemon(tmp_path) as daemon:
+        # Nothing listens on port 1 of any 127.0.0.x: refused at once.
+        daemon.call("vip.add", address=f"{VIP}/24", device="eth0")
+        check = {"kind": "tcp", "port": 1, "interval_ms": 500, "timeout_ms": 500, "fall": 2}
+        daemon.call("farm.add", name="web", vip=VIP, port=80, health=check)
+        daemon.call("backend.add", farm="web", address="127.0.0.2", port=8080)
+        put_connection(daemon, 40001, "127.0.0.2", Protocol.UDP)
+        put_connection(daemon, 40002, "127.0.0.2", Protocol.TCP)
+        wait_for(lambda: serving(daemon.plane) == set(), "the backend to be taken out")
+        wait_for(lambda: daemon.call("conn.count")["total"] == 1, "the UDP flow to go")
+        assert daemon.call("conn.list")["connections"][0]["protocol"] == "tcp"
+        backend = daemon.call("farm.show", name="web")["backends"][0]
+        assert (backend["state"], backend["last_error"]) == ("down", "127.0.0.2:1: connection refused")
+        assert backend["state_for_s"] is not None
+        wait_for(lambda: (tmp_path / "run" / "health.json").exists(), "the note for the next daemon")
+    plane = daemon.plane
+    plane.closed = False
+    with running_daemon(tmp_path, plane) as daemon:
+        assert serving(plane) == set(), "a restart does not try the dead backend on clients"
+        daemon.call("farm.set", name="web", health={"kind": "none"})
+        wait_for(lambda: serving(plane) == {"127.0.0.2"}, "an unchecked backend to serve")
+
+
+# --- conn show for what is not there -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", ["maglev", "source"])
+def test_conn_show_names_the_backend_the_slots_name(tmp_path: Path, scheduler: str) -> None:
+    with running_daemon(tmp_path) as daemon:
+        add_web(daemon, scheduler=scheduler)
+        ((key, value),) = daemon.plane.services().items()
+        seen = set()
+        for port in range(50000, 50030):
+            shown = daemon.call(
+                "conn.show", source=f"192.0.2.{port % 200}", source_port=port, destination=VIP, destination_port=80
+            )
+            assert (shown["verdict"], shown["slots"]) == ("forward", value.slot_count)
+            packet = FlowTuple(f"192.0.2.{port % 200}", VIP, port, 80, PROTOCOL_NUMBERS[Protocol.TCP])
+            seed = daemon.plane.hash_seed()
+            by_hash = client_hash(packet.source, seed) if scheduler == "source" else flow_hash(packet, seed)
+            assert shown["slot"] == by_hash % value.slot_count
+            address, backend_port = daemon.plane.backends[daemon.plane.turn(key)[shown["slot"]]]
+            assert shown["backend"] == f"{address}:{backend_port}"
+            seen.add(shown["backend"])
+        assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("tuple_change", "verdict"),
+    [
+        ({}, "forward"),
+        ({"destination": "10.77.0.99"}, "pass_not_ours"),
+        ({"destination_port": 81}, "drop_vip_guard"),
+        ({"protocol": "udp"}, "drop_vip_guard"),
+    ],
+)
+def test_conn_show_says_why_not(daemon: RunningDaemon, tuple_change: dict[str, object], verdict: str) -> None:
+    packet = {"source": "192.0.2.1", "source_port": 4000, "destination": VIP, "destination_port": 80} | tuple_change
+    shown = daemon.call("conn.show", **packet)
+    assert (shown["exists"], shown["verdict"]) == (False, verdict)
+    assert shown["why"] or verdict == "forward"
+
+
+def test_conn_show_without_a_backend_to_take_it(daemon: RunningDaemon) -> None:
+    for server in SERVERS:
+        daemon.call("backend.drain", farm="web", address=server, port=8080)
+    shown = daemon.call("conn.show", source="192.0.2.1", source_port=4000, destination=VIP, destination_port=80)
+    assert shown["verdict"] == "drop_no_backend"
+    assert "is draining" in shown["steps"][-1]
+
+
+# --- the process ---------------------------------------------------------------------------------------------
+
+
+def run_main(*arguments: str) -> int:
+    try:
+        main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_check_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_node_file(tmp_path)
+    path = tmp_path / "node.toml"
+    assert run_main("--config", str(path), "--check-config") == 0
+    path.write_text(path.read_text().replace("interfaces", "interface"))
+    assert run_main("--config", str(path), "--check-config") == 2
+    assert "data.interface" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--colour"], 2), (["--log-level", "loud"], 2)])
+def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> None:
+    assert run_main(*arguments) == code
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_missing_node_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("--config", "/nonexistent/node.toml") == 1
+    said = capsys.readouterr().err
+    assert "/nonexistent/node.toml" in said and "Traceback" not in said
+
+
+def test_a_second_daemon_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
+    with (
+        locked_run_dir(tmp_path / "run"),
+        pytest.raises(XlbError, match=rf"another xlbd \(pid {os.getpid()}\) runs on {tmp_path}/run"),
+        locked_run_dir(tmp_path / "run"),
+    ):
+        pass
+    with locked_run_dir(tmp_path / "run"):
+        assert (tmp_path / "run").stat().st_mode & 0o777 == 0o750
+
+
+def test_the_lock_is_gone_with_the_process(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with locked_run_dir(tmp_path):
+            os._exit(0)
+    os.waitpid(child, 0)
+    with locked_run_dir(tmp_path), (tmp_path / "xlbd.lock").open() as file:
+        assert file.read() == f"{os.getpid()}\n"
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_status_and_stats_are_documents(daemon: RunningDaemon) -> None:
+    status = daemon.call("cluster.status")
+    assert status == {
+        "node": "lb1",
+        "role": "single",
+        "epoch": 0,
+        "generation": daemon.node.config.generation,
+        "lease_ms_left": None,
+        "peer": None,
+        "sync": None,
+    }
+    everything = daemon.call("status")
+    assert everything.items() >= status.items()
+    json.dumps([everything, daemon.call("stats"), daemon.call("doctor")])
+
+
+def test_an_interface_of_the_node_file_that_is_missing_fails_the_doctor_not_the_node(daemon: RunningDaemon) -> None:
+    daemon.network.links["eth0"] = replace(daemon.network.links["eth0"], carrier=False)
+    daemon.network.problems = ["net.ipv4.ip_forward is 0, must be 1: sysctl -w net.ipv4.ip_forward=1"]
+    findings = {each["name"]: each for each in daemon.call("doctor")}
+    assert (findings["interface eth0"]["ok"], findings["interface eth0"]["message"]) == (False, "has no carrier")
+    assert findings["forwarding"] == {
+        "name": "forwarding",
+        "ok": False,
+        "message": "net.ipv4.ip_forward is 0, must be 1",
+        "remedy": "sysctl -w net.ipv4.ip_forward=1",
+    }

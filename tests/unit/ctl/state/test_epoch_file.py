@@ -1,0 +1,143 @@
+"""The epoch file: survives crashes, names damage, and is written in order however slow the disk is."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from ctl.cluster.epoch_writer import TermsWriter
+from ctl.errors import XlbError
+from ctl.state.durable_files import Files
+from ctl.state.epoch_file import EpochFile, Terms
+from sync.failover.types import Leases
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    file = EpochFile(tmp_path / "state")
+    assert file.load() == (Terms(), "")
+    terms = Terms(7, 9, True, 30_000_000, 300_000_000)
+    file.save(terms)
+    assert EpochFile(tmp_path / "state").load() == (terms, "")
+    assert file.path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b'{"xlb": "farms"}',
+        b'{"xlb": "epoch"}',
+        b'{"xlb": "epoch", "version": 1, "epoch": -1, "reserved": 0, "maintenance": false}',
+        b'{"xlb": "epoch", "version": 1, "epoch": 1, "reserved": true, "maintenance": false}',
+        b'{"xlb": "epoch", "version": 1, "epoch": 1, "reserved": 2, "maintenance": 0}',
+        b'{"xlb": "epoch", "version": 2, "epoch": 1, "reserved": 2, "maintenance": false, "lease_ns": 1, "peer_lease_ns": 0}',
+        b'{"xlb": "epoch", "version": 2, "epoch": 1, "reserved": 2, "maintenance": false, "lease_ns": 0, "peer_lease_ns": 1e8}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_damaged_file_is_kept_beside_and_named(tmp_path: Path, text: bytes) -> None:
+    file = EpochFile(tmp_path)
+    file.path.write_bytes(text)
+    terms, warning = file.load()
+    assert terms == Terms()
+    assert "is damaged" in warning and str(file.path) in warning
+    kept = [path for path in tmp_path.iterdir() if path != file.path]
+    assert [path.read_bytes()[:100] for path in kept] == [text[:100]]
+    assert not file.path.exists()
+
+
+def test_a_newer_file_is_refused_and_stays(tmp_path: Path) -> None:
+    file = EpochFile(tmp_path)
+    file.path.write_text('{"xlb": "epoch", "version": 3}')
+    with pytest.raises(XlbError, match="upgrade xlb"):
+        file.load()
+    assert file.path.exists()
+
+
+def test_a_file_from_before_leases_were_stored_is_read(tmp_path: Path) -> None:
+    file = EpochFile(tmp_path)
+    file.path.write_text('{"xlb": "epoch", "version": 1, "epoch": 7, "reserved": 9, "maintenance": true}')
+    assert file.load() == (Terms(7, 9, True), "")
+
+
+def test_leases_and_terms_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    async def scene() -> None:
+        told: list[str] = []
+        writer = TermsWriter(EpochFile(tmp_path), Terms())
+        writer.save_leases(Leases(30_000_000, 120_000_000), lambda: told.append("leases"))
+        writer.save(1, 2, lambda: told.append("terms"))
+        await writer.idle()
+        assert told == ["leases", "terms"]
+        assert EpochFile(tmp_path).load()[0] == Terms(1, 2, False, 30_000_000, 120_000_000)
+        writer.close()
+
+    asyncio.run(scene())
+
+
+class SlowDisk(Files):
+    """Waits before each write until it is let on; fails while `broken`."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Semaphore(0)
+        self.broken = 0
+
+    def write_synced(self, path: Path, content: bytes) -> None:
+        assert self.gate.acquire(timeout=10)
+        if self.broken:
+            self.broken -= 1
+            raise OSError(28, "No space left on device")
+        super().write_synced(path, content)
+
+
+def test_newer_terms_replace_waiting_ones_and_every_asker_is_told(tmp_path: Path) -> None:
+    async def scene() -> None:
+        disk, told = SlowDisk(), []
+        writer = TermsWriter(EpochFile(tmp_path, disk), Terms())
+        for number in (2, 4, 6):
+            writer.save(number - 1, number, lambda number=number: told.append(number))  # type: ignore[misc]
+        await asyncio.sleep(0)
+        assert told == []
+        disk.gate.release()
+        await writer.idle()
+        assert told == [2, 4, 6]
+        assert EpochFile(tmp_path).load()[0] == Terms(5, 6)
+        writer.close()
+
+    asyncio.run(scene())
+
+
+def test_terms_that_come_while_the_disk_is_busy_are_written_next(tmp_path: Path) -> None:
+    async def scene() -> None:
+        disk, told = SlowDisk(), []
+        writer = TermsWriter(EpochFile(tmp_path, disk), Terms())
+        writer.save(1, 2, lambda: told.append("first"))
+        await asyncio.sleep(0)  # the first write has begun
+        writer.save(3, 4, lambda: told.append("second"))
+        disk.gate.release(2)
+        await writer.idle()
+        assert told == ["first", "second"]
+        assert EpochFile(tmp_path).load()[0] == Terms(3, 4)
+        writer.close()
+
+    asyncio.run(scene())
+
+
+def test_a_disk_that_refuses_is_tried_again_until_it_takes_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scene() -> None:
+        disk, told = SlowDisk(), []
+        disk.broken = 1
+        disk.gate.release(2)
+        writer = TermsWriter(EpochFile(tmp_path, disk), Terms())
+        writer.save(1, 2, lambda: told.append(2))
+        await writer.idle()
+        assert told == [2]
+        assert EpochFile(tmp_path).load()[0] == Terms(1, 2)
+        writer.close()
+
+    asyncio.run(scene())
+    assert "cannot store" in caplog.text and "No space left" in caplog.text
