@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON := .venv/bin/python
 SOURCES := bpf ctl sync tests bench
+C_SOURCES := $(wildcard bpf/program/*.[ch] bench/*.c)
 PRIVILEGED_TESTS := $(wildcard tests/bpf tests/net)
 SEEDS ?= 2000
 
@@ -30,9 +31,10 @@ test-privileged: setup # without `check`
 	$(PYTHON) -m pytest $(PRIVILEGED_TESTS)
 
 .PHONY: check
-check: setup ## Format, lint, types, unit tests (no privileges, under a minute)
+check: setup ## Format (Python and C), lint, types, unit tests (no privileges, under a minute)
 	$(PYTHON) -m ruff format --check $(SOURCES)
 	$(PYTHON) -m ruff check $(SOURCES)
+	clang-format --dry-run -Werror $(C_SOURCES)
 	$(PYTHON) -m mypy
 	$(PYTHON) -m pytest tests/unit
 
@@ -43,7 +45,8 @@ ifneq ($(wildcard tests/sim),)
 endif
 
 .PHONY: format
-format: setup ## Let ruff format and fix what it can
+format: setup ## Let ruff and clang-format format, and ruff fix what it can
+	clang-format -i $(C_SOURCES)
 	$(PYTHON) -m ruff format $(SOURCES)
 	$(PYTHON) -m ruff check --fix $(SOURCES)
 

@@ -42,11 +42,11 @@ struct vip {
 /* What a listener does; one value per (VIP, port, protocol), replaced as a whole, so a packet sees all or nothing. */
 struct service {
 	u32 farm;
-	u32 slot_offset; /* first slot, a multiple of SLOTS_PER_CHUNK */
-	u32 slot_count;  /* 0: no backend may take new connections */
-	u8 mode;         /* MODE_* */
-	u8 scheduler;    /* SCHEDULER_* */
-	__be16 port_first; /* first port of the listener; backends keep the offset from it */
+	u32 slot_offset;        /* first slot, a multiple of SLOTS_PER_CHUNK */
+	u32 slot_count;         /* 0: no backend may take new connections */
+	u8 mode;                /* MODE_* */
+	u8 scheduler;           /* SCHEDULER_* */
+	__be16 port_first;      /* first port of the listener; backends keep the offset from it */
 	__be32 snat_address[4]; /* IPv4 uses the first word */
 };
 _Static_assert(sizeof(struct service) == 32, "service");

@@ -38,8 +38,9 @@ static __always_inline bool is_same_address_FAM(struct addr_FAM *one, struct add
 /* Does `reply` lead back to where packets with `key` come from? */
 static __always_inline bool answers_FAM(struct flow_FAM *reply, struct flow_key_FAM *key)
 {
-	return is_same_address_FAM(&reply->destination, &key->source) && is_same_address_FAM(&reply->source, &key->destination) &&
-	       reply->destination_port == key->source_port && reply->source_port == key->destination_port;
+	return is_same_address_FAM(&reply->destination, &key->source) &&
+	       is_same_address_FAM(&reply->source, &key->destination) && reply->destination_port == key->source_port &&
+	       reply->source_port == key->destination_port;
 }
 
 /* --- making a connection ----------------------------------------------------------------------------------- */

@@ -2,7 +2,8 @@
 
 /* Replace ports and checksum in what the error quotes of a TCP or UDP header; the delta for the ICMP checksum.
  * Only 8 bytes need be there, which hold UDP's checksum but not TCP's. */
-static __always_inline u32 restore_quoted_ports_FAM(struct packet *packet, struct ports *ports, struct flow_FAM *flow, u8 protocol)
+static __always_inline u32 restore_quoted_ports_FAM(struct packet *packet, struct ports *ports, struct flow_FAM *flow,
+						    u8 protocol)
 {
 	u32 before = ports->source + ports->destination;
 	u32 change = difference(before, flow->source_port + flow->destination_port);
@@ -19,7 +20,8 @@ static __always_inline u32 restore_quoted_ports_FAM(struct packet *packet, struc
 }
 
 /* The flow whose packet is quoted; `key` becomes the tuple of the opposite direction, which the error itself takes. */
-static __always_inline struct flow_FAM *find_quoted_flow_FAM(struct packet *packet, struct flow_key_FAM *key, struct ports **where)
+static __always_inline struct flow_FAM *find_quoted_flow_FAM(struct packet *packet, struct flow_key_FAM *key,
+							     struct ports **where)
 {
 	struct ports *ports = parse_quoted_FAM(packet, packet->transport + sizeof(struct icmp_header), key);
 

@@ -4,7 +4,7 @@
 #include "checksum.h"
 
 #define ICMP_PROTOCOL_v4 IPPROTO_ICMP
-#define ONE_HOP htons(0x0100) /* a TTL of one as it lies in the header's fifth word: TTL, protocol */
+#define ONE_HOP htons(0x0100)       /* a TTL of one as it lies in the header's fifth word: TTL, protocol */
 #define FRAGMENT_BITS htons(0x3fff) /* more fragments, or an offset */
 #define DONT_FRAGMENT htons(0x4000)
 

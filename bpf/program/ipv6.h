@@ -140,7 +140,8 @@ static __always_inline void *parse_quoted_v6(struct packet *packet, void *quoted
 /* Delta of replacing a header's addresses by the flow's. */
 static __always_inline u32 address_delta(struct ipv6hdr *ip, struct flow_v6 *flow)
 {
-	return difference(sum_words((__be32 *)&ip->saddr, 8), sum_words(flow->source.word, 4) + sum_words(flow->destination.word, 4));
+	return difference(sum_words((__be32 *)&ip->saddr, 8),
+			  sum_words(flow->source.word, 4) + sum_words(flow->destination.word, 4));
 }
 
 static __always_inline u32 restore_quoted_v6(void *quoted, struct flow_v6 *flow)

@@ -14,16 +14,16 @@ BPF_TABLE_PINNED("array", u32, struct backend, backends, MAX_BACKENDS, PINS "/ba
 
 #ifdef REPLICATION
 /* bcc has a macro for ring buffers and one for pinned tables, but none for both; its rewriter goes by the members. */
-#define RING_PINNED(RECORD, NAME, BYTES, PATH)                                                                                   \
-	struct NAME##_table_t {                                                                                                  \
-		int key;                                                                                                         \
-		RECORD leaf;                                                                                                     \
-		int (*ringbuf_output)(void *, u64, u64);                                                                         \
-		void *(*ringbuf_reserve)(u64);                                                                                   \
-		void (*ringbuf_discard)(void *, u64);                                                                            \
-		void (*ringbuf_submit)(void *, u64);                                                                             \
-		u32 max_entries;                                                                                                 \
-	};                                                                                                                       \
+#define RING_PINNED(RECORD, NAME, BYTES, PATH)                                                                                 \
+	struct NAME##_table_t {                                                                                                \
+		int key;                                                                                                       \
+		RECORD leaf;                                                                                                   \
+		int (*ringbuf_output)(void *, u64, u64);                                                                       \
+		void *(*ringbuf_reserve)(u64);                                                                                 \
+		void (*ringbuf_discard)(void *, u64);                                                                          \
+		void (*ringbuf_submit)(void *, u64);                                                                           \
+		u32 max_entries;                                                                                               \
+	};                                                                                                                     \
 	__attribute__((section("maps/ringbuf:" PATH))) struct NAME##_table_t NAME = { .max_entries = (BYTES) }
 #endif
 

@@ -24,12 +24,12 @@ struct packet {
 	void *end;       /* first byte behind the frame */
 	u64 clock_ns;    /* CLOCK_MONOTONIC, coarse; 0: not read yet */
 	u32 frame_bytes;
-	u32 ip_bytes;    /* IP header and all behind it, padding of the frame excluded */
-	u32 farm;        /* whose drop it would be; 0: nobody's yet */
-	u32 interface;   /* the way out, once a step has found it */
+	u32 ip_bytes;  /* IP header and all behind it, padding of the frame excluded */
+	u32 farm;      /* whose drop it would be; 0: nobody's yet */
+	u32 interface; /* the way out, once a step has found it */
 	u8 protocol;
-	u8 tcp_flags;    /* 0 for UDP */
-	bool lasting;    /* its flow is in `flows` */
+	u8 tcp_flags; /* 0 for UDP */
+	bool lasting; /* its flow is in `flows` */
 };
 
 struct ports {
