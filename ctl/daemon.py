@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError, storage_code
 from ctl.runtime import footprint
 from ctl.runtime.logs import LEVELS, set_up_logging
 from ctl.state import node_file
@@ -74,7 +74,8 @@ def locked_run_dir(run_dir: Path) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise XlbError(
-            f"cannot use run_dir {run_dir}: {error.strerror}; run as root or set node.run_dir to a directory of yours"
+            f"cannot use run_dir {run_dir}: {error.strerror}; run as root or set node.run_dir to a directory of yours",
+            storage_code(error),
         ) from None
     try:
         try:
@@ -82,7 +83,7 @@ def locked_run_dir(run_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise XlbError(
-                f"another xlbd (pid {holder}) runs on {run_dir}: stop it first, or give this one its own run_dir"
+                f"another xlbd (pid {holder}) runs on {run_dir}: stop it first, or give this one its own run_dir", Code.REFUSED
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

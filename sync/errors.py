@@ -8,11 +8,15 @@ class SyncError(Exception):
 
 
 class TimingError(SyncError):
-    """The heartbeat, lease and takeover times do not fit together; `key` is the node file's key at fault."""
+    """The heartbeat, lease and takeover times do not fit together.
+
+    `key` is the node file's key at fault, `detail` the message without it.
+    """
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(f"cluster.{key}: {message}")
         self.key = f"cluster.{key}"
+        self.detail = message
 
 
 class WireError(SyncError):

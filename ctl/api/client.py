@@ -19,7 +19,7 @@ import msgpack
 import zmq
 
 from ctl.api.protocol import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InternalError, InvalidInput, XlbError, reported
 
 DEFAULT_TIMEOUT_MS = 30_000
 _KNOCK_EVERY_MS = 1000  # while waiting: notice a daemon that died
@@ -62,7 +62,10 @@ class Client:
         request_id = next(self._ids)
         request = _pack({"v": PROTOCOL_VERSION, "id": request_id, "cmd": command, "args": dict(args or {})})
         if len(request) > MAX_MESSAGE_BYTES:
-            raise InvalidInput(f"{len(request)} bytes are more than the {MAX_MESSAGE_BYTES} the daemon reads at once; split it")
+            raise InvalidInput(
+                f"{len(request)} bytes are more than the {MAX_MESSAGE_BYTES} the daemon reads at once; split it",
+                code=Code.REQUEST_TOO_LONG,
+            )
         self._socket.send(request)
         answer = self._answer_to(request_id, command)
         self.note = str(answer.get("note") or "")
@@ -79,7 +82,8 @@ class Client:
                 if left_ms <= _KNOCK_EVERY_MS:
                     raise XlbError(
                         f"xlbd at {self.socket_path} did not answer {command} within {self.timeout_ms / 1000:g} s, so whether"
-                        " it was carried out is unknown; see 'journalctl -u xlbd'"
+                        " it was carried out is unknown; see 'journalctl -u xlbd'",
+                        Code.DAEMON_SILENT,
                     )
                 _require_listener(self.socket_path)
                 continue
@@ -92,23 +96,18 @@ def _pack(request: dict[str, Any]) -> bytes:
     try:
         packed: bytes = msgpack.packb(request)
     except (TypeError, ValueError, OverflowError) as error:  # a TOML date, bytes that are no UTF-8, a number over 64 bits
-        raise InvalidInput(f"a value cannot be sent to xlbd: {error}") from error
+        raise InvalidInput(f"a value cannot be sent to xlbd: {error}", code=Code.INVALID_VALUE) from error
     return packed
-
-
-class _RemoteError(XlbError):
-    """An error the daemon reported that is not the request's fault."""
 
 
 def _error_of(error: Any) -> XlbError:
     """Turn the daemon's error map into the exception it was; its message already names the key."""
     fields = error if isinstance(error, dict) else {}
     message, key = str(fields.get("message") or "xlbd reported an error without a message"), str(fields.get("key") or "")
-    if fields.get("kind") == InvalidInput.kind:
-        return InvalidInput(message.removeprefix(f"{key}: ") if key else message, key)
-    if fields.get("kind") == "internal":
-        return _RemoteError(f"internal error in xlbd: {message}; see 'journalctl -u xlbd' and please report it")
-    return _RemoteError(message)
+    kind, code = str(fields.get("kind")), str(fields.get("code") or Code.UNCODED)
+    if kind == InternalError.kind:
+        return XlbError(f"internal error in xlbd: {message}; see 'journalctl -u xlbd' and please report it", code)
+    return reported(kind, message, key, code)
 
 
 def _unpack(data: bytes, socket_path: Path) -> dict[str, Any]:
@@ -132,7 +131,13 @@ def _require_listener(socket_path: Path) -> None:
     if code in (0, errno.EAGAIN):  # EAGAIN: somebody listens, with a long queue
         return
     if code in (errno.EACCES, errno.EPERM):
-        raise XlbError(f"not allowed to use {socket_path}: be root (sudo xlbctl …) or join group xlb (usermod -aG xlb USER)")
+        raise XlbError(
+            f"not allowed to use {socket_path}: be root (sudo xlbctl …) or join group xlb (usermod -aG xlb USER)",
+            Code.NOT_PERMITTED,
+        )
     if code in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
-        raise XlbError(f"xlbd is not running: nothing listens on {socket_path}; start it with 'systemctl start xlbd'")
+        raise XlbError(
+            f"xlbd is not running: nothing listens on {socket_path}; start it with 'systemctl start xlbd'",
+            Code.DAEMON_NOT_RUNNING,
+        )
     raise XlbError(f"cannot reach xlbd at {socket_path}: {os.strerror(code)}")

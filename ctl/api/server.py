@@ -23,7 +23,7 @@ import zmq
 import zmq.asyncio
 
 from ctl.api.protocol import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InternalError, InvalidInput, XlbError
 
 MAX_QUEUED_MESSAGES = 128
 MAX_REQUESTS_IN_FLIGHT = 32
@@ -144,9 +144,10 @@ def _key(value: Any) -> str:
     return sys.intern(value)
 
 
-def error_answer(request_id: int | None, kind: str, message: str, key: str = "") -> bytes:
-    error = {"kind": kind, "message": message, "key": key}
-    return _pack({"id": request_id, "ok": False, "error": error})
+def error_answer(request_id: int | None, error: XlbError) -> bytes:
+    """Pack an error."""
+    fields = {"kind": error.kind, "message": str(error), "key": error.key, "code": str(error.code)}
+    return _pack({"id": request_id, "ok": False, "error": fields})
 
 
 async def result_answer(request_id: int, result: Any) -> bytes:
@@ -276,7 +277,7 @@ class ApiServer:
             request = await asyncio.to_thread(decode_request, payload) if big else decode_request(payload)
         except MalformedRequest as error:
             self._complain(str(error))
-            answer = error_answer(error.id, "invalid", str(error))
+            answer = error_answer(error.id, InvalidInput(str(error), code=Code.MALFORMED_REQUEST))
         else:
             answer = await self._run(request)
         if max(len(payload), len(answer)) > BIG_MESSAGE_BYTES:
@@ -289,21 +290,17 @@ class ApiServer:
     async def _run(self, request: Request) -> bytes:
         try:
             answer = await result_answer(request.id, await self._dispatch(request.command, request.arguments))
-        except InvalidInput as error:
-            self.counts.failed += 1
-            return error_answer(request.id, error.kind, str(error), error.key)
         except XlbError as error:
             self.counts.failed += 1
-            return error_answer(request.id, error.kind, str(error))
+            return error_answer(request.id, error)
         except Exception as error:  # a bug in one command must not take the node down
             self.counts.failed += 1
             log.exception("%s failed", request.command)
-            return error_answer(
-                request.id, "internal", f"{request.command} failed inside xlbd ({type(error).__name__}); see its log"
-            )
+            return error_answer(request.id, InternalError(request.command, error))
         if len(answer) > MAX_MESSAGE_BYTES:
             self.counts.failed += 1
-            return error_answer(request.id, "refused", f"the answer would take {len(answer)} bytes; ask for less with --limit")
+            too_long = f"the answer would take {len(answer)} bytes; ask for less with --limit"
+            return error_answer(request.id, XlbError(too_long, Code.ANSWER_TOO_LONG))
         self.counts.answered += 1
         return answer
 

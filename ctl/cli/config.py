@@ -12,7 +12,7 @@ from ctl.api.protocol import MAX_MESSAGE_BYTES
 from ctl.cli.base import Session, XlbCommand, pass_session
 from ctl.cli.options import file_option
 from ctl.cli.output import plural, print_json, show
-from ctl.errors import InvalidInput
+from ctl.errors import InvalidInput, storage_code
 
 
 @click.command(
@@ -69,7 +69,7 @@ def _ask(session: Session, command: str, path: Path, **args: Any) -> list[str]:
     try:
         changes: list[str] = session.call(command, document=dict(document), **args)
     except InvalidInput as error:
-        raise InvalidInput(str(error), source) from error
+        raise InvalidInput(str(error), source, error.code) from error
     return changes
 
 
@@ -86,7 +86,7 @@ def read_text(path: Path, source: str) -> str:
                 data = file.read(MAX_MESSAGE_BYTES + 1)
         text = data.decode()
     except OSError as error:
-        raise InvalidInput(f"cannot read {source}: {error.strerror}", "--file") from error
+        raise InvalidInput(f"cannot read {source}: {error.strerror}", "--file", storage_code(error)) from error
     except UnicodeDecodeError as error:
         raise InvalidInput(f"byte {error.start} is not UTF-8; expected a TOML file", source) from error
     if len(data) > MAX_MESSAGE_BYTES:

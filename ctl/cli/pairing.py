@@ -19,7 +19,7 @@ import click
 from ctl.cli.base import Session, XlbCommand, pass_session
 from ctl.cli.options import ADDRESS, PORT
 from ctl.cli.output import Column, plural, print_json, print_table, show
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InvalidInput, XlbError
 
 if TYPE_CHECKING:
     from ctl.cluster.pairing.ssh import Done, Peer
@@ -184,7 +184,7 @@ async def _create(
         command = f"{login.command} -o json cluster join --local {shlex.quote(address)} --yes --no-check -"
         done = await peer.run(command, made["token"] + "\n", lambda line: _say(f"{has['node']}: {_bare(line)}"))
         if done.status:
-            raise XlbError(f"{has['node']} could not join: {_last_sentence(done)}")
+            raise XlbError(f"{has['node']} could not join: {_last_sentence(done)}", Code.PAIR_UNCONFIRMED)
     joined = _json_of(done, has["node"])
     return {"node": own["node"], "peer": has["node"], "kept": joined.get("kept"), "checks": _settled_checks(session)}
 
@@ -194,18 +194,22 @@ async def _look_at(peer: Peer, login: _Login, version: str) -> dict[str, Any]:
     host = peer.target.host
     done = await peer.run(f"{login.command} -o json version")
     if done.status in (126, 127):
-        raise XlbError(f"xlb is not installed on {host}: install the same package there, version {version}")
+        raise XlbError(f"xlb is not installed on {host}: install the same package there, version {version}", Code.SSH_FAILED)
     versions = _json_of(done, host)
     its = versions.get("xlbd")
     if its is None:
-        raise XlbError(f"xlbd does not run on {host}: systemctl start xlbd there; {_last_sentence(done)}")
+        raise XlbError(
+            f"xlbd does not run on {host}: systemctl start xlbd there; {_last_sentence(done)}", Code.DAEMON_NOT_RUNNING
+        )
     if its != version:
-        raise XlbError(f"{host} has xlb {its} and this node {version}; install the same version on both")
+        raise XlbError(f"{host} has xlb {its} and this node {version}; install the same version on both", Code.NODES_DIFFER)
     done = await peer.run(f"{login.command} -o json cluster status")
     status = _json_of(done, host)
     if status.get("peer"):
         name = status["peer"]["name"]
-        raise XlbError(f"{status['node']} is in a pair with {name} already; run xlbctl cluster destroy there first")
+        raise XlbError(
+            f"{status['node']} is in a pair with {name} already; run xlbctl cluster destroy there first", Code.PAIR_EXISTS
+        )
     vips = _json_of(await peer.run(f"{login.command} -o json vip list"), host)
     farms = _json_of(await peer.run(f"{login.command} -o json farm list"), host)
     return {
@@ -219,7 +223,7 @@ def _json_of(done: Done, host: str) -> Any:
     try:
         return json.loads(done.output)
     except ValueError:
-        raise XlbError(f"xlbctl on {host} failed: {_last_sentence(done)}") from None
+        raise XlbError(f"xlbctl on {host} failed: {_last_sentence(done)}", Code.SSH_FAILED) from None
 
 
 def _last_sentence(done: Done) -> str:

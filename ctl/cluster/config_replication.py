@@ -18,11 +18,11 @@ from typing import Protocol
 from ctl.cluster.peer_rpc import DocumentOffered, PeerLink, VersionTold
 from ctl.config.model import Config
 from ctl.config.record_codec import DamagedRecord, Decoder, Encoder, NewerRecord
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError
 from ctl.node.transaction import Committed
 from ctl.state.durable_files import Files
 from sync.config import config_sync
-from sync.config.config_sync import ConfigSync, Document, Version
+from sync.config.config_sync import ConfigSync, Document, Version, Why
 
 TICK_S = 0.1
 PEER_SILENT_NS = 1_000_000_000
@@ -31,6 +31,14 @@ MAX_ATTEMPTS = 8
 SETTLE_S = 10.0
 COMPLAINT_NS = 10_000_000_000
 DISK_RETRY_S = 1.0
+
+_CODES = {
+    Why.NOT_SERVING: Code.NOT_SERVING,
+    Why.BUSY: Code.BUSY,
+    Why.INTERRUPTED: Code.CHANGE_INTERRUPTED,
+    Why.OVERTAKEN: Code.CHANGE_OVERTAKEN,
+    Why.NOT_STORED: Code.STORAGE_FAILED,
+}
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +117,8 @@ class ConfigReplica:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for request, future in self._asked.items():
             if not future.done():
-                future.set_result(config_sync.Answer(request, False, False, "the pair ended while the change was under way"))
+                ended = "the pair ended while the change was under way"
+                future.set_result(config_sync.Answer(request, False, False, ended, Why.INTERRUPTED))
 
     # --- changes -------------------------------------------------------------------------------------------------
 
@@ -123,10 +132,12 @@ class ConfigReplica:
                 try:
                     await asyncio.wait_for(self._settled.wait(), SETTLE_S)
                 except TimeoutError:
-                    raise XlbError(f"the disk has not stored the last change after {SETTLE_S:g} s; try again") from None
+                    raise XlbError(
+                        f"the disk has not stored the last change after {SETTLE_S:g} s; try again", Code.STORAGE_FAILED
+                    ) from None
                 epoch, old = self._serving_epoch(), self._host.config
                 if not epoch:
-                    raise XlbError(f"this node does not serve; {self.peer} accepts changes")
+                    raise XlbError(f"this node does not serve; {self.peer} accepts changes", Code.NOT_SERVING)
                 base = self._sync.document
                 new = await asyncio.to_thread(make, old)
                 if new is old:
@@ -137,7 +148,7 @@ class ConfigReplica:
                 unmoved = self._sync.document is base and self._host.config is old and self._serving_epoch() == epoch
                 if unmoved and self._settled.is_set():
                     return Committed(old, new, await self._store_and_wait(new, body))
-            raise XlbError("the configuration changes faster than this change could be made; try again")
+            raise XlbError("the configuration changes faster than this change could be made; try again", Code.CHANGE_OVERTAKEN)
 
     async def _store_and_wait(self, new: Config, body: bytes) -> str:
         self._requests += 1
@@ -154,7 +165,7 @@ class ConfigReplica:
         finally:
             self._asked.pop(request, None)
         if not answer.ok:
-            raise self._failure or XlbError(answer.message)
+            raise self._failure or XlbError(answer.message, _CODES[answer.why] if answer.why else Code.REFUSED)
         return "" if answer.on_peer else answer.message
 
     # --- the peer's messages -------------------------------------------------------------------------------------

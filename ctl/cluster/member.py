@@ -20,7 +20,7 @@ from ctl.cluster.epoch_writer import TermsWriter
 from ctl.cluster.flows.service import Replicator
 from ctl.cluster.links import Heard, PairWires
 from ctl.cluster.pair_configuration import PairConfiguration
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InvalidInput, XlbError
 from ctl.runtime import realtime_scheduling
 from ctl.state.cluster_file import ClusterSettings
 from ctl.state.epoch_file import EpochFile
@@ -150,14 +150,18 @@ class PairMember:
             await self.configuration.ask("switchover", {}, REQUEST_BOUND_S)
         else:
             raise XlbError(
-                f"{self.config.node} is in {self.pair.machine.role.value} and cannot take over: {self.pair.machine.why}"
+                f"{self.config.node} is in {self.pair.machine.role.value} and cannot take over: {self.pair.machine.why}",
+                Code.FAILOVER_REFUSED,
             )
 
     async def failback(self) -> None:
         """Make the node with the higher priority serve, if it does not. Raises XlbError saying why not."""
         machine, heard = self.pair.machine, self.pair.heard
         if heard is None:
-            raise XlbError(f"{self.config.peer} has not been heard since this daemon started; see xlbctl cluster status")
+            raise XlbError(
+                f"{self.config.peer} has not been heard since this daemon started; see xlbctl cluster status",
+                Code.PEER_UNREACHABLE,
+            )
         if machine.serving is not (self.config.priority > heard.priority):
             await self.switchover()
 
@@ -275,8 +279,7 @@ def failover_config(node: NodeSettings, cluster: ClusterSettings) -> FailoverCon
     try:
         check_timing(timing, tick_ns=coarse_tick_ns())
     except TimingError as error:
-        detail = str(error).removeprefix(f"{error.key}: ")
-        raise InvalidInput(f"{detail} (in {node.source})", error.key) from None
+        raise InvalidInput(f"{error.detail} (in {node.source})", error.key) from None
     if node.node.name != cluster.own.name:
         raise InvalidInput(
             f'expected "{cluster.own.name}", as when the pair was made, got "{node.node.name}" (in {node.source}); '

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError
 
 MAX_WAITING = 64
 
@@ -24,7 +24,7 @@ class Requests:
     async def ask(self, request: str, put: Callable[[], None]) -> None:
         """Hand a request to the machine with `put` and wait until it is done. Raises XlbError saying why it is not."""
         if len(self._waiting) >= MAX_WAITING:
-            raise XlbError(f"{len(self._waiting)} requests are waiting already; try again in a moment")
+            raise XlbError(f"{len(self._waiting)} requests are waiting already; try again in a moment", Code.BUSY)
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (request, answer)
         self._waiting.append(entry)
@@ -64,6 +64,6 @@ def _set(answer: asyncio.Future[None], why: str) -> None:
     if answer.done():
         return
     if why:
-        answer.set_exception(XlbError(why))
+        answer.set_exception(XlbError(why, Code.FAILOVER_REFUSED))
     else:
         answer.set_result(None)

@@ -19,7 +19,7 @@ from ctl.cluster.config_replication import ConfigReplica, version_of
 from ctl.cluster.peer_rpc import PeerLink, Send
 from ctl.config import changes, farms_file
 from ctl.config.model import Config
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, XlbError, storage_code
 from ctl.state.cluster_file import ClusterSettings
 from ctl.state.durable_files import Files, utc_stamp
 
@@ -95,13 +95,11 @@ class PairConfiguration:
         own, peer = self.settings.own.name, self.settings.peer.name
         try:
             answer = await self.ask("change", {"command": command, "arguments": arguments}, FORWARD_TIMEOUT_S)
-        except InvalidInput:
-            raise
         except XlbError as error:
-            if "is not connected" not in str(error):
+            if error.code != Code.PEER_UNREACHABLE:
                 raise
             why = f"{own} does not serve, and {peer}, which accepts changes then, is not connected"
-            raise XlbError(f"{why}: nothing was changed; see xlbctl cluster status") from None
+            raise XlbError(f"{why}: nothing was changed; see xlbctl cluster status", Code.PEER_UNREACHABLE) from None
         epoch, generation = answer["version"]
         await self._follow((epoch, generation))
         return Noted(answer["result"], answer["note"])
@@ -116,16 +114,24 @@ class PairConfiguration:
             return await self._change(arguments)
         question = self.questions.get(command) or self._node.cluster.questions.get(command)
         if question is None:
-            raise XlbError(f"{self.settings.own.name} does not know {command[:64]!r}: install the same version of xlb on both")
+            raise XlbError(
+                f"{self.settings.own.name} does not know {command[:64]!r}: install the same version of xlb on both",
+                Code.PEER_VERSION,
+            )
         return await question(arguments)
 
     async def _change(self, asked: dict[str, Any]) -> Any:
         command, arguments = asked.get("command"), asked.get("arguments")
         if command not in (*changes.CHANGES, "config.apply") or not isinstance(arguments, dict):
-            raise XlbError("the peer asked for something that is no change: install the same version of xlb on both")
+            raise XlbError(
+                "the peer asked for something that is no change: install the same version of xlb on both", Code.PEER_VERSION
+            )
         if not self.serving:
             names = f"{self.settings.own.name} nor {self.settings.peer.name}"
-            raise XlbError(f"neither {names} serves at this moment; try again in a second, or see xlbctl cluster status")
+            raise XlbError(
+                f"neither {names} serves at this moment; try again in a second, or see xlbctl cluster status",
+                Code.NO_ACTIVE_NODE,
+            )
         outcome = await self._node.dispatcher.dispatch(str(command), arguments, forwarded=True)
         noted = outcome if isinstance(outcome, Noted) else Noted(outcome, "")
         return {"result": noted.result, "note": noted.note, "version": self.replica.version}
@@ -151,6 +157,8 @@ def set_aside(config: Config, state_dir: Path, occasion: str) -> Path | None:
         files.write_synced(path, farms_file.to_text(farms_file.to_document(config)).encode())
         files.sync_directory(state_dir)
     except OSError as error:
-        raise XlbError(f"cannot keep a copy of this node's farms in {path}: {error.strerror}; nothing was changed") from None
+        raise XlbError(
+            f"cannot keep a copy of this node's farms in {path}: {error.strerror}; nothing was changed", storage_code(error)
+        ) from None
     log.warning("this node's own farms are kept as %s", path)
     return path

@@ -17,7 +17,7 @@ from typing import Any
 import msgpack
 
 from ctl.api.protocol import MAX_MESSAGE_BYTES
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InternalError, InvalidInput, XlbError, reported
 from sync.config.config_sync import MAX_HISTORY, Document, Version
 from sync.transport import ChannelBounds
 
@@ -63,12 +63,26 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error as it travels."""
+
+    kind: str
+    message: str
+    key: str = ""
+    code: str = Code.UNCODED
+
+    @staticmethod
+    def of(error: XlbError) -> Refusal:
+        return Refusal(error.kind, str(error), error.key, str(error.code))
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a question: `error` is None or (kind, message, key)."""
+    """What became of a question: a result, or the error that refused it."""
 
     id: int
     result: Any = None
-    error: tuple[str, str, str] | None = None
+    error: Refusal | None = None
 
 
 Message = VersionTold | DocumentOffered | Question | Answer
@@ -87,8 +101,11 @@ def encode(message: Message) -> bytes:
             fields = ["offer", document.version, document.history, document.body]
         case Question(number, command, arguments):
             fields = ["ask", number, command, arguments]
-        case Answer(number, result, error):
-            fields = ["answer", number, result, error]
+        case Answer(number, result, None):
+            fields = ["answer", number, result, None]
+        case Answer(number, _, Refusal() as refusal):
+            # Version 0.1.0 takes an error of exactly three strings and ignores its result field, so the code travels there.
+            fields = ["answer", number, {"code": refusal.code}, [refusal.kind, refusal.message, refusal.key]]
     packed: bytes = msgpack.packb(fields, use_bin_type=True)
     return packed
 
@@ -136,7 +153,8 @@ def _read_answer(number: Any, result: Any, error: Any) -> Message:
     if error is None:
         return Answer(_number(number), result)
     _require(isinstance(error, list) and len(error) == 3 and all(isinstance(each, str) for each in error), "expected an error")
-    return Answer(_number(number), None, (error[0], error[1], error[2]))
+    code = result.get("code") if isinstance(result, dict) else None  # None: the peer is of version 0.1.0
+    return Answer(_number(number), None, Refusal(error[0], error[1], error[2], code if isinstance(code, str) else Code.UNCODED))
 
 
 _READERS: dict[str, Callable[..., Message]] = {
@@ -189,19 +207,23 @@ class PeerLink:
     async def ask(self, command: str, arguments: dict[str, Any], timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
         """The peer's result of `command`. Raises the InvalidInput or XlbError it raised there, XlbError when unanswered."""
         if len(self._asked) >= MAX_QUESTIONS_IN_FLIGHT:
-            raise XlbError(f"{len(self._asked)} requests to {self.peer} are under way already; try again in a moment")
+            raise XlbError(
+                f"{len(self._asked)} requests to {self.peer} are under way already; try again in a moment", Code.BUSY
+            )
         number = secrets.randbelow(MAX_NUMBER)
         data = encode(Question(number, command, arguments))
         if len(data) > MAX_MESSAGE_BYTES + 4096:
-            raise InvalidInput(f"{len(data)} bytes are more than {self.peer} reads at once; split it")
+            raise InvalidInput(
+                f"{len(data)} bytes are more than {self.peer} reads at once; split it", code=Code.REQUEST_TOO_LONG
+            )
         future = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
             if not await self._send_soon(data):
-                raise XlbError(f"{self.peer} is not connected")
+                raise XlbError(f"{self.peer} is not connected", Code.PEER_UNREACHABLE)
             answer = await asyncio.wait_for(future, timeout_s)
         except TimeoutError:
             unknown = f"{self.peer} did not answer {command} within {timeout_s:g} s"
-            raise XlbError(f"{unknown}, so whether it was carried out is unknown") from None
+            raise XlbError(f"{unknown}, so whether it was carried out is unknown", Code.PEER_SILENT) from None
         finally:
             del self._asked[number]
         return _result(answer)
@@ -213,7 +235,8 @@ class PeerLink:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for future in self._asked.values():
             if not future.done():
-                future.set_result(Answer(0, None, (XlbError.kind, f"the connection to {self.peer} was closed", "")))
+                closed = XlbError(f"the connection to {self.peer} was closed", Code.PEER_SILENT)
+                future.set_result(Answer(0, None, Refusal.of(closed)))
 
     async def _send_soon(self, data: bytes) -> bool:
         """Send, within CONNECT_S."""
@@ -225,7 +248,8 @@ class PeerLink:
 
     def _start_answer(self, question: Question) -> None:
         if len(self._tasks) >= MAX_QUESTIONS_IN_FLIGHT:
-            self._send(encode(Answer(question.id, None, (XlbError.kind, "too many requests at once; try again", ""))))
+            busy = XlbError("too many requests at once; try again", Code.BUSY)
+            self._send(encode(Answer(question.id, None, Refusal.of(busy))))
             return
         task = asyncio.get_running_loop().create_task(self._answer(question))
         self._tasks.add(task)
@@ -235,16 +259,14 @@ class PeerLink:
         try:
             answer = Answer(question.id, await self._answer_question(question.command, question.arguments))
             data = encode(answer)
-        except InvalidInput as error:
-            data = encode(Answer(question.id, None, (error.kind, str(error), error.key)))
         except XlbError as error:
-            data = encode(Answer(question.id, None, (error.kind, str(error), "")))
+            data = encode(Answer(question.id, None, Refusal.of(error)))
         except Exception as error:  # a bug in one command must not take the node down
             log.exception("%s, asked by %s, failed", question.command, self.peer)
-            message = f"{question.command} failed inside xlbd ({type(error).__name__}); see its log"
-            data = encode(Answer(question.id, None, ("internal", message, "")))
+            data = encode(Answer(question.id, None, Refusal.of(InternalError(question.command, error))))
         if len(data) > BOUNDS.message_bytes:
-            data = encode(Answer(question.id, None, (XlbError.kind, f"the answer would take {len(data)} bytes", "")))
+            too_long = XlbError(f"the answer would take {len(data)} bytes", Code.ANSWER_TOO_LONG)
+            data = encode(Answer(question.id, None, Refusal.of(too_long)))
         if not await self._send_soon(data):
             log.warning("the answer to %s's %s could not be sent", self.peer, question.command)
 
@@ -252,7 +274,5 @@ class PeerLink:
 def _result(answer: Answer) -> Any:
     if answer.error is None:
         return answer.result
-    kind, message, key = answer.error
-    if kind == InvalidInput.kind:
-        raise InvalidInput(message.removeprefix(f"{key}: ") if key else message, key)
-    raise XlbError(message)
+    refusal = answer.error
+    raise reported(refusal.kind, refusal.message, refusal.key, refusal.code)

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError
 from sync.errors import WireError
 from sync.failover import vrrp_codec
 from sync.transport import TOS_NETWORK_CONTROL
@@ -74,7 +74,9 @@ class VrrpSocket:
                 family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, vrrp_codec.PROTOCOL
             )
         except OSError as error:
-            raise XlbError(f"no VRRP socket: {error.strerror}; run xlbd as root or with CAP_NET_RAW") from None
+            raise XlbError(
+                f"no VRRP socket: {error.strerror}; run xlbd as root or with CAP_NET_RAW", Code.NOT_PERMITTED
+            ) from None
         try:
             self._set_up(device)
         except OSError as error:

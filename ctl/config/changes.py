@@ -26,7 +26,7 @@ from ctl.config.fields import (
 )
 from ctl.config.model import Backend, Config, Farm, Vip
 from ctl.config.validation import check_backend, check_farm, check_limits, check_listener, check_vip, check_vip_of_farm, suggest
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InvalidInput, XlbError
 
 Arguments = Mapping[str, object]
 Change = Callable[[Config, Arguments], Config]
@@ -45,7 +45,9 @@ def vip_add(config: Config, arguments: Arguments) -> Config:
     vip = read_vip(Fields(arguments, "vip", VIP_FIELDS))
     check_vip(vip)
     if vip.address in config.vips:
-        raise InvalidInput(f"{vip.address} exists already, on {config.vips[vip.address].device}", "vip.address")
+        raise InvalidInput(
+            f"{vip.address} exists already, on {config.vips[vip.address].device}", "vip.address", Code.VIP_EXISTS
+        )
     vips = {**config.vips, vip.address: vip}
     check_limits(vips, config.farms.values())
     return _changed(config, vips=vips)
@@ -55,11 +57,15 @@ def vip_delete(config: Config, arguments: Arguments) -> Config:
     """address. Refused (XlbError) naming the farms that use it."""
     address = Fields(arguments, "vip", ("address",)).address("address")
     if address not in config.vips:
-        raise InvalidInput(f"there is no virtual address {address}{suggest(address, config.vips)}", "vip.address")
+        raise InvalidInput(
+            f"there is no virtual address {address}{suggest(address, config.vips)}", "vip.address", Code.UNKNOWN_VIP
+        )
     users = sorted(farm.name for farm in config.farms.values() if address in (farm.vip, farm.snat_address))
     if users:
         named = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
-        raise XlbError(f"{address} is used by farm {named}; delete or move what uses it first (xlbctl farm delete NAME)")
+        raise XlbError(
+            f"{address} is used by farm {named}; delete or move what uses it first (xlbctl farm delete NAME)", Code.VIP_IN_USE
+        )
     return _changed(config, vips={each: vip for each, vip in config.vips.items() if each != address})
 
 
@@ -70,7 +76,9 @@ def farm_add(config: Config, arguments: Arguments) -> Config:
     name = arguments.get("name")
     farm = read_farm(Fields(arguments, f"farm.{name}" if isinstance(name, str) else "farm", FARM_FIELDS))
     if farm.name in config.farms:
-        raise InvalidInput(f"farm {farm.name} exists already; change it with xlbctl farm set {farm.name}", "farm.name")
+        raise InvalidInput(
+            f"farm {farm.name} exists already; change it with xlbctl farm set {farm.name}", "farm.name", Code.FARM_EXISTS
+        )
     check_farm(farm)
     ids = _Ids(config)
     return _with_farm(config, replace(farm, id=ids.farm()), ids)
@@ -107,7 +115,9 @@ def backend_add(config: Config, arguments: Arguments) -> Config:
     backend = read_backend(fields)
     if _find(farm, BackendName(backend.address, backend.port)) is not None:
         raise InvalidInput(
-            f"farm {farm.name} has it already; change it with xlbctl backend set {farm.name} {backend.endpoint}", fields.place
+            f"farm {farm.name} has it already; change it with xlbctl backend set {farm.name} {backend.endpoint}",
+            fields.place,
+            Code.BACKEND_EXISTS,
         )
     check_backend(backend, farm, fields.place)
     ids = _Ids(config)
@@ -198,7 +208,9 @@ class _Ids:
 
     def _take(self, used: set[int], limit: int, kind: str) -> int:
         if len(used) >= limit:
-            raise InvalidInput(f"all {limit} {kind} ids are in use or were until now; remove {kind}s first", kind)
+            raise InvalidInput(
+                f"all {limit} {kind} ids are in use or were until now; remove {kind}s first", kind, Code.LIMIT_EXCEEDED
+            )
         while (free := (self.next_id - 1) % limit + 1) in used:
             self.next_id += 1
         self.next_id += 1
@@ -258,7 +270,7 @@ def find_farm(config: Config, name: str) -> Farm:
     """The farm of that name. Raises InvalidInput with the closest name there is."""
     if name not in config.farms:
         remedy = suggest(name, config.farms) or "; xlbctl farm list shows them"
-        raise InvalidInput(f'there is no farm "{name[:64]}"{remedy}', "farm")
+        raise InvalidInput(f'there is no farm "{name[:64]}"{remedy}', "farm", Code.UNKNOWN_FARM)
     return config.farms[name]
 
 
@@ -278,7 +290,9 @@ def _backend(farm: Farm, fields: Fields) -> Backend:
     if found is None:
         endpoint = Backend(0, name.address, name.port).endpoint
         raise InvalidInput(
-            f"farm {farm.name} has no backend {endpoint}{suggest(endpoint, [b.endpoint for b in farm.backends])}", fields.place
+            f"farm {farm.name} has no backend {endpoint}{suggest(endpoint, [b.endpoint for b in farm.backends])}",
+            fields.place,
+            Code.UNKNOWN_BACKEND,
         )
     return found
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from ctl.config.model import AllDown, Backend, CheckKind, Farm, HealthCheck, Mode, Protocol, Scheduler, Vip
 from ctl.config.validation import canonical_address, check_bounds, suggest
-from ctl.errors import InvalidInput
+from ctl.errors import Code, InvalidInput
 
 VIP_FIELDS = ("address", "device", "guard")
 FARM_FIELDS = (
@@ -51,7 +51,7 @@ class Fields:
             name = str(given)
             name = name if name in known else ALIASES.get(name, name)
             if name not in known:
-                raise InvalidInput(f"no such setting{suggest(name, known)}", self.key(name[:64]))
+                raise InvalidInput(f"no such setting{suggest(name, known)}", self.key(name[:64]), Code.UNKNOWN_ARGUMENT)
             if name in self._values:
                 raise InvalidInput("is given twice", self.key(name))
             self._values[name] = value
@@ -66,7 +66,7 @@ class Fields:
     def _get(self, name: str, default: object, expected: str) -> object:
         value = self._values.get(name, default)
         if value is None:
-            raise InvalidInput(f"is missing; expected {expected}", self.key(name))
+            raise InvalidInput(f"is missing; expected {expected}", self.key(name), Code.MISSING_ARGUMENT)
         return value
 
     def _wrong(self, name: str, expected: str) -> InvalidInput:

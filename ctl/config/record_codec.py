@@ -15,7 +15,7 @@ from typing import Any
 
 from ctl.config.model import AllDown, Backend, CheckKind, Config, Farm, HealthCheck, Mode, Protocol, Scheduler, Vip
 from ctl.config.validation import check_config
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InvalidInput, XlbError
 
 FORMAT_VERSION = 1
 MAX_BYTES = 256 << 20
@@ -97,7 +97,9 @@ def _opened(text: bytes) -> tuple[dict[str, Any], list[bytes]]:
     if header.get("xlb") != "farms" or not isinstance(version, int):
         raise DamagedRecord("its first line is no header")
     if version > FORMAT_VERSION:
-        raise NewerRecord(f"written in format {version} by a later xlb; this one reads up to {FORMAT_VERSION}: upgrade xlb")
+        raise NewerRecord(
+            f"written in format {version} by a later xlb; this one reads up to {FORMAT_VERSION}: upgrade xlb", Code.NEWER_FORMAT
+        )
     trailer = _object(lines[-1], len(lines))
     if len(lines) < 2 or set(trailer) != {"sha256"} or not lines[-1].endswith(b"\n"):
         raise DamagedRecord(f"it ends in line {len(lines)} without the closing digest")

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from bpf.constants import MAX_BACKENDS, MAX_FARMS, MAX_PORT_RANGES, MAX_VIPS
 from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck, Vip
-from ctl.errors import InvalidInput
+from ctl.errors import Code, InvalidInput
 
 MAX_BACKENDS_PER_FARM = 1024
 MAX_WEIGHT = 65535
@@ -151,13 +151,19 @@ def check_farm(farm: Farm, place: str = "") -> None:
     check_bounds(farm.idle_timeout_s, 0, MAX_IDLE_TIMEOUT_S, f"{place}.idle_timeout_s")
     check_health(farm.health, f"{place}.health")
     if len(farm.backends) > MAX_BACKENDS_PER_FARM:
-        raise InvalidInput(f"expected at most {MAX_BACKENDS_PER_FARM} backends, got {len(farm.backends)}", f"{place}.backend")
+        raise InvalidInput(
+            f"expected at most {MAX_BACKENDS_PER_FARM} backends, got {len(farm.backends)}",
+            f"{place}.backend",
+            Code.LIMIT_EXCEEDED,
+        )
     seen: set[tuple[str, int]] = set()
     for number, backend in enumerate(farm.backends):
         spot = f"{place}.backend[{number}]"
         check_backend(backend, farm, spot)
         if (backend.address, backend.port) in seen:
-            raise InvalidInput(f"the farm has a backend {backend.endpoint} already; give it once, with a weight", spot)
+            raise InvalidInput(
+                f"the farm has a backend {backend.endpoint} already; give it once, with a weight", spot, Code.BACKEND_EXISTS
+            )
         seen.add((backend.address, backend.port))
 
 
@@ -171,7 +177,9 @@ def check_vip_of_farm(vips: Mapping[str, Vip], farm: Farm, place: str = "") -> N
             length = 64 if is_ipv6(address) else 24
             remedy = f"add it first: xlbctl vip add {address}/{length} --dev INTERFACE"
             raise InvalidInput(
-                f"{address} is not one of the virtual addresses; {remedy}", f"{place or f'farm.{farm.name}'}.{key}"
+                f"{address} is not one of the virtual addresses; {remedy}",
+                f"{place or f'farm.{farm.name}'}.{key}",
+                Code.UNKNOWN_VIP,
             )
 
 
@@ -187,7 +195,9 @@ def check_listener(others: Iterable[Farm], farm: Farm, place: str = "") -> None:
         ):
             taken = f"{farm.ports}/{farm.protocol} on {farm.vip} overlaps {other.ports}/{other.protocol} of farm {other.name}"
             raise InvalidInput(
-                f"{taken}; choose another port or VIP, or delete that farm", f"{place or f'farm.{farm.name}'}.port"
+                f"{taken}; choose another port or VIP, or delete that farm",
+                f"{place or f'farm.{farm.name}'}.port",
+                Code.LISTENER_IN_USE,
             )
 
 
@@ -205,7 +215,7 @@ def check_limits(vips: Collection[str], farms: Collection[Farm]) -> None:
     ):
         if number > limit:
             what = {"vip": "virtual addresses", "farm": "farms", "backend": "backends"}.get(key, "prefixes of port ranges")
-            raise InvalidInput(f"this node has room for {limit} {what}, and this would make {number}", key)
+            raise InvalidInput(f"this node has room for {limit} {what}, and this would make {number}", key, Code.LIMIT_EXCEEDED)
 
 
 def check_config(config: Config, checked: Collection[str] = frozenset()) -> None:

@@ -34,7 +34,7 @@ from bpf.dataplane import (
 from ctl.config.model import AllDown, Backend, Config, Farm, Scheduler
 from ctl.dataplane import maglev
 from ctl.dataplane.slot_allocator import Run, SlotSpace, run_of
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError
 
 _Content = tuple[bool, int, tuple[Backend, ...]]
 """What a run of slots says: round-robin or table, table size, and the backends in it."""
@@ -307,7 +307,8 @@ class _Round:
         free = sum(length for _, length in self.space.free)
         raise XlbError(
             f"the slot table is full: no room for farm {names} ({free} of {MAX_SLOT_CHUNKS} chunks free, in pieces too short); "
-            "remove farms, or make the weights within a farm more alike, which makes its table smaller"
+            "remove farms, or make the weights within a farm more alike, which makes its table smaller",
+            Code.LIMIT_EXCEEDED,
         )
 
     def _ranges_before(self, address: str) -> int:

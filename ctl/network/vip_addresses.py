@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from ctl.config.model import Config
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InvalidInput, XlbError, storage_code
 from ctl.network.network import InterfaceAddress, Network, ReadyAddresses
 
 FILE_NAME = "addresses.json"
@@ -59,7 +59,7 @@ class VipAddresses:
             if each.device not in existing:
                 names = ", ".join(sorted(existing)) or "none"
                 message = f"there is no interface {each.device!r} on this node; it has: {names}"
-                raise InvalidInput(message, f"vip.{each.address}.device")
+                raise InvalidInput(message, f"vip.{each.address}.device", Code.UNKNOWN_INTERFACE)
 
     def follow(self, config: Config) -> None:
         """Make the interfaces carry the VIPs of `config`, announce those that were added, remove ours that went.
@@ -106,7 +106,7 @@ class VipAddresses:
                 refused = batch.add() or batch.announce() if serving else batch.remove()
         batch.close()
         if refused:
-            raise XlbError(refused[0])
+            raise XlbError(refused[0], Code.KERNEL_REFUSED)
 
     # --- a node of a pair ------------------------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ class VipAddresses:
             temporary.write_text(json.dumps(rows))
             temporary.replace(self._path)
         except OSError as error:
-            raise XlbError(f"cannot write {self._path}: {error.strerror}") from None
+            raise XlbError(f"cannot write {self._path}: {error.strerror}", storage_code(error)) from None
         self._ours = new
 
     def _read(self) -> set[InterfaceAddress]:

@@ -23,7 +23,7 @@ from ctl.cluster.pairing.create_join import ClusterCommands
 from ctl.config.model import Config
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.xdp_interfaces import Attacher, DataInterfaces
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError
 from ctl.health.check_machine import HealthChecks
 from ctl.health.probes.runner import CheckRunner, load_down, own_probe
 from ctl.health.probes.source_addresses import OwnSources
@@ -209,7 +209,9 @@ class Node:
         Who joins begins fenced, and its addresses go. Raises XlbError with the node single.
         """
         if self.member is not None:
-            raise XlbError(f"this node is in a pair with {self.member.cluster.peer.name} already; leave it first")
+            raise XlbError(
+                f"this node is in a pair with {self.member.cluster.peer.name} already; leave it first", Code.PAIR_EXISTS
+            )
         self._make_member(cluster)  # refused before anything is changed
         await self.interfaces.report_flows()
         try:

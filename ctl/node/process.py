@@ -18,7 +18,7 @@ from bpf.kernel.attach import Attachment
 from bpf.kernel.plane import KernelPlane
 from bpf.loading import loader
 from bpf.loading.loader import Build
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError
 from ctl.network.kernel.kernel_network import KernelNetwork
 from ctl.node.node import Node, Origin
 from ctl.runtime import memory
@@ -56,7 +56,7 @@ def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
             raise
         if error.log:
             log.debug("%s", error.log)
-        raise XlbError(str(error)) from error
+        raise XlbError(str(error), Code.KERNEL_REFUSED) from error
 
 
 def _require_interfaces(names: Sequence[str]) -> None:
@@ -64,7 +64,10 @@ def _require_interfaces(names: Sequence[str]) -> None:
     existing = sorted(name for _, name in socket.if_nameindex())
     for name in names:
         if name not in existing:
-            raise XlbError(f"data.interfaces: there is no interface {name!r} on this node; it has: {', '.join(existing)}")
+            raise XlbError(
+                f"data.interfaces: there is no interface {name!r} on this node; it has: {', '.join(existing)}",
+                Code.UNKNOWN_INTERFACE,
+            )
 
 
 def _build_for(settings: NodeSettings, paired: bool) -> Build:

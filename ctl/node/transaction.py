@@ -16,7 +16,7 @@ from typing import TypeVar
 from bpf.dataplane import DataPlane, PlaneError
 from ctl.config.model import Config
 from ctl.dataplane import planner
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError, code_of
 from ctl.network.vip_addresses import VipAddresses
 from ctl.state.store import Store
 
@@ -65,7 +65,7 @@ class Committer:
         Raises InvalidInput or XlbError, with everything as it was.
         """
         if self._waiting >= MAX_WAITING_CHANGES:
-            raise XlbError(f"{self._waiting} changes are waiting already; try again in a moment")
+            raise XlbError(f"{self._waiting} changes are waiting already; try again in a moment", Code.BUSY)
         self._waiting += 1
         try:
             async with self._lock:
@@ -121,7 +121,7 @@ class Committer:
             self._addresses.follow(new)
         except (XlbError, PlaneError, OSError) as error:
             self._undo(old, down, error)
-            raise XlbError(f"{error}; nothing was changed") from error
+            raise XlbError(f"{error}; nothing was changed", code_of(error, Code.KERNEL_REFUSED)) from error
         self._config = new
         return Committed(old, new)
 
@@ -135,7 +135,8 @@ class Committer:
             if plan.complete:
                 return
         raise XlbError(
-            f"the slot table has no room for every farm after {MAX_PLANNING_ROUNDS} rounds; use fewer backends per farm"
+            f"the slot table has no room for every farm after {MAX_PLANNING_ROUNDS} rounds; use fewer backends per farm",
+            Code.LIMIT_EXCEEDED,
         )
 
     def _execute(self, plan: planner.Plan) -> None:
@@ -143,7 +144,7 @@ class Committer:
         try:
             self._plane.apply(plan.operations)
         except PlaneError as error:
-            raise XlbError(f"the kernel's tables refused the change: {error}") from error
+            raise XlbError(f"the kernel's tables refused the change: {error}", Code.KERNEL_REFUSED) from error
         self._state = plan.state
         self._known = True
 

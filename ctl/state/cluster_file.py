@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ctl.config.validation import MAX_PRIORITY, canonical_address, check_name
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InvalidInput, XlbError, storage_code
 from ctl.state.durable_files import Files
 from sync.transport import Keys
 
@@ -121,12 +121,12 @@ class ClusterFile:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise XlbError(f"cannot read {self.path}: {error.strerror}; run xlbd as root") from None
+            raise XlbError(f"cannot read {self.path}: {error.strerror}; run xlbd as root", storage_code(error)) from None
         try:
             return decode(text)
         except InvalidInput as error:
             remedy = "copy it back from a backup, or move it away on both nodes and create the pair again"
-            raise XlbError(f"{self.path} is damaged: {error}; {remedy}") from None
+            raise XlbError(f"{self.path} is damaged: {error}; {remedy}", Code.DAMAGED_FILE) from None
         except XlbError as error:
             raise XlbError(f"{self.path}: {error}; nothing was changed") from None
 
@@ -135,7 +135,9 @@ class ClusterFile:
         try:
             self._files.replace(self.path, encode(settings))
         except OSError as error:
-            raise XlbError(f"cannot store {self.path}: {error.strerror or error}; look after the disk and repeat it") from error
+            raise XlbError(
+                f"cannot store {self.path}: {error.strerror or error}; look after the disk and repeat it", storage_code(error)
+            ) from error
 
     def remove(self) -> None:
         """Make the node single from its next start on; no error when it is already. Raises XlbError."""
@@ -145,7 +147,7 @@ class ClusterFile:
                 self._files.sync_directory(self.path.parent)
         except OSError as error:
             raise XlbError(
-                f"cannot remove {self.path}: {error.strerror or error}; look after the disk and repeat it"
+                f"cannot remove {self.path}: {error.strerror or error}; look after the disk and repeat it", storage_code(error)
             ) from error
 
 
@@ -169,7 +171,9 @@ def decode(text: bytes) -> ClusterSettings:
     if not isinstance(version, int) or isinstance(version, bool):
         raise InvalidInput("expected a number", "version")
     if version > FORMAT_VERSION:
-        raise XlbError(f"written in format {version} by a later xlb; this one reads up to {FORMAT_VERSION}: upgrade xlb")
+        raise XlbError(
+            f"written in format {version} by a later xlb; this one reads up to {FORMAT_VERSION}: upgrade xlb", Code.NEWER_FORMAT
+        )
     values = _take(document, ClusterSettings, "", {"own": dict, "peer": dict})
     members = {name: Member(**_take(values[name], Member, f"{name}.", {})) for name in ("own", "peer")}
     return ClusterSettings(**values | members)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError, storage_code
 from ctl.state.durable_files import Files, utc_stamp
 from sync.failover.timing import MAX_LEASE_NS, MIN_LEASE_NS
 
@@ -54,7 +54,7 @@ class EpochFile:
         except FileNotFoundError:
             return Terms(), ""
         except OSError as error:
-            raise XlbError(f"cannot read {self.path}: {error.strerror}; run xlbd as root") from None
+            raise XlbError(f"cannot read {self.path}: {error.strerror}; run xlbd as root", storage_code(error)) from None
         try:
             return _decode(text, self.path), ""
         except (ValueError, RecursionError) as error:
@@ -62,7 +62,9 @@ class EpochFile:
             try:
                 self._files.rename(self.path, kept)
             except OSError as reason:
-                raise XlbError(f"{self.path} is damaged and cannot be set aside: {reason.strerror}; move it away") from None
+                raise XlbError(
+                    f"{self.path} is damaged and cannot be set aside: {reason.strerror}; move it away", Code.DAMAGED_FILE
+                ) from None
             return Terms(), f"{self.path} is damaged ({error}) and is kept as {kept}; this node learns the epoch from its peer"
 
     def save(self, terms: Terms) -> None:
@@ -84,7 +86,10 @@ def _decode(text: bytes, path: Path) -> Terms:
     if not _is_number(version):
         raise ValueError("version: expected a number")
     if version > FORMAT_VERSION:
-        raise XlbError(f"{path} was written in format {version} by a later xlb; this one reads {FORMAT_VERSION}: upgrade xlb")
+        raise XlbError(
+            f"{path} was written in format {version} by a later xlb; this one reads {FORMAT_VERSION}: upgrade xlb",
+            Code.NEWER_FORMAT,
+        )
     epoch, reserved, maintenance = (document.get(key) for key in ("epoch", "reserved", "maintenance"))
     if not _is_number(epoch) or not _is_number(reserved) or not isinstance(maintenance, bool):
         raise ValueError("epoch, reserved: expected numbers, maintenance: true or false")

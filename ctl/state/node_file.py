@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ctl.config.fields import Fields
 from ctl.config.validation import MAX_PRIORITY, canonical_address, check_device, check_name
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InvalidInput, XlbError, storage_code
 
 DEFAULT_PATH = Path("/etc/xlb/node.toml")
 
@@ -99,12 +99,15 @@ def load(path: Path) -> NodeSettings:
     except FileNotFoundError:
         example = '[data]\n    interfaces = ["eth0"]'
         raise XlbError(
-            f"there is no node file {path}; make one (or name yours with --config). The least it needs is\n    {example}"
+            f"there is no node file {path}; make one (or name yours with --config). The least it needs is\n    {example}",
+            Code.STORAGE_FAILED,
         ) from None
     except UnicodeDecodeError as error:
         raise InvalidInput(f"is not UTF-8 text: {error}", str(path)) from None
     except OSError as error:
-        raise XlbError(f"cannot read the node file {path}: {error.strerror}; run as root or name yours with --config") from None
+        raise XlbError(
+            f"cannot read the node file {path}: {error.strerror}; run as root or name yours with --config", storage_code(error)
+        ) from None
     return parse(text, str(path), socket.gethostname())
 
 
@@ -120,8 +123,7 @@ def parse(text: str, source: str, hostname: str) -> NodeSettings:
     try:
         return _parse(document, source, hostname)
     except InvalidInput as error:
-        detail = str(error).removeprefix(f"{error.key}: ")
-        raise InvalidInput(f"{detail} (in {source})", error.key) from None
+        raise InvalidInput(f"{error.detail} (in {source})", error.key, error.code) from None
 
 
 def _parse(document: Mapping[str, object], source: str, hostname: str) -> NodeSettings:
@@ -145,7 +147,11 @@ def _node(fields: Fields, hostname: str) -> NodeSection:
 
 def _data(fields: Fields) -> DataSection:
     if "interfaces" not in fields:
-        raise InvalidInput('is missing; expected the interfaces that carry traffic, e.g. ["eth0"]', fields.key("interfaces"))
+        raise InvalidInput(
+            'is missing; expected the interfaces that carry traffic, e.g. ["eth0"]',
+            fields.key("interfaces"),
+            Code.MISSING_ARGUMENT,
+        )
     interfaces = _interfaces(fields, "interfaces", ())
     if not interfaces:
         raise InvalidInput('expected at least one interface, e.g. ["eth0"]', fields.key("interfaces"))

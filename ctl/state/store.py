@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ctl.config.model import Config
 from ctl.config.record_codec import MAX_BYTES, DamagedRecord, Encoder, NewerRecord, decode
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError, storage_code
 from ctl.state.durable_files import Files, utc_stamp
 
 FILE = "farms.jsonl"
@@ -79,12 +79,14 @@ class Store:
             self._keep_previous(previous)
             self._files.rename(temporary, self.path)
         except OSError as error:
-            raise XlbError(f"cannot store the configuration in {self.path}: {_reason(error)}; nothing was changed") from error
+            raise XlbError(
+                f"cannot store the configuration in {self.path}: {_reason(error)}; nothing was changed", storage_code(error)
+            ) from error
         try:
             self._files.sync_directory(self.state_dir)
         except OSError as error:
             doubt = "the change is written, but may not survive a power cut; look after the disk and repeat it"
-            raise XlbError(f"cannot sync {self.state_dir}: {_reason(error)}; {doubt}") from error
+            raise XlbError(f"cannot sync {self.state_dir}: {_reason(error)}; {doubt}", storage_code(error)) from error
 
     def _keep_previous(self, previous: Path) -> None:
         """The old file gets a second name; `previous` is never missing for longer than between two renames."""
@@ -103,7 +105,8 @@ class Store:
             return None
         except OSError as error:
             raise XlbError(
-                f"cannot read {path}: {error.strerror}; run as root, or name another state_dir in the node file"
+                f"cannot read {path}: {error.strerror}; run as root, or name another state_dir in the node file",
+                storage_code(error),
             ) from error
         try:
             if len(text) > MAX_BYTES:
@@ -112,7 +115,9 @@ class Store:
         except DamagedRecord as error:
             return error
         except NewerRecord as error:
-            raise XlbError(f"{path}: {error}, or move the file away to start empty; nothing was changed") from None
+            raise XlbError(
+                f"{path}: {error}, or move the file away to start empty; nothing was changed", Code.NEWER_FORMAT
+            ) from None
 
     def _keep(self, path: Path) -> Path:
         """Rename a damaged file to a name no other has."""
@@ -126,7 +131,9 @@ class Store:
             self._files.rename(path, kept)
             self._files.sync_directory(self.state_dir)
         except OSError as error:
-            raise XlbError(f"{path} is damaged and cannot be set aside: {error.strerror}; move it away by hand") from error
+            raise XlbError(
+                f"{path} is damaged and cannot be set aside: {error.strerror}; move it away by hand", Code.DAMAGED_FILE
+            ) from error
         return kept
 
 

@@ -15,6 +15,7 @@ higher version gives it to the other, and what it replaces is either its ancesto
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 Version = tuple[int, int]
 """(epoch, generation); a greater one wins."""
@@ -87,14 +88,28 @@ class SendVersion:
     version: Version
 
 
+class Why(Enum):
+    """Why a change is not in force, or not known to be."""
+
+    NOT_SERVING = "this node does not accept changes"
+    BUSY = "another change is being stored"
+    INTERRUPTED = "this node stopped serving during the change"
+    OVERTAKEN = "the peer has a newer configuration"
+    NOT_STORED = "the disk or the kernel refused it"
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Tell whoever asked for the change. `ok`: it is on this node's disk. `on_peer`: on the peer's too."""
+    """Tell the asker of the change.
+
+    `ok`: it is on this node's disk. `on_peer`: on the peer's too. `why`: the cause when it is not ok.
+    """
 
     request: int
     ok: bool
     on_peer: bool
     message: str
+    why: Why | None = None
 
 
 Effect = Store | KeepConflict | Adopt | SendOffer | SendVersion | Answer
@@ -123,16 +138,20 @@ class ConfigSync:
         """This node serves in the term `epoch`; 0: it no longer does."""
         out: list[Effect] = []
         if not epoch and self._request:
-            out.append(self._answer(False, False, f"this node stopped serving; ask {self.peer} whether the change is there"))
+            out.append(
+                self._answer(
+                    False, False, f"this node stopped serving; ask {self.peer} whether the change is there", Why.INTERRUPTED
+                )
+            )
         self.epoch = epoch
         return out
 
     def change(self, request: int, body: bytes, now_ns: int) -> list[Effect]:
         """Somebody wants the configuration to be `body`, made from the present one. request: non-zero, for the answer."""
         if not self.epoch:
-            return [Answer(request, False, False, f"this node does not serve: {self.peer} accepts changes")]
+            return [Answer(request, False, False, f"this node does not serve: {self.peer} accepts changes", Why.NOT_SERVING)]
         if self.busy or self.epoch < self.document.version[0]:
-            return [Answer(request, False, False, "another change is being stored; try again")]
+            return [Answer(request, False, False, "another change is being stored; try again", Why.BUSY)]
         self._request, self._request_ns = request, now_ns
         return self._store(self.document.successor(self.epoch, body))
 
@@ -155,7 +174,7 @@ class ConfigSync:
         """A Store did not reach the disk: nothing has changed."""
         if version == self.document.version and version != self.stored_version:
             self.document = self._previous
-            return [self._answer(False, False, f"not stored: {error}")] if self._request else []
+            return [self._answer(False, False, f"not stored: {error}", Why.NOT_STORED)] if self._request else []
         return []
 
     def peer_has(self, version: Version, now_ns: int) -> list[Effect]:
@@ -185,7 +204,7 @@ class ConfigSync:
             out += self._answer_if_asked(True, "stored on both nodes")
         elif self._request:
             why = f"{self.peer} has the newer version {document.version}: look whether it holds the change"
-            out.append(self._answer(False, False, why))
+            out.append(self._answer(False, False, why, Why.OVERTAKEN))
         if not ancestor:
             out.append(KeepConflict(self.document, document.version))
         return out + self._store(document)
@@ -213,9 +232,9 @@ class ConfigSync:
         self._offered = (self.document.version, now_ns)
         return [SendOffer(self.document)]
 
-    def _answer(self, ok: bool, on_peer: bool, message: str) -> Answer:
+    def _answer(self, ok: bool, on_peer: bool, message: str, why: Why | None = None) -> Answer:
         request, self._request = self._request, 0
-        return Answer(request, ok, on_peer, message)
+        return Answer(request, ok, on_peer, message, why)
 
     def _answer_if_asked(self, on_peer: bool, message: str) -> list[Effect]:
         return [self._answer(True, on_peer, message)] if self._request else []

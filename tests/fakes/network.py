@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError
 from ctl.network.network import Interface, InterfaceAddress, Neighbour, NetworkEvents, Route
 
 
@@ -67,7 +67,9 @@ class FakeNetwork:
     def add_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:
         for each in addresses:
             if self.refuse_addresses or each.device not in self.links:
-                raise XlbError(f"cannot add {each.address}/{each.prefix_length} on {each.device}: refused by the test")
+                raise XlbError(
+                    f"cannot add {each.address}/{each.prefix_length} on {each.device}: refused by the test", Code.KERNEL_REFUSED
+                )
             self.present.add(each)
 
     def remove_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:

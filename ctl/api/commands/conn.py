@@ -11,7 +11,7 @@ from ctl.config import changes, validation
 from ctl.config.model import Config, Protocol, format_endpoint
 from ctl.dataplane.flow_selection import EVERYTHING, PROTOCOL_NUMBERS, FlowSelection
 from ctl.dataplane.kernel import flow_maps
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InvalidInput, XlbError
 
 if TYPE_CHECKING:
     from ctl.node.node import Node
@@ -58,7 +58,7 @@ class ConnectionCommands:
 
         missing = self.SHOW_ARGUMENTS - {"protocol"} - arguments.keys()
         if missing:
-            raise InvalidInput("is missing", min(missing))
+            raise InvalidInput("is missing", min(missing), Code.MISSING_ARGUMENT)
         protocol = _protocol(arguments.get("protocol", "tcp"))
         arriving = FlowTuple(
             validation.canonical_address(str(arguments["source"]), "source"),
@@ -89,7 +89,7 @@ class ConnectionCommands:
         chosen = frozenset(each.id for farm in farms for each in farm.backends if (each.address, each.port) == (address, port))
         if not chosen:
             where = f"farm {name}" if name is not None else "any farm"
-            raise XlbError(f"backend {endpoint} is not in {where}; see 'xlbctl farm show'")
+            raise XlbError(f"backend {endpoint} is not in {where}; see 'xlbctl farm show'", Code.UNKNOWN_BACKEND)
         return FlowSelection(backends=chosen)
 
 

@@ -17,7 +17,7 @@ from ctl.api.commands.gauges import Gauges
 from ctl.api.server import Noted
 from ctl.config import changes, diff, farms_file, validation
 from ctl.config.model import Backend, Config, Farm
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InvalidInput, XlbError
 
 if TYPE_CHECKING:
     from ctl.cluster.member import PairMember
@@ -78,7 +78,9 @@ class Dispatcher:
         """
         question = self._questions.get(command)
         if question is None and command not in changes.CHANGES:
-            raise InvalidInput(f"unknown command {command!r}; this xlbd may be older than your xlbctl")
+            raise InvalidInput(
+                f"unknown command {command!r}; this xlbd may be older than your xlbctl", code=Code.UNKNOWN_COMMAND
+            )
         if question is None or not question.at_once:
             await self._node.started.wait()
         changing = question is None or (command == "config.apply" and arguments.get("dry_run", False) is False)
@@ -90,7 +92,7 @@ class Dispatcher:
         unknown = arguments.keys() - question.arguments
         if unknown:
             names = ", ".join(sorted(question.arguments)) or "no arguments"
-            raise InvalidInput(f"{command} takes {names}", min(unknown)[:64])
+            raise InvalidInput(f"{command} takes {names}", min(unknown)[:64], Code.UNKNOWN_ARGUMENT)
         return await question.answer(arguments)
 
     # --- configuration ---------------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ class Dispatcher:
 
     def _member(self) -> PairMember:
         if self._node.member is None:
-            raise XlbError("this node is single; make a pair with xlbctl cluster create")
+            raise XlbError("this node is single; make a pair with xlbctl cluster create", Code.NOT_IN_PAIR)
         return self._node.member
 
     async def _doctor(self, _: Arguments) -> Result:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ctl.cluster.pairing.facts import facts_of
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError
 
 if TYPE_CHECKING:
     from ctl.node.node import Node
@@ -232,7 +232,7 @@ class ClusterCheck:
             return await self._duplicates()
         if what in ("hear", "send") and isinstance(router_id, int) and 1 <= router_id <= 255:
             return await (self._hear(router_id) if what == "hear" else self._send(router_id))
-        raise XlbError("the peer asked for an unknown probe: install the same version of xlb on both")
+        raise XlbError("the peer asked for an unknown probe: install the same version of xlb on both", Code.PEER_VERSION)
 
     # --- probes ------------------------------------------------------------------------------------------------
 
@@ -287,7 +287,7 @@ class ClusterCheck:
     def _vrrp_ends(self) -> tuple[str, str, str]:
         pair = self._node.pair_config
         if pair is None:
-            raise XlbError("this node is single")
+            raise XlbError("this node is single", Code.NOT_IN_PAIR)
         own, peer = pair.settings.own, pair.settings.peer
         if not own.data_address or not peer.data_address or (":" in own.data_address) != (":" in peer.data_address):
             raise XlbError("the nodes have no data addresses of one family")

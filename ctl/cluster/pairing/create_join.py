@@ -32,7 +32,7 @@ from ctl.cluster.pairing.sockets import Door, Knock
 from ctl.config.fields import Fields
 from ctl.config.model import Config
 from ctl.config.record_codec import FORMAT_VERSION
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InvalidInput, XlbError, code_of, storage_code
 from ctl.network.vip_addresses import wanted
 from ctl.state.cluster_file import PAIRING_PORT, ClusterFile, ClusterSettings, Member
 from ctl.state.epoch_file import EpochFile
@@ -110,7 +110,9 @@ class ClusterCommands:
             await self._node.enter_pair(settings)
         except (XlbError, OSError) as error:
             await asyncio.to_thread(self._file.remove)
-            raise XlbError(f"{settings.own.name} cannot enter the pair: {error}") from error
+            raise XlbError(
+                f"{settings.own.name} cannot enter the pair: {error}", code_of(error, Code.KERNEL_REFUSED)
+            ) from error
 
     # --- join ----------------------------------------------------------------------------------------------------
 
@@ -140,14 +142,17 @@ class ClusterCommands:
             except XlbError as error:
                 await asyncio.to_thread(self._file.remove)
                 look = f"if xlbctl cluster status on {peer} names this node as its peer, run xlbctl cluster destroy there"
-                raise XlbError(f"{peer} did not confirm the pair: {error}; nothing was changed here; {look}") from None
+                raise XlbError(
+                    f"{peer} did not confirm the pair: {error}; nothing was changed here; {look}", Code.PAIR_UNCONFIRMED
+                ) from None
         kept = await asyncio.to_thread(set_aside, own_config, self._state_dir, "before-join")
         try:
             await self._node.configuration.put(config_for_pair(own_config, settings))
             await self._node.enter_pair(settings)
         except (XlbError, OSError) as error:
             raise XlbError(
-                f"the pair exists, but this node cannot take part yet: {error}; put that right, then restart xlbd"
+                f"the pair exists, but this node cannot take part yet: {error}; put that right, then restart xlbd",
+                code_of(error, Code.KERNEL_REFUSED),
             ) from error
         return {"node": settings.own.name, "peer": peer, "kept": str(kept) if kept else None, **contents(own_config)}
 
@@ -177,7 +182,10 @@ class ClusterCommands:
             pair = self._require_pair()
             own, peer = pair.settings.own.name, pair.settings.peer.name
             if serves and pair.serving:
-                raise XlbError(f"{own} serves too at this moment; try again when xlbctl cluster status shows one active node")
+                raise XlbError(
+                    f"{own} serves too at this moment; try again when xlbctl cluster status shows one active node",
+                    Code.PEER_SERVES,
+                )
             log.warning("%s ends the pair", peer)
             kept = await self._give_up(pair) if serves else None
             self._task = asyncio.get_running_loop().create_task(self._leave_after_answer(), name="leaving the pair")
@@ -189,7 +197,7 @@ class ClusterCommands:
         try:
             await pair.ask("cluster.leave", {"serves": serves}, LEAVE_TIMEOUT_S)
         except XlbError as error:
-            if "serves too" in str(error):
+            if error.code in (Code.PEER_SERVES, Code.UNCODED):  # a peer of version 0.1.0 gives no cause
                 raise
             remedy = f"run xlbctl cluster destroy on {peer} before it is connected again"
             if serves:
@@ -243,17 +251,19 @@ class ClusterCommands:
         try:
             terms.remove()
         except OSError as error:
-            raise XlbError(f"cannot remove {terms.path}: {error.strerror}; look after the disk and repeat it") from error
+            raise XlbError(
+                f"cannot remove {terms.path}: {error.strerror}; look after the disk and repeat it", storage_code(error)
+            ) from error
         self._file.save(settings)
 
     def _require_single(self) -> None:
         if self._node.pair_config is not None:
             peer = self._node.pair_config.settings.peer.name
-            raise XlbError(f"this node is in a pair with {peer} already; xlbctl cluster destroy ends it")
+            raise XlbError(f"this node is in a pair with {peer} already; xlbctl cluster destroy ends it", Code.PAIR_EXISTS)
 
     def _require_pair(self) -> PairConfiguration:
         if self._node.pair_config is None:
-            raise XlbError("this node is single; xlbctl cluster create makes a pair")
+            raise XlbError("this node is single; xlbctl cluster create makes a pair", Code.NOT_IN_PAIR)
         return self._node.pair_config
 
     async def _shut_door(self) -> None:

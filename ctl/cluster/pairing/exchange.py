@@ -27,7 +27,7 @@ from typing import Any
 import msgpack
 
 from ctl.config.validation import MAX_PRIORITY, canonical_address
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InvalidInput, XlbError
 from ctl.state.cluster_file import ClusterSettings, Member, check_member, why_no_pair
 from sync.transport import Keys
 
@@ -39,6 +39,7 @@ MAX_WRONG_PROOFS = 5
 MAX_MESSAGE_BYTES = 16 * 1024
 CREATOR_PRIORITY, JOINER_PRIORITY = 100, 50
 PRIORITY_STEP = 50
+NEW_TOKEN = "make a new one with xlbctl cluster create --token-only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Token:
         message = "this is no token of xlb: copy the whole line that xlbctl cluster create --token-only printed"
         encoded = "".join(text.split())
         if not encoded.startswith(TOKEN_PREFIX) or len(encoded) > 512:
-            raise InvalidInput(message, "TOKEN")
+            raise InvalidInput(message, "TOKEN", Code.WRONG_TOKEN)
         encoded = encoded.removeprefix(TOKEN_PREFIX)
         try:
             data = base64.b64decode(encoded + "=" * (-len(encoded) % 4), b"-_", validate=True)
@@ -74,7 +75,7 @@ class Token:
                 raise ValueError("damaged")
             return Token(str(ip_address(address)), port, key.decode("ascii"), secret)
         except (ValueError, struct.error, binascii.Error):
-            raise InvalidInput(message, "TOKEN") from None
+            raise InvalidInput(message, "TOKEN", Code.WRONG_TOKEN) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,15 +189,16 @@ class Invitation:
         self._agreed: ClusterSettings | None = None
         self._last: tuple[bytes, bytes] = b"", b""  # a message that was answered, and the answer
 
-    def over(self, now_ns: int) -> str:
-        """Why this token cannot be used any more; empty while it can."""
+    def over(self, now_ns: int) -> XlbError | None:
+        """Why this token cannot be used any more; None while it can."""
         if self.used:
-            return "this token was used already: make a new one with xlbctl cluster create --token-only"
+            return XlbError(f"this token was used already: {NEW_TOKEN}", Code.TOKEN_USED)
         if now_ns >= self.expires_ns:
-            return "this token has expired: make a new one with xlbctl cluster create --token-only"
+            return XlbError(f"this token has expired: {NEW_TOKEN}", Code.TOKEN_EXPIRED)
         if self.wrong_proofs >= MAX_WRONG_PROOFS:
-            return f"{self.wrong_proofs} wrong tokens were tried, so this one is void: make a new one"
-        return ""
+            tried = f"{self.wrong_proofs} wrong tokens were tried, so this one is void"
+            return XlbError(f"{tried}: {NEW_TOKEN}", Code.TOKEN_VOID)
+        return None
 
     def received(self, message: bytes, now_ns: int, created_s: int) -> Reply | Agreed:
         """Take in a message of whoever connected. created_s: seconds since 1970, for the cluster file."""
@@ -222,18 +224,18 @@ class Invitation:
         self._last = self._last[0], self._transcript.seal("done", {})
         return self._last[1]
 
-    def failed(self, reason: str) -> bytes:
+    def failed(self, cause: XlbError) -> bytes:
         """The creator could not store the pair: what tells the joiner."""
         assert self._transcript is not None
         self._agreed = None
-        self._last = self._last[0], self._transcript.seal("refused", {"reason": reason})
+        self._last = self._last[0], self._transcript.seal("refused", _refusal(cause))
         return self._last[1]
 
     def _join(self, message: bytes, key: str, now_ns: int) -> Reply:
         transcript = Transcript(self.token, key)
         _, body = transcript.open(message, "join")
-        if reason := self.over(now_ns):
-            return Reply(transcript.seal("refused", {"reason": reason}), f"somebody tried to join: {reason}")
+        if over := self.over(now_ns):
+            return Reply(transcript.seal("refused", _refusal(over)), f"a node tried to join: {over}")
         try:
             joiner = _candidate(body)
             if joiner.member.public_key != key:
@@ -241,11 +243,14 @@ class Invitation:
             own, peer = agree(self._own, joiner)
             if peer.cluster_address != self.peer:
                 remedy = f"give --local {self.peer} there, or make a token with --peer {peer.cluster_address}"
-                raise XlbError(f"the token is for {self.peer}, and {peer.name} joins as {peer.cluster_address}; {remedy}")
+                raise XlbError(
+                    f"the token is for {self.peer}, and {peer.name} joins as {peer.cluster_address}; {remedy}",
+                    Code.NODES_CONFLICT,
+                )
             self._agreed = ClusterSettings(self._pair_id, own, peer, self._keys.secret, creator=True, created_s=0)
         except XlbError as error:
-            reason = str(error).removeprefix("peer: ")
-            return Reply(transcript.seal("refused", {"reason": reason}), f"a node that wanted to join was refused: {reason}")
+            refusal = _refusal(error)
+            return Reply(transcript.seal("refused", refusal), f"a node that wanted to join was refused: {refusal['reason']}")
         self._transcript = transcript
         answer = {"pair_id": self._pair_id, "priority": peer.priority, **_introduction(replace(self._own, member=own))}
         return Reply(transcript.seal("accepted", answer), f"{peer.name} at {peer.cluster_address} joins")
@@ -268,9 +273,9 @@ class Application:
         creator = _candidate(body)
         own = replace(self._own.member, priority=_number(body, "priority"))
         if creator.member.public_key != self._token.public_key or not isinstance(body.get("pair_id"), str):
-            raise XlbError("the creator contradicts its token; make a new one")
+            raise XlbError("the creator contradicts its token; make a new one", Code.NOT_PROVEN)
         if reason := why_unfit(creator.fitting, self._own.fitting, creator.member.name, own.name):
-            raise XlbError(reason)
+            raise XlbError(reason, Code.NODES_DIFFER)
         settings = ClusterSettings(body["pair_id"], own, creator.member, self._keys.secret, False, created_s)
         return settings, self._transcript.seal("stored", {})
 
@@ -280,13 +285,18 @@ class Application:
 
     def _open(self, answer: bytes, wanted: str) -> dict[str, Any]:
         if answer == DENIED:
-            raise XlbError("the token is wrong: it is not the newest one of that node; copy it again or make a new one")
+            raise XlbError(
+                "the token is wrong: it is not the newest one of that node; copy it again or make a new one", Code.WRONG_TOKEN
+            )
         try:
             label, body = self._transcript.open(answer, wanted, "refused")
         except NotProven:
-            raise XlbError("the answer does not prove that it comes from the node that made the token") from None
+            raise XlbError(
+                "the answer does not prove that it comes from the node that made the token", Code.NOT_PROVEN
+            ) from None
         if label == "refused":
-            raise XlbError(str(body.get("reason", ""))[:1000])
+            code = body.get("code")  # a node of version 0.1.0 gives none
+            raise XlbError(str(body.get("reason", ""))[:1000], code if isinstance(code, str) else Code.UNCODED)
         return body
 
 
@@ -297,10 +307,10 @@ def agree(creator: Candidate, joiner: Candidate) -> tuple[Member, Member]:
     """Both members with the priorities they will have. Raises XlbError saying why they cannot be a pair."""
     one, two = creator.member, joiner.member
     if reason := why_unfit(creator.fitting, joiner.fitting, one.name, two.name):
-        raise XlbError(reason)
+        raise XlbError(reason, Code.NODES_DIFFER)
     one, two = _with_priorities(creator, joiner)
     if reason := why_no_pair(one, two):
-        raise XlbError(reason)
+        raise XlbError(reason, Code.NODES_CONFLICT)
     return one, two
 
 
@@ -355,9 +365,16 @@ def _candidate(body: dict[str, Any]) -> Candidate:
         member = Member(priority=_number(fields, "priority"), **texts)
         candidate = Candidate(member, bool(body["priority_given"]), Fitting(_text(fitting, "version"), **numbers))
     except (KeyError, TypeError):
-        raise XlbError("the other node introduces itself in another way: install the same version of xlb on both") from None
+        raise XlbError(
+            "the other node introduces itself in another way: install the same version of xlb on both", Code.PEER_VERSION
+        ) from None
     check_member(candidate.member, "peer")
     return candidate
+
+
+def _refusal(error: XlbError) -> dict[str, str]:
+    """What tells the joiner. Its own part of a pair is "peer" here, which means nothing to it."""
+    return {"reason": error.detail if error.key == "peer" else str(error), "code": str(error.code)}
 
 
 def _text(values: dict[str, Any], name: str) -> str:

@@ -20,7 +20,7 @@ from zmq.auth import CURVE_ALLOW_ANY
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from ctl.cluster.pairing.exchange import MAX_MESSAGE_BYTES, Agreed, Invitation, Token
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError
 from ctl.state.cluster_file import ClusterSettings
 from sync.transport import Keys
 
@@ -129,7 +129,7 @@ class Door:
             await self._store(outcome.settings)
         except XlbError as error:
             log.error("pairing with %s failed: %s", outcome.settings.peer.name, error)
-            return self.invitation.failed(str(error))
+            return self.invitation.failed(error)
         return self.invitation.completed()
 
 
@@ -165,7 +165,8 @@ class Knock:
                 return bytes(await self._socket.recv())
         where = f"{self._token.address} port {self._token.port}"
         raise XlbError(
-            f"{where} did not answer within {timeout_s:g} s: the token is not the newest one of that node; make a new one"
+            f"{where} did not answer within {timeout_s:g} s: the token is not the newest one of that node; make a new one",
+            Code.CREATOR_UNREACHABLE,
         )
 
 
@@ -178,14 +179,18 @@ async def _look(local: str, token: Token) -> None:
         )
     except TimeoutError:
         raise XlbError(
-            f"{where} cannot be reached from {local}: nothing answers; check the cluster cable and firewalls"
+            f"{where} cannot be reached from {local}: nothing answers; check the cluster cable and firewalls",
+            Code.CREATOR_UNREACHABLE,
         ) from None
     except OSError as error:
         if error.errno == errno.ECONNREFUSED:
             remedy = "make a new one with xlbctl cluster create --token-only"
-            raise XlbError(f"nobody waits at {where}: the token was used, has expired or was replaced; {remedy}") from None
+            raise XlbError(
+                f"nobody waits at {where}: the token was used, has expired or was replaced; {remedy}", Code.CREATOR_UNREACHABLE
+            ) from None
         raise XlbError(
-            f"{where} cannot be reached from {local}: {os.strerror(error.errno) if error.errno else error}"
+            f"{where} cannot be reached from {local}: {os.strerror(error.errno) if error.errno else error}",
+            Code.CREATOR_UNREACHABLE,
         ) from None
     writer.close()
     with contextlib.suppress(OSError):

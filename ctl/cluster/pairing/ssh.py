@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError, storage_code
 
 CONNECT_TIMEOUT_S = 15.0
 MAX_OUTPUT_BYTES = 32 << 20
@@ -68,7 +68,7 @@ class Peer:
                 output, errors = await asyncio.gather(_lines(process.stdout), _lines(process.stderr, progress))
                 done = await process.wait(check=False)
         except (asyncssh.Error, OSError) as error:
-            raise XlbError(f"the connection to {self.target.host} broke: {_reason(error)}") from None
+            raise XlbError(f"the connection to {self.target.host} broke: {_reason(error)}", Code.SSH_FAILED) from None
         return Done(127 if done.exit_status is None else done.exit_status, output, errors)
 
 
@@ -77,7 +77,7 @@ async def _lines(stream: Any, progress: Callable[[str], None] | None = None) -> 
     async for line in stream:
         size += len(line)
         if size > MAX_OUTPUT_BYTES:
-            raise XlbError("the peer's answer is too long")
+            raise XlbError("the peer's answer is too long", Code.SSH_FAILED)
         lines.append(line)
         if progress is not None and line.strip():
             progress(line.rstrip("\n"))
@@ -111,10 +111,11 @@ async def logged_in(target: Target, password: str, believe: Callable[[str], bool
         what = "the password is wrong, or" if password else "no key of yours is accepted, or"
         remedy = "try again, or make a token with --token-only and join from there"
         raise XlbError(
-            f"{target.host} refuses {target.user}'s login: {what} root may not log in there by SSH; {remedy}"
+            f"{target.host} refuses {target.user}'s login: {what} root may not log in there by SSH; {remedy}",
+            Code.SSH_LOGIN_REFUSED,
         ) from None
     except (asyncssh.Error, OSError, TimeoutError) as error:
-        raise XlbError(f"cannot log in to {target.host} port {target.port}: {_reason(error)}") from None
+        raise XlbError(f"cannot log in to {target.host} port {target.port}: {_reason(error)}", Code.SSH_FAILED) from None
     async with connection:
         yield Peer(target, connection)
 
@@ -126,20 +127,22 @@ async def _host_key(target: Target, believe: Callable[[str], bool]) -> Any:
     if key is None:
         key = await _offered_key(target, [])
     if key is None:
-        raise XlbError(f"{target.host} port {target.port} shows no host key; is that an SSH server?")
+        raise XlbError(f"{target.host} port {target.port} shows no host key; is that an SSH server?", Code.SSH_FAILED)
     if key in known:
         return key
     fingerprint = key.get_fingerprint()
     if known:
         remedy = f"if it was reinstalled, remove the old key with: ssh-keygen -R '{target.entry}'"
         raise XlbError(
-            f"the host key of {target.host} has changed to {fingerprint}: somebody may sit between the nodes; {remedy}"
+            f"the host key of {target.host} has changed to {fingerprint}: somebody may sit between the nodes; {remedy}",
+            Code.HOST_KEY_CHANGED,
         )
     if not believe(fingerprint):
         where = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
         raise XlbError(
             f"the host key of {target.host} is unknown: {fingerprint}; compare it with what {where} prints there, "
-            "then repeat with --accept-host-key and this fingerprint"
+            "then repeat with --accept-host-key and this fingerprint",
+            Code.HOST_KEY_UNKNOWN,
         )
     _remember(target, key)
     return key
@@ -158,10 +161,12 @@ async def _offered_key(target: Target, algorithms: Sequence[str]) -> Any:
         return None
     except TimeoutError:
         remedy = "check the cable, its address and firewalls"
-        raise XlbError(f"{where} cannot be reached by SSH: no answer within {CONNECT_TIMEOUT_S:g} s; {remedy}") from None
+        raise XlbError(
+            f"{where} cannot be reached by SSH: no answer within {CONNECT_TIMEOUT_S:g} s; {remedy}", Code.SSH_FAILED
+        ) from None
     except (asyncssh.Error, OSError) as error:
         remedy = "check the address, and that sshd runs there (--ssh-port names another port)"
-        raise XlbError(f"{where} cannot be reached by SSH: {_reason(error)}; {remedy}") from None
+        raise XlbError(f"{where} cannot be reached by SSH: {_reason(error)}; {remedy}", Code.SSH_FAILED) from None
 
 
 def _algorithms(key: Any) -> list[str]:
@@ -196,7 +201,7 @@ def _remember(target: Target, key: Any) -> None:
         with path.open("a") as file:
             file.write(line)
     except OSError as error:
-        raise XlbError(f"cannot remember the host key in {path}: {error.strerror}") from None
+        raise XlbError(f"cannot remember the host key in {path}: {error.strerror}", storage_code(error)) from None
 
 
 def _reason(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from bpf.dataplane import PlaneError
 from bpf.kernel.attach import Attachment
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError
 from ctl.network.network import Network
 from ctl.runtime.supervisor import Supervisor
 
@@ -60,7 +60,7 @@ class DataInterfaces:
         try:
             await asyncio.to_thread(self._attacher.report_flows)
         except PlaneError as error:
-            raise XlbError(str(error)) from error
+            raise XlbError(str(error), Code.KERNEL_REFUSED) from error
 
     def changed(self, name: str, state: str) -> None:
         """One of them went up, down or away, or came back (as `NetworkEvents.link_changed` says)."""
@@ -81,7 +81,7 @@ class DataInterfaces:
         try:
             attached = self._attacher.attach(names)
         except PlaneError as error:
-            raise XlbError(str(error)) from error
+            raise XlbError(str(error), Code.KERNEL_REFUSED) from error
         self.attachments.update(attached)
         for name, attachment in attached.items():
             log.info("XDP on %s is %s%s", name, attachment.mode, f": {attachment.reason}" if attachment.reason else "")

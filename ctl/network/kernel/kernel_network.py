@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bpf.kernel.attach import driver
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError
 from ctl.network.kernel import lean_pyroute2, offloads, sysctl
 from ctl.network.kernel.address_batch import AddressBatch
 from ctl.network.kernel.announcements import announcement, send_frame
@@ -113,7 +113,9 @@ class KernelNetwork:
                         sock.use_neighbour(index, address, managed=False)
                 except OSError as error:
                     if error.errno not in (errno.ENODEV, errno.ENETDOWN, errno.EINVAL):
-                        raise XlbError(f"cannot ask the kernel to resolve neighbour {address}: {error.strerror}") from None
+                        raise XlbError(
+                            f"cannot ask the kernel to resolve neighbour {address}: {error.strerror}", Code.KERNEL_REFUSED
+                        ) from None
 
     def release(self, neighbours: Collection[tuple[int, str]]) -> None:
         if not self._managed:
@@ -215,4 +217,6 @@ def _code(error: Exception) -> int:
 def _refused(verb: str, address: InterfaceAddress, error: Exception) -> XlbError:
     code = _code(error)
     reason = os.strerror(code) if code else str(error)
-    return XlbError(f"cannot {verb} {address.address}/{address.prefix_length} on {address.device}: {reason}")
+    return XlbError(
+        f"cannot {verb} {address.address}/{address.prefix_length} on {address.device}: {reason}", Code.KERNEL_REFUSED
+    )
