@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON := .venv/bin/python
 SOURCES := bpf ctl sync tests bench
 C_SOURCES := $(wildcard bpf/program/*.[ch] bench/*.c)
+PROSE := docs debian vagrant README.md CHANGELOG.md Makefile .ci
 PRIVILEGED_TESTS := $(wildcard tests/bpf tests/net)
 SEEDS ?= 2000
 
@@ -31,10 +32,11 @@ test-privileged: setup # without `check`
 	$(PYTHON) -m pytest $(PRIVILEGED_TESTS)
 
 .PHONY: check
-check: setup ## Format (Python and C), lint, types, unit tests (no privileges, under a minute)
+check: setup ## Format (Python and C), lint, spelling, types, unit tests (no privileges, under a minute)
 	$(PYTHON) -m ruff format --check $(SOURCES)
 	$(PYTHON) -m ruff check $(SOURCES)
 	clang-format --dry-run -Werror $(C_SOURCES)
+	$(PYTHON) -m codespell_lib $(SOURCES) $(PROSE)
 	$(PYTHON) -m mypy
 	$(PYTHON) -m pytest tests/unit
 
