@@ -17,7 +17,7 @@ class Code(StrEnum):
     meaning: str
 
     def __new__(cls, value: str, meaning: str) -> Self:
-        """`meaning`: the line of the catalogue in docs/ARCHITECTURE.md."""
+        """`meaning`: the line of the catalogue in docs/CONTROL.md."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.meaning = meaning

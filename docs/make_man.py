@@ -1,4 +1,4 @@
-"""Writes the man pages, so that nothing is said twice: xlbctl.8 from the command itself, xlbd.8 from docs/man and its parser.
+"""Writes the man pages: xlbctl.8 from the command itself, xlbd.8 from docs/man/xlbd.8 and the daemon's parser.
 
 Usage: python docs/make_man.py DIRECTORY
 """
@@ -21,10 +21,10 @@ TAIL = r"""
 .SH EXIT STATUS
 .TP
 .B 0
-Done. For \fBdiff\fR: nothing differs.
+Done. For \fBdiff\fR: no differences.
 .TP
 .B 1
-Refused or failed at run time, or a check failed. For \fBdiff\fR: something differs.
+Refused or failed at run time, or a check failed. For \fBdiff\fR: differences.
 .TP
 .B 2
 Wrong usage or invalid input; nothing was changed. The message on standard error names the key and what was expected.
@@ -34,7 +34,7 @@ Wrong usage or invalid input; nothing was changed. The message on standard error
 Node file to use where \fB\-\-config\fR is not given.
 .TP
 .B NO_COLOR
-If set, nothing is coloured.
+If set, output has no colours.
 .SH FILES
 .TP
 .I /etc/xlb/node.toml
@@ -48,7 +48,7 @@ The daemon's control socket, open to root and the group xlb.
 
 
 def escape(text: str) -> str:
-    """Return text that roff prints as it is."""
+    """Return text so that roff prints it literally."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
     text = re.sub(r"[^\x00-\x7f]", lambda found: f"\\[u{ord(found[0]):04X}]", text)
     return re.sub(r"^\.", r"\\&.", text, flags=re.MULTILINE)
@@ -63,7 +63,7 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def options(command: click.Command, context: click.Context, session: bool) -> Iterator[str]:
-    """Return a command's options; those every command has only where `session` says so."""
+    """Return a command's options; those that every command has only if `session` is true."""
     for parameter in command.params:
         record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
         if record and (parameter.expose_value or session):
@@ -77,7 +77,7 @@ def examples(command: XlbCommand | XlbGroup) -> Iterator[str]:
 
 
 def sections(command: click.Command, parent: click.Context | None, path: str) -> Iterator[str]:
-    """Return a subsection for each command that does something, depth first."""
+    """Return a subsection for each command that is not a group, depth first."""
     context = click.Context(command, info_name=path.rpartition(" ")[2], parent=parent, show_default=True)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
@@ -109,7 +109,7 @@ def xlbctl_page() -> str:
 
 
 def xlbd_page() -> str:
-    """Return xlbd.8: the text in docs/man with the options the daemon's parser knows."""
+    """Return xlbd.8: docs/man/xlbd.8 with the options of the daemon's parser."""
     lines = []
     for action in daemon._parser()._actions:
         names = f"{', '.join(action.option_strings)} {action.metavar or '|'.join(action.choices or ())}".rstrip()

@@ -1,4 +1,4 @@
-"""What both ends of the control socket must agree on; the protocol stands in docs/ARCHITECTURE.md."""
+"""What both ends of the control socket must agree on; docs/CONTROL.md describes the protocol."""
 
 from __future__ import annotations
 

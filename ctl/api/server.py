@@ -1,4 +1,4 @@
-"""The control socket: a ZeroMQ ROUTER whose messages are msgpack maps; see "Control protocol" in docs/ARCHITECTURE.md.
+"""The control socket: a ZeroMQ ROUTER whose messages are msgpack maps; see docs/CONTROL.md.
 
 Decides what is a well-formed request and what is too much. Must not know what any command does: a dispatcher given by
 the node turns (command, arguments) into a result or raises XlbError.

@@ -1,6 +1,6 @@
 """Why a 5-tuple goes where it goes: `conn show` for a connection there is, and for one there could be.
 
-Pure: retraces the data plane's steps (docs/ARCHITECTURE.md, "A packet's way") with the same hash (`ctl.dataplane.flow_hash`)
+Pure: retraces the data plane's steps (docs/DATAPLANE.md, "Steps of a packet") with the same hash (`ctl.dataplane.flow_hash`)
 and the same tables (`ctl.dataplane.maglev`, `ctl.dataplane.planner`). Reads nothing; what exists is handed in.
 """
 

@@ -1,4 +1,4 @@
-"""What each control command does: arguments from the wire in, a result for the wire out; see docs/ARCHITECTURE.md.
+"""What each control command does: arguments from the wire in, a result for the wire out; see docs/CONTROL.md.
 
 Decides the shape of questions and answers. Changes go through `Node.commit`; what is a valid change is decided in
 `ctl.config.changes`. Long answers are made in slices, so that no client holds the loop.

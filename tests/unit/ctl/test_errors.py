@@ -18,7 +18,7 @@ DECIDING = {"startswith", "endswith", "removeprefix", "removesuffix", "find", "i
 
 
 def test_the_documented_codes_are_those_there_are() -> None:
-    text = (TREE / "docs" / "ARCHITECTURE.md").read_text().split("\n### Error codes\n")[1].split("\n#")[0]
+    text = (TREE / "docs" / "CONTROL.md").read_text().split("\n## Error codes\n")[1].split("\n#")[0]
     assert re.findall(r"^\| `([a-z_]+)` \| (.*) \|$", text, re.MULTILINE) == [(code.value, code.meaning) for code in Code]
 
 
