@@ -1,4 +1,4 @@
-# `make help` lists what there is. Every target installs what it needs; nothing touches the network when all is there.
+# `make help` lists the targets. Every target installs what it needs; none touches the network if all is installed.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -6,9 +6,9 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
-SOURCES := bpf ctl sync tests bench
+SOURCES := bpf ctl sync tests bench docs
 C_SOURCES := $(wildcard bpf/program/*.[ch] bench/*.c)
-PROSE := docs debian vagrant README.md CHANGELOG.md Makefile .ci
+PROSE := debian vagrant README.md CHANGELOG.md Makefile .ci
 PRIVILEGED_TESTS := $(wildcard tests/bpf tests/net)
 SEEDS ?= 2000
 
@@ -21,18 +21,18 @@ setup: ## Install Debian packages, .venv with xlbd and xlbctl, the bpffs mount (
 	@.ci/setup
 
 .PHONY: demo
-demo: setup ## Make a pair, pull its cables and stop its daemons under real traffic, show what clients lose (root, under 90 s)
+demo: setup ## Form a pair, pull its cables and stop its daemons under real traffic, show what clients lose (root)
 	@$(PYTHON) -m tests.demo
 
 .PHONY: test
-test: check sim test-privileged ## Everything: check, simulation, packets through the kernel, real traffic (root, under 15 min)
+test: check sim test-privileged ## Everything: check, simulation, packets through the kernel, real traffic (root, under 20 min)
 
 .PHONY: test-privileged
 test-privileged: setup # without `check`
 	$(PYTHON) -m pytest $(PRIVILEGED_TESTS)
 
 .PHONY: check
-check: setup ## Format (Python and C), lint, spelling, types, unit tests (no privileges, under a minute)
+check: setup ## Format (Python and C), lint, spelling, types, unit tests (no privileges)
 	$(PYTHON) -m ruff format --check $(SOURCES)
 	$(PYTHON) -m ruff check $(SOURCES)
 	clang-format --dry-run -Werror $(C_SOURCES)
@@ -47,10 +47,14 @@ ifneq ($(wildcard tests/sim),)
 endif
 
 .PHONY: format
-format: setup ## Let ruff and clang-format format, and ruff fix what it can
+format: setup ## Format the sources (Python and C), fix what ruff can fix
 	clang-format -i $(C_SOURCES)
 	$(PYTHON) -m ruff format $(SOURCES)
 	$(PYTHON) -m ruff check --fix $(SOURCES)
+
+.PHONY: docs
+docs: setup ## Rewrite the generated tables in docs
+	$(PYTHON) -m docs.make_tables
 
 .PHONY: deb
 deb: ## Build the Debian package into dist/
@@ -58,7 +62,7 @@ deb: ## Build the Debian package into dist/
 	@debian/build dist
 
 .PHONY: deb-test
-deb-test: deb ## Install the package into a bare Debian 12 root, run it and the unit tests on Debian's own module versions, purge it
+deb-test: deb ## Install the package into a bare Debian 12 root, run it and the unit tests on Debian's module versions, purge it
 	@.ci/setup root
 	@lintian --fail-on error,warning --allow-root dist/*.deb
 	@tests/bare/deb.sh dist
@@ -79,7 +83,7 @@ vagrant-up: vagrant-box ## Start two virtual machines with the package installed
 	@vagrant/rig up
 
 .PHONY: vagrant-test
-vagrant-test: setup vagrant-up ## Judge the package in the two virtual machines, then take them down (KEEP=1: leave them)
+vagrant-test: setup vagrant-up ## Test the package in the two virtual machines, then take them down (KEEP=1: leave them)
 	@trap '[ -n "$(KEEP)" ] || vagrant/rig down' EXIT; vagrant/rig run env -C "$$PWD" $(PYTHON) -m pytest tests/vm -s
 
 .PHONY: vagrant-ssh
@@ -87,10 +91,10 @@ vagrant-ssh: ## Log in: make vagrant-ssh NODE=lb1
 	@vagrant/rig ssh $(or $(NODE),lb1)
 
 .PHONY: vagrant-down
-vagrant-down: ## Stop the virtual machines and everything they needed
+vagrant-down: ## Stop the virtual machines and their network
 	@vagrant/rig down
 
 .PHONY: clean
-clean: ## Remove what building and testing left in the checkout
+clean: ## Remove what build and tests left in the checkout
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,8 +6,6 @@ import re
 import tomllib
 from pathlib import Path
 
-import pytest
-
 from ctl.state.node_file import ClusterSection, DataSection, NodeSection, load, parse
 from tests.tree import TREE
 
@@ -47,25 +45,6 @@ def test_the_manual_shows_every_setting_with_its_default() -> None:
 
 def _targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z0-9-]*):", (TREE / "Makefile").read_text(), re.MULTILINE))
-
-
-@pytest.mark.parametrize("document", ["README.md", ".ci/run", "CHANGELOG.md"])
-def test_make_commands_in_documents_exist(document: str) -> None:
-    text = (TREE / document).read_text()
-    named = set(re.findall(r"(?:`|^ *)make ([a-z][a-z0-9-]*)", text, re.MULTILINE))
-    assert named
-    assert named <= _targets()
-
-
-DOCUMENTS = [TREE / "README.md", *(TREE / "docs").rglob("*.md"), TREE / "vagrant/README.md"]
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(TREE)))
-def test_files_named_in_documents_exist(document: Path) -> None:
-    text = document.read_text()
-    named = {TREE / name for name in re.findall(r"\b(?:bench|bpf|ctl|debian|docs|sync|tests|vagrant)/[\w./-]*\.[a-z]+\b", text)}
-    linked = {document.parent / name for name in re.findall(r"\]\(([^:)#]+)\)", text)}
-    assert not {str(path) for path in named | linked if not path.exists()}
 
 
 def test_make_help_lists_every_target() -> None:

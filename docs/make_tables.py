@@ -1,0 +1,221 @@
+"""Writes the tables of the documents from the code, so that neither can drift from the other.
+
+A document has blocks `<!-- generated: NAME -->` … `<!-- end -->`; NAME is a key of TABLES. Names, values and defaults come from
+the code; what a setting means is written here or in docs/man/xlbd.8. A setting without a meaning is an error.
+
+Usage: python -m docs.make_tables [--check]
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+
+from bpf import constants
+from ctl.config import fields, validation
+from ctl.config.model import AllDown, CheckKind, Mode, Protocol, Scheduler
+from ctl.errors import Code
+from ctl.state import cluster_file
+
+DOCS = Path(__file__).resolve().parent
+BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MANUAL_SETTING = re.compile(r"^    (\[\w+\]|(\w+) = (.+?))(?: +# (.*))?$", re.MULTILINE)
+
+
+def table(*rows: Sequence[str]) -> Iterator[str]:
+    """Return the lines of a Markdown table; the first row is its head."""
+    yield f"| {' | '.join(rows[0])} |"
+    yield f"|{' --- |' * len(rows[0])}"
+    yield from (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows[1:])
+
+
+# --- counters, limits, ports, codes ------------------------------------------------------------------------------------------
+
+
+def counters() -> Iterator[str]:
+    """Every counter of the data plane: bpf/constants.py."""
+    return table(
+        ("Counter", "Kind", "What it counts"),
+        *((f"`{each.name}`", each.kind.value, each.reason) for each in constants.COUNTERS),
+    )
+
+
+def limits() -> Iterator[str]:
+    """What a configuration must not exceed: ctl/config/validation.py."""
+    return table(
+        ("Limit", "At most"),
+        ("VIPs", f"{constants.MAX_VIPS:,}"),
+        ("farms", f"{constants.MAX_FARMS - 1:,}"),
+        ("backends of one farm", f"{validation.MAX_BACKENDS_PER_FARM:,}"),
+        ("backends of all farms", f"{constants.MAX_BACKENDS - 1:,}"),
+        ("prefixes that all port ranges together need", f"{constants.MAX_PORT_RANGES:,}"),
+    )
+
+
+def ports() -> Iterator[str]:
+    """What a firewall must let pass between the nodes: ctl/state/cluster_file.py."""
+    between = "the two cluster addresses"
+    return table(
+        ("Traffic", "Between", "Carries"),
+        (f"TCP {cluster_file.CONTROL_PORT}", between, "heartbeats"),
+        (f"TCP {cluster_file.BULK_PORT}", between, "replicated connections"),
+        (f"TCP {cluster_file.CONFIG_PORT}", between, "configuration, forwarded commands"),
+        (f"TCP {cluster_file.PAIRING_PORT}, SSH", between, "pairing; only while a pair is created"),
+        ("IP protocol 112 (VRRP)", "the nodes' addresses on the first data interface", "advertisements of the active node"),
+        ("ICMP echo", "each node and the `gateway`, if one is set", "the vote of the gateway"),
+        ("TCP", "each node and the backends", "health checks"),
+    )
+
+
+def error_codes() -> Iterator[str]:
+    """Every code of an error: ctl/errors.py."""
+    return table(("Code", "Meaning"), *((f"`{each.value}`", each.meaning) for each in Code))
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def node_settings() -> Iterator[str]:
+    """Every key of the node file, from the manual page, which a test compares with ctl/state/node_file.py."""
+    page = (DOCS / "man" / "xlbd.8").read_text().replace("\\-", "-")
+    section, rows = "", []
+    for whole, key, value, meaning in MANUAL_SETTING.findall(page[page.index(".EX") : page.index(".EE")]):
+        if key:
+            rows.append((f"`{section}.{key}`", f"`{value}`", meaning))
+        else:
+            section = whole.strip("[]")
+    return table(("Key", "Value", "Meaning"), *rows)
+
+
+MEANINGS = {
+    "vip.address": "Floating address with the prefix length of its network.",
+    "vip.device": "Interface that the active node adds the address to.",
+    "vip.guard": "`true`: only the ports of farms and ICMP are answered. `false`: listeners of the node are reachable too.",
+    "farm.name": 'Letters, digits, ".", "_" and "-"; the first is a letter or a digit.',
+    "farm.vip": "Address that clients connect to; one of the VIPs.",
+    "farm.port": 'A port, or a range as a string: `"8000-8010"`. Backends keep the offset into the range.',
+    "farm.proto": "Transport that the farm balances.",
+    "farm.mode": "`snat`: backends see a floating address. `dnat`: they see the client and route back through the node.",
+    "farm.scheduler": "`maglev`: hash of the connection. `source`: hash of the client address. `roundrobin`: in turn.",
+    "farm.snat_address": "Mode `snat`: the VIP that backends see.",
+    "farm.enabled": "`false`: the farm takes no new connections.",
+    "farm.all_down": "No backend is up. `drop`: new connections are dropped. `all`: they go to all backends.",
+    "farm.idle_timeout_s": "Seconds without a packet after which a connection is removed.",
+    "farm.health.kind": "`tcp`: a connection succeeds. `http`: a GET returns an expected status. `none`: no checks.",
+    "farm.health.interval_ms": "From one check to the next.",
+    "farm.health.timeout_ms": "After which a check has failed; at most `interval_ms`.",
+    "farm.health.rise": "Successes in a row that bring a backend up.",
+    "farm.health.fall": "Failures in a row that take a backend down; one that was never up goes down at the first.",
+    "farm.health.port": "Port that is checked; `0`: the port of the backend.",
+    "farm.health.path": "`http`: path of the request.",
+    "farm.health.status": "`http`: expected status, or a range of them.",
+    "farm.health.host": "`http`: Host header.",
+    "farm.backend.address": "Address of the server, of the family of the VIP.",
+    "farm.backend.port": "Port of the server; with a range, the first of as many ports.",
+    "farm.backend.weight": "Share of new connections; `0`: none.",
+    "farm.backend.priority": "Lowest number first: others get connections only when no lower number has a usable backend.",
+    "farm.backend.draining": "`true`: no new connections; existing ones continue.",
+}
+DEFAULTS_ELSEWHERE = {
+    "farm.snat_address": "the VIP",
+    "farm.idle_timeout_s": "900 (tcp), 120 (udp)",
+    "farm.health.host": "the backend's address",
+}
+
+
+def _choices(kind: type[StrEnum]) -> str:
+    return ", ".join(f"`{each}`" for each in kind)
+
+
+VALUES = {
+    "vip.address": "address/length",
+    "vip.device": "interface",
+    "farm.name": "1 to 64 characters",
+    "farm.vip": "address",
+    "farm.port": "1 to 65535, or a range",
+    "farm.proto": _choices(Protocol),
+    "farm.mode": _choices(Mode),
+    "farm.scheduler": _choices(Scheduler),
+    "farm.snat_address": "address",
+    "farm.all_down": _choices(AllDown),
+    "farm.idle_timeout_s": f"1 to {validation.MAX_IDLE_TIMEOUT_S}",
+    "farm.health.kind": _choices(CheckKind),
+    "farm.health.interval_ms": f"10 to {validation.MAX_INTERVAL_MS}",
+    "farm.health.timeout_ms": f"1 to {validation.MAX_INTERVAL_MS}",
+    "farm.health.rise": f"1 to {validation.MAX_CHECKS_IN_A_ROW}",
+    "farm.health.fall": f"1 to {validation.MAX_CHECKS_IN_A_ROW}",
+    "farm.health.port": "0 to 65535",
+    "farm.health.path": "printable ASCII",
+    "farm.health.status": "100 to 599, or a range",
+    "farm.health.host": "printable ASCII",
+    "farm.backend.address": "address",
+    "farm.backend.port": "1 to 65535",
+    "farm.backend.weight": f"0 to {validation.MAX_WEIGHT}",
+    "farm.backend.priority": f"0 to {validation.MAX_PRIORITY}",
+}
+VIP: Mapping[str, object] = {"address": "192.0.2.1/24", "device": "eth0"}
+FARM: Mapping[str, object] = {"name": "a", "vip": "192.0.2.1", "port": 80}
+BACKEND: Mapping[str, object] = {"address": "192.0.2.2", "port": 80}
+
+
+def farm_settings() -> Iterator[str]:
+    """Every setting of VIPs, farms, checks and backends: ctl/config/fields.py, with the defaults that the reader gives."""
+    farm = fields.farm_fields(fields.read_farm(fields.Fields(FARM, "", fields.FARM_FIELDS)))
+    vip = fields.vip_fields(fields.read_vip(fields.Fields(VIP, "", fields.VIP_FIELDS)))
+    backend = fields.backend_fields(fields.read_backend(fields.Fields(BACKEND, "", fields.BACKEND_FIELDS)))
+    health = farm.pop("health")
+    assert isinstance(health, Mapping)
+    rows = [
+        *_settings("vip", vip, VIP),
+        *_settings("farm", farm, FARM),
+        *_settings("farm.health", health, {}),
+        *_settings("farm.backend", backend, BACKEND),
+    ]
+    return table(("Setting", "Values", "Default", "Meaning"), *rows)
+
+
+def _settings(place: str, defaults: Mapping[str, object], given: Mapping[str, object]) -> Iterator[Sequence[str]]:
+    for name, default in defaults.items():
+        key = f"{place}.{name}"
+        values = "`true`, `false`" if isinstance(default, bool) else VALUES[key]
+        shown = "" if name in given else DEFAULTS_ELSEWHERE.get(key) or f"`{default}`"
+        yield f"`{key}`", values, shown.replace("`True`", "`true`").replace("`False`", "`false`"), MEANINGS[key]
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+TABLES: Mapping[str, Callable[[], Iterable[str]]] = {
+    "counters": counters,
+    "error-codes": error_codes,
+    "farm-settings": farm_settings,
+    "limits": limits,
+    "node-settings": node_settings,
+    "ports": ports,
+}
+
+
+def documents() -> list[Path]:
+    """Every document that may have generated blocks."""
+    return [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def updated(text: str) -> str:
+    """Return a document with its generated blocks as the code has them now. Raises KeyError for an unknown table."""
+    return BLOCK.sub(lambda found: found[1] + "\n".join(TABLES[found[2]]()) + "\n" + found[3], text)
+
+
+def main() -> int:
+    """Rewrite the documents, or with --check only name those that differ."""
+    changed = [path for path in documents() if updated(path.read_text()) != path.read_text()]
+    for path in changed:
+        print(path.relative_to(DOCS.parent))
+        if "--check" not in sys.argv:
+            path.write_text(updated(path.read_text()))
+    return 1 if changed and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
