@@ -102,7 +102,7 @@ MEANINGS = {
     "farm.scheduler": "`maglev`: hash of the connection. `source`: hash of the client address. `roundrobin`: in turn.",
     "farm.snat_address": "Mode `snat`: the VIP that backends see.",
     "farm.enabled": "`false`: the farm takes no new connections.",
-    "farm.all_down": "No backend is up. `drop`: new connections are dropped. `all`: they go to all backends.",
+    "farm.all_down": "No backend is up. `drop`: new connections are dropped. `all`: they are distributed over all backends.",
     "farm.idle_timeout_s": "Seconds without a packet after which a connection is removed.",
     "farm.health.kind": "`tcp`: a connection succeeds. `http`: a GET returns an expected status. `none`: no checks.",
     "farm.health.interval_ms": "From one check to the next.",

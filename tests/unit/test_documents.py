@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from unittest.mock import MagicMock
 
+import click
 import pytest
 
 from ctl.api.commands.dispatcher import Dispatcher
+from ctl.cli.base import Session
+from ctl.cli.main import main
 from ctl.config import changes, fields
 from ctl.config.validation import check_farm
 from ctl.errors import InvalidInput, XlbError
 from ctl.state.node_file import parse
 from docs import make_tables
+from tests.fakes.cli import run
 from tests.tree import TREE
 
 LONGEST_LINE = 100
@@ -84,6 +89,48 @@ def test_make_commands_in_documents_exist(document: str) -> None:
     targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (TREE / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:`|^ *)make ([a-z][a-z0-9-]*)", (TREE / document).read_text(), re.MULTILINE))
     assert named and named <= targets
+
+
+def typed(text: str) -> Iterator[str]:
+    """Each xlbctl command of an indented block, without its comment."""
+    return (found.strip() for found in re.findall(r"^ {4,}(?:lb\d# )?xlbctl (.+?)(?: +#.*| > .*)?$", text, re.MULTILINE))
+
+
+def quoted(text: str) -> Iterator[str]:
+    """Each xlbctl command in running text, which may be a part of one."""
+    return (" ".join(found.split()) for found in re.findall(r"`xlbctl\s+([^`]+)`", text))
+
+
+def known_words(words: list[str]) -> bool:
+    """Whether words lead from xlbctl to a command that exists."""
+    command: click.Command | None = main
+    while isinstance(command, click.Group) and words:
+        name, *words = words
+        command = command.get_command(click.Context(command), name)
+    return command is not None
+
+
+@each_document
+def test_xlbctl_commands_in_documents_are_valid(document: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def call(session: Session, command: str, **args: Any) -> NoReturn:
+        raise XlbError("was asked")
+
+    monkeypatch.setattr(Session, "call", call)
+    monkeypatch.chdir(tmp_path)
+    Path("farms.toml").write_text("")
+    for command in (each for each in typed(document.read_text()) if "…" not in each):
+        assert run(*shlex.split(command))[0] != InvalidInput.exit_code, command
+    for command in quoted(document.read_text()):
+        assert known_words(command.split()), command
+
+
+def test_a_wrong_command_is_found() -> None:
+    assert list(typed("    lb1# xlbctl vip add X --dev eth0   # why\n    xlbctl export > f")) == [
+        "vip add X --dev eth0",
+        "export",
+    ]
+    assert run("farm", "add", "web", "--vips", "192.0.2.1")[0] == InvalidInput.exit_code
+    assert list(quoted("run `xlbctl cluster\nreboot` now")) == ["cluster reboot"] and not known_words(["cluster", "reboot"])
 
 
 def test_the_questions_of_a_newcomer_are_answered_by_files() -> None:
