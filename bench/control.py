@@ -97,10 +97,16 @@ def measure_all(runs: int) -> list[Measured]:
     ]
     with tempfile.TemporaryDirectory() as directory:
         for name, store in (("without", Store(Path(directory) / "a", NoSync())), ("with", Store(Path(directory) / "b"))):
-            store.save(config)
+            encoder = Encoder()
+            store.save(encoder.encode(config))
             versions = iter([config, changed] * runs)
             lines.append(
-                measure(f"state file: save one change, {name} fsync", 0, runs, lambda s=store, v=versions: s.save(next(v)))
+                measure(
+                    f"state file: save one change, {name} fsync",
+                    0,
+                    runs,
+                    lambda s=store, e=encoder, v=versions: s.save(e.encode(next(v))),
+                )
             )
     return lines
 

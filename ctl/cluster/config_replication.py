@@ -10,16 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from ctl.cluster.peer_rpc import DocumentOffered, PeerLink, VersionTold
 from ctl.config.model import Config
-from ctl.config.record_codec import DamagedRecord, Decoder, Encoder, NewerRecord
+from ctl.config.record_codec import DamagedRecord, Decoder, NewerRecord, Record
 from ctl.errors import Code, XlbError
-from ctl.node.transaction import Committed
 from ctl.state.durable_files import Files
 from sync.config import config_sync
 from sync.config.config_sync import ConfigSync, Document, Version, Why
@@ -27,7 +26,6 @@ from sync.config.config_sync import ConfigSync, Document, Version, Why
 TICK_S = 0.1
 PEER_SILENT_NS = 1_000_000_000
 MAX_OFFERS_WAITING = 1
-MAX_ATTEMPTS = 8
 SETTLE_S = 10.0
 COMPLAINT_NS = 10_000_000_000
 DISK_RETRY_S = 1.0
@@ -43,24 +41,25 @@ _CODES = {
 log = logging.getLogger(__name__)
 
 
+Put = Callable[[Record], Awaitable[None]]
+"""Plans, stores and applies a record on this node; raises XlbError with everything as it was."""
+
+
 class Host(Protocol):
     """The node that runs with the configuration."""
 
     @property
     def config(self) -> Config: ...
 
-    async def put(self, config: Config) -> Committed:
-        """Store it and put it in force; raises InvalidInput or XlbError with everything as it was."""
-
-    async def store(self, config: Config) -> None:
-        """Store it; raises XlbError."""
+    async def store(self, record: Record) -> None:
+        """Store its bytes; raises XlbError."""
 
     async def adopt(self, config: Config) -> None:
         """Put in force what is stored; what cannot be is logged and tried again."""
 
 
 class ConfigReplica:
-    """Create on a running loop, give `heard` to the PeerLink, then `start`; `close` once.
+    """A pair's `ctl.node.transaction.Recorder`. Create on a running loop, `connect`, then `start`; `close` once.
 
     serving_epoch: the term this node serves in at this moment, 0 when it does not serve.
     """
@@ -71,13 +70,13 @@ class ConfigReplica:
         self._host = host
         self._state_dir = state_dir
         self._serving_epoch = serving_epoch
-        self._encoder, self._decoder = Encoder(), Decoder()
+        self._decoder = Decoder()
         self._sync = ConfigSync(config_sync.EMPTY, peer)
         self._link: PeerLink | None = None
-        self._lock = asyncio.Lock()
+        self._closed = False
         self._effects: asyncio.Queue[config_sync.Effect] = asyncio.Queue()
         self._offers: asyncio.Queue[Document] = asyncio.Queue(MAX_OFFERS_WAITING)
-        self._configs: dict[Version, tuple[Config, bool]] = {}  # of the documents to be stored; whether made here
+        self._records: dict[Version, tuple[Record, Put | None]] = {}  # to be stored; put: of a change made here
         self._adopting: Config | None = None
         self._asked: dict[int, asyncio.Future[config_sync.Answer]] = {}
         self._requests = 0
@@ -94,24 +93,33 @@ class ConfigReplica:
         return self._sync.stored_version
 
     @property
+    def document(self) -> Document:
+        """The newest configuration accepted here, as it is replicated."""
+        return self._sync.document
+
+    @property
     def peer_version(self) -> Version | None:
         """What is on the peer's disk; None: it is absent."""
         return self._sync.peer_version
 
-    async def start(self, link: PeerLink) -> None:
-        """Begin with the node's present configuration, which is on disk."""
-        config = self._host.config
-        assert config.pair == self.pair_id, "a configuration of another pair must not be replicated"
-        body = await asyncio.to_thread(self._encoder.encode, config)
-        self._sync = ConfigSync(Document(version_of(config), config.history, body), self.peer)
+    def connect(self, link: PeerLink) -> None:
+        """Send by this link; what the peer sends goes to `heard`."""
         self._link = link
+
+    async def start(self, record: Record) -> None:
+        """Begin with the record on this node's disk."""
+        config = record.config
+        assert config.pair == self.pair_id, "a configuration of another pair must not be replicated"
+        self._sync = ConfigSync(Document(version_of(config), config.history, record.body), self.peer)
         create = asyncio.get_running_loop().create_task
         self._tasks = [create(job) for job in (self._run_effects(), self._run_offers(), self._tick())]
         for task in self._tasks:
             task.add_done_callback(_report)
 
     async def close(self) -> None:
-        """Stop. A change under way is carried out to its end on this node and its asker told so."""
+        """Stop. A change under way is carried out to its end on this node and its asker learns that the pair ended."""
+        self._closed = True
+        self._settled.set()  # what waits to begin learns it too
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -122,43 +130,35 @@ class ConfigReplica:
 
     # --- changes -------------------------------------------------------------------------------------------------
 
-    async def change(self, make: Callable[[Config], Config]) -> Committed:
-        """Put in force, here and on the peer, what `make` makes of the present configuration.
+    async def begin(self) -> _Turn:
+        """A change may be made from the newest document. Raises XlbError when this node accepts none."""
+        try:
+            await asyncio.wait_for(self._settled.wait(), SETTLE_S)
+        except TimeoutError:
+            late = f"the disk has not stored the last change after {SETTLE_S:g} s; try again"
+            raise XlbError(late, Code.STORAGE_FAILED) from None
+        if self._closed:
+            raise XlbError("the pair ends at this moment; try again", Code.CHANGE_INTERRUPTED)
+        epoch = self._serving_epoch()
+        if not epoch:
+            raise XlbError(f"this node is not active; {self.peer} accepts changes", Code.NOT_SERVING)
+        return _Turn(self, epoch, self._sync.document)
 
-        Returns once it is on both disks, or with a note that says where it is not. Raises InvalidInput or XlbError.
-        """
-        async with self._lock:
-            for _ in range(MAX_ATTEMPTS):
-                try:
-                    await asyncio.wait_for(self._settled.wait(), SETTLE_S)
-                except TimeoutError:
-                    raise XlbError(
-                        f"the disk has not stored the last change after {SETTLE_S:g} s; try again", Code.STORAGE_FAILED
-                    ) from None
-                epoch, old = self._serving_epoch(), self._host.config
-                if not epoch:
-                    raise XlbError(f"this node does not serve; {self.peer} accepts changes", Code.NOT_SERVING)
-                base = self._sync.document
-                new = await asyncio.to_thread(make, old)
-                if new is old:
-                    return Committed(old, old)
-                stamp = base.successor(epoch, b"")
-                new = replace(new, epoch=epoch, generation=stamp.version[1], history=stamp.history, pair=self.pair_id)
-                body = await asyncio.to_thread(self._encoder.encode, new)
-                unmoved = self._sync.document is base and self._host.config is old and self._serving_epoch() == epoch
-                if unmoved and self._settled.is_set():
-                    return Committed(old, new, await self._store_and_wait(new, body))
-            raise XlbError("the configuration changes faster than this change could be made; try again", Code.CHANGE_OVERTAKEN)
+    def is_current(self, turn: _Turn) -> bool:
+        """Whether nothing has come between the turn's beginning and now."""
+        unmoved = self._sync.document is turn.base and self._serving_epoch() == turn.epoch
+        return unmoved and self._settled.is_set() and not self._closed
 
-    async def _store_and_wait(self, new: Config, body: bytes) -> str:
+    async def record(self, record: Record, put: Put) -> str:
+        """Store it here (by `put`) and on the peer. Returns where it is not; empty: it is on both disks. Raises XlbError."""
         self._requests += 1
         request, self._failure = self._requests, None
         future: asyncio.Future[config_sync.Answer] = asyncio.get_running_loop().create_future()
         self._asked[request] = future
         self._serve()
-        effects = self._sync.change(request, body, time.monotonic_ns())
+        effects = self._sync.change(request, record.body, time.monotonic_ns())
         if self._sync.busy:
-            self._configs[version_of(new)] = new, True
+            self._records[version_of(record.config)] = record, put
         self._perform(effects)
         try:
             answer = await future
@@ -184,22 +184,22 @@ class ConfigReplica:
             document = await self._offers.get()
             if document.version > self._sync.document.version:
                 try:
-                    config = await asyncio.to_thread(self._read, document)
+                    record = await asyncio.to_thread(self._read, document)
                 except (DamagedRecord, NewerRecord) as error:
                     self._complain("%s offered configuration %s, which is refused: %s", self.peer, document.version, error)
                     continue
-                self._configs[document.version] = config, False
+                self._records[document.version] = record, None
             self._serve()
             self._perform(self._sync.offered(document))
 
-    def _read(self, document: Document) -> Config:
-        """The configuration of a document. Raises DamagedRecord for one that is not what the document says. Blocks."""
+    def _read(self, document: Document) -> Record:
+        """The record of a document. Raises DamagedRecord for one that is not what the document says. Blocks."""
         config = self._decoder.decode(document.body)
         if config.pair != self.pair_id:
             raise DamagedRecord("it belongs to another pair")
         if version_of(config) != document.version or config.history != document.history:
             raise DamagedRecord("its header has another version than the message")
-        return config
+        return Record(config, document.body)
 
     async def _tick(self) -> None:
         while True:
@@ -246,16 +246,16 @@ class ConfigReplica:
                         waiting.set_result(effect)
 
     async def _store(self, document: Document) -> None:
-        config, own = self._configs.pop(document.version)
+        record, put = self._records.pop(document.version)
         try:
-            if own:  # refused by the kernel, it must not reach the peer: in force first
-                await self._host.put(config)
+            if put is not None:  # what the kernel refuses must not reach the peer: in force first
+                await put(record)
             else:
-                await self._host.store(config)
-                self._adopting = config
+                await self._host.store(record)
+                self._adopting = record.config
         except XlbError as error:
             self._failure = error
-            if not own:
+            if put is None:
                 self._complain("configuration %s of %s is not stored: %s", document.version, self.peer, error)
             self._perform(self._sync.store_failed(document.version, str(error)))
         else:
@@ -292,6 +292,26 @@ class ConfigReplica:
         if now_ns >= self._complaint_ns:
             self._complaint_ns = now_ns + COMPLAINT_NS
             log.error(message, *arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A change that follows `base`, made by the active node of `epoch`."""
+
+    replica: ConfigReplica
+    epoch: int
+    base: Document
+
+    def number(self, config: Config) -> Config:
+        stamp = self.base.successor(self.epoch, b"")
+        pair = self.replica.pair_id
+        return replace(config, epoch=self.epoch, generation=stamp.version[1], history=stamp.history, pair=pair)
+
+    def is_current(self) -> bool:
+        return self.replica.is_current(self)
+
+    async def record(self, record: Record, put: Put) -> str:
+        return await self.replica.record(record, put)
 
 
 def version_of(config: Config) -> Version:

@@ -64,18 +64,17 @@ class PairConfiguration:
             return
         if not self.settings.creator:
             await asyncio.to_thread(set_aside, config, self._node.settings.node.state_dir, "before-join")
-        await self._node.configuration.put(config_for_pair(config, self.settings))
+        await self._node.configuration.commit(lambda config: config_for_pair(config, self.settings))
 
     async def start(self) -> None:
         """Begin to replicate: from here on the node's changes are the pair's."""
-        await self.replica.start(self.link)
-        self._node.replica = self.replica
+        self.replica.connect(self.link)
+        await self._node.configuration.record_with(self.replica, self.replica.start)
 
     async def stop_replicating(self) -> None:
         """From here on changes are this node's own affair; the peer can still be asked, and ask."""
-        if self._node.replica is self.replica:
-            self._node.replica = None
         await self.replica.close()
+        await self._node.configuration.record_alone(self.replica)
 
     async def close(self) -> None:
         """End everything; may be called again."""

@@ -8,7 +8,7 @@ raises `generation` by one. Arguments come from the wire, so types and key names
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from bpf.constants import MAX_BACKENDS, MAX_FARMS
@@ -29,7 +29,19 @@ from ctl.config.validation import check_backend, check_farm, check_limits, check
 from ctl.errors import Code, InvalidInput, XlbError
 
 Arguments = Mapping[str, object]
+MakeConfig = Callable[[Config], Config]
+"""What a change makes of the present configuration; the same object where it changes nothing."""
+
 Change = Callable[[Config, Arguments], Config]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A change that was accepted; `old is new` when it changed nothing. `note`: what the person who asked should know."""
+
+    old: Config
+    new: Config
+    note: str = ""
 
 
 def change(config: Config, command: str, arguments: Arguments) -> Config:

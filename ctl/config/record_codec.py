@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -31,6 +31,14 @@ class DamagedRecord(Exception):
 
 class NewerRecord(XlbError):
     """The text was written by a later version of xlb."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A configuration and the bytes that hold it: the same on disk, on the way to the peer and on the peer's disk."""
+
+    config: Config
+    body: bytes
 
 
 class Encoder:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bpf.constants import LEASE_FOREVER_NS
 from bpf.dataplane import DataPlane, PlaneError
 from ctl.api.server import ApiServer
-from ctl.cluster.config_replication import ConfigReplica
 from ctl.cluster.pair_configuration import PairConfiguration
 from ctl.cluster.pairing.create_join import ClusterCommands
 from ctl.config.model import Config
@@ -31,7 +29,6 @@ from ctl.network.neighbours import NextHopKeeper
 from ctl.network.network import Network, NetworkEvents
 from ctl.network.vip_addresses import VipAddresses
 from ctl.node.running_configuration import RunningConfiguration
-from ctl.node.transaction import Committed
 from ctl.runtime import memory
 from ctl.runtime.loop_lag import LoopLag
 from ctl.runtime.supervisor import Supervisor
@@ -81,7 +78,6 @@ class Node:
         self.started_s = time.monotonic()
         self.started = asyncio.Event()
         self.member: PairMember | None = None
-        self.replica: ConfigReplica | None = None  # of a pair
         self._notifier = notifier or Notifier("")
         self.supervisor = Supervisor()
         self.lag = LoopLag()
@@ -257,14 +253,6 @@ class Node:
         deadline_ns, epoch = self.plane.lease()
         if deadline_ns > time.monotonic_ns() + self.settings.cluster.lease_ms * 1_000_000:
             self.plane.set_lease(0, epoch)
-
-    # --- changes ---------------------------------------------------------------------------------------------
-
-    async def commit(self, make: Callable[[Config], Config]) -> Committed:
-        """Put a change in force, in a pair on both nodes; see `RunningConfiguration.commit` and `ConfigReplica.change`."""
-        if self.replica is not None:
-            return await self.replica.change(make)
-        return await self.configuration.commit(make)
 
     # --- what others see -------------------------------------------------------------------------------------
 

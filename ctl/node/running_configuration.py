@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from bpf.dataplane import DataPlane, PlaneError
+from ctl.config.changes import Committed, MakeConfig
 from ctl.config.model import Config, Protocol
+from ctl.config.record_codec import Encoder, Record
 from ctl.dataplane.flow_selection import FlowSelection
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.errors import XlbError
@@ -21,7 +23,7 @@ from ctl.health.check_machine import Transition
 from ctl.health.probes.runner import CheckRunner
 from ctl.network.neighbours import NextHopKeeper
 from ctl.network.vip_addresses import VipAddresses
-from ctl.node.transaction import Committed, Committer
+from ctl.node.transaction import Recorder, Transaction
 from ctl.runtime import memory
 from ctl.runtime.supervisor import Supervisor
 from ctl.state.store import Store
@@ -54,16 +56,16 @@ class RunningConfiguration:
         self._store, self._plane, self._addresses = store, plane, addresses
         self._checks, self._next_hops, self._sweeper = checks, next_hops, sweeper
         self._supervisor, self._changed = supervisor, changed
-        self._committer = Committer(Config(), store, plane, addresses)
+        self._transaction = self._transaction_of(Config())
         self._replan_wanted = asyncio.Event()
 
     @property
     def config(self) -> Config:
-        return self._committer.config
+        return self._transaction.config
 
     @property
     def waiting_changes(self) -> int:
-        return self._committer.waiting
+        return self._transaction.waiting
 
     @property
     def _down(self) -> frozenset[int]:
@@ -72,13 +74,16 @@ class RunningConfiguration:
     async def load(self) -> None:
         """Take up what is on disk, where a new node's gets its hash seed. Raises XlbError."""
         config = await asyncio.to_thread(self._load)
-        self._committer = Committer(config, self._store, self._plane, self._addresses)
+        self._transaction = self._transaction_of(config)
         self._plane.set_hash_seed(config.hash_seed)
 
     async def begin(self) -> None:
         """Make the kernel's tables follow. Raises XlbError when it refuses."""
         self._checks.configure(self.config)
-        await self._committer.replan(self._down)
+        await self._transaction.replan()
+
+    def _transaction_of(self, config: Config) -> Transaction:
+        return Transaction(config, self._store, self._plane, self._addresses, lambda: self._down, self._follow)
 
     def _load(self) -> Config:
         report = self._store.load()
@@ -87,25 +92,26 @@ class RunningConfiguration:
         if report.config.hash_seed:
             return report.config
         config = replace(report.config, hash_seed=1 + secrets.randbelow(2**32 - 1))
-        self._store.save(config)
+        self._store.save(Encoder().encode(config))
         return config
 
     # --- changes ---------------------------------------------------------------------------------------------
 
-    async def commit(self, make: Callable[[Config], Config]) -> Committed:
-        """Put a change in force on this node, whatever a peer has; see `Committer.commit`."""
-        done = await self._committer.commit(make, self._down)
-        if done.new is not done.old:
-            await self._follow(done)
-        return done
+    async def commit(self, make: MakeConfig) -> Committed:
+        """Put a change in force, in a pair on both nodes; see `Transaction.commit`."""
+        return await self._transaction.commit(make)
 
-    async def put(self, config: Config) -> Committed:
-        """Put a whole configuration in force on this node."""
-        return await self.commit(lambda _: config)
+    async def record_with(self, recorder: Recorder, start: Callable[[Record], Awaitable[None]]) -> None:
+        """Make changes the pair's; see `Transaction.record_with`."""
+        await self._transaction.record_with(recorder, start)
 
-    async def store(self, config: Config) -> None:
-        """Write the peer's configuration; see `Committer.store`."""
-        await self._committer.store(config)
+    async def record_alone(self, recorder: Recorder) -> None:
+        """Make changes this node's own again; see `Transaction.record_alone`."""
+        await self._transaction.record_alone(recorder)
+
+    async def store(self, record: Record) -> None:
+        """Write the peer's configuration; see `Transaction.store`."""
+        await self._transaction.store(record)
 
     async def adopt(self, config: Config) -> None:
         """Run with the peer's configuration, which is on disk. What this kernel refuses is logged and tried again."""
@@ -113,7 +119,7 @@ class RunningConfiguration:
         if config.hash_seed != old.hash_seed:
             self._plane.set_hash_seed(config.hash_seed)
         try:
-            await self._committer.adopt(config, self._down)
+            await self._transaction.adopt(config)
         except (XlbError, PlaneError, OSError) as error:
             log.error("the peer's configuration %d is not in force here, trying again: %s", config.generation, error)
             self._replan_later()
@@ -150,7 +156,7 @@ class RunningConfiguration:
             await self._replan_wanted.wait()
             self._replan_wanted.clear()
             try:
-                await self._committer.replan(self._down)
+                await self._transaction.replan()
                 await asyncio.to_thread(self._checks.save_down)
             except XlbError as error:
                 log.error("health changes are not in force yet, trying again in %g s: %s", REPLAN_RETRY_S, error)
@@ -175,7 +181,7 @@ class RunningConfiguration:
     async def follow_addresses(self) -> None:
         """Put back the VIPs' addresses that are missing; on a node that stands by, make ready what a takeover needs."""
         try:
-            await self._committer.follow_addresses()
+            await self._transaction.follow_addresses()
         except (XlbError, OSError) as error:
             log.error("%s; the VIP cannot be reached until its interface is there", error)
 

@@ -1,20 +1,24 @@
-"""The one way a configuration reaches the disk, the kernel's tables and the interfaces; also after a health transition.
+"""The one path of a configuration change, on a single node and in a pair, and of a health transition into the maps.
 
-validate → plan → save (fsync) → apply → addresses → answer. Changes are serialised by one lock with a bounded queue, and
-run in a thread so that neither planning a big farm nor an fsync holds the loop. Decides the order and what undoing means;
-what a change does is decided in `ctl.config.changes`, what the tables hold in `ctl.dataplane.planner`.
+    validate → plan → record → apply → addresses → answer
+
+Decides the order and what undoing means. A `Recorder` numbers a change and decides when its record is stored and confirmed:
+`OneNode` here, `ctl.cluster.config_replication.ConfigReplica` in a pair. A change is encoded once; these bytes are stored, and
+replicated. What a change does is decided in `ctl.config.changes`, what the maps hold in `ctl.dataplane.planner`. Changes are
+serialised with a bounded queue, and run in threads: neither planning a big farm nor an fsync holds up the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
 
 from bpf.dataplane import DataPlane, PlaneError
+from ctl.config.changes import Committed, MakeConfig
 from ctl.config.model import Config
+from ctl.config.record_codec import Encoder, Record
 from ctl.dataplane import planner
 from ctl.errors import Code, XlbError, code_of
 from ctl.network.vip_addresses import VipAddresses
@@ -22,32 +26,79 @@ from ctl.state.store import Store
 
 MAX_WAITING_CHANGES = 256
 MAX_PLANNING_ROUNDS = 64
+MAX_ATTEMPTS = 8
 
 T = TypeVar("T")
+Put = Callable[[Record], Awaitable[None]]
+"""Plans, stores and applies a record on this node; raises XlbError with everything as it was."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """A change that was accepted; `old is new` when it changed nothing. `note`: what the person who asked should know."""
+class Turn(Protocol):
+    """One change's place in the sequence of changes."""
 
-    old: Config
-    new: Config
-    note: str = ""
+    def number(self, config: Config) -> Config:
+        """The configuration with its version. Called in a thread."""
+
+    def is_current(self) -> bool:
+        """Whether the change may still be recorded under this number."""
+
+    async def record(self, record: Record, put: Put) -> str:
+        """Have the record put in force and stored wherever it belongs.
+
+        Returns what the asker should know, empty when there is nothing. Raises XlbError.
+        """
 
 
-class Committer:
-    """Holds the configuration in force and what the kernel's tables hold."""
+class Recorder(Protocol):
+    """Where changes are numbered and recorded: on one node or on two."""
 
-    def __init__(self, config: Config, store: Store, plane: DataPlane, addresses: VipAddresses) -> None:
+    async def begin(self) -> Turn:
+        """Raises XlbError when this node accepts no changes."""
+
+
+class OneNode:
+    """The recorder of a single node, and its turns: every change is numbered by `ctl.config.changes` and stored here."""
+
+    async def begin(self) -> OneNode:
+        return self
+
+    def number(self, config: Config) -> Config:
+        return config
+
+    def is_current(self) -> bool:
+        return True
+
+    async def record(self, record: Record, put: Put) -> str:
+        await put(record)
+        return ""
+
+
+class Transaction:
+    """Holds the configuration in force and what the kernel's maps hold. Create on a running loop.
+
+    down: ids of backends that failed their check. in_force: called after each configuration that came into force here.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        plane: DataPlane,
+        addresses: VipAddresses,
+        down: Callable[[], frozenset[int]],
+        in_force: Callable[[Committed], Awaitable[None]],
+    ) -> None:
         self._config = config
-        self._store = store
-        self._plane = plane
-        self._addresses = addresses
+        self._store, self._plane, self._addresses = store, plane, addresses
+        self._down, self._in_force = down, in_force
+        self._encoder = Encoder()
+        self._recorder: Recorder = OneNode()
         self._state = planner.PlannerState()
         self._known = False  # whether _state is what the kernel holds
-        self._lock = asyncio.Lock()
+        self._changes = asyncio.Lock()  # one change at a time, until it is answered
+        self._kernel = asyncio.Lock()  # disk, maps and addresses
         self._waiting = 0
 
     @property
@@ -59,8 +110,10 @@ class Committer:
         """Changes that wait for their turn."""
         return self._waiting
 
-    async def commit(self, make: Callable[[Config], Config], down: frozenset[int]) -> Committed:
-        """Put in force what `make` makes of the present configuration. `down`: ids of backends that failed their check.
+    # --- a change ------------------------------------------------------------------------------------------------
+
+    async def commit(self, make: MakeConfig) -> Committed:
+        """Put in force what `make` makes of the present configuration, and answer once it is recorded.
 
         Raises InvalidInput or XlbError, with everything as it was.
         """
@@ -68,51 +121,42 @@ class Committer:
             raise XlbError(f"{self._waiting} changes are waiting already; try again in a moment", Code.BUSY)
         self._waiting += 1
         try:
-            async with self._lock:
-                return await _uninterrupted(lambda: self._commit(make, down))
+            async with self._changes:
+                return await self._commit(make)
         finally:
             self._waiting -= 1
 
-    async def replan(self, down: frozenset[int]) -> None:
-        """Make the tables follow the configuration and `down`; they are read first when they are not known.
+    async def _commit(self, make: MakeConfig) -> Committed:
+        for _ in range(MAX_ATTEMPTS):
+            turn, old = await self._recorder.begin(), self._config
+            record = await asyncio.to_thread(self._make, make, old, turn)
+            if record is None:
+                return Committed(old, old)
+            if turn.is_current() and self._config is old:
+                note = await turn.record(record, self.put)
+                return Committed(old, record.config, note)
+        raise XlbError("the configuration changes faster than this change could be made; try again", Code.CHANGE_OVERTAKEN)
 
-        Raises XlbError when the kernel refuses.
-        """
-        async with self._lock:
-            await _uninterrupted(lambda: self._replan(self._config, down))
-
-    async def store(self, config: Config) -> None:
-        """Write what the peer sent; `adopt` puts it in force. Raises XlbError."""
-        async with self._lock:
-            await _uninterrupted(lambda: self._store.save(config))
-
-    async def adopt(self, config: Config, down: frozenset[int]) -> Committed:
-        """Run with a configuration that is on disk.
-
-        Raises XlbError when the kernel refuses some of it; it is the configuration all the same, and `replan` tries again.
-        """
-        async with self._lock:
-            old, self._config = self._config, config
-            await _uninterrupted(lambda: self._follow_adopted(config, down))
-            return Committed(old, config)
-
-    def _follow_adopted(self, config: Config, down: frozenset[int]) -> None:
-        self._replan(config, down)
-        self._addresses.follow(config)
-
-    async def follow_addresses(self) -> None:
-        """Put back the VIPs' addresses that are missing."""
-        async with self._lock:
-            await _uninterrupted(lambda: self._addresses.follow(self._config))
-
-    def _commit(self, make: Callable[[Config], Config], down: frozenset[int]) -> Committed:
-        old = self._config
+    def _make(self, make: MakeConfig, old: Config, turn: Turn) -> Record | None:
+        """The validated, numbered and encoded change; None: it changes nothing. Blocks."""
         new = make(old)
         if new is old:
-            return Committed(old, old)
+            return None
         self._addresses.check_devices(old, new)
+        new = turn.number(new)
+        return Record(new, self._encoder.encode(new))
+
+    async def put(self, record: Record) -> None:
+        """Plan, store, apply and move addresses on this node. Raises XlbError, with everything as it was."""
+        async with self._kernel:
+            old = self._config
+            await _uninterrupted(lambda: self._put(record))
+        await self._in_force(Committed(old, record.config))
+
+    def _put(self, record: Record) -> None:
+        old, new, down = self._config, record.config, self._down()
         plan = planner.plan(self._state, new, down) if self._known else None
-        self._store.save(new)
+        self._store.save(record.body)
         try:
             if plan is not None:
                 self._execute(plan)
@@ -123,7 +167,64 @@ class Committer:
             self._undo(old, down, error)
             raise XlbError(f"{error}; nothing was changed", code_of(error, Code.KERNEL_REFUSED)) from error
         self._config = new
-        return Committed(old, new)
+
+    # --- a record of the peer ------------------------------------------------------------------------------------
+
+    async def store(self, record: Record) -> None:
+        """Write what the peer sent, byte for byte; `adopt` puts it in force. Raises XlbError."""
+        async with self._kernel:
+            await _uninterrupted(lambda: self._store.save(record.body))
+
+    async def adopt(self, config: Config) -> None:
+        """Run with a configuration that is on disk.
+
+        Raises XlbError when the kernel refuses some of it; it is the configuration all the same, and `replan` tries again.
+        """
+        async with self._kernel:
+            self._config = config
+            await _uninterrupted(lambda: self._follow(config))
+
+    def _follow(self, config: Config) -> None:
+        self._replan(config, self._down())
+        self._addresses.follow(config)
+
+    # --- single node or pair -------------------------------------------------------------------------------------
+
+    async def record_with(self, recorder: Recorder, start: Callable[[Record], Awaitable[None]]) -> None:
+        """Give changes to `recorder` from here on; it starts with the record on disk, between two changes."""
+        async with self._changes:
+            async with self._kernel:
+                record = await asyncio.to_thread(self._stored)
+            await start(record)
+            self._recorder = recorder
+
+    async def record_alone(self, recorder: Recorder) -> None:
+        """Changes are this node's own from here on, if they went to `recorder` until now."""
+        async with self._changes:
+            if self._recorder is recorder:
+                self._recorder = OneNode()
+
+    def _stored(self) -> Record:
+        body = self._store.stored()
+        if body is None:  # the node runs with farms.jsonl.previous
+            body = self._encoder.encode(self._config)
+            self._store.save(body)
+        return Record(self._config, body)
+
+    # --- the kernel follows --------------------------------------------------------------------------------------
+
+    async def replan(self) -> None:
+        """Make the maps follow the configuration and the backends' health; they are read first when they are not known.
+
+        Raises XlbError when the kernel refuses.
+        """
+        async with self._kernel:
+            await _uninterrupted(lambda: self._replan(self._config, self._down()))
+
+    async def follow_addresses(self) -> None:
+        """Put back the VIPs' addresses that are missing."""
+        async with self._kernel:
+            await _uninterrupted(lambda: self._addresses.follow(self._config))
 
     def _replan(self, config: Config, down: frozenset[int]) -> None:
         for _ in range(MAX_PLANNING_ROUNDS):
@@ -135,7 +236,7 @@ class Committer:
             if plan.complete:
                 return
         raise XlbError(
-            f"the slot table has no room for every farm after {MAX_PLANNING_ROUNDS} rounds; use fewer backends per farm",
+            f"the slot map cannot hold every farm after {MAX_PLANNING_ROUNDS} rounds; use fewer backends per farm",
             Code.LIMIT_EXCEEDED,
         )
 
@@ -144,24 +245,24 @@ class Committer:
         try:
             self._plane.apply(plan.operations)
         except PlaneError as error:
-            raise XlbError(f"the kernel's tables refused the change: {error}", Code.KERNEL_REFUSED) from error
+            raise XlbError(f"the kernel's maps refused the change: {error}", Code.KERNEL_REFUSED) from error
         self._state = plan.state
         self._known = True
 
     def _undo(self, old: Config, down: frozenset[int], cause: Exception) -> None:
-        """Back to `old` on disk, in the tables and on the interfaces; each step is tried whatever became of the others."""
-        log.error("a change failed and is taken back: %s", cause)
+        """Back to `old` on disk, in the maps and on the interfaces; a step that fails does not prevent the next."""
+        log.error("configuration change failed, restoring the previous one: %s", cause)
         self._known = False
         steps: tuple[tuple[str, Callable[[], None]], ...] = (
-            ("state file", lambda: self._store.save(old)),
-            ("tables", lambda: self._replan(old, down)),
+            ("state file", self._store.take_back),
+            ("maps", lambda: self._replan(old, down)),
             ("addresses", lambda: self._addresses.follow(old)),
         )
         for what, step in steps:
             try:
                 step()
             except (XlbError, PlaneError, OSError) as error:
-                log.error("could not put the %s back, restart xlbd when the cause is gone: %s", what, error)
+                log.error("%s not restored, restart xlbd when the cause is removed: %s", what, error)
 
 
 async def _uninterrupted(work: Callable[[], T]) -> T:

@@ -1,7 +1,7 @@
 """The configuration on disk: state_dir/farms.jsonl, safe against a crash at any instant.
 
-A save writes a new file, syncs it, keeps the old one as farms.jsonl.previous, renames, syncs the directory. All side effects
-of storing farms are here; what the lines mean is decided in ctl/config/record_codec.py.
+A save writes a new file, syncs it, keeps the old one as farms.jsonl.previous, renames, syncs the directory. It gets bytes and
+does not encode. All side effects of storing farms are here; what the lines mean is decided in ctl/config/record_codec.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctl.config.model import Config
-from ctl.config.record_codec import MAX_BYTES, DamagedRecord, Encoder, NewerRecord, decode
+from ctl.config.record_codec import MAX_BYTES, DamagedRecord, NewerRecord, decode
 from ctl.errors import Code, XlbError, storage_code
 from ctl.state.durable_files import Files, utc_stamp
 
@@ -37,7 +37,6 @@ class Store:
         self.state_dir = state_dir
         self.path = state_dir / FILE
         self._files = files or Files()
-        self._encoder = Encoder()
 
     def load(self) -> LoadReport:
         """The last good configuration, an empty one for a new node.
@@ -66,16 +65,15 @@ class Store:
             return LoadReport(previous, f"{found}: started with generation {previous.generation}, the last good one", kept)
         return LoadReport(Config(), f"{found}: there is no earlier good one, started empty", kept)
 
-    def save(self, config: Config) -> None:
-        """Returns once `config` would survive a power cut.
+    def save(self, body: bytes) -> None:
+        """Returns once the encoded configuration `body` would survive a power cut.
 
         Blocking (two fsyncs): call it in a thread. Raises XlbError naming the file and the reason.
         """
         temporary, previous = self.state_dir / TEMPORARY, self.state_dir / PREVIOUS
-        content = self._encoder.encode(config)
         try:
             self._files.make_directory(self.state_dir)
-            self._files.write_synced(temporary, content)
+            self._files.write_synced(temporary, body)
             self._keep_previous(previous)
             self._files.rename(temporary, self.path)
         except OSError as error:
@@ -87,6 +85,25 @@ class Store:
         except OSError as error:
             doubt = "the change is written, but may not survive a power cut; look after the disk and repeat it"
             raise XlbError(f"cannot sync {self.state_dir}: {_reason(error)}; {doubt}", storage_code(error)) from error
+
+    def take_back(self) -> None:
+        """Undo the last `save`: the record before it is on disk again, byte for byte. Blocking. Raises XlbError."""
+        temporary, previous = self.state_dir / TEMPORARY, self.state_dir / PREVIOUS
+        try:
+            self._files.write_synced(temporary, previous.read_bytes())
+            self._files.rename(temporary, self.path)
+            self._files.sync_directory(self.state_dir)
+        except OSError as error:
+            raise XlbError(f"cannot put {PREVIOUS} back as {self.path}: {_reason(error)}", storage_code(error)) from error
+
+    def stored(self) -> bytes | None:
+        """The record on disk as it is; None: there is none. Blocking. Raises XlbError."""
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise XlbError(f"cannot read {self.path}: {_reason(error)}", storage_code(error)) from error
 
     def _keep_previous(self, previous: Path) -> None:
         """The old file gets a second name; `previous` is never missing for longer than between two renames."""

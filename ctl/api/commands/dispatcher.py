@@ -98,7 +98,7 @@ class Dispatcher:
     # --- configuration ---------------------------------------------------------------------------------------
 
     async def _change(self, command: str, arguments: Arguments) -> Result:
-        done = await self._node.commit(lambda config: changes.change(config, command, arguments))
+        done = await self._node.configuration.commit(lambda config: changes.change(config, command, arguments))
         return Noted(await self._changed(command, arguments, done.new), done.note)
 
     async def _changed(self, command: str, arguments: Arguments, config: Config) -> Result:
@@ -137,7 +137,7 @@ class Dispatcher:
         if dry_run:
             return await self._config_diff(arguments)
         wanted = await _wanted(arguments)
-        done = await self._node.commit(lambda config: changes.replace_all(config, wanted))
+        done = await self._node.configuration.commit(lambda config: changes.replace_all(config, wanted))
         return Noted(await asyncio.to_thread(diff.sentences, done.old, done.new), done.note)
 
     async def _config_diff(self, arguments: Arguments) -> Result:

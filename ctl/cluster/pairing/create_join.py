@@ -106,7 +106,7 @@ class ClusterCommands:
     async def _enter(self, settings: ClusterSettings) -> None:
         await asyncio.to_thread(self._store, settings)
         try:
-            await self._node.configuration.put(config_for_pair(self._node.config, settings))
+            await self._node.configuration.commit(lambda config: config_for_pair(config, settings))
             await self._node.enter_pair(settings)
         except (XlbError, OSError) as error:
             await asyncio.to_thread(self._file.remove)
@@ -147,7 +147,7 @@ class ClusterCommands:
                 ) from None
         kept = await asyncio.to_thread(set_aside, own_config, self._state_dir, "before-join")
         try:
-            await self._node.configuration.put(config_for_pair(own_config, settings))
+            await self._node.configuration.commit(lambda config: config_for_pair(config, settings))
             await self._node.enter_pair(settings)
         except (XlbError, OSError) as error:
             raise XlbError(

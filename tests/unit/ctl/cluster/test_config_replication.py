@@ -26,12 +26,17 @@ from ctl.cluster.peer_rpc import (
     encode,
 )
 from ctl.config import changes
+from ctl.config.changes import Committed
 from ctl.config.model import Config
+from ctl.config.record_codec import Record
 from ctl.config.record_codec import decode as decode_record
 from ctl.errors import Code, InvalidInput, XlbError
-from ctl.node.transaction import Committed
+from ctl.network.vip_addresses import VipAddresses
+from ctl.node.transaction import Transaction
 from ctl.state.store import Store
 from sync.config.config_sync import Document
+from tests.fakes.network import FakeNetwork
+from tests.fakes.plane import FakePlane
 from tests.refusals import invalid, refused
 
 PAIR = "ab" * 16
@@ -43,28 +48,29 @@ def add_vip(number: int) -> Callable[[Config], Config]:
 
 
 class Host:
-    """Implements `ctl.cluster.config_replication.Host` on a real store."""
+    """Implements `ctl.cluster.config_replication.Host` by a real transaction on a real store."""
 
     def __init__(self, directory: Path) -> None:
-        self.disk = Store(directory)
-        self.config = self.disk.load().config
-        if self.config.pair != PAIR:
-            self.config = replace(self.config, pair=PAIR)
-        self.refuse = ""
+        self.disk, self.network = Store(directory), FakeNetwork()
+        config = self.disk.load().config
+        if config.pair != PAIR:
+            config = replace(config, pair=PAIR)
+        addresses = VipAddresses(self.network, directory)
+        self.transaction = Transaction(config, self.disk, FakePlane(), addresses, frozenset, self.in_force)
         self.adopted: list[Config] = []
 
-    async def put(self, config: Config) -> Committed:
-        if self.refuse:
-            raise InvalidInput(self.refuse, "vip.address", Code.UNKNOWN_INTERFACE)
-        await self.store(config)
-        old, self.config = self.config, config
-        return Committed(old, config)
+    @property
+    def config(self) -> Config:
+        return self.transaction.config
 
-    async def store(self, config: Config) -> None:
-        await asyncio.to_thread(self.disk.save, config)
+    async def in_force(self, done: Committed) -> None:
+        pass
+
+    async def store(self, record: Record) -> None:
+        await self.transaction.store(record)
 
     async def adopt(self, config: Config) -> None:
-        self.config = config
+        await self.transaction.adopt(config)
         self.adopted.append(config)
 
 
@@ -81,7 +87,11 @@ class Side:
         self.host = Host(self.directory)
         self.replica = ConfigReplica(self.host, PAIR, self.peer, self.directory, lambda: self.epoch)
         self.link = PeerLink(self.peer, self.send, self.answer, self.replica.heard)
-        await self.replica.start(self.link)
+        self.replica.connect(self.link)
+        await self.host.transaction.record_with(self.replica, self.replica.start)
+
+    async def change(self, make: Callable[[Config], Config]) -> Committed:
+        return await self.host.transaction.commit(make)
 
     def send(self, data: bytes) -> bool:
         if not (self.connected and self.other.connected):
@@ -139,7 +149,7 @@ async def connected(one: Side, two: Side) -> None:
 def test_a_change_is_on_both_disks_before_it_is_answered(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
-        done = await one.replica.change(add_vip(1))
+        done = await one.change(add_vip(1))
         assert done.note == ""
         assert version_of(done.new) == (2, 1)
         for side in (one, two):
@@ -153,7 +163,7 @@ def test_a_change_is_on_both_disks_before_it_is_answered(tmp_path: Path) -> None
 def test_an_absent_peer_is_named_and_catches_up(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         two.connected = False
-        done = await one.replica.change(add_vip(1))
+        done = await one.change(add_vip(1))
         assert done.note == "stored on this node only: lb2 is absent"
         two.connected = True
         await until(lambda: two.host.config.vips, "the peer to catch up")
@@ -166,10 +176,10 @@ def test_a_silent_peer_is_noticed(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
         two.connected = False
-        done = await one.replica.change(add_vip(1))
+        done = await one.change(add_vip(1))
         assert "lb2 has not confirmed it" in done.note or "lb2 is absent" in done.note
         await until(lambda: one.replica.peer_version is None, "the silence to be noticed")
-        assert (await one.replica.change(add_vip(2))).note == "stored on this node only: lb2 is absent"
+        assert (await one.change(add_vip(2))).note == "stored on this node only: lb2 is absent"
 
     scene(test, tmp_path)
 
@@ -178,7 +188,7 @@ def test_a_node_that_does_not_serve_accepts_nothing(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
         with refused(Code.NOT_SERVING):
-            await two.replica.change(add_vip(1))
+            await two.change(add_vip(1))
         assert not two.host.config.vips
 
     scene(test, tmp_path)
@@ -187,11 +197,11 @@ def test_a_node_that_does_not_serve_accepts_nothing(tmp_path: Path) -> None:
 def test_what_this_kernel_refuses_never_reaches_the_peer(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
-        one.host.refuse = "there is no interface eth0"
-        with refused(Code.UNKNOWN_INTERFACE):
-            await one.replica.change(add_vip(1))
-        one.host.refuse = ""
-        await one.replica.change(add_vip(2))
+        one.host.network.refuse_addresses = True
+        with refused(Code.KERNEL_REFUSED):
+            await one.change(add_vip(1))
+        one.host.network.refuse_addresses = False
+        await one.change(add_vip(2))
         await until(lambda: two.host.config.vips, "the peer to have the second change")
         assert list(two.host.config.vips) == ["10.0.0.2"]
         assert version_of(two.host.config) == (2, 1)
@@ -201,10 +211,10 @@ def test_what_this_kernel_refuses_never_reaches_the_peer(tmp_path: Path) -> None
 
 def test_an_invalid_change_changes_nothing(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
-        await one.replica.change(add_vip(1))
+        await one.change(add_vip(1))
         with refused(Code.VIP_EXISTS):
-            await one.replica.change(add_vip(1))
-        done = await one.replica.change(lambda config: config)
+            await one.change(add_vip(1))
+        done = await one.change(lambda config: config)
         assert done.old is done.new and one.replica.version == (2, 1)
 
     scene(test, tmp_path)
@@ -213,7 +223,7 @@ def test_an_invalid_change_changes_nothing(tmp_path: Path) -> None:
 def test_many_changes_at_once_are_made_one_after_the_other(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
-        await asyncio.gather(*(one.replica.change(add_vip(number)) for number in range(1, 11)))
+        await asyncio.gather(*(one.change(add_vip(number)) for number in range(1, 11)))
         await until(lambda: len(two.host.config.vips) == 10, "all changes to arrive")
         assert one.replica.version == two.replica.version == (2, 10)
 
@@ -223,12 +233,12 @@ def test_many_changes_at_once_are_made_one_after_the_other(tmp_path: Path) -> No
 def test_after_a_split_the_higher_epoch_wins_and_the_other_version_is_kept(tmp_path: Path, caplog: Any) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
-        await one.replica.change(add_vip(1))
+        await one.change(add_vip(1))
         await until(lambda: two.host.config.vips, "the common origin")
         two.connected = False
         two.epoch = 3
-        await one.replica.change(add_vip(2))
-        await two.replica.change(add_vip(3))
+        await one.change(add_vip(2))
+        await two.change(add_vip(3))
         two.connected = True
         one.epoch = 0
         await until(lambda: version_of(one.host.config) == (3, 2), "the split to heal")
@@ -244,11 +254,11 @@ def test_after_a_split_the_higher_epoch_wins_and_the_other_version_is_kept(tmp_p
 def test_an_ancestor_is_replaced_silently(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
-        await one.replica.change(add_vip(1))
+        await one.change(add_vip(1))
         await until(lambda: two.host.config.vips, "the common origin")
         one.connected = False
         one.epoch, two.epoch = 0, 3
-        await two.replica.change(add_vip(2))
+        await two.change(add_vip(2))
         one.connected = True
         await until(lambda: version_of(one.host.config) == (3, 2), "the old active to follow")
         assert one.host.config.history == ((2, 1),)
@@ -260,11 +270,11 @@ def test_an_ancestor_is_replaced_silently(tmp_path: Path) -> None:
 def test_a_restart_goes_on_where_the_disk_is(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
-        await one.replica.change(add_vip(1))
+        await one.change(add_vip(1))
         await two.stop()
         await two.start()
         assert two.replica.version == (2, 1)
-        assert (await one.replica.change(add_vip(2))).note == ""
+        assert (await one.change(add_vip(2))).note == ""
         assert len(two.host.disk.load().config.vips) == 2
 
     scene(test, tmp_path)

@@ -131,11 +131,11 @@ def test_changes_of_many_clients_are_all_made(daemon: RunningDaemon) -> None:
 
 
 def test_the_queue_of_changes_is_bounded(daemon: RunningDaemon) -> None:
-    committer = daemon.node.configuration._committer
-    daemon.on_loop(setattr, committer, "_waiting", MAX_WAITING_CHANGES)
+    transaction = daemon.node.configuration._transaction
+    daemon.on_loop(setattr, transaction, "_waiting", MAX_WAITING_CHANGES)
     with refused(Code.BUSY):
         daemon.call("farm.delete", name="web")
-    daemon.on_loop(setattr, committer, "_waiting", 0)
+    daemon.on_loop(setattr, transaction, "_waiting", 0)
 
 
 def test_apply_diff_and_export_agree(daemon: RunningDaemon) -> None:

@@ -27,6 +27,22 @@ def small(generations: int) -> Config:
     return config
 
 
+def body(generations: int) -> bytes:
+    return Encoder().encode(small(generations))
+
+
+def test_a_save_is_taken_back_byte_for_byte(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(body(2))
+    written_by_another_version = body(3).replace(b'"generation":3', b'"generation": 3')
+    store.save(written_by_another_version)
+    store.save(body(4))
+    store.take_back()
+    assert store.stored() == written_by_another_version
+    store.save(body(5))
+    assert store.stored() == body(5) and sorted(each.name for each in tmp_path.iterdir()) == [FILE, PREVIOUS]
+
+
 @settings(max_examples=100, deadline=None)
 @given(configs())
 def test_what_is_decoded_is_what_was_encoded(config: Config) -> None:
@@ -70,8 +86,8 @@ def test_a_new_node_starts_empty(tmp_path: Path) -> None:
 
 def test_saved_and_loaded_with_modes_for_root_only(tmp_path: Path) -> None:
     store = Store(tmp_path / "deep" / "state")
-    store.save(small(2))
-    store.save(small(3))
+    store.save(body(2))
+    store.save(body(3))
     assert Store(store.state_dir).load().config == small(3)
     assert stat.S_IMODE(store.state_dir.stat().st_mode) == 0o700
     for path in store.state_dir.iterdir():
@@ -82,8 +98,8 @@ def test_saved_and_loaded_with_modes_for_root_only(tmp_path: Path) -> None:
 
 def test_a_file_cut_at_any_byte_is_kept_and_the_last_good_one_used(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.save(small(2))
-    store.save(small(3))
+    store.save(body(2))
+    store.save(body(3))
     whole = store.path.read_bytes()
     for length in range(0, len(whole), 7):
         store.path.write_bytes(whole[:length])
@@ -182,27 +198,27 @@ STEPS = 8
 
 @pytest.mark.parametrize("steps", range(STEPS + 1))
 def test_killed_between_any_two_steps(tmp_path: Path, steps: int) -> None:
-    Store(tmp_path).save(small(2))
-    Store(tmp_path).save(small(3))
+    Store(tmp_path).save(body(2))
+    Store(tmp_path).save(body(3))
     interrupted = Store(tmp_path, Interrupted(steps, PowerCut()))
     if steps < STEPS:
         with pytest.raises(PowerCut):
-            interrupted.save(small(4))
+            interrupted.save(body(4))
     else:
-        interrupted.save(small(4))
+        interrupted.save(body(4))
     report = Store(tmp_path).load()
     assert report.config == small(4 if steps >= STEPS - 1 else 3) and report.message == ""
-    Store(tmp_path).save(small(5))
+    Store(tmp_path).save(body(5))
     assert Store(tmp_path).load().config == small(5)
 
 
 @pytest.mark.parametrize("steps", range(STEPS - 1))
 def test_a_full_disk_is_a_sentence_and_keeps_the_old_file(tmp_path: Path, steps: int) -> None:
-    Store(tmp_path).save(small(3))
+    Store(tmp_path).save(body(3))
     with pytest.raises(
         XlbError, match=r"cannot store the configuration in .*farms\.jsonl: No space left on device; nothing was changed"
     ):
-        Store(tmp_path, Interrupted(steps, OSError(28, "No space left on device"))).save(small(4))
+        Store(tmp_path, Interrupted(steps, OSError(28, "No space left on device"))).save(body(4))
     assert Store(tmp_path).load().config == small(3)
 
 
@@ -228,13 +244,13 @@ class Recorded(Files):
 def test_synced_before_the_rename_and_after_it(tmp_path: Path) -> None:
     files = Recorded()
     store = Store(tmp_path, files)
-    store.save(small(2))
-    store.save(small(3))
+    store.save(body(2))
+    store.save(body(3))
     assert files.order[3:] == ["file synced", f"renamed to {PREVIOUS}", f"renamed to {FILE}", "directory synced"]
 
 
 def test_a_disk_that_does_not_confirm_leaves_no_false_promise(tmp_path: Path) -> None:
-    Store(tmp_path).save(small(3))
+    Store(tmp_path).save(body(3))
     with pytest.raises(XlbError, match="the change is written, but may not survive a power cut"):
-        Store(tmp_path, Interrupted(STEPS - 1, OSError(5, "Input/output error"))).save(small(4))
+        Store(tmp_path, Interrupted(STEPS - 1, OSError(5, "Input/output error"))).save(body(4))
     assert Store(tmp_path).load().config == small(4)

@@ -1,0 +1,76 @@
+"""One path for a change, alone or in a pair: encoded once, and the same bytes on both disks and between them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from ctl.config.model import Config
+from ctl.config.record_codec import Encoder
+from ctl.errors import Code
+from tests.fakes.daemon import running_daemon
+from tests.fakes.pair import Site, join, two_sites
+from tests.refusals import refused
+from tests.unit.ctl.cluster.pairing.test_create_join import in_step
+
+VIP = {"address": "10.77.0.100/24", "device": "eth0"}
+WEB = {"name": "web", "vip": "10.77.0.100", "port": 80}
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Site, Site]]:
+    with two_sites(tmp_path) as (one, two):
+        join(one, two)
+        in_step(one, two)
+        yield one, two
+
+
+@contextlib.contextmanager
+def encodings() -> Iterator[list[Config]]:
+    """The configurations that are encoded meanwhile, by any node of this process."""
+    made: list[Config] = []
+    encode = Encoder.encode
+
+    def counted(self: Encoder, config: Config) -> bytes:
+        made.append(config)
+        return encode(self, config)
+
+    with mock.patch.object(Encoder, "encode", counted):
+        yield made
+
+
+def stored(site: Site) -> bytes:
+    return (site.directory / "state" / "farms.jsonl").read_bytes()
+
+
+def test_a_change_of_a_single_node_is_encoded_once(tmp_path: Path) -> None:
+    with running_daemon(tmp_path) as daemon:
+        with encodings() as made:
+            daemon.call("vip.add", **VIP)
+            daemon.call("farm.add", **WEB)
+        assert [config.generation for config in made] == [1, 2]
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_change_of_a_pair_is_encoded_once_and_has_the_same_bytes_everywhere(pair: tuple[Site, Site], asked: int) -> None:
+    with encodings() as made:
+        pair[asked].call("vip.add", **VIP)
+        pair[asked].call("farm.add", **WEB)
+    assert [list(config.farms) for config in made] == [[], ["web"]]
+    members = [site.daemon.node.pair_config for site in pair]
+    documents = [member.replica.document for member in members if member is not None]
+    assert stored(pair[0]) == stored(pair[1]) == documents[0].body == documents[1].body
+    assert documents[0].version == documents[1].version
+
+
+def test_a_refused_change_is_taken_back_byte_for_byte(pair: tuple[Site, Site]) -> None:
+    pair[0].call("vip.add", **VIP)
+    before = stored(pair[0])
+    pair[0].daemon.network.refuse_addresses = True
+    with refused(Code.KERNEL_REFUSED):
+        pair[0].call("vip.add", address="10.77.0.101/24", device="eth0")
+    assert stored(pair[0]) == before == stored(pair[1])
