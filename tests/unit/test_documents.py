@@ -23,6 +23,7 @@ from ctl.errors import InvalidInput, XlbError
 from ctl.state.node_file import parse
 from docs import make_tables
 from tests.fakes.cli import run
+from tests.fakes.daemon import running_daemon
 from tests.tree import TREE
 
 LONGEST_LINE = 100
@@ -124,6 +125,17 @@ def test_xlbctl_commands_in_documents_are_valid(document: Path, monkeypatch: pyt
         assert known_words(command.split()), command
 
 
+def test_the_tutorial_works_step_by_step(tmp_path: Path) -> None:
+    """On one node, without doctor, which judges the machine that runs the test."""
+    steps = [each for each in typed((TREE / "README.md").read_text()) if shlex.split(each)[0] not in ("cluster", "doctor")]
+    with running_daemon(tmp_path) as daemon:
+        for command in steps:
+            code, _, err = run("--config", str(daemon.config), *shlex.split(command))
+            assert (code, err) == (0, ""), command
+        farm = daemon.call("farm.show", name="web")
+    assert len(steps) > 8 and [backend["state"] for backend in farm["backends"]] == ["up", "drain", "up"]
+
+
 def test_a_wrong_command_is_found() -> None:
     assert list(typed("    lb1# xlbctl vip add X --dev eth0   # why\n    xlbctl export > f")) == [
         "vip add X --dev eth0",
@@ -183,6 +195,25 @@ def test_control_commands_are_documented() -> None:
 def test_every_error_kind_is_documented() -> None:
     kinds = {error.kind for error in (XlbError, InvalidInput)} | {"internal"}
     assert {re.sub("`", "", row[0]) for row in rows_of("docs/CONTROL.md", "Errors")} == kinds
+
+
+def unknown_places(cell: str) -> set[str]:
+    """Parts of file names, split where an example leaves something out, that no source contains."""
+    sources = "\n".join(path.read_text() for top in ("ctl", "bpf") for path in (TREE / top).rglob("*.py"))
+    parts = [part.strip("-.") for name in re.findall(r"`([^`*]+)`", cell) for part in Path(name).name.split("…")]
+    return {part for part in parts if part not in sources}
+
+
+@pytest.mark.parametrize(
+    "document, section, column", [("docs/OPERATIONS.md", "Where state is", 0), ("docs/ARCHITECTURE.md", "State", 1)]
+)
+def test_files_of_the_state_are_named_as_in_the_code(document: str, section: str, column: int) -> None:
+    for row in rows_of(document, section):
+        assert unknown_places(row[column]) == set()
+
+
+def test_an_unknown_state_file_is_found() -> None:
+    assert unknown_places("`/var/lib/xlb/farms.yaml`, `before-join-….farms.toml`") == {"farms.yaml"}
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
