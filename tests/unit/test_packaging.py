@@ -60,3 +60,9 @@ def test_the_unit_starts_what_the_package_installs() -> None:
     assert started[1] in scripts
     installed = dict(line.split() for line in (TREE / "debian/xlb.install").read_text().splitlines())
     assert started[2] == f"/{installed['debian/node.toml']}/node.toml"
+
+
+def test_the_package_has_every_document_for_operators() -> None:
+    installed = set((TREE / "debian/xlb.docs").read_text().split())
+    documents = {str(path.relative_to(TREE)) for path in (TREE / "docs").glob("*.md")} - {"docs/DEVELOPMENT.md"}
+    assert installed == documents | {"README.md", "docs/adr"}  # CHANGELOG.md becomes changelog.gz
