@@ -1,1 +1,1 @@
-"""Which node of the pair serves, for how long, and under which epoch. Pure: no sockets, clocks, files or kernel."""
+"""Which node of the pair is active, until when, and with which epoch. Pure: no sockets, clocks, files or kernel."""

@@ -2,7 +2,7 @@
 
 Decides an offset. Must not read any clock: every time is an argument in nanoseconds.
 
-A heartbeat says when it was sent, which of our heartbeats its sender heard last, when we sent that one, and how long it
+A heartbeat carries when it was sent, which of our heartbeats its sender heard last, when we sent that one, and how long it
 was held. That is NTP's four timestamps (RFC 5905, section 8). The sample with the shortest round trip among the
 last few is the best one: its error is at most half its round trip.
 """
@@ -25,7 +25,7 @@ class Sample:
 
 
 class ClockEstimator:
-    """Keeps the last samples of one peer boot and answers with the best of them. `best` may be read by any thread."""
+    """Keeps the last samples of one incarnation of the peer. `best`, the best of them, may be read by any thread."""
 
     __slots__ = ("_boot", "_samples", "best")
 
@@ -38,7 +38,7 @@ class ClockEstimator:
     def heard(self, boot: int, sent_ns: int, echo_sent_ns: int, echo_held_ns: int, now_ns: int) -> None:
         """Take in one heartbeat of the peer.
 
-        boot: the peer's boot id (a new one has a new clock); sent_ns: the peer's clock when it sent; echo_sent_ns: our
+        boot: the peer's incarnation (a new one may have a new clock); sent_ns: the peer's clock when it sent; echo_sent_ns: our
         clock when we sent the heartbeat it echoes, 0 if it echoes none; echo_held_ns: how long the peer held it.
         """
         if boot != self._boot:

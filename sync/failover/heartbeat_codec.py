@@ -1,7 +1,7 @@
 """Heartbeats as bytes: a msgpack array of bounded size, every field checked.
 
 Decides what is a heartbeat. Must not know sockets or what a heartbeat does. Any bytes become a Heartbeat or a WireError;
-nothing else is raised, and nothing is allocated beyond MAX_BYTES. Flow blocks stand in flowwire.py.
+nothing else is raised, and nothing is allocated beyond MAX_BYTES. Flow blocks: sync/flows/message_codec.py.
 
 A heartbeat is [WIRE_VERSION, fields…], in the order of the dataclass.
 """
@@ -64,7 +64,7 @@ def _priority(name: str, value: object) -> int:
 
 
 def _epoch(name: str, value: object) -> int:
-    """Far below what would leave no room for a later one."""
+    """Far enough below the largest integer that there is always a later epoch."""
     return _integer(name, value, 0, 1 << 48)
 
 

@@ -1,18 +1,19 @@
-"""Which run of the peer's daemon is the present one, and which of its heartbeats are new.
+"""Which incarnation of the peer's daemon is the present one, and which of its heartbeats are new.
 
-Decides fresh or not. Must not know what the messages say.
+Decides fresh or not. Must not know what the messages contain.
 
-A boot id is a random number a daemon draws when it starts. Random numbers have no order, so a late message of an earlier run
-could look like a new run. Causality orders them: the present run has heard something of ours that no earlier one can have
-heard. A message of another run counts only if it echoes a later message of ours than any message before; or if the run
-followed so far has been silent for long, because two nodes that each follow a dead run of the other would wait for ever.
+A boot id is a random number that a daemon draws when it starts. Random numbers have no order, so a late message of an earlier
+incarnation could look like a new one. Causality orders them: the present incarnation has heard something of ours that no
+earlier one can have heard. A message of another incarnation counts only if it echoes a later message of ours than any message
+before; or if the incarnation followed so far has been silent for several takeover times, because two nodes that each follow a
+dead incarnation of their peer would wait for ever.
 """
 
 from __future__ import annotations
 
 
 class SessionGuard:
-    """Accepts each (boot, sequence) at most once and in rising order, and follows the peer from run to run."""
+    """Accepts each (boot, sequence) at most once and in rising order, and follows the peer from incarnation to incarnation."""
 
     __slots__ = ("boot", "echoed", "sequence")
 
@@ -20,13 +21,13 @@ class SessionGuard:
         self.boot = self.sequence = self.echoed = 0
 
     def forget(self) -> None:
-        """The run followed so far is gone: follow whichever speaks next."""
+        """The incarnation followed so far is gone: follow the next one that sends."""
         self.boot = 0
 
     def accept(self, boot: int, sequence: int, echoed: int) -> bool:
         """True if the message is newer than every one accepted before; False for a replay or a latecomer.
 
-        echoed: which of our own messages its sender had heard last, 0 if none of this run of ours.
+        echoed: which of our own messages its sender had heard last, 0 if none of this incarnation of ours.
         """
         if boot == self.boot:
             if sequence <= self.sequence:

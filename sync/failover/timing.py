@@ -6,7 +6,7 @@ Why no two leases overlap. An active node's deadline is always `sent + lease`, w
 a heartbeat that the peer heard (or may yet hear). The peer opens its own lease no earlier than `heard + takeover` on its
 own clock. In real time `heard >= sent`. A clock that runs wrong by at most `drift` (a fraction) turns a duration d into
 something between d*(1-drift) and d*(1+drift) of real time, and the kernel reads a clock that steps every `tick`, so it
-may serve for one tick more. Hence
+may answer for one tick more. Hence
 
     takeover * (1 - drift) >= (lease + tick) * (1 + drift)
 
@@ -20,10 +20,14 @@ from dataclasses import dataclass, field, replace
 from sync.errors import TimingError
 
 NS_PER_MS = 1_000_000
+NEVER_NS = -(1 << 62)
+"""Before every time that a clock shows."""
+FAR_NS = 1 << 62
+"""After every time that a clock shows."""
 COARSE_TICK_NS = 4 * NS_PER_MS
 """Step of the kernel's coarse clock at HZ=250."""
 COARSEST_TICK_NS = 10 * NS_PER_MS
-"""The same at HZ=100, the least a kernel is built with: the peer's, where nothing says that it is as this node's."""
+"""The same at HZ=100, the lowest a kernel is built with: assumed of the peer where its clock step is not known."""
 
 DRIFT_PPM = 1000
 """Bound on how wrong a node's monotonic clock may run: NTP slews by at most 500 ppm, bad crystals add 100."""
@@ -44,10 +48,10 @@ class Timing:
     start_wait_ns: int = 0  # 0: three times takeover
     handover_timeout_ns: int = 2000 * NS_PER_MS
     failback_delay_ns: int = 10_000 * NS_PER_MS
-    alone_ns: int = field(init=False)  # no acknowledgement for so long: the peer no longer carries the lease
-    answer_ns: int = field(init=False)  # an acknowledgement is given so long to come back
-    stall_ns: int = field(init=False)  # this machine heard nothing, not even its timer, for so long: it slept
-    listen_ns: int = field(init=False)  # a node that slept listens so long before it believes in silence
+    alone_ns: int = field(init=False)  # without an acknowledgement for this long, the peer no longer carries the lease
+    answer_ns: int = field(init=False)  # how long an acknowledgement may take to come back
+    stall_ns: int = field(init=False)  # without any event for this long, not even a timer, this process slept
+    listen_ns: int = field(init=False)  # how long a node that slept listens before silence counts
 
     def __post_init__(self) -> None:
         if not self.start_wait_ns:
@@ -72,8 +76,8 @@ def smallest_takeover_ns(lease_ns: int, tick_ns: int = COARSE_TICK_NS, drift_ppm
 def timing_in_force(timing: Timing, lease_ns: int, peer_lease_ns: int) -> Timing:
     """The node file's times as they may be used while the peer waits for `lease_ns` and may itself use `peer_lease_ns`.
 
-    lease_ns: at most the node file's; heartbeats become as frequent as it needs. A peer with other times is waited for as
-    long as its own lease needs, whatever its kernel's clock step; two nodes with the same times have checked theirs.
+    lease_ns: at most the node file's; heartbeats become as frequent as it needs. The takeover time covers the lease of a
+    peer with other times, whatever its kernel's clock step; two nodes with the same times have checked theirs.
     """
     takeover_ns = timing.takeover_ns
     if peer_lease_ns != timing.lease_ns:

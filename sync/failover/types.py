@@ -1,4 +1,4 @@
-"""The vocabulary of the failover machine: what it hears, what it asks to have done, and how it is configured.
+"""The vocabulary of the failover machine: its events, its effects, and its configuration.
 
 Decides nothing. Times are nanoseconds of the own node's CLOCK_MONOTONIC unless a name says otherwise.
 """
@@ -12,7 +12,7 @@ from sync.failover.timing import Timing
 
 
 class Role(enum.StrEnum):
-    """What a node tells others it is. LEFT: it closed its lease and stops."""
+    """What a node is, as its heartbeats carry it. LEFT: it closed its lease and stops."""
 
     ACTIVE = "active"
     BACKUP = "backup"
@@ -22,10 +22,10 @@ class Role(enum.StrEnum):
 
 
 class Vote(enum.StrEnum):
-    """Who breaks the tie when the two nodes cannot hear each other.
+    """What breaks the tie when the two nodes cannot hear each other.
 
-    NONE: nobody; a cut makes both active until it heals. GATEWAY: who reaches the gateway; right when reachability is
-    transitive. WITNESS: a third party that grants the vote to one node at a time.
+    NONE: nothing; a cut makes both active until it heals (split brain). GATEWAY: a node that reaches the gateway may be
+    active; right when reachability is transitive. WITNESS: a third party that grants the vote to one node at a time.
     """
 
     NONE = "none"
@@ -46,27 +46,27 @@ class FailoverConfig:
 
     @property
     def parity(self) -> int:
-        """0 or 1: this node's epochs are the even or the odd ones, so no epoch ever belongs to two nodes."""
+        """0 or 1: this node uses the even or the odd epochs, so no epoch ever belongs to two nodes."""
         return int(self.node > self.peer)
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Everything a node says about itself, said anew each time: a lost heartbeat loses nothing.
+    """Everything a node reports about itself, complete each time: a lost heartbeat loses nothing.
 
-    `grants` is a promise: "I follow the node that serves or claims this epoch; my lease is closed, and I will not open one
-    until I have heard nothing for takeover_ns since your heartbeat `echo_sequence`". What the leases are for:
+    `grants` is a promise: "I follow the node that is active with, or claims, this epoch; my lease is closed, and I will not
+    open one until I have heard nothing for takeover_ns since your heartbeat `echo_sequence`". The leases are explained in
     `sync.failover.agreement`.
     """
 
-    boot: int  # random number of the sender's daemon run
+    boot: int  # random number of the sender's incarnation
     sequence: int
     sent_ns: int  # the sender's clock
     role: Role
-    epoch: int  # highest term the sender knows of; its own when it is active
+    epoch: int  # highest epoch the sender knows; its own when it is active
     priority: int
-    lease_ns: int  # so long the sender's kernel may serve after a heartbeat was sent
-    allows_ns: int  # so long a lease of the receiver the sender waits for, also after a restart; 0: not on its disk yet
+    lease_ns: int  # how long the sender's kernel may answer after a heartbeat was sent
+    allows_ns: int  # the lease of the receiver that the sender waits for, also after a restart; 0: not on its disk yet
     claim: int = 0  # epoch for which the sender asks the receiver's promise
     grants: int = 0
     echo_boot: int = 0  # boot, sequence and clock of the receiver's heartbeat that the sender heard last
@@ -74,15 +74,15 @@ class Heartbeat:
     echo_sent_ns: int = 0
     echo_held_ns: int = 0  # how long ago the sender heard it
     version: tuple[int, int] = (0, 0)  # configuration: epoch, generation
-    in_step: bool = False  # the sender's flow table is complete
+    in_step: bool = False  # the sender has every replicated flow
     can_serve: bool = False
-    offering: bool = False  # the active sender wants to hand over: claim, please
-    wants: bool = False  # the backup sender would like to be handed the VIPs
+    offering: bool = False  # the active sender wants to hand over: it waits for a claim
+    wants: bool = False  # the backup sender asks for a hand-over
 
 
 @dataclass(frozen=True, slots=True)
 class Leases:
-    """What a restart must know of both nodes' leases; 0: nothing was stored yet. See `sync.failover.agreement`."""
+    """What a restart must know of both nodes' leases; 0: not stored yet. See `sync.failover.agreement`."""
 
     own_ns: int = 0  # the longest that the peer is known to wait for
     peer_ns: int = 0  # the longest that the peer may use
@@ -93,7 +93,7 @@ class Leases:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The timer fired, and everything that had arrived before was handed over first (else silence is not silence)."""
+    """The timer fired. Everything that had arrived before must be handed over first, else silence is judged wrongly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class LeasesPersisted:
 
 @dataclass(frozen=True, slots=True)
 class StandingChanged:
-    """The flow table is or is no longer complete, or the configuration has another version."""
+    """The flow map is complete or no longer complete, or the configuration has another version."""
 
     in_step: bool
     version: tuple[int, int]
@@ -158,7 +158,7 @@ class FlowsFlushed:
 
 @dataclass(frozen=True, slots=True)
 class SwitchoverRequested:
-    """An operator wants the other node to serve."""
+    """An operator wants the peer to be active."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ class SendHeartbeat:
 
 @dataclass(frozen=True, slots=True)
 class SendAdvert:
-    """Send a VRRP advertisement; priority 0 resigns. Not after `void_after_ns`: a node that slept must not speak as active."""
+    """Send a VRRP advertisement; priority 0 resigns. Not after `void_after_ns`: a node that slept may have lost the lease."""
 
     priority: int
     void_after_ns: int
@@ -225,7 +225,7 @@ class CloseLease:
 
 @dataclass(frozen=True, slots=True)
 class PersistEpoch:
-    """Store both numbers with fsync, then report EpochPersisted(reserved). Retry for ever if the disk refuses."""
+    """Store both numbers with fsync, then report EpochPersisted(reserved). Retry until the disk accepts it."""
 
     epoch: int
     reserved: int
@@ -233,7 +233,7 @@ class PersistEpoch:
 
 @dataclass(frozen=True, slots=True)
 class PersistLeases:
-    """Store both with fsync, then report LeasesPersisted(leases). Retry for ever if the disk refuses."""
+    """Store both with fsync, then report LeasesPersisted(leases). Retry until the disk accepts it."""
 
     leases: Leases
 
@@ -245,7 +245,7 @@ class ApplyReplicated:
 
 @dataclass(frozen=True, slots=True)
 class Serve:
-    """The lease is open: add the addresses and announce them."""
+    """The lease is open: add the VIPs and announce them."""
 
     epoch: int
 
@@ -257,7 +257,7 @@ class Announce:
 
 @dataclass(frozen=True, slots=True)
 class StopServing:
-    """Remove the addresses; the lease is closed already."""
+    """Remove the VIPs; the lease is closed already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +276,7 @@ class AskVote:
 
 @dataclass(frozen=True, slots=True)
 class RoleChanged:
-    """The node's role or state changed; `why` is the sentence for the log."""
+    """The node's role, state or epoch changed, or people should know something; `why` is the message."""
 
     role: Role
     epoch: int

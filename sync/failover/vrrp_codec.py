@@ -3,9 +3,8 @@
 Decides bytes. Must not know sockets: addresses come as arguments because the checksum may cover the pseudo-header, and the
 TTL because RFC 9568 (7.1) makes the receiver check it. Nothing that arrives makes `parse` raise anything but WireError.
 
-RFC 5798 left open whether an IPv4 checksum covers a pseudo-header, and RFC 9568 (5.2.8) says it does not. keepalived,
-Wireshark and scapy cover it unless told otherwise (keepalived: `v3_checksum_as_v2`), so that is sent by default, and
-either is taken.
+RFC 5798 left open whether an IPv4 checksum covers a pseudo-header; RFC 9568 (5.2.8) excludes it. keepalived, Wireshark and
+scapy cover it by default (keepalived: `v3_checksum_as_v2`), so that is sent by default, and either is accepted.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Advertisement:
 
 
 def interval_cs(heartbeat_ns: int) -> int:
-    """A heartbeat interval as VRRP says it: rounded up to hundredths of a second, at most MAX_INTERVAL_CS."""
+    """A heartbeat interval in the unit of VRRP: rounded up to hundredths of a second, at most MAX_INTERVAL_CS."""
     return max(1, min(MAX_INTERVAL_CS, -(-heartbeat_ns // 10_000_000)))
 
 
@@ -81,7 +80,7 @@ def build(advertisement: Advertisement, source: str, destination: str, ipv4_pseu
 
 
 def parse(packet: bytes, source: str, destination: str, ttl: int) -> Advertisement:
-    """Read what follows the IP header. Raises WireError, saying which rule of RFC 9568 (7.1) is broken."""
+    """Read what follows the IP header. Raises WireError with the rule of RFC 9568 (7.1) that is broken."""
     if ttl != TTL:
         raise WireError(f"TTL is {ttl}, not {TTL}: the advertisement came through a router")
     if len(packet) < _HEADER.size:

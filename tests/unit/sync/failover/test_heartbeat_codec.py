@@ -171,18 +171,18 @@ events = st.one_of(
 )
 
 
-def said(machine: Failover, sequence: int, now: int, echo_ago_ns: int, **words: Any) -> types.HeartbeatHeard:
+def heartbeat_of(machine: Failover, sequence: int, now: int, echo_ago_ns: int, **fields: Any) -> types.HeartbeatHeard:
     """A heartbeat of the peer that fits the moment, or almost does."""
     for name in ("epoch", "claim", "grants"):
-        words[name] = max(0, machine.epoch + words[name])
+        fields[name] = max(0, machine.epoch + fields[name])
     echo = {"echo_boot": 99, "echo_sequence": sequence, "echo_sent_ns": max(0, now - echo_ago_ns)}
-    return types.HeartbeatHeard(Heartbeat(7, sequence, now, priority=50, **echo, **words))
+    return types.HeartbeatHeard(Heartbeat(7, sequence, now, priority=50, **echo, **fields))
 
 
 @settings(max_examples=800, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(Vote), st.booleans(), st.lists(st.tuples(events, gaps_ns), min_size=10, max_size=40))
 def test_no_course_of_events_breaks_the_machine(vote: Vote, failback: bool, course: list[tuple[Any, int]]) -> None:
-    """It never raises, its epoch never falls, its lease never exceeds lease_ns, and it serves only what is on disk."""
+    """It never raises, its epoch never falls, its lease never exceeds lease_ns, and its own epochs are on disk."""
     timing = Timing.from_ms(10, 30, 36)
     machine = Failover(FailoverConfig("lb1", "lb2", timing, 100, failback, vote), boot=99, epoch=0, reserved=0, now_ns=0)
     on_disk, epoch_before, now = {0}, 0, 0
@@ -196,7 +196,7 @@ def test_no_course_of_events_breaks_the_machine(vote: Vote, failback: bool, cour
     ]
     for sequence, (step, later) in enumerate([*serving_from_the_start, *course], start=1):
         now += later
-        events_now = [said(machine, sequence, now, **step)] if isinstance(step, dict) else [step]
+        events_now = [heartbeat_of(machine, sequence, now, **step)] if isinstance(step, dict) else [step]
         if step == "persist":
             on_disk.update(waiting)
             events_now, waiting = [types.EpochPersisted(reserved) for reserved in waiting], []
