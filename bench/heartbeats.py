@@ -37,7 +37,7 @@ from tests.rig import HeldConnections, Layout, Node, why_not
 
 TIMES = {"heartbeat_ms": 20, "lease_ms": 60, "takeover_ms": 70}
 TIMEOUT_MS = 120_000
-SIGNS = ("the lease ran out", "silent on every path")
+SIGNS = ("lease expired", "silent on every heartbeat path")
 """What a node logs when it loses the VIPs or takes them."""
 
 

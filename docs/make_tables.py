@@ -19,6 +19,7 @@ from ctl.config import fields, validation
 from ctl.config.model import AllDown, CheckKind, Mode, Protocol, Scheduler
 from ctl.errors import Code
 from ctl.state import cluster_file
+from sync.failover.transitions import TRANSITIONS
 
 DOCS = Path(__file__).resolve().parent
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -73,6 +74,18 @@ def ports() -> Iterator[str]:
 def error_codes() -> Iterator[str]:
     """Every code of an error: ctl/errors.py."""
     return table(("Code", "Meaning"), *((f"`{each.value}`", each.meaning) for each in Code))
+
+
+def transitions() -> Iterator[str]:
+    """Every transition of the failover machine: sync/failover/transitions.py. States with the same transition share a row."""
+    states: dict[tuple[str, str, str], list[str]] = {}
+    for row in TRANSITIONS:
+        then = "unchanged" if row.next is row.state else row.next.value
+        states.setdefault((row.cause.value, then, f"`{row.message}`"), []).append(row.state.value)
+    return table(
+        ("State", "Cause", "Next state", "Message"),
+        *((", ".join(names), cause, then, message) for (cause, then, message), names in states.items()),
+    )
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -194,6 +207,7 @@ TABLES: Mapping[str, Callable[[], Iterable[str]]] = {
     "limits": limits,
     "node-settings": node_settings,
     "ports": ports,
+    "transitions": transitions,
 }
 
 

@@ -1,4 +1,4 @@
-"""Two failover machines joined by an imaginary wire that can be cut; disks and flushes answer at once."""
+"""Two failover machines joined by imaginary paths that can be cut; disks and flushes answer at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TIMING = Timing.from_ms(10, 30, 36, failback_delay_ns=50 * MS, handover_timeout_
 
 
 class Pair:
-    """Both machines, one clock, and a wire that can be cut. Disks and flushes answer at once."""
+    """Both machines, one clock, and paths that can be cut. Disks and flushes answer at once."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class Pair:
             self.do(machine, machine.handle(event, self.now))
 
     def do(self, machine: Failover, effects: list[types.Effect]) -> None:
-        """Carry effects out in the order they came, whoever they came from."""
+        """Carry effects out in the order in which both machines gave them."""
         self.waiting += [(machine, effect) for effect in effects]
         while self.waiting and not self.busy:
-            who, effect = self.waiting.pop(0)
+            whose, effect = self.waiting.pop(0)
             self.busy = True
-            self.effects[who].append(effect)
-            self.carry_out(who, effect)
+            self.effects[whose].append(effect)
+            self.carry_out(whose, effect)
             self.busy = False
 
     def carry_out(self, machine: Failover, effect: types.Effect) -> None:
@@ -66,7 +66,7 @@ class Pair:
         elif isinstance(effect, types.FlushFlows) and self.flush:
             self.hear(machine, types.FlowsFlushed(effect.number))
         elif isinstance(effect, types.CloseLease | types.Serve):
-            self.order.append(f"{machine.config.node} {'serves' if isinstance(effect, types.Serve) else 'closes'}")
+            self.order.append(f"{machine.config.node} {'opens' if isinstance(effect, types.Serve) else 'closes'}")
 
     def pass_ms(self, ms: int) -> None:
         end = self.now + ms * MS
@@ -81,7 +81,7 @@ class Pair:
                     self.hear(machine, types.Tick())
         self.now = end
 
-    def sentences(self, machine: Failover) -> list[str]:
+    def messages(self, machine: Failover) -> list[str]:
         return [effect.why for effect in self.effects[machine] if isinstance(effect, types.RoleChanged)]
 
     def last(self, machine: Failover, kind: type) -> types.Effect:

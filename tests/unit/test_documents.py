@@ -297,7 +297,7 @@ def formats(source: str) -> Iterator[str]:
         if isinstance(node, ast.JoinedStr):
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else PLACEHOLDER for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield re.sub(r"%[-.\d]*[sdgrf]", PLACEHOLDER, node.value)
+            yield re.sub(r"%[-.\d]*[sdgrf]|\{\w+\}", PLACEHOLDER, node.value)
 
 
 @cache
@@ -322,5 +322,5 @@ def test_documented_messages_are_logged_by_the_code(message: str) -> None:
 
 
 def test_an_unknown_message_is_found() -> None:
-    assert not explained("lb2 is active, epoch 8: serving with epoch 8: lb1 sleeps")
+    assert not explained("lb2 is active, epoch 8: active with epoch 8: lb1 sleeps")
     assert not explained("flow table in disorder")

@@ -137,7 +137,7 @@ def test_a_peer_that_dies_is_replaced(pair: tuple[Site, Site]) -> None:
     one.daemon.on_loop(one.daemon.node.member.pair.stop)  # type: ignore[union-attr]  # as kill -9: not a word more
     wait_until(lambda: two.status["role"] == "active", "takeover")
     assert is_open(two)
-    assert "silent on every path" in two.status["why"]
+    assert "silent on every heartbeat path" in two.status["why"]
     assert VIP in two.daemon.network.present and VIP in two.daemon.network.announced
     assert not is_open(one), "the dead node's lease ran out by itself before"
 
@@ -185,7 +185,7 @@ def test_a_stopped_daemon_hands_over_first(tmp_path: Path) -> None:
             join(one, two)
             in_step(one, two)
         assert two.status["role"] == "active"
-        assert "granted it" in two.status["why"], "handed over, not found silent"
+        assert "granted the claim" in two.status["why"], "handed over, not found silent"
         assert VIP not in one.daemon.network.present
         assert one.daemon.plane.lease()[0] == 0
 

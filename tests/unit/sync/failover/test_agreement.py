@@ -1,4 +1,4 @@
-"""However node files change, messages are late and daemons die: no node uses a lease that the other one would not wait for."""
+"""However node files change, messages are late and daemons die: no node uses a lease that its peer would not wait for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COURSES, STEPS = 4000, 100
 
 
 class Node:
-    """One node's agreement, its disk with the write on its way, and what may still arrive."""
+    """One node's agreement, its disk with the write in progress, and what may still arrive."""
 
     def __init__(self, name: str, rng: random.Random, leases: Leases) -> None:
         self.name, self.rng, self.disk = name, rng, leases
@@ -27,13 +27,13 @@ class Node:
         self.start()
 
     def start(self) -> None:
-        """The daemon has died, a write on its way may have got through, and the node file may be another."""
+        """The daemon died, a write in progress may have completed, and the node file may have changed."""
         if self.boot and self.pending and self.rng.random() < 0.5:
             self.disk = self.pending
         self.timing = Timing.from_ms(*self.rng.choice(TIMES_MS))
-        self.agreement = Agreement(self.timing, self.disk)
+        self.agreement = Agreement(self.timing, self.disk, "peer")
         self.boot, self.sequence = self.rng.getrandbits(48) | 1, 0
-        self.heard: dict[int, int] = {}  # the last of each run
+        self.heard: dict[int, int] = {}  # the last of each incarnation
         self.last: tuple[int, int] = (0, 0)
         self.pending: Leases | None = None
         self.store()
@@ -44,11 +44,11 @@ class Node:
             assert self.pending is None
             self.pending = effect.leases
 
-    def say(self, other: Node) -> None:
+    def send(self, other: Node) -> None:
         self.sequence += 1
-        said = {"lease_ns": self.agreement.said_ns, "allows_ns": self.agreement.allowed_ns}
+        leases = {"lease_ns": self.agreement.said_ns, "allows_ns": self.agreement.allowed_ns}
         echo = {"echo_boot": self.last[0], "echo_sequence": self.last[1]}
-        other.arriving.append(Heartbeat(self.boot, self.sequence, 0, Role.BACKUP, 0, 100, **said, **echo))
+        other.arriving.append(Heartbeat(self.boot, self.sequence, 0, Role.BACKUP, 0, 100, **leases, **echo))
 
     def hear(self) -> None:
         if not self.arriving:
@@ -83,9 +83,9 @@ def play(seed: int) -> tuple[Node, Node]:
     weights = (2, 3, rng.choice((0.2, 0.7, 2)), rng.choice((0.2, 0.5, 1)))
     for step in range(STEPS):
         node, other = rng.choice(((one, two), (two, one)))
-        match rng.choices(("say", "hear", "disk", "start"), weights)[0]:
-            case "say":
-                node.say(other)
+        match rng.choices(("send", "hear", "disk", "start"), weights)[0]:
+            case "send":
+                node.send(other)
             case "hear":
                 node.hear()
             case "disk":
@@ -99,17 +99,17 @@ def play(seed: int) -> tuple[Node, Node]:
     return nodes
 
 
-def test_nobody_uses_a_lease_that_the_other_would_not_wait_for() -> None:
+def test_no_node_uses_a_lease_that_its_peer_would_not_wait_for() -> None:
     for seed in range(COURSES):
         play(seed)
 
 
-def test_two_that_hear_each_other_use_what_their_node_files_say() -> None:
+def test_two_nodes_that_hear_each_other_use_the_leases_of_their_node_files() -> None:
     for seed in range(200):
         one, two = play(seed)
         for _ in range(8):
             for node, other in ((one, two), (two, one)):
-                node.say(other)
+                node.send(other)
                 other.arriving = other.arriving[-1:]
                 other.rng = random.Random(0)
                 other.hear()
@@ -123,28 +123,32 @@ def test_two_that_hear_each_other_use_what_their_node_files_say() -> None:
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        ("use a lease nobody allowed", "min(timing.lease_ns, stored.own_ns or timing.lease_ns)", "timing.lease_ns"),
-        ("forget the peer's lease", "stored.peer_ns or timing.lease_ns", "timing.lease_ns"),
-        ("allow what is not on disk", "return min(surely)", "return self.peer_ns"),
         (
-            "say a shorter lease too early",
+            "use a lease that the peer did not allow",
+            "min(timing.lease_ns, stored.own_ns or timing.lease_ns)",
+            "timing.lease_ns",
+        ),
+        ("forget the peer's lease", "stored.peer_ns or timing.lease_ns", "timing.lease_ns"),
+        ("allow what is not on disk", "return min(certain)", "return self.peer_ns"),
+        (
+            "send a shorter lease too early",
             "return max(self._config.lease_ns, self._stored.own_ns)",
             "return self._config.lease_ns",
         ),
         (
             "believe a shorter lease without proof",
-            "if beat.lease_ns > self.peer_ns or (to_this_run and beat.echo_sequence > self._since):",
+            "if beat.lease_ns > self.peer_ns or (echoes_this and beat.echo_sequence > self._since):",
             "if True:",
         ),
         (
             "believe an echo of what was sent before",
-            "(to_this_run and beat.echo_sequence > self._since)",
-            "to_this_run",
+            "(echoes_this and beat.echo_sequence > self._since)",
+            "echoes_this",
         ),
-        ("take what an earlier run was allowed", "if to_this_run and beat.allows_ns >=", "if beat.allows_ns >="),
-        ("forget the write on its way", "+ ([self._storing.peer_ns] if self._storing else [])", ""),
+        ("take what an earlier incarnation was allowed", "if echoes_this and beat.allows_ns >=", "if beat.allows_ns >="),
+        ("forget the write in progress", "+ ([self._storing.peer_ns] if self._storing else [])", ""),
     ],
 )
 def test_a_broken_rule_is_found(name: str, old: str, new: str) -> None:
     with applied(Mutation(name, "failover.agreement", "", "", old, new)), pytest.raises(AssertionError, match="seed"):
-        test_nobody_uses_a_lease_that_the_other_would_not_wait_for()
+        test_no_node_uses_a_lease_that_its_peer_would_not_wait_for()

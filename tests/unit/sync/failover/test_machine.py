@@ -1,4 +1,4 @@
-"""Two failover machines: who serves and for how long, terms, healing, and the sentence each gives for it."""
+"""Two failover machines: which one is active and until when, epochs, healing, and the message each gives."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sync.failover.types import FailoverConfig, Role, Vote
 from tests.fakes.failover_pair import TIMING, Pair
 
 
-def test_the_preferred_of_two_that_start_serves_once_the_other_promised() -> None:
+def test_the_preferred_of_two_that_start_is_active_once_the_peer_promised() -> None:
     pair = Pair()
     assert pair.roles() == ("active", "backup")
-    assert pair.sentences(pair.one)[:2] == [
+    assert pair.messages(pair.one)[:2] == [
         "claiming epoch 2: lb2 is backup and ranks lower",
-        "serving with epoch 2: lb2 granted it",
+        "active with epoch 2: lb2 granted the claim",
     ]
-    assert pair.two.why == "lb1 serves with epoch 2"
+    assert pair.two.why == "lb1 is active with epoch 2"
 
 
 def test_what_a_node_does_first_is_to_close_what_it_left_open() -> None:
@@ -46,7 +46,7 @@ def test_the_backup_takes_over_when_all_is_silent_and_not_before() -> None:
         pair.pass_ms(1)
         assert pair.now < heard + 60 * MS
     assert pair.now > deadline + 4 * MS
-    assert pair.two.why == "serving with epoch 3: lb1 silent on every path for 36 ms"
+    assert pair.two.why == "active with epoch 3: lb1 silent on every heartbeat path for 36 ms"
 
 
 @pytest.mark.parametrize("path", ["cluster", "data"])
@@ -82,16 +82,16 @@ def test_a_node_that_slept_past_its_lease_steps_back_and_does_not_extend() -> No
     after = pair.effects[pair.one][before:]
     assert after[:2] == [types.CloseLease(), types.StopServing()]
     assert not [effect for effect in after if isinstance(effect, types.ExtendLease)]
-    assert any("the lease ran out 5" in why and "lb2 may serve by now" in why for why in pair.sentences(pair.one))
+    assert any("lease expired 5" in why and "lb2 may be active by now" in why for why in pair.messages(pair.one))
     pair.pass_ms(20)
-    assert pair.roles() == ("backup", "active") and pair.one.why == "lb2 serves with epoch 3"
+    assert pair.roles() == ("backup", "active") and pair.one.why == "lb2 is active with epoch 3"
 
 
 def test_a_nap_too_short_to_be_noticed_makes_no_silence() -> None:
     """What arrived meanwhile is handed over a moment after the timer has fired."""
     pair = Pair()
     pair.cut |= {"cluster", "data"}
-    ends = pair.two._silence_ends_ns
+    ends = pair.now - pair.two.status(pair.now).peer_silent_ns + TIMING.takeover_ns
     pair.pass_ms((ends - pair.now) // MS - 20)
     pair.dead.add(pair.two)
     pair.pass_ms(17)
@@ -104,7 +104,7 @@ def test_a_nap_too_short_to_be_noticed_makes_no_silence() -> None:
     assert pair.two.role is Role.ACTIVE
 
 
-def test_two_that_serve_are_healed_by_epoch() -> None:
+def test_two_active_nodes_are_healed_by_epoch() -> None:
     pair = Pair()
     pair.cut |= {"cluster", "data"}
     pair.pass_ms(200)
@@ -112,17 +112,17 @@ def test_two_that_serve_are_healed_by_epoch() -> None:
     pair.cut.clear()
     pair.pass_ms(12)
     assert pair.roles() == ("backup", "active")
-    assert "lb2 serves too, with the higher epoch 3" in pair.sentences(pair.one)
+    assert "lb2 is active too, with the higher epoch 3" in pair.messages(pair.one)
 
 
-def test_without_a_cluster_link_the_later_of_two_that_serve_stays_whatever_the_priorities() -> None:
+def test_without_a_cluster_link_the_later_of_two_active_nodes_stays_whatever_the_priorities() -> None:
     pair = Pair()
     pair.cut |= {"cluster", "data"}
     pair.pass_ms(200)
     pair.cut.remove("data")
     pair.pass_ms(12)
     assert pair.roles() == ("backup", "active")
-    assert "lb2 advertises priority 50 and nothing else is heard" in pair.sentences(pair.one)
+    assert "lb2 advertises priority 50 while the cluster link is silent" in pair.messages(pair.one)
 
 
 def test_a_higher_priority_makes_a_node_step_back_where_nothing_else_is_heard() -> None:
@@ -132,11 +132,11 @@ def test_a_higher_priority_makes_a_node_step_back_where_nothing_else_is_heard() 
     pair.hear(pair.two, types.AdvertHeard(50))
     assert pair.two.role is Role.ACTIVE
     pair.hear(pair.two, types.AdvertHeard(51))
-    assert (pair.two.role, pair.two.why) == (Role.BACKUP, "lb1 advertises priority 51 and nothing else is heard")
+    assert (pair.two.role, pair.two.why) == (Role.BACKUP, "lb1 advertises priority 51 while the cluster link is silent")
 
 
 @pytest.mark.parametrize("first", ["cluster", "data"])
-def test_who_stays_after_a_cut_tells_clients_again_where_the_vips_are(first: str) -> None:
+def test_the_node_that_stays_after_a_cut_announces_the_vips_again(first: str) -> None:
     pair = Pair()
     pair.cut |= {"cluster", "data"}
     pair.pass_ms(1000)
@@ -160,11 +160,11 @@ def test_with_a_vote_a_node_that_lost_peer_and_vote_lets_its_lease_run_out() -> 
         assert pair.roles() == ("backup", "active"), vote
 
 
-def test_an_active_that_hears_of_a_later_term_begins_a_later_one_without_a_pause() -> None:
+def test_an_active_that_hears_of_a_later_epoch_continues_with_a_still_later_one() -> None:
     pair = Pair()
     pair.hear(pair.one, types.StandingChanged(True, (9, 4)))
     assert pair.one.epoch == 10 and pair.one.role is Role.ACTIVE
-    assert "epoch raised to 10: term 9 was known" in pair.sentences(pair.one)
+    assert "epoch raised to 10: epoch 9 is known" in pair.messages(pair.one)
 
 
 def test_replayed_and_late_heartbeats_count_for_nothing() -> None:
@@ -195,9 +195,14 @@ def test_an_old_grant_opens_nothing() -> None:
 
 
 def test_names_decide_should_two_epochs_ever_be_equal() -> None:
-    one = Failover(FailoverConfig("lb1", "lb2", TIMING), 11, 4, 4, 0)
-    two = Failover(FailoverConfig("lb2", "lb1", TIMING), 22, 4, 4, 0)
-    assert one._outranked(4) and not two._outranked(4)
+    for node, peer, role in (("lb1", "lb2", Role.BACKUP), ("lb2", "lb1", Role.ACTIVE)):
+        machine = Failover(FailoverConfig(node, peer, TIMING), 11, 4, 4, 0)
+        machine.start()
+        machine.handle(types.EpochPersisted(6 - machine.config.parity), 0)
+        machine.found(0)
+        beat = types.Heartbeat(22, 1, 0, Role.ACTIVE, machine.epoch, 50, TIMING.lease_ns, 0)
+        machine.handle(types.HeartbeatHeard(beat), 1 * MS)
+        assert machine.role is role
 
 
 def test_an_epoch_is_never_reused_after_a_crash() -> None:
@@ -212,7 +217,7 @@ def test_an_epoch_is_never_reused_after_a_crash() -> None:
         spent.add(reserved)
 
 
-def test_two_that_each_heard_a_dead_run_of_the_other_find_each_other() -> None:
+def test_two_nodes_that_each_heard_a_dead_incarnation_of_their_peer_find_each_other() -> None:
     pair = Pair()
     pair.cut |= {"cluster", "data"}
     for machine in (pair.one, pair.two):
@@ -251,7 +256,7 @@ def test_a_heartbeat_is_not_called_acknowledged_right_after_a_takeover_from_the_
     assert pair.two.explain(pair.now).endswith("heartbeats are not acknowledged by lb1")
 
 
-def test_a_candidate_whose_peer_falls_silent_serves_as_soon_as_any_backup() -> None:
+def test_a_candidate_whose_peer_falls_silent_takes_over_as_soon_as_any_backup() -> None:
     pair = Pair()
     pair.cut |= {"cluster", "data"}
     pair.hear(pair.one, types.CarrierChanged("eth0", False))

@@ -1,4 +1,4 @@
-"""Two failover machines: hand-over, failback, carrier, maintenance and shutdown, and the sentence each gives."""
+"""Two failover machines: hand-over, failback, carrier, maintenance and shutdown, and the message each gives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_no_preemption_and_failback_only_in_step_and_after_a_while() -> None:
         pair.pass_ms(60)
         assert pair.roles() == (("active", "backup") if failback else ("backup", "active"))
         if failback:
-            assert any("handing over to lb1: failback" in why for why in pair.sentences(pair.two))
+            assert any("handing over to lb1: failback" in why for why in pair.messages(pair.two))
 
 
 def test_a_hand_over_closes_before_the_peer_opens() -> None:
@@ -35,12 +35,12 @@ def test_a_hand_over_closes_before_the_peer_opens() -> None:
     pair.order.clear()
     pair.hear(pair.one, types.SwitchoverRequested())
     pair.pass_ms(1)
-    assert pair.order == ["lb1 closes", "lb2 serves"]
+    assert pair.order == ["lb1 closes", "lb2 opens"]
     assert pair.roles() == ("backup", "active")
     assert types.CloseLease(handover=True) in pair.effects[pair.one]
     assert types.Completed("switchover") in pair.effects[pair.one]
-    assert "handed over to lb2, epoch 3" in pair.sentences(pair.one)
-    assert "serving with epoch 3: lb1 granted it" in pair.sentences(pair.two)
+    assert "handed over to lb2, epoch 3" in pair.messages(pair.one)
+    assert "active with epoch 3: lb1 granted the claim" in pair.messages(pair.two)
 
 
 def test_a_hand_over_waits_for_the_flows_and_gives_up_in_time() -> None:
@@ -48,10 +48,10 @@ def test_a_hand_over_waits_for_the_flows_and_gives_up_in_time() -> None:
     pair.flush = False
     pair.hear(pair.one, types.SwitchoverRequested())
     pair.pass_ms(90)
-    assert pair.one.serving and pair.one.why == "serving with epoch 2 and handing over to lb2: switchover"
+    assert pair.one.serving and pair.one.why == "active with epoch 2, handing over to lb2: switchover"
     pair.pass_ms(20)
     assert pair.last(pair.one, types.Refused) == types.Refused("switchover", "lb2 did not claim within 100 ms")
-    assert pair.one.why == "serving with epoch 2: hand-over given up, lb2 did not claim within 100 ms"
+    assert pair.one.why == "active with epoch 2: hand-over cancelled, lb2 did not claim within 100 ms"
     pair.pass_ms(50)
     assert pair.roles() == ("active", "backup")
 
@@ -60,9 +60,9 @@ def test_a_hand_over_waits_for_the_flows_and_gives_up_in_time() -> None:
     ("prepare", "why"),
     [
         (lambda pair: pair.cut.update(("cluster", "data")) or pair.pass_ms(40), "lb2 is not heard on the cluster link"),
-        (lambda pair: pair.hear(pair.two, types.StandingChanged(False, (1, 1))), "lb2's flow table is not in step yet"),
-        (lambda pair: pair.hear(pair.two, types.MaintenanceRequested(True)), "lb2 is maintenance and cannot serve"),
-        (lambda pair: pair.hear(pair.two, types.CarrierChanged("eth0", False)), "lb2 is fault and cannot serve"),
+        (lambda pair: pair.hear(pair.two, types.StandingChanged(False, (1, 1))), "lb2's flow map is not in step yet"),
+        (lambda pair: pair.hear(pair.two, types.MaintenanceRequested(True)), "lb2 is maintenance and cannot become active"),
+        (lambda pair: pair.hear(pair.two, types.CarrierChanged("eth0", False)), "lb2 is fault and cannot become active"),
     ],
 )
 def test_a_switchover_to_a_peer_that_cannot_serve_is_refused(prepare: Callable[[Pair], object], why: str) -> None:
@@ -75,17 +75,17 @@ def test_a_switchover_to_a_peer_that_cannot_serve_is_refused(prepare: Callable[[
     assert pair.one.role is Role.ACTIVE
 
 
-def test_a_backup_refuses_a_switchover_and_names_the_other() -> None:
+def test_a_backup_refuses_a_switchover_and_names_the_peer() -> None:
     pair = Pair()
     pair.hear(pair.two, types.SwitchoverRequested())
-    assert pair.last(pair.two, types.Refused) == types.Refused("switchover", "lb2 is backup: ask lb1")
+    assert pair.last(pair.two, types.Refused) == types.Refused("switchover", "lb2 is backup: request it on lb1")
 
 
 def test_a_lost_carrier_moves_the_vips_at_once() -> None:
     pair = Pair()
     pair.hear(pair.one, types.CarrierChanged("eth0", False))
     assert pair.roles() == ("fault", "active")
-    assert "no carrier on eth0, and lb2 can serve" in pair.sentences(pair.one)
+    assert "no carrier on eth0, and lb2 can become active" in pair.messages(pair.one)
     pair.hear(pair.one, types.CarrierChanged("eth0", True))
     pair.pass_ms(100)
     assert pair.roles() == ("backup", "active")
@@ -102,7 +102,7 @@ def test_a_node_whose_carrier_returns_listens_before_it_believes_in_silence() ->
     assert pair.roles() == ("backup", "active")
     pair.cut.clear()
     pair.pass_ms(200)
-    assert pair.roles() == ("backup", "active") and pair.one.why.startswith("lb2 serves")
+    assert pair.roles() == ("backup", "active") and pair.one.why.startswith("lb2 is active")
 
 
 def test_a_lost_carrier_is_borne_while_the_peer_cannot_serve() -> None:
@@ -111,7 +111,7 @@ def test_a_lost_carrier_is_borne_while_the_peer_cannot_serve() -> None:
     pair.pass_ms(100)
     pair.hear(pair.one, types.CarrierChanged("eth0", False))
     pair.pass_ms(50)
-    assert pair.one.role is Role.ACTIVE and "in spite of no carrier on eth0: lb2 cannot serve" in pair.one.why
+    assert pair.one.role is Role.ACTIVE and "despite no carrier on eth0: lb2 cannot become active" in pair.one.why
     pair.dead.clear()
     pair.pass_ms(200)
     assert pair.roles() == ("fault", "active")
@@ -155,4 +155,4 @@ def test_a_peer_that_left_counts_as_silent() -> None:
     pair.pass_ms(200)
     pair.hear(pair.one, types.ShutdownRequested())
     pair.pass_ms(16)
-    assert pair.two.why == "serving with epoch 3: lb1 has left"
+    assert pair.two.why == "active with epoch 3: lb1 shut down"

@@ -1,0 +1,76 @@
+"""Numbers of epochs, claims and promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sync.failover.epochs import Claim, Epochs
+from sync.failover.timing import NS_PER_MS as MS
+from sync.failover.types import Heartbeat, PersistEpoch, Role
+
+BEAT = Heartbeat(22, 1, 0, Role.BACKUP, 1, 50, 30 * MS, 30 * MS)
+
+
+def test_a_reserved_epoch_counts_as_spent_after_a_crash() -> None:
+    assert Epochs(0, 4, 6).current == 6
+
+
+def test_an_epoch_is_reserved_once_and_begins_when_it_is_on_disk() -> None:
+    epochs = Epochs(0, 3, 0)
+    assert epochs.reserve() == PersistEpoch(3, 4) and epochs.reserve() is None
+    with pytest.raises(AssertionError, match="on disk"):
+        epochs.spend()
+    epochs.persisted(2)
+    assert epochs.reserved == 0
+    epochs.persisted(4)
+    assert epochs.reserved == 4 and epochs.reserve() is None
+    assert epochs.spend() == epochs.current == 4 and epochs.reserved == 0
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+def test_reserved_epochs_have_the_parity_and_exceed_all_that_is_known(parity: int) -> None:
+    epochs = Epochs(parity, 0, 0)
+    for known in (0, 4, 9, 20):
+        persist = epochs.reserve(above=known)
+        assert persist and persist.reserved > known and persist.reserved % 2 == parity
+    epochs.seen(31)
+    epochs.seen(30)
+    assert epochs.current == 31 and epochs.reserve() == PersistEpoch(31, 33 if parity else 32)
+
+
+def test_an_orderly_end_gives_the_reserved_epoch_back() -> None:
+    epochs = Epochs(0, 3, 0)
+    epochs.reserve()
+    epochs.persisted(4)
+    assert epochs.give_back() == PersistEpoch(3, 3) and epochs.reserved == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "known", "grants"),
+    [
+        ({"role": Role.ACTIVE, "epoch": 5}, 9, 5),
+        ({"role": Role.ACTIVE, "epoch": 5, "claim": 8}, 5, 5),
+        ({"claim": 6}, 5, 6),
+        ({"claim": 5}, 5, 0),
+        ({}, 5, 0),
+    ],
+)
+def test_what_is_promised(fields: dict[str, object], known: int, grants: int) -> None:
+    claim = Claim()
+    claim.grants = 3
+    assert claim.promise(replace(BEAT, **fields), known) is (grants != 0)  # type: ignore[arg-type]
+    assert claim.grants == grants
+
+
+def test_a_grant_counts_if_it_answers_this_claim_and_is_fresh() -> None:
+    claim = Claim()
+    claim.begin(4, 10 * MS)
+    grant = replace(BEAT, grants=4, echo_boot=11, echo_sent_ns=12 * MS)
+    assert claim.is_granted_by(grant, 11, 13 * MS, 30 * MS)
+    for wrong in ({"grants": 2}, {"echo_boot": 12}, {"echo_sent_ns": 9 * MS}, {"echo_sent_ns": 14 * MS}):
+        assert not claim.is_granted_by(replace(grant, **wrong), 11, 13 * MS, 30 * MS), wrong
+    assert not claim.is_granted_by(grant, 11, 42 * MS, 30 * MS), "no lease is left of it"
+    claim.withdraw()
+    assert claim.epoch == 0
