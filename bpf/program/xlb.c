@@ -26,11 +26,11 @@
 #include "flow.family.h"
 #include "error_budget.h"
 #include "too_big.family.h"
-#include "next_hop.family.h"
+#include "egress.family.h"
 #include "rewrite.family.h"
 #include "icmp.family.h"
 #include "neighbour.h"
-#include "way.family.h"
+#include "pipeline.family.h"
 
 static __always_inline u32 find_way(struct packet *packet)
 {
