@@ -165,4 +165,5 @@ COUNTERS: tuple[Counter, ...] = (
 
 FIRST_FORWARD = next(number for number, counter in enumerate(COUNTERS) if counter.kind is Kind.FORWARD)
 FIRST_DROP = next(number for number, counter in enumerate(COUNTERS) if counter.kind is Kind.DROP)
+FIRST_EVENT = next(number for number, counter in enumerate(COUNTERS) if counter.kind is Kind.EVENT)
 """COUNTERS is ordered by kind, so that a verdict's number tells the data plane what to do with the packet."""

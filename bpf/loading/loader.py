@@ -37,7 +37,7 @@ EMBRYONIC_SHARE = 8
 """One embryonic connection is provided for per so many lasting ones: they are preallocated, 300 bytes each per family."""
 MIN_EMBRYONIC = 1024
 COMPILE_TIMEOUT_S = 180
-RESETTABLE = frozenset({"counters", "error_budget", "new_pair_v4", "new_pair_v6"})
+RESETTABLE = frozenset({"counters", "error_budget", "scratch_v4", "scratch_v6"})
 """Tables an upgrade may start afresh: nothing depends on their past."""
 
 _CAP_SYS_ADMIN, _CAP_NET_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 12, 38, 39

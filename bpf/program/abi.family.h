@@ -1,4 +1,4 @@
-/* The tables' keys and values that hold an address, once per family: FAM becomes v4 and v6. */
+/* Keys and values of the maps that hold an address, once per family: FAM becomes v4 and v6. */
 
 struct addr_FAM {
 	__be32 word[WORDS_FAM];
@@ -15,9 +15,9 @@ struct service_key_FAM {
 	u8 zero;
 };
 
-/* Longest-prefix key: a port range is written as the prefixes that cover it. */
+/* Longest-prefix-match key: a port range is stored as the prefixes that cover it. */
 struct range_key_FAM {
-	u32 prefix_length; /* bits after this word that count */
+	u32 prefix_length; /* bits after this word that are compared */
 	u8 protocol;
 	u8 zero[3];
 	struct addr_FAM address;
@@ -25,7 +25,7 @@ struct range_key_FAM {
 	u8 zero_after[2];
 };
 
-/* One direction of a connection as it arrives. */
+/* One direction of a connection, as its packets arrive. */
 struct flow_key_FAM {
 	struct addr_FAM source;
 	struct addr_FAM destination;
@@ -35,7 +35,7 @@ struct flow_key_FAM {
 	u8 zero[3];
 };
 
-/* What to do with that direction: the full rewrite, so one lookup serves a packet. */
+/* How to forward that direction: the full rewrite, so that a packet needs one lookup. */
 struct flow_FAM {
 	struct addr_FAM source;
 	struct addr_FAM destination;
@@ -45,17 +45,17 @@ struct flow_FAM {
 	u16 l4_delta; /* the same for the TCP or UDP checksum */
 	u8 destination_mac[6];
 	u8 source_mac[6];
-	u32 interface;           /* way out; with the MACs valid while next_hop_generation matches the global one */
+	u32 interface;           /* egress; valid, like the MACs, while next_hop_generation matches the global one */
 	u32 next_hop_generation; /* 0: never resolved */
 	u32 last_seen;           /* ticks, see TICK_SHIFT */
 	u16 farm;
-	u8 flags; /* FLOW_FLAG_*: fixed at birth */
+	u8 flags; /* FLOW_FLAG_*: never changed after creation */
 	u8 state; /* FLOW_STATE_* */
 	u16 backend;
-	u16 mtu; /* longest IP packet the way out takes, in bytes; valid with the MACs */
+	u16 mtu; /* of the egress interface or route, bytes of IP packet; valid with the MACs */
 };
 
-/* A flow change for the peer: the forward entry; the reply entry follows from it. */
+/* A changed connection, for the peer: its forward entry, from which the reply entry is derived. */
 struct flow_event_FAM {
 	struct flow_key_FAM key;
 	struct flow_FAM flow;
@@ -63,8 +63,8 @@ struct flow_event_FAM {
 	u8 zero[7];
 };
 
-/* Both entries of a connection while they are made. */
-struct pair_FAM {
+/* Both entries of a connection while they are made; never in a map that keeps them. */
+struct connection_FAM {
 	struct flow_FAM forward;
 	struct flow_FAM reply;
 	struct flow_key_FAM reply_key;

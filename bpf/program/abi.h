@@ -1,21 +1,21 @@
-/* Everything that lies in a pinned map: written once here, read by Python from the layout clang reports.
+/* Keys and values of the pinned maps: defined once here, read by Python from the layout that clang reports.
  *
- * Addresses and ports are in network byte order, everything else in the host's. A struct whose name ends in FAM is
- * made once per address family by the flattener (see flatten.py). Sizes are asserted because padding would become
- * part of a key.
+ * Addresses and ports are in network byte order, everything else in host byte order. A struct whose name ends in FAM is
+ * defined once per address family by the flattener (flatten.py). Sizes are asserted because padding would become part of
+ * a key. Struct and field names are part of a map's fingerprint: renaming one loses the map's entries on an upgrade.
  */
 #pragma once
 
 /* --- the node ---------------------------------------------------------------------------------------------- */
 
-/* The fence: VIPs are served only while CLOCK_MONOTONIC is before deadline_ns. */
+/* The fence: xlb acts for its VIPs only while CLOCK_MONOTONIC is before deadline_ns. */
 struct lease {
 	u64 deadline_ns;
 	u64 epoch;
 };
 
 struct globals {
-	u32 next_hop_generation; /* raised on each neighbour, route or link event */
+	u32 next_hop_generation; /* incremented on each neighbour, route or link event */
 	u32 hash_seed;           /* one per cluster: both nodes compute the same slots */
 };
 
@@ -29,7 +29,7 @@ struct traffic {
 	u64 bytes_in;
 	u64 packets_out; /* from backends */
 	u64 bytes_out;
-	u64 connections; /* opened since the map was made */
+	u64 connections; /* opened since the map was created */
 	u64 drops;
 };
 
@@ -39,14 +39,14 @@ struct vip {
 	u32 flags; /* VIP_* */
 };
 
-/* What a listener does; one value per (VIP, port, protocol), replaced as a whole, so a packet sees all or nothing. */
+/* A listener: one value per (VIP, port, protocol), replaced as a whole, so that a packet sees the old or the new one. */
 struct service {
 	u32 farm;
 	u32 slot_offset;        /* first slot, a multiple of SLOTS_PER_CHUNK */
 	u32 slot_count;         /* 0: no backend may take new connections */
 	u8 mode;                /* MODE_* */
 	u8 scheduler;           /* SCHEDULER_* */
-	__be16 port_first;      /* first port of the listener; backends keep the offset from it */
+	__be16 port_first;      /* first port of the listener; the backend's port has the same offset */
 	__be32 snat_address[4]; /* IPv4 uses the first word */
 };
 _Static_assert(sizeof(struct service) == 32, "service");
@@ -63,7 +63,7 @@ struct backend {
 _Static_assert(sizeof(struct backend) == 20, "backend");
 _Static_assert(MAX_FARMS <= 65536 && MAX_BACKENDS <= 65536, "struct flow has 16 bits for a farm's and a backend's id");
 
-/* The ICMP errors a CPU has sent of its own in a tick. */
+/* ICMP errors that a CPU has originated in the current tick. */
 struct error_budget {
 	u32 tick; /* see TICK_SHIFT */
 	u32 sent;

@@ -1,7 +1,7 @@
 /* One's complement sums (RFC 1071) and their incremental change (RFC 1624, equation 3).
  *
- * A delta is what to add to a checksum's complement: the sum of all new 16-bit words and of the complements of the old
- * ones. Words are summed as they lie in memory; the sum does not care for byte order as long as all agree.
+ * A delta is added to the complement of a checksum: it is the sum of all new 16-bit words and of the complements of the
+ * old ones. Words are summed in memory order; the sum is independent of byte order if all words use the same.
  */
 #pragma once
 
@@ -32,7 +32,7 @@ static __always_inline u16 changed_checksum(u16 check, u32 delta)
 	return ~fold((u16)~check + delta);
 }
 
-/* The same for a TCP or UDP checksum: UDP's "not computed" stays so, and a computed zero is written as ones (RFC 768). */
+/* For a TCP or UDP checksum: a UDP checksum of 0 (not computed) is kept, and a computed 0 is written as 0xffff (RFC 768). */
 static __always_inline u16 changed_transport_checksum(u16 check, u32 delta, u8 protocol)
 {
 	u16 changed;

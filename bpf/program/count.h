@@ -1,4 +1,4 @@
-/* The one exit: every packet is counted here under its verdict, and the verdict's number says where it goes. */
+/* Counters, and the last step of every packet: its verdict is counted and decides the XDP action. */
 #pragma once
 #include "parse.h"
 
@@ -12,7 +12,7 @@ static __always_inline void count(struct packet *packet, u32 verdict_or_event)
 	counter->bytes += packet->frame_bytes;
 }
 
-/* A packet of a flow goes on to its other end. */
+/* A packet of a flow is forwarded. */
 static __always_inline void count_traffic(struct packet *packet, u32 farm, u32 backend, bool from_client)
 {
 	struct traffic *of_farm = farm_traffic.lookup(&farm);
@@ -44,19 +44,20 @@ static __always_inline void count_connection(u32 farm, u32 backend)
 		of_backend->connections++;
 }
 
-static __always_inline int leave(struct packet *packet, u32 verdict)
+/* Count the verdict and return the XDP action. */
+static __always_inline int finish(struct packet *packet, u32 verdict)
 {
 	count(packet, verdict);
-	if (verdict < FIRST_FORWARD)
+	if (is_pass(verdict))
 		return XDP_PASS;
-	if (verdict >= FIRST_DROP) {
+	if (is_drop(verdict)) {
 		struct traffic *of_farm = packet->farm ? farm_traffic.lookup(&packet->farm) : NULL;
 
 		if (of_farm)
 			of_farm->drops++;
 		return XDP_DROP;
 	}
-	if (packet->interface == packet->context->ingress_ifindex)
+	if (packet->egress_ifindex == packet->context->ingress_ifindex)
 		return XDP_TX;
-	return bpf_redirect(packet->interface, 0);
+	return bpf_redirect(packet->egress_ifindex, 0);
 }

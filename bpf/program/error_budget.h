@@ -1,4 +1,4 @@
-/* How many ICMP errors of our own may leave: a share per CPU and tick (RFC 1812 4.3.2.8, RFC 4443 2.4 f). */
+/* Rate limit on ICMP errors that xlb originates: MAX_ERRORS_PER_TICK per CPU (RFC 1812 4.3.2.8, RFC 4443 2.4 f). */
 #pragma once
 #include "parse.h"
 

@@ -1,4 +1,4 @@
-/* Tells the daemon, and through it the peer, what becomes of a lasting connection. Compiled out on a node without a peer. */
+/* Reports changes of established connections to the daemon, which replicates them. Compiled out on a node without a peer. */
 
 static __always_inline void report_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow, u8 type)
 {

@@ -1,12 +1,12 @@
-/* The two entries of a connection: finding, making, promoting and closing them.
+/* The forward and the reply entry of a connection: found, created, promoted and closed.
  *
- * Invariants. A reply tuple belongs to one connection: it is claimed by inserting it into `embryonic` without
- * overwriting and then finding it absent from `flows`; promotion writes `flows` before it deletes from `embryonic`, so a
- * claim sees it in one of them. In `flows` both entries stand or none; in `embryonic` the kernel may have evicted one,
- * so a forward hit there looks for its reply entry, and makes it again with the same backend if it is gone.
+ * Invariants. A reply key belongs to one connection: it is claimed by inserting it into `embryonic` without overwriting
+ * and then finding it absent from `flows`. Promotion writes `flows` before it deletes from `embryonic`, so that a claim
+ * sees the key in one of them. `flows` holds both entries of a connection or neither. From `embryonic` the kernel may have
+ * evicted one: a forward hit there looks up its reply entry, and repairs it with the same backend if it is missing.
  */
 
-/* The tuple the other direction of a flow arrives with. */
+/* The key of the other direction. */
 static __always_inline void reverse_FAM(struct flow_key_FAM *reverse, struct flow_FAM *flow, u8 protocol)
 {
 	reverse->source = flow->destination;
@@ -35,62 +35,62 @@ static __always_inline bool is_same_address_FAM(struct addr_FAM *one, struct add
 	return !difference;
 }
 
-/* Does `reply` lead back to where packets with `key` come from? */
-static __always_inline bool answers_FAM(struct flow_FAM *reply, struct flow_key_FAM *key)
+/* Is `reply` the reply entry of the connection whose forward key is `key`? */
+static __always_inline bool is_reply_to_FAM(struct flow_FAM *reply, struct flow_key_FAM *key)
 {
 	return is_same_address_FAM(&reply->destination, &key->source) &&
 	       is_same_address_FAM(&reply->source, &key->destination) && reply->destination_port == key->source_port &&
 	       reply->source_port == key->destination_port;
 }
 
-/* --- making a connection ----------------------------------------------------------------------------------- */
+/* --- creating a connection --------------------------------------------------------------------------------- */
 
-/* GO_ON: the reply tuple is this connection's. drop_reverse_conflict: it is another's. */
-static __always_inline u32 claim_reply_FAM(struct flow_key_FAM *key, struct pair_FAM *pair)
+/* CONTINUE: the reply key belongs to this connection. drop_reverse_conflict: to another one. */
+static __always_inline u32 claim_reply_FAM(struct flow_key_FAM *key, struct connection_FAM *connection)
 {
 	struct flow_FAM *found;
-	int error = embryonic_FAM.insert(&pair->reply_key, &pair->reply);
+	int error = embryonic_FAM.insert(&connection->reply_key, &connection->reply);
 
 	if (error && error != -EEXIST)
 		return COUNTER_DROP_INTERNAL;
 	if (error) {
-		found = embryonic_FAM.lookup(&pair->reply_key);
-		if (!found || !answers_FAM(found, key))
+		found = embryonic_FAM.lookup(&connection->reply_key);
+		if (!found || !is_reply_to_FAM(found, key))
 			return COUNTER_DROP_REVERSE_CONFLICT;
 	} else {
-		found = flows_FAM.lookup(&pair->reply_key);
+		found = flows_FAM.lookup(&connection->reply_key);
 		if (!found)
-			return GO_ON;
-		embryonic_FAM.delete(&pair->reply_key);
-		if (!answers_FAM(found, key))
+			return CONTINUE;
+		embryonic_FAM.delete(&connection->reply_key);
+		if (!is_reply_to_FAM(found, key))
 			return COUNTER_DROP_REVERSE_CONFLICT;
 	}
 	if (is_closed(found->state))
 		found->state = 0;
-	found->farm = pair->reply.farm;
-	found->backend = pair->reply.backend;
-	return GO_ON;
+	found->farm = connection->reply.farm;
+	found->backend = connection->reply.backend;
+	return CONTINUE;
 }
 
-/* Fill in what follows from the port the backend will see, and claim it. */
-static __always_inline u32 claim_port_FAM(struct flow_key_FAM *key, struct pair_FAM *pair, __be16 port)
+/* Fill in the fields that depend on the source port towards the backend, and claim the reply key. */
+static __always_inline u32 claim_port_FAM(struct flow_key_FAM *key, struct connection_FAM *connection, __be16 port)
 {
 	u32 before = key->source_port + key->destination_port;
-	u32 after = port + pair->forward.destination_port;
+	u32 after = port + connection->forward.destination_port;
 	u16 ports = difference(before, after);
 
-	pair->forward.source_port = port;
-	pair->reply_key.destination_port = port;
-	/* l3_delta holds the addresses' part alone until the claim has succeeded */
-	pair->forward.l4_delta = fold(pair->forward.l3_delta + ports);
-	pair->reply.l4_delta = ~pair->forward.l4_delta;
-	return claim_reply_FAM(key, pair);
+	connection->forward.source_port = port;
+	connection->reply_key.destination_port = port;
+	/* l3_delta is that of the addresses alone until the claim has succeeded */
+	connection->forward.l4_delta = fold(connection->forward.l3_delta + ports);
+	connection->reply.l4_delta = ~connection->forward.l4_delta;
+	return claim_reply_FAM(key, connection);
 }
 
-static __always_inline u32 claim_FAM(struct flow_key_FAM *key, struct pair_FAM *pair, u8 mode, u32 hash)
+static __always_inline u32 claim_FAM(struct flow_key_FAM *key, struct connection_FAM *connection, u8 mode, u32 hash)
 {
 	if (mode == MODE_DNAT)
-		return claim_port_FAM(key, pair, key->source_port);
+		return claim_port_FAM(key, connection, key->source_port);
 #pragma clang loop unroll(disable)
 	for (u32 attempt = 0; attempt < MAX_SNAT_CANDIDATES; attempt++) {
 		u32 port = snat_candidate(attempt, ntohs(key->source_port), hash);
@@ -98,21 +98,21 @@ static __always_inline u32 claim_FAM(struct flow_key_FAM *key, struct pair_FAM *
 
 		if (!port)
 			continue;
-		verdict = claim_port_FAM(key, pair, htons(port));
+		verdict = claim_port_FAM(key, connection, htons(port));
 		if (verdict != COUNTER_DROP_REVERSE_CONFLICT)
 			return verdict;
 	}
 	return COUNTER_DROP_SNAT_EXHAUSTED;
 }
 
-static __always_inline void fill_pair_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *service,
-					  struct backend *backend, u32 backend_id, struct pair_FAM *pair)
+static __always_inline void fill_connection_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *service,
+						struct backend *backend, u32 backend_id, struct connection_FAM *connection)
 {
 	u8 flags = is_midstream(packet) ? FLOW_FLAG_DERIVED : 0;
-	struct flow_FAM *forward = &pair->forward, *reply = &pair->reply;
+	struct flow_FAM *forward = &connection->forward, *reply = &connection->reply;
 	u16 addresses;
 
-	__builtin_memset(pair, 0, sizeof(*pair));
+	__builtin_memset(connection, 0, sizeof(*connection));
 	if (service->mode == MODE_DNAT)
 		forward->source = key->source;
 	else
@@ -123,7 +123,7 @@ static __always_inline void fill_pair_FAM(struct packet *packet, struct flow_key
 	reply->destination = key->source;
 	reply->source_port = key->destination_port;
 	reply->destination_port = key->source_port;
-	reverse_FAM(&pair->reply_key, forward, key->protocol);
+	reverse_FAM(&connection->reply_key, forward, key->protocol);
 	addresses = difference(sum_words(key->source.word, WORDS_FAM) + sum_words(key->destination.word, WORDS_FAM),
 			       sum_words(forward->source.word, WORDS_FAM) + sum_words(forward->destination.word, WORDS_FAM));
 	forward->l3_delta = addresses;
@@ -135,17 +135,17 @@ static __always_inline void fill_pair_FAM(struct packet *packet, struct flow_key
 	forward->last_seen = reply->last_seen = now_ns(packet) >> TICK_SHIFT;
 }
 
-/* Make both entries. `backend_id` 0: a new connection, whose backend is to be chosen; else one to be repaired. */
+/* Create both entries. backend_id 0: a new connection, for which a backend is selected; otherwise one to be repaired. */
 static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *service, u32 backend_id)
 {
 	u32 zero = 0;
 	struct globals *global = globals.lookup(&zero);
-	struct pair_FAM *pair = new_pair_FAM.lookup(&zero);
+	struct connection_FAM *connection = scratch_FAM.lookup(&zero);
 	struct backend *backend;
 	bool is_new = !backend_id;
 	u32 hash, verdict;
 
-	if (!global || !pair)
+	if (!global || !connection)
 		return COUNTER_DROP_INTERNAL;
 	packet->farm = service->farm;
 	hash = flow_hash_FAM(key, global->hash_seed);
@@ -159,46 +159,45 @@ static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *
 	backend = backend_id ? backends.lookup(&backend_id) : NULL;
 	if (!backend)
 		return COUNTER_DROP_INTERNAL;
-	fill_pair_FAM(packet, key, service, backend, backend_id, pair);
-	verdict = claim_FAM(key, pair, service->mode, hash);
-	if (verdict != GO_ON)
+	fill_connection_FAM(packet, key, service, backend, backend_id, connection);
+	verdict = claim_FAM(key, connection, service->mode, hash);
+	if (verdict != CONTINUE)
 		return verdict;
-	pair->forward.l3_delta = header_delta_FAM(pair->forward.l3_delta);
-	if (embryonic_FAM.update(key, &pair->forward))
+	connection->forward.l3_delta = header_delta_FAM(connection->forward.l3_delta);
+	if (embryonic_FAM.update(key, &connection->forward))
 		return COUNTER_DROP_INTERNAL;
 	if (is_new)
 		count_connection(service->farm, backend_id);
-	return GO_ON;
+	return CONTINUE;
 }
 
-/* --- a connection's life ----------------------------------------------------------------------------------- */
+/* --- the life of a connection ------------------------------------------------------------------------------ */
 
-/* Move both entries from `embryonic` to `flows`. False if there is no room: they stay where they are, and work. */
-static __always_inline bool promote_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *forward,
+/* Move both entries from `embryonic` to `flows`. If that is full they stay where they are, and still forward packets. */
+static __always_inline void promote_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *forward,
 					struct flow_key_FAM *reply_key, struct flow_FAM *reply)
 {
-	bool was_there = flows_FAM.lookup(reply_key);
+	bool had_reply = flows_FAM.lookup(reply_key);
 
 	if (flows_FAM.update(reply_key, reply)) {
 		count(packet, COUNTER_EVENT_FLOW_TABLE_FULL);
-		return false;
+		return;
 	}
 	if (flows_FAM.update(key, forward)) {
-		if (!was_there)
+		if (!had_reply)
 			flows_FAM.delete(reply_key);
 		count(packet, COUNTER_EVENT_FLOW_TABLE_FULL);
-		return false;
+		return;
 	}
 	count(packet, COUNTER_EVENT_PROMOTED);
 	report_FAM(packet, key, forward, EVENT_TYPE_ESTABLISHED);
 	embryonic_FAM.delete(reply_key);
 	embryonic_FAM.delete(key);
-	packet->lasting = true;
-	return true;
+	packet->established = true;
 }
 
-/* Forget a connection of `flows` that has ended. */
-static __always_inline void forget_FAM(struct flow_key_FAM *key, struct flow_FAM *forward)
+/* Delete a closed connection from `flows`. */
+static __always_inline void delete_connection_FAM(struct flow_key_FAM *key, struct flow_FAM *forward)
 {
 	struct flow_key_FAM reply_key = {};
 
@@ -207,8 +206,8 @@ static __always_inline void forget_FAM(struct flow_key_FAM *key, struct flow_FAM
 	flows_FAM.delete(&reply_key);
 }
 
-/* Write a FIN or RST into both entries; tell the peer once the connection is over. */
-static __always_inline void note_end_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
+/* Record a FIN or RST in both entries; report the connection to the peer when it becomes closed. */
+static __always_inline void record_close_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
 {
 	u8 reset = packet->tcp_flags & TCP_RST ? FLOW_STATE_RST : 0;
 	u8 finished = packet->tcp_flags & TCP_FIN ? FLOW_STATE_FIN_HERE : 0;
@@ -223,7 +222,7 @@ static __always_inline void note_end_FAM(struct packet *packet, struct flow_key_
 	other = find_flow_FAM(&other_key);
 	if (other)
 		other->state |= reset | (finished ? FLOW_STATE_FIN_THERE : 0);
-	if (packet->lasting && is_closed(state) && !is_closed(before)) {
+	if (packet->established && is_closed(state) && !is_closed(before)) {
 		if (flow->flags & FLOW_FLAG_FORWARD)
 			report_FAM(packet, key, flow, EVENT_TYPE_CLOSED);
 		else if (other)
@@ -234,21 +233,22 @@ static __always_inline void note_end_FAM(struct packet *packet, struct flow_key_
 static __always_inline void touch_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
 {
 	u32 tick = now_ns(packet) >> TICK_SHIFT, before = flow->last_seen;
-	u32 phase = key->source_port >> (16 - REFRESH_SHIFT); /* not all connections in the same second */
+	u32 phase = key->source_port >> (16 - REFRESH_SHIFT); /* spreads the reports of all connections over time */
 
 	if (before != tick) {
 		flow->last_seen = tick;
-		if (packet->lasting && flow->flags & FLOW_FLAG_FORWARD && ((before + phase) ^ (tick + phase)) >> REFRESH_SHIFT)
+		if (packet->established && flow->flags & FLOW_FLAG_FORWARD &&
+		    ((before + phase) ^ (tick + phase)) >> REFRESH_SHIFT)
 			report_FAM(packet, key, flow, EVENT_TYPE_REFRESH);
 	}
 	if (!(flow->state & FLOW_STATE_SEEN))
 		flow->state |= FLOW_STATE_SEEN;
 	if (packet->tcp_flags & (TCP_FIN | TCP_RST))
-		note_end_FAM(packet, key, flow);
+		record_close_FAM(packet, key, flow);
 }
 
-/* A hit in `embryonic`. False: its reply entry is gone, so it must be opened again. Promotes it if it is time for that. */
-static __always_inline bool is_usable_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
+/* A hit in `embryonic`: promote the connection if both ends have answered. False: its reply entry is missing. */
+static __always_inline bool check_reply_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
 {
 	struct flow_key_FAM reply_key = {};
 	struct flow_FAM *reply;
@@ -259,7 +259,7 @@ static __always_inline bool is_usable_FAM(struct packet *packet, struct flow_key
 	reply = embryonic_FAM.lookup(&reply_key);
 	if (!reply)
 		reply = flows_FAM.lookup(&reply_key);
-	if (!reply || !answers_FAM(reply, key))
+	if (!reply || !is_reply_to_FAM(reply, key))
 		return false;
 	if (!is_syn(packet) && reply->state & FLOW_STATE_SEEN)
 		promote_FAM(packet, key, flow, &reply_key, reply);

@@ -1,4 +1,4 @@
-/* What a flow's state bits mean together. */
+/* Predicates on a flow's flags and state. */
 #pragma once
 #include "parse.h"
 
@@ -9,7 +9,7 @@ static __always_inline bool is_closed(u8 state)
 	return state & FLOW_STATE_RST || (state & both) == both;
 }
 
-/* A client that uses the tuple of a connection which has ended for a new one. */
+/* A client reuses the tuple of a closed connection for a new one. */
 static __always_inline bool is_reopened(struct packet *packet, u8 flags, u8 state)
 {
 	return is_syn(packet) && flags & FLOW_FLAG_FORWARD && is_closed(state);

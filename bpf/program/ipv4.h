@@ -1,14 +1,14 @@
-/* What IPv4 does in its own way; ipv6.h has the same functions for IPv6. Decides nothing about a packet's way. */
+/* The functions that differ between IPv4 and IPv6, for IPv4. They decide no verdict on a valid packet. */
 #pragma once
 #include "parse.h"
 #include "checksum.h"
 
 #define ICMP_PROTOCOL_v4 IPPROTO_ICMP
-#define ONE_HOP htons(0x0100)       /* a TTL of one as it lies in the header's fifth word: TTL, protocol */
+#define ONE_HOP htons(0x0100)       /* a TTL of one in the header's 16-bit word of TTL and protocol */
 #define FRAGMENT_BITS htons(0x3fff) /* more fragments, or an offset */
 #define DONT_FRAGMENT htons(0x4000)
 
-/* Addresses and protocol into `key`, ports where there are some. GO_ON, or the verdict if the packet is for a VIP. */
+/* Fill in the addresses and protocol of `key`. CONTINUE, or the verdict on the packet if it is for a VIP. */
 static __always_inline u32 parse_v4(struct packet *packet, struct flow_key_v4 *key)
 {
 	struct iphdr *ip = packet->network;
@@ -30,23 +30,23 @@ static __always_inline u32 parse_v4(struct packet *packet, struct flow_key_v4 *k
 	return parse_transport(packet, packet->ip_bytes - header_bytes);
 }
 
-static __always_inline u8 hops_left_v4(struct packet *packet)
+static __always_inline u8 hop_limit_v4(struct packet *packet)
 {
 	return ((struct iphdr *)packet->network)->ttl;
 }
 
-/* l3_delta from the addresses' part of it. */
+/* l3_delta from the delta of the addresses. */
 static __always_inline u16 header_delta_v4(u16 addresses)
 {
 	return fold(addresses + (u32)(u16)~ONE_HOP);
 }
 
-/* New addresses; one hop less unless the kernel will take it off. */
-static __always_inline void rewrite_network_v4(struct packet *packet, struct flow_v4 *flow, bool take_hop)
+/* Write the flow's addresses. decrement_ttl: false if the kernel will forward the packet, and decrement it itself. */
+static __always_inline void rewrite_network_v4(struct packet *packet, struct flow_v4 *flow, bool decrement_ttl)
 {
 	struct iphdr *ip = packet->network;
 
-	if (take_hop) {
+	if (decrement_ttl) {
 		ip->ttl--;
 		ip->check = changed_checksum(ip->check, flow->l3_delta);
 	} else {
@@ -56,12 +56,12 @@ static __always_inline void rewrite_network_v4(struct packet *packet, struct flo
 	ip->daddr = flow->destination.word[0];
 }
 
-static __always_inline void fill_route_question_v4(struct bpf_fib_lookup *question, struct packet *packet, struct flow_v4 *flow)
+static __always_inline void fill_fib_params_v4(struct bpf_fib_lookup *fib_params, struct packet *packet, struct flow_v4 *flow)
 {
-	question->family = 2; /* AF_INET */
-	question->tos = ((struct iphdr *)packet->network)->tos;
-	question->ipv4_src = flow->source.word[0];
-	question->ipv4_dst = flow->destination.word[0];
+	fib_params->family = 2; /* AF_INET */
+	fib_params->tos = ((struct iphdr *)packet->network)->tos;
+	fib_params->ipv4_src = flow->source.word[0];
+	fib_params->ipv4_dst = flow->destination.word[0];
 }
 
 static __always_inline bool may_be_fragmented_v4(struct packet *packet)
@@ -77,7 +77,8 @@ static __always_inline bool is_icmp_error_v4(u8 type)
 	return type == 3 || type == 11 || type == 12;
 }
 
-/* The header quoted in an ICMP error: its addresses, swapped, into `key`. Its transport header, NULL if it is unusable. */
+/* Read the header that an ICMP error quotes: its addresses go, swapped, into `key`. Returns the quoted transport header, NULL
+ * if it cannot be used. */
 static __always_inline void *parse_quoted_v4(struct packet *packet, void *quoted, struct flow_key_v4 *key)
 {
 	struct iphdr *ip = quoted;
@@ -90,8 +91,8 @@ static __always_inline void *parse_quoted_v4(struct packet *packet, void *quoted
 	return quoted + ip->ihl * 4;
 }
 
-/* Give the quoted header the addresses its sender had written; the delta that makes for the ICMP checksum. It is none:
- * the quoted header's own checksum keeps that header's sum as it was. */
+/* Write the addresses of the original packet into the quoted header. Returns the delta for the ICMP checksum, which is 0: the
+ * quoted header's own checksum compensates for the change. */
 static __always_inline u32 restore_quoted_v4(void *quoted, struct flow_v4 *flow)
 {
 	struct iphdr *ip = quoted;
@@ -102,8 +103,8 @@ static __always_inline u32 restore_quoted_v4(void *quoted, struct flow_v4 *flow)
 	return 0;
 }
 
-/* Send the outer header the flow's way; the delta that makes for the ICMP checksum, which knows no addresses in IPv4. */
-static __always_inline u32 rewrite_outer_v4(struct packet *packet, struct flow_v4 *flow, bool take_hop)
+/* Address the outer header as the flow's packets. Returns the delta for the ICMP checksum, which covers no addresses in IPv4. */
+static __always_inline u32 rewrite_outer_v4(struct packet *packet, struct flow_v4 *flow, bool decrement_ttl)
 {
 	struct iphdr *ip = packet->network;
 	u32 before = sum_words(&ip->saddr, 2);
@@ -111,16 +112,16 @@ static __always_inline u32 rewrite_outer_v4(struct packet *packet, struct flow_v
 
 	u16 addresses = difference(before, after);
 
-	ip->check = changed_checksum(ip->check, take_hop ? header_delta_v4(addresses) : addresses);
-	ip->ttl -= take_hop;
+	ip->check = changed_checksum(ip->check, decrement_ttl ? header_delta_v4(addresses) : addresses);
+	ip->ttl -= decrement_ttl;
 	ip->saddr = flow->source.word[0];
 	ip->daddr = flow->destination.word[0];
 	return 0;
 }
 
-/* --- an ICMP error of our own ------------------------------------------------------------------------------ */
+/* --- originating an ICMP error ----------------------------------------------------------------------------- */
 
-#define QUOTE_BYTES_v4 68 /* the longest header and 8 bytes; what is longer than an MTU has that many (RFC 791: 68) */
+#define QUOTE_BYTES_v4 68 /* the longest header and 8 bytes; a packet longer than an MTU has that many (RFC 791: 68) */
 #define ERROR_HEADER_BYTES_v4 (sizeof(struct iphdr) + sizeof(struct icmp_header))
 
 /* Fragmentation needed (RFC 792, RFC 1191), in front of the quoted packet. */

@@ -1,4 +1,4 @@
-/* What IPv6 does in its own way; ipv4.h has the same functions for IPv4. Decides nothing about a packet's way. */
+/* The functions that differ between IPv4 and IPv6, for IPv6. They decide no verdict on a valid packet. */
 #pragma once
 #include "parse.h"
 #include "checksum.h"
@@ -14,11 +14,11 @@ struct neighbour_solicitation {
 	struct addr_v6 target;
 };
 
-#define MAX_HEADER_BYTES 16384 /* a power of two above what MAX_IPV6_EXTENSIONS can take */
+#define MAX_HEADER_BYTES 16384 /* a power of two above the length of MAX_IPV6_EXTENSIONS headers */
 _Static_assert(sizeof(struct ipv6hdr) + MAX_IPV6_EXTENSIONS * (8 + 255 * 8) < MAX_HEADER_BYTES, "MAX_HEADER_BYTES");
 
-/* The same number, of which the verifier knows only the limit: else it would follow the rest of the program once for
- * each number of extension headers. */
+/* Returns `offset`, of which the verifier then knows only the upper bound. Otherwise it would verify the rest of the program
+ * once for each number of extension headers. */
 static __always_inline u32 forget_bounds(u32 offset)
 {
 	u32 any = bpf_get_smp_processor_id();
@@ -31,7 +31,7 @@ static __always_inline u32 forget_bounds(u32 offset)
 	return offset & (MAX_HEADER_BYTES - 1);
 }
 
-/* Step over the extension headers whose content does not matter here. GO_ON, or the verdict if the packet is for a VIP. */
+/* Skip the extension headers that do not affect forwarding. CONTINUE, or the verdict on the packet if it is for a VIP. */
 static __always_inline u32 skip_extensions(struct packet *packet, struct ipv6hdr *ip)
 {
 	void *header = ip + 1;
@@ -46,11 +46,11 @@ static __always_inline u32 skip_extensions(struct packet *packet, struct ipv6hdr
 		if (protocol != IPPROTO_HOPOPTS && protocol != IPPROTO_DSTOPTS && protocol != IPPROTO_ROUTING) {
 			packet->protocol = protocol;
 			packet->transport = i ? packet->network + forget_bounds(header - packet->network) : header;
-			return GO_ON;
+			return CONTINUE;
 		}
 		if (header + 8 > packet->end)
 			return COUNTER_DROP_MALFORMED;
-		if (protocol == IPPROTO_ROUTING && extension[3]) /* segments left: the destination is a stop on the way */
+		if (protocol == IPPROTO_ROUTING && extension[3]) /* segments left: not the final destination */
 			return COUNTER_DROP_IPV6_EXTENSION;
 		protocol = extension[0];
 		header += 8 + extension[1] * 8;
@@ -70,7 +70,7 @@ static __always_inline u32 parse_v6(struct packet *packet, struct flow_key_v6 *k
 	if (ip->version != 6 || packet->ip_bytes + sizeof(struct ethhdr) > packet->frame_bytes)
 		return COUNTER_DROP_MALFORMED;
 	verdict = skip_extensions(packet, ip);
-	if (verdict != GO_ON)
+	if (verdict != CONTINUE)
 		return verdict;
 	key->protocol = packet->protocol;
 	header_bytes = packet->transport - packet->network;
@@ -79,7 +79,7 @@ static __always_inline u32 parse_v6(struct packet *packet, struct flow_key_v6 *k
 	return parse_transport(packet, packet->ip_bytes - header_bytes);
 }
 
-static __always_inline u8 hops_left_v6(struct packet *packet)
+static __always_inline u8 hop_limit_v6(struct packet *packet)
 {
 	return ((struct ipv6hdr *)packet->network)->hop_limit;
 }
@@ -95,23 +95,23 @@ static __always_inline void write_addresses(struct ipv6hdr *ip, struct addr_v6 *
 	__builtin_memcpy(&ip->daddr, destination, sizeof(*destination));
 }
 
-static __always_inline void rewrite_network_v6(struct packet *packet, struct flow_v6 *flow, bool take_hop)
+static __always_inline void rewrite_network_v6(struct packet *packet, struct flow_v6 *flow, bool decrement_ttl)
 {
 	struct ipv6hdr *ip = packet->network;
 
-	ip->hop_limit -= take_hop;
+	ip->hop_limit -= decrement_ttl;
 	write_addresses(ip, &flow->source, &flow->destination);
 }
 
-static __always_inline void fill_route_question_v6(struct bpf_fib_lookup *question, struct packet *packet, struct flow_v6 *flow)
+static __always_inline void fill_fib_params_v6(struct bpf_fib_lookup *fib_params, struct packet *packet, struct flow_v6 *flow)
 {
-	question->family = 10; /* AF_INET6 */
-	question->flowinfo = *(__be32 *)packet->network & htonl(0x0fffffff);
-	__builtin_memcpy(question->ipv6_src, &flow->source, sizeof(flow->source));
-	__builtin_memcpy(question->ipv6_dst, &flow->destination, sizeof(flow->destination));
+	fib_params->family = 10; /* AF_INET6 */
+	fib_params->flowinfo = *(__be32 *)packet->network & htonl(0x0fffffff);
+	__builtin_memcpy(fib_params->ipv6_src, &flow->source, sizeof(flow->source));
+	__builtin_memcpy(fib_params->ipv6_dst, &flow->destination, sizeof(flow->destination));
 }
 
-/* Only the sender of an IPv6 packet fragments it. */
+/* Routers do not fragment IPv6 packets. */
 static __always_inline bool may_be_fragmented_v6(struct packet *packet)
 {
 	return false;
@@ -152,19 +152,19 @@ static __always_inline u32 restore_quoted_v6(void *quoted, struct flow_v6 *flow)
 	return change;
 }
 
-static __always_inline u32 rewrite_outer_v6(struct packet *packet, struct flow_v6 *flow, bool take_hop)
+static __always_inline u32 rewrite_outer_v6(struct packet *packet, struct flow_v6 *flow, bool decrement_ttl)
 {
 	struct ipv6hdr *ip = packet->network;
 	u32 change = address_delta(ip, flow);
 
-	ip->hop_limit -= take_hop;
+	ip->hop_limit -= decrement_ttl;
 	write_addresses(ip, &flow->source, &flow->destination);
 	return change;
 }
 
-/* --- an ICMPv6 error of our own ---------------------------------------------------------------------------- */
+/* --- originating an ICMPv6 error --------------------------------------------------------------------------- */
 
-#define QUOTE_BYTES_v6 504 /* with the ICMP header what one bpf_csum_diff takes on any kernel; every MTU is 1280 or more */
+#define QUOTE_BYTES_v6 504 /* with the ICMP header the limit of bpf_csum_diff on any kernel; every MTU is 1280 or more */
 #define ERROR_HEADER_BYTES_v6 (sizeof(struct ipv6hdr) + sizeof(struct icmp_header))
 
 /* Packet too big (RFC 4443), in front of the quoted packet. */
@@ -184,7 +184,7 @@ static __always_inline void write_too_big_v6(struct ipv6hdr *ip, u32 mtu)
 	};
 	*icmp = (struct icmp_header){ .type = 2, .rest = htonl(mtu) };
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)icmp, sizeof(struct icmp_header) + QUOTE_BYTES_v6, 0);
-	sum = (sum & 0xffff) + (sum >> 16); /* helpers return 32 bits of sum */
+	sum = (sum & 0xffff) + (sum >> 16); /* the helper returns a 32-bit sum */
 	sum += sum_words((__be32 *)&ip->saddr, 8) + ip->payload_len + htons(IPPROTO_ICMPV6);
 	icmp->checksum = ~fold(sum);
 }

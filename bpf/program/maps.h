@@ -1,4 +1,4 @@
-/* The pinned tables. PINS is the bpffs directory, MAX_FLOWS the node's max_flows (connections: two entries each). */
+/* The pinned maps. PINS is the bpffs directory, MAX_FLOWS the node's max_flows (connections: two entries each). */
 #pragma once
 #include "abi.h"
 
@@ -13,7 +13,7 @@ BPF_TABLE_PINNED("array", u32, struct slot_chunk, slots, MAX_SLOT_CHUNKS, PINS "
 BPF_TABLE_PINNED("array", u32, struct backend, backends, MAX_BACKENDS, PINS "/backends");
 
 #ifdef REPLICATION
-/* bcc has a macro for ring buffers and one for pinned tables, but none for both; its rewriter goes by the members. */
+/* bcc has a macro for ring buffers and one for pinned maps, but none for a pinned ring; its rewriter looks at the members. */
 #define RING_PINNED(RECORD, NAME, BYTES, PATH)                                                                                 \
 	struct NAME##_table_t {                                                                                                \
 		int key;                                                                                                       \

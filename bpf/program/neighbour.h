@@ -1,4 +1,4 @@
-/* ARP requests and neighbour solicitations: whoever answers for a VIP draws its traffic, so only the lease's holder may. */
+/* ARP requests and neighbour solicitations: the node that answers for a VIP attracts its traffic, so a fenced node must not. */
 #pragma once
 #include "fence.h"
 
@@ -27,27 +27,27 @@ static __always_inline u32 handle_arp(struct packet *packet)
 	__builtin_memcpy(&target, arp->target, sizeof(target));
 	if (!vips_v4.lookup(&target))
 		return COUNTER_PASS_NOT_IP;
-	/* Nobody answers an announcement (RFC 5227). A node that has just handed a VIP over learns from it where packets wait to go. */
+	/* An announcement gets no answer (RFC 5227). After a hand-over, the kernel learns from it where to forward queued packets. */
 	if (*(__be32 *)arp->sender == *(__be32 *)arp->target)
 		return COUNTER_PASS_NEIGHBOUR;
 	return is_fenced(packet) ? COUNTER_DROP_FENCED_NEIGHBOUR : COUNTER_PASS_NEIGHBOUR;
 }
 
-/* An ICMP message; GO_ON: not a solicitation for a VIP. */
+/* CONTINUE: the ICMP message is not a neighbour solicitation for a VIP. */
 static __always_inline u32 handle_solicitation_v4(struct packet *packet)
 {
-	return GO_ON;
+	return CONTINUE;
 }
 
 static __always_inline u32 handle_solicitation_v6(struct packet *packet)
 {
-	struct neighbour_solicitation *asked = packet->transport;
+	struct neighbour_solicitation *solicitation = packet->transport;
 	struct vip_key_v6 target = {};
 
-	if ((void *)(asked + 1) > packet->end || asked->type != NEIGHBOUR_SOLICITATION)
-		return GO_ON;
-	target.address = asked->target;
+	if ((void *)(solicitation + 1) > packet->end || solicitation->type != NEIGHBOUR_SOLICITATION)
+		return CONTINUE;
+	target.address = solicitation->target;
 	if (!vips_v6.lookup(&target))
-		return GO_ON;
+		return CONTINUE;
 	return is_fenced(packet) ? COUNTER_DROP_FENCED_NEIGHBOUR : COUNTER_PASS_NEIGHBOUR;
 }

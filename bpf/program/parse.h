@@ -1,7 +1,6 @@
-/* Where a packet's headers are. Nothing here decides what happens to the packet. */
+/* Finds a packet's headers and checks their lengths. Decides nothing about a valid packet. */
 #pragma once
-
-#define GO_ON COUNTER_COUNT /* what a step answers, instead of a verdict, when the next one is to be taken */
+#include "verdict.h"
 
 #define TCP_FIN 1
 #define TCP_SYN 2
@@ -13,23 +12,23 @@ struct icmp_header {
 	u8 type;
 	u8 code;
 	u16 checksum;
-	__be32 rest; /* of an error: MTU, pointer or nothing; the quoted packet follows */
+	__be32 rest; /* in an error: MTU, pointer or unused; the quoted packet follows */
 };
 
 struct packet {
 	struct xdp_md *context;
 	struct ethhdr *ethernet;
 	void *network;   /* IP header */
-	void *transport; /* TCP, UDP or ICMP header; at least its fixed part lies within the frame */
-	void *end;       /* first byte behind the frame */
+	void *transport; /* TCP, UDP or ICMP header; its fixed part is within the frame */
+	void *end;       /* first byte after the frame */
 	u64 clock_ns;    /* CLOCK_MONOTONIC, coarse; 0: not read yet */
 	u32 frame_bytes;
-	u32 ip_bytes;  /* IP header and all behind it, padding of the frame excluded */
-	u32 farm;      /* whose drop it would be; 0: nobody's yet */
-	u32 interface; /* the way out, once a step has found it */
+	u32 ip_bytes;       /* IP header and payload, without the frame's padding */
+	u32 farm;           /* the farm that a drop is counted for; 0: not known */
+	u32 egress_ifindex; /* set by the step that forwards the packet */
 	u8 protocol;
-	u8 tcp_flags; /* 0 for UDP */
-	bool lasting; /* its flow is in `flows` */
+	u8 tcp_flags;     /* 0 for UDP */
+	bool established; /* its flow is in `flows` */
 };
 
 struct ports {
@@ -46,7 +45,7 @@ static __always_inline u64 now_ns(struct packet *packet)
 	return packet->clock_ns;
 }
 
-/* A new connection's first segment. */
+/* The first segment of a connection. */
 static __always_inline bool is_syn(struct packet *packet)
 {
 	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
@@ -57,7 +56,7 @@ static __always_inline bool is_midstream(struct packet *packet)
 	return packet->protocol == IPPROTO_TCP && !is_syn(packet);
 }
 
-/* Check the TCP or UDP header against the payload_bytes the IP header leaves for it. GO_ON or drop_malformed. */
+/* Check the TCP or UDP header against the IP header's payload_bytes. CONTINUE or drop_malformed. */
 static __always_inline u32 parse_transport(struct packet *packet, u32 payload_bytes)
 {
 	void *header = packet->transport;
@@ -74,5 +73,5 @@ static __always_inline u32 parse_transport(struct packet *packet, u32 payload_by
 		if ((void *)(udp + 1) > packet->end || ntohs(udp->len) < sizeof(*udp) || payload_bytes < ntohs(udp->len))
 			return COUNTER_DROP_MALFORMED;
 	}
-	return GO_ON;
+	return CONTINUE;
 }

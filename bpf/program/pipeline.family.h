@@ -1,97 +1,42 @@
-/* The way of an IP packet, step by step: each step answers a verdict, or GO_ON. */
+/* An IP packet: find its flow or VIP, check the fence, act. Each handler calls the fence once, and changes nothing before. */
 
-/* The lease is closed. While the VIPs move to the peer in good order, what still comes here for one goes there by way of the
- * kernel, which keeps it until the peer has announced itself. A reply that is not for a VIP (mode dnat) may not. */
-static __always_inline u32 fenced_FAM(struct addr_FAM *destination)
+/* What handle_flow_FAM has found. */
+struct match_FAM {
+	struct flow_FAM *flow;  /* the packet's entry, in `flows` or in `embryonic` */
+	struct flow_FAM *ended; /* the entry in `flows` of a closed connection whose tuple this SYN reuses */
+	struct vip *vip;        /* the destination; looked up only if there is no entry */
+};
+
+/* CONTINUE, or the verdict on a packet that arrived without the lease.
+ *
+ * After a hand-over the kernel forwards packets for a VIP to the peer, and queues them until the peer has announced itself.
+ * A reply to a client (mode dnat) has no VIP as its destination and is dropped.
+ */
+static __always_inline u32 fence_FAM(struct packet *packet, struct addr_FAM *destination)
 {
-	u32 zero = 0;
-	struct lease *held = lease.lookup(&zero);
+	u32 verdict = check_lease(packet);
 
-	if (held && held->deadline_ns == LEASE_HANDED_OVER_NS && vips_FAM.lookup((struct vip_key_FAM *)destination))
-		return COUNTER_PASS_HANDED_OVER;
-	return COUNTER_DROP_FENCED;
+	if (verdict == COUNTER_PASS_HANDED_OVER && !vips_FAM.lookup((struct vip_key_FAM *)destination))
+		return COUNTER_DROP_FENCED;
+	return verdict;
 }
 
-/* A packet no flow explains, for `address`: the kernel's unless that is a VIP, else `verdict`. */
-static __always_inline u32 guard_FAM(struct packet *packet, struct addr_FAM *address, u32 verdict)
+/* --- packets without a flow -------------------------------------------------------------------------------- */
+
+/* `verdict` if `destination` is a VIP; packets for other addresses belong to the kernel. */
+static __always_inline u32 handle_other_FAM(struct packet *packet, struct addr_FAM *destination, u32 verdict)
 {
-	struct vip *vip = vips_FAM.lookup((struct vip_key_FAM *)address);
+	struct vip *vip = vips_FAM.lookup((struct vip_key_FAM *)destination);
+	u32 fenced;
 
 	if (!vip)
 		return COUNTER_PASS_NOT_OURS;
-	if (is_fenced(packet))
-		return fenced_FAM(address);
+	fenced = fence_FAM(packet, destination);
+	if (fenced != CONTINUE)
+		return fenced;
 	if (verdict == COUNTER_DROP_PROTOCOL && vip->flags & VIP_FLAG_OPEN)
 		return COUNTER_PASS_VIP_OPEN;
 	return verdict;
-}
-
-/* No usable flow: which listener is it for? Opens the connection; GO_ON when its flow stands in `embryonic`. */
-static __always_inline u32 serve_FAM(struct packet *packet, struct flow_key_FAM *key, u32 backend_id)
-{
-	struct vip *vip = vips_FAM.lookup((struct vip_key_FAM *)&key->destination);
-	struct service *found, service;
-
-	if (!vip)
-		return COUNTER_PASS_NOT_OURS;
-	if (is_fenced(packet))
-		return fenced_FAM(&key->destination);
-	found = find_service_FAM(key, vip);
-	if (!found)
-		return vip->flags & VIP_FLAG_OPEN ? COUNTER_PASS_VIP_OPEN : COUNTER_DROP_VIP_GUARD;
-	service = *found; /* the daemon may replace it at any moment */
-	return open_FAM(packet, key, &service, backend_id);
-}
-
-/* Not in `flows`, or ended there: find the flow in `embryonic`, promote it, or open a connection. */
-static __always_inline u32 find_or_open_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM **flow)
-{
-	struct flow_FAM *found = embryonic_FAM.lookup(key);
-	u32 backend_id = 0, verdict;
-
-	if (found && !is_reopened(packet, found->flags, found->state)) {
-		packet->farm = found->farm;
-		if (is_fenced(packet))
-			return fenced_FAM(&key->destination);
-		if (is_usable_FAM(packet, key, found)) {
-			*flow = packet->lasting ? flows_FAM.lookup(key) : found;
-			return GO_ON;
-		}
-		backend_id = found->backend;
-	}
-	verdict = serve_FAM(packet, key, backend_id);
-	if (verdict == GO_ON)
-		*flow = embryonic_FAM.lookup(key);
-	return verdict;
-}
-
-static __always_inline u32 handle_flow_FAM(struct packet *packet, struct flow_key_FAM *key)
-{
-	struct flow_FAM *flow = flows_FAM.lookup(key);
-	u32 verdict;
-
-	if (flow && !is_reopened(packet, flow->flags, flow->state)) {
-		packet->lasting = true;
-		if (is_fenced(packet)) {
-			packet->farm = flow->farm;
-			return fenced_FAM(&key->destination);
-		}
-	} else {
-		if (flow) {
-			packet->farm = flow->farm;
-			if (is_fenced(packet))
-				return fenced_FAM(&key->destination);
-			forget_FAM(key, flow);
-			flow = NULL;
-		}
-		verdict = find_or_open_FAM(packet, key, &flow);
-		if (verdict != GO_ON)
-			return verdict;
-		if (!flow)
-			return COUNTER_DROP_INTERNAL;
-	}
-	touch_FAM(packet, key, flow);
-	return forward_FAM(packet, flow);
 }
 
 static __always_inline u32 handle_icmp_FAM(struct packet *packet, struct flow_key_FAM *key)
@@ -99,18 +44,102 @@ static __always_inline u32 handle_icmp_FAM(struct packet *packet, struct flow_ke
 	u8 type = *(u8 *)packet->transport;
 	u32 verdict = is_icmp_error_FAM(type) ? translate_error_FAM(packet, key) : handle_solicitation_FAM(packet);
 
-	if (verdict != GO_ON)
+	if (verdict != CONTINUE)
 		return verdict;
-	return guard_FAM(packet, &key->destination, COUNTER_PASS_VIP_ICMP);
+	return handle_other_FAM(packet, &key->destination, COUNTER_PASS_VIP_ICMP);
 }
+
+/* --- TCP and UDP ------------------------------------------------------------------------------------------- */
+
+/* CONTINUE: the packet has a flow, or is for a VIP. */
+static __always_inline u32 find_FAM(struct packet *packet, struct flow_key_FAM *key, struct match_FAM *match)
+{
+	struct flow_FAM *flow = flows_FAM.lookup(key);
+
+	if (flow && !is_reopened(packet, flow->flags, flow->state)) {
+		packet->established = true;
+		packet->farm = flow->farm;
+		match->flow = flow;
+		return CONTINUE;
+	}
+	match->ended = flow;
+	flow = embryonic_FAM.lookup(key);
+	if (flow && !is_reopened(packet, flow->flags, flow->state))
+		match->flow = flow;
+	if (match->ended)
+		packet->farm = match->ended->farm;
+	else if (match->flow)
+		packet->farm = match->flow->farm;
+	else
+		match->vip = vips_FAM.lookup((struct vip_key_FAM *)&key->destination);
+	return match->ended || match->flow || match->vip ? CONTINUE : COUNTER_PASS_NOT_OURS;
+}
+
+/* Open a connection on the listener it is for, with a new backend if backend_id is 0. CONTINUE: it is in `embryonic`. */
+static __always_inline u32 accept_FAM(struct packet *packet, struct flow_key_FAM *key, struct vip *vip, u32 backend_id)
+{
+	struct service *found, service;
+
+	if (!vip)
+		vip = vips_FAM.lookup((struct vip_key_FAM *)&key->destination);
+	if (!vip)
+		return COUNTER_PASS_NOT_OURS;
+	found = find_service_FAM(key, vip);
+	if (!found)
+		return vip->flags & VIP_FLAG_OPEN ? COUNTER_PASS_VIP_OPEN : COUNTER_DROP_VIP_GUARD;
+	service = *found; /* the daemon may replace it at any moment */
+	return open_FAM(packet, key, &service, backend_id);
+}
+
+/* The connection is not established: promote it, repair it, or open a new one. CONTINUE: match->flow is its entry. */
+static __always_inline u32 advance_FAM(struct packet *packet, struct flow_key_FAM *key, struct match_FAM *match)
+{
+	u32 backend_id = 0, verdict;
+
+	if (match->ended)
+		delete_connection_FAM(key, match->ended);
+	if (match->flow) {
+		packet->farm = match->flow->farm;
+		if (check_reply_FAM(packet, key, match->flow)) {
+			if (packet->established)
+				match->flow = flows_FAM.lookup(key);
+			return match->flow ? CONTINUE : COUNTER_DROP_INTERNAL;
+		}
+		backend_id = match->flow->backend;
+	}
+	verdict = accept_FAM(packet, key, match->vip, backend_id);
+	if (verdict != CONTINUE)
+		return verdict;
+	match->flow = embryonic_FAM.lookup(key);
+	return match->flow ? CONTINUE : COUNTER_DROP_INTERNAL;
+}
+
+static __always_inline u32 handle_flow_FAM(struct packet *packet, struct flow_key_FAM *key)
+{
+	struct match_FAM match = {};
+	u32 verdict = find_FAM(packet, key, &match);
+
+	if (verdict == CONTINUE)
+		verdict = fence_FAM(packet, &key->destination);
+	if (verdict == CONTINUE && !packet->established)
+		verdict = advance_FAM(packet, key, &match);
+	if (verdict != CONTINUE)
+		return verdict;
+	if (!match.flow)
+		return COUNTER_DROP_INTERNAL;
+	touch_FAM(packet, key, match.flow);
+	return forward_FAM(packet, match.flow);
+}
+
+/* --- all IP packets ---------------------------------------------------------------------------------------- */
 
 static __always_inline u32 handle_FAM(struct packet *packet)
 {
 	struct flow_key_FAM key = {};
 	u32 verdict = parse_FAM(packet, &key);
 
-	if (verdict != GO_ON)
-		return guard_FAM(packet, &key.destination, verdict);
+	if (verdict != CONTINUE)
+		return handle_other_FAM(packet, &key.destination, verdict);
 	switch (packet->protocol) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
@@ -119,8 +148,8 @@ static __always_inline u32 handle_FAM(struct packet *packet)
 		return handle_flow_FAM(packet, &key);
 	case ICMP_PROTOCOL_FAM:
 		if (packet->transport + sizeof(struct icmp_header) > packet->end)
-			return guard_FAM(packet, &key.destination, COUNTER_DROP_MALFORMED);
+			return handle_other_FAM(packet, &key.destination, COUNTER_DROP_MALFORMED);
 		return handle_icmp_FAM(packet, &key);
 	}
-	return guard_FAM(packet, &key.destination, COUNTER_DROP_PROTOCOL);
+	return handle_other_FAM(packet, &key.destination, COUNTER_DROP_PROTOCOL);
 }

@@ -1,4 +1,4 @@
-/* Which listener a packet is for, and which backend a new connection gets. ctl/dataplane/flow_hash.py is the twin of the hashes. */
+/* The listener a packet is for, and the backend of a new connection. ctl/dataplane/flow_hash.py computes the same hashes. */
 
 static __always_inline u32 flow_hash_FAM(struct flow_key_FAM *key, u32 seed)
 {
@@ -11,7 +11,7 @@ static __always_inline u32 flow_hash_FAM(struct flow_key_FAM *key, u32 seed)
 	for (u32 i = 0; i < WORDS_FAM; i++)
 		hash = mix(hash, key->destination.word[i]);
 	hash = mix(hash, (u32)ntohs(key->source_port) << 16 | ntohs(key->destination_port));
-	return finish(mix(hash, key->protocol));
+	return avalanche(mix(hash, key->protocol));
 }
 
 static __always_inline u32 client_hash_FAM(struct flow_key_FAM *key, u32 seed)
@@ -21,7 +21,7 @@ static __always_inline u32 client_hash_FAM(struct flow_key_FAM *key, u32 seed)
 #pragma unroll
 	for (u32 i = 0; i < WORDS_FAM; i++)
 		hash = mix(hash, key->source.word[i]);
-	return finish(hash);
+	return avalanche(hash);
 }
 
 static __always_inline struct service *find_service_FAM(struct flow_key_FAM *key, struct vip *vip)
@@ -44,14 +44,14 @@ static __always_inline struct service *find_service_FAM(struct flow_key_FAM *key
 	return ranges_FAM.lookup(&range);
 }
 
-/* The id of the backend for a new connection; 0: an empty slot. `hash` is the flow's; slot_count is not 0. */
+/* The id of the backend for a new connection; 0: an empty slot. `hash` is the flow's; slot_count must not be 0. */
 static __always_inline u32 select_FAM(struct flow_key_FAM *key, struct service *service, u32 hash, u32 seed)
 {
 	u32 slot;
 
 	switch (service->scheduler) {
 	case SCHEDULER_ROUNDROBIN:
-		slot = take_turn(service->farm, service->slot_count);
+		slot = next_turn(service->farm, service->slot_count);
 		break;
 	case SCHEDULER_SOURCE:
 		slot = client_hash_FAM(key, seed);

@@ -1,9 +1,9 @@
-/* The parts of selection that do not depend on the address family: hash steps, turns, slots. */
+/* Backend selection, the parts that do not depend on the address family: hash steps, turns, slots. */
 #pragma once
 
 #define GOLDEN_RATIO 0x9e3779b9 /* 2**32 / phi: multiples of it spread evenly over 32 bits */
 
-/* One word into a hash, and the final avalanche: MurmurHash3's (public domain), 32 bits. */
+/* MurmurHash3 (public domain), 32 bits: add one word to a hash. */
 static __always_inline u32 mix(u32 hash, u32 word)
 {
 	word *= 0xcc9e2d51;
@@ -13,7 +13,8 @@ static __always_inline u32 mix(u32 hash, u32 word)
 	return hash * 5 + 0xe6546b64;
 }
 
-static __always_inline u32 finish(u32 hash)
+/* The final mix of MurmurHash3. */
+static __always_inline u32 avalanche(u32 hash)
 {
 	hash ^= hash >> 16;
 	hash *= 0x85ebca6b;
@@ -22,14 +23,14 @@ static __always_inline u32 finish(u32 hash)
 	return hash ^ hash >> 16;
 }
 
-/* `value` spread over 0 … count-1 without a division. */
+/* Map `value` to 0 … count-1 without a division. */
 static __always_inline u32 scale(u32 value, u32 count)
 {
 	return (u64)value * count >> 32;
 }
 
-/* Each CPU goes through the turn order by itself, from a place of its own, so that CPUs do not pick the same backend at once. */
-static __always_inline u32 take_turn(u32 farm, u32 slot_count)
+/* Round robin: each CPU counts by itself, from an offset of its own, so that CPUs do not select the same backend at once. */
+static __always_inline u32 next_turn(u32 farm, u32 slot_count)
 {
 	u32 *turn = turns.lookup(&farm);
 
@@ -47,10 +48,10 @@ static __always_inline u32 backend_of_slot(struct service *service, u32 slot)
 	return chunk ? chunk->backend[index % SLOTS_PER_CHUNK] : 0;
 }
 
-/* The source port to try at `attempt` towards the backend, host byte order; 0: skip. First the client's own, then a walk. */
+/* The source port to try towards the backend, host byte order: first the client's own, then hashed ones. 0: skip this attempt. */
 static __always_inline u32 snat_candidate(u32 attempt, u32 client_port, u32 hash)
 {
 	if (attempt == 0)
 		return client_port >= FIRST_SNAT_PORT ? client_port : 0;
-	return FIRST_SNAT_PORT + scale(finish(hash + attempt * GOLDEN_RATIO), 65536 - FIRST_SNAT_PORT);
+	return FIRST_SNAT_PORT + scale(avalanche(hash + attempt * GOLDEN_RATIO), 65536 - FIRST_SNAT_PORT);
 }

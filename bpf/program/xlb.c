@@ -1,7 +1,18 @@
-/* The data plane, from the top: parse, flow lookup, fence, and on a miss VIP, service, selection; rewrite; next hop; out.
+/* xlb's XDP program. A packet takes these steps:
  *
- * Each step lies in a file of its own and answers a verdict (a counter's number) or GO_ON. Files *.family.h are compiled
- * once for IPv4 and once for IPv6. bcc inlines everything into this one program.
+ *  1. parse    headers, lengths and ports                         parse.h, ipv4.h, ipv6.h
+ *  2. find     its flow; without one, the VIP it is for           pipeline.family.h
+ *  3. fence    stop here unless this node holds the lease         fence.h
+ *  4. act      promote the connection, or select a backend and
+ *              open one                                           flow.family.h, select.family.h
+ *  5. egress   next hop, from the flow or from the FIB            egress.family.h
+ *  6. rewrite  addresses, ports, checksums, MACs                  rewrite.family.h
+ *  7. finish   count the verdict, return the XDP action           count.h
+ *
+ * ICMP errors (icmp.family.h) and neighbour messages (neighbour.h) take the same steps: find, fence, act.
+ *
+ * A step returns a verdict, which ends the packet's path, or CONTINUE (verdict.h). Files *.family.h are compiled once for
+ * IPv4 and once for IPv6. bcc inlines everything into this one program; `make program.c` writes its flattened source.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/errno.h>
@@ -13,6 +24,7 @@
 #include <uapi/linux/tcp.h>
 #include <uapi/linux/udp.h>
 #include "maps.h"
+#include "verdict.h"
 #include "parse.h"
 #include "checksum.h"
 #include "ipv4.h"
@@ -32,7 +44,7 @@
 #include "neighbour.h"
 #include "pipeline.family.h"
 
-static __always_inline u32 find_way(struct packet *packet)
+static __always_inline u32 handle_packet(struct packet *packet)
 {
 	if (packet->network > packet->end)
 		return COUNTER_PASS_NOT_IP;
@@ -57,5 +69,5 @@ int xlb(struct xdp_md *context)
 		.frame_bytes = context->data_end - context->data,
 	};
 
-	return leave(&packet, find_way(&packet));
+	return finish(&packet, handle_packet(&packet));
 }

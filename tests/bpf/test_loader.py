@@ -17,7 +17,7 @@ from bpf.dataplane import PlaneError
 from bpf.loading import compile, loader
 from bpf.loading.flatten import flatten
 from bpf.maps.layout import Layouts
-from tests.bpf.bed import why_not
+from tests.bpf.bed import Bed, why_not
 from tests.bpf.small import Small, small_plane
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -25,6 +25,29 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 OTHER_VERDICT = ("return XDP_PASS", "return XDP_DROP")
 ONE_MORE_FIELD = ("u32 extra; u32 more;", "u32 extra; u32 more; u64 another;")
 RENAMED_FIELD = ("u32 extra;", "u32 renamed;")
+RELEASED = {
+    "backend_traffic": "b4f34c36edac",
+    "backends": "85da1634404b",
+    "embryonic_v4": "1e7c495017df",
+    "embryonic_v6": "e9c143b8c03d",
+    "events_v4": "c57d321987b6",
+    "events_v6": "afe34c48346f",
+    "farm_traffic": "690457a2f240",
+    "flows_v4": "330d3936d521",
+    "flows_v6": "ece752a184e8",
+    "globals": "6919f06ef8e3",
+    "lease": "47974f6ee239",
+    "ranges_v4": "a0fefed25635",
+    "ranges_v6": "1c0d026e445e",
+    "services_v4": "3f7b6bd15e91",
+    "services_v6": "51f9dd9847c0",
+    "slots": "364f773e6f04",
+    "turns": "52930bdc6a16",
+    "vips_v4": "b018916623bc",
+    "vips_v6": "70b6ddf145bb",
+}
+"""Fingerprints of the maps of 0.1.0 (max_flows = 64, replication). A map with another one loses its entries on an upgrade."""
+
 ONE_MORE_TABLE = ("int xlb(", 'BPF_TABLE_PINNED("array", u32, u32, fresh, 1, PINS "/fresh");\nint xlb(')
 
 
@@ -132,6 +155,13 @@ def test_what_may_start_afresh_is_there() -> None:
     text = flatten(compile.SOURCE)
     for name in loader.RESETTABLE:
         assert f'PINS "/{name}"' in text, name
+
+
+def test_an_upgrade_from_0_1_0_keeps_every_entry(paired_bed: Bed) -> None:
+    words = dict(word.split("=", 1) for word in str((paired_bed.pins / loader.BUILD_LINK).readlink()).split())
+    now = {name: words[name] for name in words.keys() - loader.RESETTABLE - {"abi", "identity", "max_flows"}}
+    assert now == RELEASED
+    assert words["abi"] == "1"
 
 
 def refused(small: Small, replace_pins: bool = False, **fields: object) -> PlaneError:
