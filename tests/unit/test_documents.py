@@ -193,6 +193,13 @@ def test_control_commands_are_documented() -> None:
     assert {word.split()[0] for word in shown["vip.add"].split(", ")} == set(fields.VIP_FIELDS)
 
 
+def test_every_map_is_documented() -> None:
+    sources = "".join((TREE / "bpf/program" / name).read_text() for name in ("maps.h", "maps.family.h"))
+    maps = {name.replace("FAM", "*") for name in re.findall(r'PINS "/(\w+)"', sources)}
+    shown = [name for row in rows_of("docs/DATAPLANE.md", "Maps") for name in re.findall(r"`([\w*]+)`", row[0])]
+    assert len(maps) > 10 and sorted(shown) == sorted(maps)
+
+
 def test_every_error_kind_is_documented() -> None:
     kinds = {error.kind for error in (XlbError, InvalidInput)} | {"internal"}
     assert {re.sub("`", "", row[0]) for row in rows_of("docs/CONTROL.md", "Errors")} == kinds
