@@ -6,11 +6,12 @@ Prints minimum and median in milliseconds beside the target. Run on an idle core
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,15 @@ from ctl.config.record_codec import Encoder, decode
 from ctl.dataplane import maglev
 from ctl.dataplane.planner import PlannerState, plan
 from ctl.health.check_machine import HealthChecks
-from ctl.state.store import Files, Store
+from ctl.state.durable_files import Files
+from ctl.state.store import Store
 
 FARMS = 1000
 BACKENDS = 10
+
+
+def save_next(store: Store, encoder: Encoder, versions: Iterator[Config]) -> None:
+    store.save(encoder.encode(next(versions)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,7 @@ def measure_all(runs: int) -> list[Measured]:
                     f"state file: save one change, {name} fsync",
                     0,
                     runs,
-                    lambda s=store, e=encoder, v=versions: s.save(e.encode(next(v))),
+                    functools.partial(save_next, store, encoder, versions),
                 )
             )
     return lines

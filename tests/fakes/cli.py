@@ -80,7 +80,7 @@ class Terminal:
     def line_mode(self) -> bool:
         """Whether keys are echoed and come by the line, as a shell wants its terminal."""
         wanted = termios.ECHO | termios.ICANON
-        return termios.tcgetattr(self._master)[3] & wanted == wanted
+        return bool(termios.tcgetattr(self._master)[3] & wanted == wanted)
 
     def type(self, keys: str) -> None:
         """Press keys."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from sync.failover import types as types
 from sync.failover.machine import Failover
 from sync.failover.timing import NS_PER_MS as MS
 from sync.failover.timing import Timing
 from sync.failover.types import FailoverConfig, Vote
+
+E = TypeVar("E")
 
 TIMING = Timing.from_ms(10, 30, 36, failback_delay_ns=50 * MS, handover_timeout_ns=100 * MS)
 
@@ -84,7 +88,7 @@ class Pair:
     def messages(self, machine: Failover) -> list[str]:
         return [effect.why for effect in self.effects[machine] if isinstance(effect, types.RoleChanged)]
 
-    def last(self, machine: Failover, kind: type) -> types.Effect:
+    def last(self, machine: Failover, kind: type[E]) -> E:
         return [effect for effect in self.effects[machine] if isinstance(effect, kind)][-1]
 
     def roles(self) -> tuple[str, str]:

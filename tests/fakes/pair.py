@@ -64,8 +64,10 @@ def site(directory: Path, name: str, address: str, cluster: str = "", plane: Fak
         plane.closed = False
     (directory / "node.toml").write_text(NODE_FILE.format(name=name, directory=directory, cluster=cluster))
     # A test run by root must not make the test runner's own threads real-time ones.
-    ordinary = mock.patch("ctl.runtime.realtime_scheduling.run_in_time", lambda: (False, []))
-    with ordinary, running_daemon(directory, plane, network(address)) as daemon:
+    with (
+        mock.patch("ctl.runtime.realtime_scheduling.run_in_time", lambda: (False, [])),
+        running_daemon(directory, plane, network(address)) as daemon,
+    ):
         yield Site(daemon, address, directory)
 
 

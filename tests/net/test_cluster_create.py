@@ -54,14 +54,14 @@ class Site(Serving):
 
     def refused(self, sentence: str, *arguments: str, code: int = 1, **how: str) -> None:
         """Fails unless the command is refused with this sentence and nothing has changed."""
-        before = self.state()
+        before = self.observed()
         done = self.create(*arguments, **how)
         assert done.returncode == code, done.stderr
         assert sentence in done.stderr.splitlines()[-1], done.stderr
-        assert self.state() == before
+        assert self.observed() == before
 
-    def state(self) -> list[Any]:
-        """What nobody may change by a command that is refused."""
+    def observed(self) -> list[Any]:
+        """State that a refused command must not change."""
         found: list[Any] = []
         for node in (self.one, self.two):
             status = node.call("cluster.status")

@@ -40,7 +40,8 @@ def read_mutations() -> tuple[Mutation, ...]:
         match = re.fullmatch(r"@ (.+) \[([\w.]+), (\w+)(?:, ([\w+]+))?\]", head)
         assert match, head
         old, new = ("\n".join(line[1:] for line in lines if line[0] == sign) for sign in "-+")
-        found.append(Mutation(*match.groups(default=""), old, new))
+        name, module, profile, faults = match.groups(default="")
+        found.append(Mutation(name, module, profile, faults, old, new))
     return tuple(found)
 
 

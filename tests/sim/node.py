@@ -6,7 +6,7 @@ Does what `ctl` will do with effects, as plainly as possible. Everything random 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sync.config import config_sync
 from sync.failover import machine, types
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 MS = 1_000_000
+Records = list[tuple[int, int | None]]  # key and value of each flow; None: deleted
 COARSE_NS = 4 * MS
 RING_RECORDS = 8
 SLICE_KEYS = 6
@@ -105,7 +106,7 @@ class Node:
         limits = stream.Limits(window_blocks=8, queued_records=64, retry_ns=40 * MS)
         self.sender = sender.Sender(boot, 7, limits)
         self.receiver = receiver.Receiver(7, limits)
-        self.config = config_sync.ConfigSync(self.disk.document, world.nodes[1 - self.index].name)
+        self.config: config_sync.ConfigSync = config_sync.ConfigSync(self.disk.document, world.nodes[1 - self.index].name)
         self.peer_alive = False
         self.marked: set[int] | None = None
         self.slice_keys: list[int] = []
@@ -141,7 +142,7 @@ class Node:
             # The sockets' own threads slept too: what waits in them arrives a moment after the timer fired.
             self.holding = True
             run = self.run
-            self.world.after(self.world.rng.randint(0, 4 * MS), lambda: self.run == run and self.drain())
+            self.world.after(self.world.rng.randint(0, 4 * MS), lambda: self.drain() if self.run == run else None)
         self.tick()
 
     def drain(self) -> None:
@@ -268,7 +269,7 @@ class Node:
             self.pause()
             self.cut_effects += effects[cut:]
             run = self.run
-            self.world.after(self.pause_length, lambda: self.run == run and self.resume())
+            self.world.after(self.pause_length, lambda: self.resume() if self.run == run else None)
             return
         self.do(effects)
 
@@ -329,7 +330,7 @@ class Node:
     def do_flushed(self, effect: sender.Flushed) -> None:
         """What comes of an effect waits until the effects before it are carried out."""
         run = self.run
-        self.world.after(0, lambda: self.run == run and self.hear("flushed", effect.number))
+        self.world.after(0, lambda: self.hear("flushed", effect.number) if self.run == run else None)
 
     def do_role(self, effect: types.RoleChanged) -> None:
         self.world.note(self, f"{effect.role.value} epoch {effect.epoch}: {effect.why}")
@@ -338,11 +339,11 @@ class Node:
 
     def do_apply(self, effect: receiver.Apply) -> None:
         kernel = self.kernel
-        for key, value in effect.block.payload:  # type: ignore[misc]
+        for key, value in cast(Records, effect.block.payload):
             if not effect.only_absent:
-                kernel.write(key, value, report=False)  # type: ignore[arg-type]
+                kernel.write(key, value, report=False)
             elif value is not None and key not in kernel.table:
-                kernel.write(key, value, report=True)  # type: ignore[arg-type]
+                kernel.write(key, value, report=True)
             if self.marked is not None:
                 self.marked.add(key)
         self.perform(self.receiver.applied(effect.block))
@@ -371,7 +372,7 @@ class Node:
                 records = [(key, self.kernel.table[key]) for key in keys if key in self.kernel.table]
                 world.after(
                     world.rng.randint(0, 3 * MS),
-                    lambda: self.run == run and self.hear("slice", (effect.session, records, last)),
+                    lambda: self.hear("slice", (effect.session, records, last)) if self.run == run else None,
                 )
 
         world.after(world.rng.randint(0, 2 * MS), read)

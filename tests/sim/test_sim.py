@@ -6,8 +6,10 @@ import os
 
 import pytest
 
+from sync.failover.timing import NS_PER_MS as MS
+from sync.failover.types import Vote
 from tests.sim.mutations import MUTATIONS, Mutation, killed_by
-from tests.sim.world import MS, PROFILES, Profile, Violation, Vote, World
+from tests.sim.world import PROFILES, Profile, Violation, World
 
 SEEDS = int(os.environ.get("XLB_SIM_SEEDS", "2000"))
 BLOCKS = 8

@@ -102,7 +102,7 @@ class World:
         self.seed = seed
         rng = self.rng = random.Random(seed)
         self.profile = profile or PROFILES[seed % len(PROFILES)]
-        self.now = 0
+        self.now: int = 0
         self.heap: list[tuple[int, int, Callable[[], Any]]] = []
         self.order = 0
         self.history: list[str] = []
@@ -282,7 +282,7 @@ class World:
     def fault_crash(self, node: Node, length: int, power: bool = False) -> None:
         node.crash(power)
         run = node.run
-        self.after(length + (100 * MS if power else 0), lambda: node.run == run and node.boot())
+        self.after(length + (100 * MS if power else 0), lambda: node.boot() if node.run == run else None)
 
     def fault_die(self, node: Node, length: int) -> None:
         """It does not come back: two that stand by with one way left would not hear of each other."""
@@ -299,7 +299,7 @@ class World:
     def fault_pause(self, node: Node, length: int) -> None:
         node.pause()
         run = node.run
-        self.after(length, lambda: node.run == run and node.resume())
+        self.after(length, lambda: node.resume() if node.run == run else None)
 
     def fault_pause_blind(self, node: Node, length: int) -> None:
         """One path is down, and the daemon sleeps for a little less than its lease."""
@@ -338,7 +338,7 @@ class World:
         if node.up and node.finished:
             node.crash(False)
             run = node.run
-            self.after(self.rng.randint(1 * MS, 60 * MS), lambda: node.run == run and node.boot())
+            self.after(self.rng.randint(1 * MS, 60 * MS), lambda: node.boot() if node.run == run else None)
 
     def sever(self, length: int, *links: tuple[int, str]) -> None:
         for link in links:
@@ -401,7 +401,8 @@ class World:
         """Play the whole history; raises Violation."""
         self.at(0, self.nodes[0].boot)
         self.at(
-            self.rng.choice((0, self.rng.randint(0, self.profile.late_ns))), lambda: self.nodes[1].up or self.nodes[1].boot()
+            self.rng.choice((0, self.rng.randint(0, self.profile.late_ns))),
+            lambda: None if self.nodes[1].up else self.nodes[1].boot(),
         )
         self.after(MS, self.client_traffic)
         self.after(60 * MS, self.client_change)

@@ -186,9 +186,9 @@ def test_control_commands_are_documented() -> None:
     for names, arguments, _ in rows_of("docs/CONTROL.md", "Commands"):
         shown |= dict.fromkeys(re.findall(r"`([\w.]+)`", names), arguments)
     assert shown.keys() == commands().keys()
-    for name, arguments in commands().items():
-        if arguments is not None:
-            assert set(shown[name].split(", ")) - {NOTHING} == arguments, name
+    for name, accepted in commands().items():
+        if accepted is not None:
+            assert set(shown[name].split(", ")) - {NOTHING} == accepted, name
     assert set(shown["backend.add"].split(", ")[1:]) == set(fields.BACKEND_FIELDS)
     assert {word.split()[0] for word in shown["vip.add"].split(", ")} == set(fields.VIP_FIELDS)
 

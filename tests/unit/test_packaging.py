@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from ctl.state.node_file import ClusterSection, DataSection, NodeSection, load, parse
 from tests.tree import TREE
@@ -30,7 +31,7 @@ def test_the_packaged_node_file_is_valid() -> None:
 def test_the_manual_shows_every_setting_with_its_default() -> None:
     page = (TREE / "docs/man/xlbd.8").read_text().replace("\\-", "-")
     shown = tomllib.loads(page[page.index(".EX") + len(".EX") : page.index(".EE")])
-    sections = {"node": NodeSection, "data": DataSection, "cluster": ClusterSection}
+    sections: dict[str, Any] = {"node": NodeSection, "data": DataSection, "cluster": ClusterSection}
     assert {name: set(table) for name, table in shown.items()} == {
         name: set(section.__slots__) - {"priority_given"} for name, section in sections.items()
     }

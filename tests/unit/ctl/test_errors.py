@@ -21,7 +21,7 @@ def test_codes_are_snake_case_and_each_has_a_line_of_meaning() -> None:
     for code in Code:
         assert re.fullmatch(r"[a-z]+(_[a-z]+)*", code), code
         assert code.meaning and "\n" not in code.meaning and not code.meaning.endswith(".")
-    assert Code("busy") is Code.BUSY and str(Code.BUSY) == "busy"
+    assert Code.BUSY.value == str(Code.BUSY) == "busy"
 
 
 def test_every_code_is_used() -> None:

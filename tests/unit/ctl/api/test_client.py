@@ -54,7 +54,8 @@ def answering(path: Path, answers: Callable[[dict[str, Any]], list[bytes]]) -> I
 
 
 def pack(request: dict[str, Any], **fields: Any) -> bytes:
-    return msgpack.packb({"id": request["id"], **fields})
+    packed: bytes = msgpack.packb({"id": request["id"], **fields})
+    return packed
 
 
 def test_a_result_is_returned_and_the_request_is_what_the_protocol_says(tmp_path: Path) -> None:

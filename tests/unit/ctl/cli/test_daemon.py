@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.cli import TREE, XLBCTL, Terminal, run
+from tests.fakes.cli import XLBCTL, Terminal, run
 from tests.fakes.daemon import RunningDaemon, running_daemon
+from tests.tree import TREE
 
 Xlbctl = Callable[..., str]
 

@@ -17,7 +17,7 @@ def test_traffic_that_comes_at_once_needs_no_more_announcements() -> None:
 
 
 def test_silence_is_answered_by_announcements_further_and_further_apart() -> None:
-    arrival, at = Arrival(SINCE_NS, 100), []
+    arrival, at = Arrival(SINCE_NS, 100), list[int]()
     while len(at) < 5:
         assert arrival.check_at_ns is not None
         at.append(arrival.check_at_ns)

@@ -247,7 +247,7 @@ def test_a_lost_carrier_moves_the_vips_and_its_return_does_not(pair: tuple[Site,
     in_step(two, one)
 
 
-def test_a_failing_effect_ends_the_daemon(pair: tuple[Site, Site]) -> None:
+def test_a_failing_effect_ends_the_daemon(pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = pair
 
     def broken(_: Heartbeat) -> None:
@@ -255,7 +255,7 @@ def test_a_failing_effect_ends_the_daemon(pair: tuple[Site, Site]) -> None:
 
     member = one.daemon.node.member
     assert member is not None
-    member.wires.send_heartbeat = broken  # type: ignore[method-assign]
+    monkeypatch.setattr(member.wires, "send_heartbeat", broken)
     wait_until(lambda: one.daemon.node.supervisor.failed.done(), "the daemon to give up")
     assert "a bug" in one.daemon.node.supervisor.failed.result()
     wait_until(lambda: two.status["role"] == "active", "the other node to serve")

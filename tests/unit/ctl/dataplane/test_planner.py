@@ -18,19 +18,21 @@ from ctl.dataplane.planner import Plan, PlannerState, adopt, eligible_backends, 
 from ctl.errors import XlbError
 from tests.fakes.plane import FakePlane
 
+Command = tuple[str, dict[str, object]]
 
-def configured(*commands: tuple[str, dict[str, object]], config: Config | None = None) -> Config:
+
+def configured(*commands: Command, config: Config | None = None) -> Config:
     config = config or Config()
     for command, arguments in commands:
         config = change(config, command, arguments)
     return config
 
 
-VIP = ("vip.add", {"address": "10.0.0.1/24", "device": "eth0"})
-WEB = ("farm.add", {"name": "web", "vip": "10.0.0.1", "port": 80})
+VIP: Command = ("vip.add", {"address": "10.0.0.1/24", "device": "eth0"})
+WEB: Command = ("farm.add", {"name": "web", "vip": "10.0.0.1", "port": 80})
 
 
-def backend(farm: str, last: int, **more: object) -> tuple[str, dict[str, object]]:
+def backend(farm: str, last: int, **more: object) -> Command:
     return "backend.add", {"farm": farm, "address": f"10.0.1.{last}", "port": 80, **more}
 
 
@@ -233,7 +235,8 @@ def small_table(monkeypatch: pytest.MonkeyPatch) -> int:
 
 def test_no_room_is_an_error_and_plans_nothing(small_table: int) -> None:
     empty = PlannerState(free=((0, small_table),))
-    config = configured(VIP, *(("farm.add", {"name": f"f{n}", "vip": "10.0.0.1", "port": n}) for n in (1, 2, 3)))
+    farms: list[Command] = [("farm.add", {"name": f"f{n}", "vip": "10.0.0.1", "port": n}) for n in (1, 2, 3)]
+    config = configured(VIP, *farms)
     config = configured(*(backend(f"f{n}", n) for n in (1, 2, 3)), config=config)
     with pytest.raises(XlbError, match=r"slot table is full: no room for farm f3"):
         plan(empty, config, frozenset())

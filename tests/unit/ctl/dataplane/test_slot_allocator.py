@@ -18,7 +18,7 @@ def chunks(runs: tuple[Run, ...]) -> set[int]:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 10 * SLOTS_PER_CHUNK)), max_size=40))
 def test_runs_never_overlap_and_nothing_is_lost(steps: list[tuple[bool, int]]) -> None:
-    space, held = SlotSpace([(0, CHUNKS)]), []
+    space, held = SlotSpace([(0, CHUNKS)]), list[Run]()
     for give_back, number in steps:
         if give_back and held:
             space.release(held.pop(number % len(held)))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ctl.config.changes import change
 from ctl.config.model import Config
-from ctl.health.check_machine import HealthChecks, Transition
+from ctl.health.check_machine import HealthChecks, Probe, Transition
 
 
 def configured(number: int = 1, **health: object) -> Config:
@@ -142,7 +142,7 @@ def test_a_shorter_interval_counts_at_once() -> None:
 def test_checks_are_spread_over_the_interval_and_stay_so() -> None:
     clock = Clock(configured(number=500))
     for round_ in range(3):
-        started = Counter()
+        started = Counter[int]()
         for now in range(round_ * 1000, (round_ + 1) * 1000, 10):
             for probe in clock.checks.due(now, 1000):
                 clock.checks.finish(probe, True, "", now)
@@ -181,7 +181,7 @@ def test_a_long_pause_is_not_made_up_for() -> None:
 def test_the_schedule_stays_bounded_and_down_follows_results(steps: list[tuple[int, bool, int]]) -> None:
     """Whatever happens, each checked backend is either waiting once or in flight once."""
     configs = [configured(0), configured(1), configured(3), configured(3, interval_ms=700)]
-    checks, now, flying = HealthChecks(), 0, []
+    checks, now, flying = HealthChecks(), 0, list[Probe]()
     for kind, ok, pause in steps:
         now += pause
         if kind == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -46,8 +47,8 @@ class Node:
 
     def send(self, other: Node) -> None:
         self.sequence += 1
-        leases = {"lease_ns": self.agreement.said_ns, "allows_ns": self.agreement.allowed_ns}
-        echo = {"echo_boot": self.last[0], "echo_sequence": self.last[1]}
+        leases: dict[str, Any] = {"lease_ns": self.agreement.said_ns, "allows_ns": self.agreement.allowed_ns}
+        echo: dict[str, Any] = {"echo_boot": self.last[0], "echo_sequence": self.last[1]}
         other.arriving.append(Heartbeat(self.boot, self.sequence, 0, Role.BACKUP, 0, 100, **leases, **echo))
 
     def hear(self) -> None:
@@ -79,7 +80,7 @@ def play(seed: int) -> tuple[Node, Node]:
     """A course of events in which at every moment each node waits for what the other may use."""
     rng = random.Random(seed)
     formed_ns = Timing.from_ms(*rng.choice(TIMES_MS)).lease_ns
-    nodes = one, two = tuple(Node(name, rng, Leases(formed_ns, formed_ns)) for name in ("lb1", "lb2"))
+    one, two = (Node(name, rng, Leases(formed_ns, formed_ns)) for name in ("lb1", "lb2"))
     weights = (2, 3, rng.choice((0.2, 0.7, 2)), rng.choice((0.2, 0.5, 1)))
     for step in range(STEPS):
         node, other = rng.choice(((one, two), (two, one)))
@@ -96,7 +97,7 @@ def play(seed: int) -> tuple[Node, Node]:
             used_ns = user.agreement.timing.lease_ns
             assert used_ns <= min(waiter.waits_for()), f"seed {seed}, step {step}: {user.name} uses {used_ns // MS} ms"
             assert waiter.agreement.timing.takeover_ns >= smallest_takeover_ns(used_ns)
-    return nodes
+    return one, two
 
 
 def test_no_node_uses_a_lease_that_its_peer_would_not_wait_for() -> None:

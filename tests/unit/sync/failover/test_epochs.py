@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -57,10 +58,10 @@ def test_an_orderly_end_gives_the_reserved_epoch_back() -> None:
         ({}, 5, 0),
     ],
 )
-def test_what_is_promised(fields: dict[str, object], known: int, grants: int) -> None:
+def test_what_is_promised(fields: dict[str, Any], known: int, grants: int) -> None:
     claim = Claim()
     claim.grants = 3
-    assert claim.promise(replace(BEAT, **fields), known) is (grants != 0)  # type: ignore[arg-type]
+    assert claim.promise(replace(BEAT, **fields), known) is (grants != 0)
     assert claim.grants == grants
 
 
@@ -69,7 +70,8 @@ def test_a_grant_counts_if_it_answers_this_claim_and_is_fresh() -> None:
     claim.begin(4, 10 * MS)
     grant = replace(BEAT, grants=4, echo_boot=11, echo_sent_ns=12 * MS)
     assert claim.is_granted_by(grant, 11, 13 * MS, 30 * MS)
-    for wrong in ({"grants": 2}, {"echo_boot": 12}, {"echo_sent_ns": 9 * MS}, {"echo_sent_ns": 14 * MS}):
+    changes: list[dict[str, Any]] = [{"grants": 2}, {"echo_boot": 12}, {"echo_sent_ns": 9 * MS}, {"echo_sent_ns": 14 * MS}]
+    for wrong in changes:
         assert not claim.is_granted_by(replace(grant, **wrong), 11, 13 * MS, 30 * MS), wrong
     assert not claim.is_granted_by(grant, 11, 42 * MS, 30 * MS), "no lease is left of it"
     claim.withdraw()

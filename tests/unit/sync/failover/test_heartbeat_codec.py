@@ -114,8 +114,9 @@ def test_true_is_not_one() -> None:
 
 @pytest.mark.parametrize("name", ["boot", "sequence"])
 def test_a_number_that_counts_is_never_zero(name: str) -> None:
+    zeroed: dict[str, Any] = {name: 0}
     with pytest.raises(WireError, match=f"{name}: 0 is not"):
-        heartbeat_codec.decode_control(heartbeat_codec.encode(replace(SIMPLE, **{name: 0})))
+        heartbeat_codec.decode_control(heartbeat_codec.encode(replace(SIMPLE, **zeroed)))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def heartbeat_of(machine: Failover, sequence: int, now: int, echo_ago_ns: int, *
     """A heartbeat of the peer that fits the moment, or almost does."""
     for name in ("epoch", "claim", "grants"):
         fields[name] = max(0, machine.epoch + fields[name])
-    echo = {"echo_boot": 99, "echo_sequence": sequence, "echo_sent_ns": max(0, now - echo_ago_ns)}
+    echo: dict[str, Any] = {"echo_boot": 99, "echo_sequence": sequence, "echo_sent_ns": max(0, now - echo_ago_ns)}
     return types.HeartbeatHeard(Heartbeat(7, sequence, now, priority=50, **echo, **fields))
 
 

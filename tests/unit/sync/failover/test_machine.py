@@ -60,7 +60,7 @@ def test_one_silent_path_changes_nothing(path: str) -> None:
 def test_a_lease_rests_on_the_heartbeat_that_was_acknowledged() -> None:
     pair = Pair()
     pair.pass_ms(100)
-    sent = pair.last(pair.one, types.SendHeartbeat).heartbeat.sent_ns  # type: ignore[attr-defined]
+    sent = pair.last(pair.one, types.SendHeartbeat).heartbeat.sent_ns
     assert pair.one.deadline_ns == sent + 30 * MS
     assert "acknowledged by lb2" in pair.one.explain(pair.now)
     pair.cut |= {"cluster", "data"}
@@ -99,7 +99,7 @@ def test_a_nap_too_short_to_be_noticed_makes_no_silence() -> None:
     pair.hear(pair.two, types.Tick())
     pair.pass_ms(4)
     pair.hear(pair.two, types.Tick())
-    assert pair.now > ends and pair.two.role is Role.BACKUP
+    assert pair.now > ends and pair.roles()[1] == "backup"
     pair.pass_ms(7)
     assert pair.two.role is Role.ACTIVE
 
@@ -169,7 +169,7 @@ def test_an_active_that_hears_of_a_later_epoch_continues_with_a_still_later_one(
 
 def test_replayed_and_late_heartbeats_count_for_nothing() -> None:
     pair = Pair()
-    beat = pair.last(pair.one, types.SendHeartbeat).heartbeat  # type: ignore[attr-defined]
+    beat = pair.last(pair.one, types.SendHeartbeat).heartbeat
     pair.dead.add(pair.one)
     pair.pass_ms(20)
     for late in (beat, replace(beat, boot=5, sequence=900), replace(beat, sequence=1)):
@@ -262,7 +262,7 @@ def test_a_candidate_whose_peer_falls_silent_takes_over_as_soon_as_any_backup() 
     pair.hear(pair.one, types.CarrierChanged("eth0", False))
     last = [effect for effect in pair.effects[pair.one] if isinstance(effect, types.SendHeartbeat)][-1]
     pair.hear(pair.two, types.HeartbeatHeard(replace(last.heartbeat, role=Role.FAULT, can_serve=False)))
-    assert pair.two.role is Role.BACKUP
+    assert pair.roles()[1] == "backup"
     assert pair.two.why.startswith("claiming epoch")
     pair.pass_ms(TIMING.takeover_ns // MS + 1)
     assert pair.two.role is Role.ACTIVE, pair.two.why

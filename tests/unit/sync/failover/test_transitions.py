@@ -7,6 +7,7 @@ import inspect
 import random
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -67,13 +68,13 @@ class Node:
     def beat(self, role: Role = Role.BACKUP, **fields: object) -> None:
         """A heartbeat of the peer, which has heard everything until now."""
         self.sequence += 1
-        known: dict[str, object] = {"epoch": 0, "can_serve": True, "in_step": True, **fields}
-        echo = {"echo_boot": 11, "echo_sequence": self.sent.sequence, "echo_sent_ns": self.sent.sent_ns}
+        known: dict[str, Any] = {"epoch": 0, "can_serve": True, "in_step": True, **fields}
+        echo: dict[str, Any] = {"echo_boot": 11, "echo_sequence": self.sent.sequence, "echo_sent_ns": self.sent.sent_ns}
         self.handle(
             types.HeartbeatHeard(
                 types.Heartbeat(
                     22, self.sequence, self.now, role, priority=50, lease_ns=30 * MS, allows_ns=30 * MS, **known, **echo
-                )  # type: ignore[arg-type]
+                )
             )
         )
 

@@ -86,14 +86,14 @@ def test_credit_bounds_what_is_under_way() -> None:
 
 
 def test_too_many_changes_start_a_new_snapshot() -> None:
-    sender = in_step()
+    machine = in_step()
     effects: list[sender.Effect] = []
     for _ in range(30):
-        effects += sender.changes(4, 1, b"x", 4)
+        effects += machine.changes(4, 1, b"x", 4)
     assert next(effect for effect in effects if isinstance(effect, StepChanged)) == StepChanged(
         False, "a new snapshot is sent: more changes than the peer takes"
     )
-    assert sender.session == 2 and not sender.in_step and sender.resyncs == 1
+    assert machine.session == 2 and not machine.in_step and machine.resyncs == 1
 
 
 def test_a_full_ring_and_a_peer_that_lost_the_stream_start_a_new_snapshot() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +140,7 @@ def test_claims_are_read_from_replies_and_nothing_else() -> None:
 
 
 def test_a_resolver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
-    monkeypatch.setattr(facts.socket, "getaddrinfo", lambda *_: threading.Event().wait(5))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: threading.Event().wait(5))
     assert facts.resolve_error("lb1.example", 0.05) == "no answer within 0.05 s"
 
 
