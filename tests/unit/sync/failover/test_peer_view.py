@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -73,10 +74,11 @@ def test_silence_counts_only_after_one_heartbeat_of_looking() -> None:
 
 
 def test_a_heartbeat_or_an_advertisement_ends_the_looking() -> None:
-    for hear in (
+    inputs: list[Callable[[PeerView], object]] = [
         lambda peer: peer.accept(replace(BEAT, sequence=2), 0, 135 * MS, TIMING),
         lambda peer: peer.advertised(135 * MS),
-    ):
+    ]
+    for hear in inputs:
         peer = heard_at(100)
         peer.look(134 * MS, TIMING)
         hear(peer)
