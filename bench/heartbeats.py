@@ -34,6 +34,7 @@ from tests.net.many_flows import put_connections
 from tests.net.paired import PairSite, paired
 from tests.net.serving import PORTS, VIPS
 from tests.rig import HeldConnections, Layout, Node, why_not
+from tests.wait import wait_until
 
 TIMES = {"heartbeat_ms": 20, "lease_ms": 60, "takeover_ms": 70}
 TIMEOUT_MS = 120_000
@@ -92,10 +93,7 @@ class Load:
         self.backup.kill()
         self.backup.start()
         began = time.monotonic()
-        while not self._in_step():
-            if time.monotonic() > began + 60:
-                raise AssertionError("the backup is not in step within 60 s")
-            time.sleep(0.05)
+        wait_until(self._in_step, "the backup in step", 60, every_s=0.05)
         self.resync_worst_s = max(self.resync_worst_s, time.monotonic() - began)
 
     def _in_step(self) -> bool:

@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ctl.api.client import Client
 from ctl.errors import XlbError
 from ctl.runtime.memory import Tidier
 from tests.rig import VIP4, Layout, Node, Rig
+from tests.wait import wait_until
 
 DEADLINE_S = 60.0
 FIRST_ADDRESS, ADDRESSES = 101, 120
@@ -139,18 +141,14 @@ def _changes(node: Node, count: int) -> list[float]:
 
 def _restart(node: Node) -> float:
     """Seconds from the start of the process to the first answer; the node is ready when this returns."""
-    import threading
-
     socket_path = node.run_dir / "control.sock"
     socket_path.unlink(missing_ok=True)
     answered: list[float] = []
     started = time.monotonic()
 
     def ask() -> None:
-        while time.monotonic() < started + DEADLINE_S:
-            if _answers(socket_path):
-                answered.append(time.monotonic() - started)
-                return
+        wait_until(lambda: _answers(socket_path), "the first answer", DEADLINE_S, every_s=0.002)  # bounds the error
+        answered.append(time.monotonic() - started)
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -161,7 +159,6 @@ def _restart(node: Node) -> float:
 
 def _answers(socket_path: Path) -> bool:
     if not socket_path.exists():
-        time.sleep(0.002)  # a bench, not a test: how often to look, which bounds the error
         return False
     try:
         with Client(socket_path) as client:

@@ -22,7 +22,8 @@ from rich.table import Table
 from tests.net.faults import FAULTS, Fault
 from tests.net.paired import PairSite, paired
 from tests.net.serving import PORTS, VIPS
-from tests.rig import HeldConnections, Layout, wait_until, why_not
+from tests.rig import HeldConnections, Layout, why_not
+from tests.wait import wait_until
 
 FAULT_NAMES = ("kill -9", "silent cut")
 OLD_S = 0.1

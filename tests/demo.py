@@ -38,9 +38,9 @@ from tests.rig import (
     http_get,
     repeat,
     udp_exchange,
-    wait_until,
     why_not,
 )
+from tests.wait import wait_until
 
 REQUESTS = 4000
 DATAGRAMS = 400
@@ -118,7 +118,7 @@ class Demo:
                 progress.update(task, completed=tally.done, rate=rate)
                 return bool(running.done())
 
-            wait_until(drawn, what, deadline_s=60, every_s=0.05)
+            wait_until(drawn, what, timeout_s=60, every_s=0.05)
         running.result()
 
     def backend_address(self, name: str, port: int) -> str:
@@ -133,7 +133,7 @@ class Demo:
             in_step = set(roles) == {"active", "backup"} and all(status["sync"]["in_step"] for status in roles.values())
             return next(node for node in self.rig.nodes if found[node.name]["role"] == "active") if in_step else None
 
-        node = wait_until(serving, "one active, one backup in step", deadline_s=15)
+        node = wait_until(serving, "one active, one backup in step", timeout_s=15)
         assert node is not None
         return node
 
@@ -223,7 +223,7 @@ class Demo:
 
     def heal(self, fault: Fault, struck: Node) -> None:
         fault.heal(self.rig, struck)
-        wait_until(lambda: struck.call("cluster.status")["role"] == "backup", f"{struck.name} steps back", deadline_s=15)
+        wait_until(lambda: struck.call("cluster.status")["role"] == "backup", f"{struck.name} steps back", timeout_s=15)
 
     @contextmanager
     def watching(self) -> Iterator[Callable[[Observer], None]]:

@@ -15,8 +15,8 @@ from ctl.config.model import Config
 from ctl.dataplane import expiry
 from tests.bpf.bed import FAMILIES, Bed, Family, Outcome, why_not
 from tests.bpf.packets import from_backend, from_client
+from tests.wait import wait_until
 
-DEADLINE_S = 20.0
 PROTOCOLS = pytest.mark.parametrize("protocol", list(Protocol), ids=lambda protocol: protocol.name.lower())
 MODES = pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.name.lower())
 PORTS = (40000, 40001, 123)  # the last one is changed by SNAT
@@ -52,14 +52,17 @@ class Joined:
         self.engines[0].peer_present(True, 2, time.monotonic_ns())
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert time.monotonic() < deadline, f"no {what} within {DEADLINE_S} s"
+        def advanced() -> object:
+            if value := condition():
+                return value
             for engine in self.engines:
                 engine.step(time.monotonic_ns())
             for target, messages in zip(self.engines[::-1], self._messages, strict=True):
                 while messages:
                     target.message(messages.popleft(), time.monotonic_ns())
+            return condition()
+
+        wait_until(advanced, what, every_s=0)
         assert not self.failures
 
     def settle(self) -> None:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from tests.rig import VIP4, HeldConnections, Node, Rig, wait_until
+from tests.rig import VIP4, HeldConnections, Node, Rig
 from tests.rig.capture import Capture, Spoken, last_turns, overlap_ms
 from tests.rig.probes import PROBE_PORT, Acceptor, Probes
+from tests.wait import wait_until
 
 NS_PER_MS = 1_000_000
 BEFORE_NS = 100 * NS_PER_MS

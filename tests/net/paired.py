@@ -14,7 +14,8 @@ from typing import Any
 from ctl.state.cluster_file import ClusterFile, ClusterSettings, Member
 from sync.transport import Keys
 from tests.net.serving import PORTS, VIPS, Serving
-from tests.rig import VIP4, HeldConnections, Layout, Node, Rig, wait_until
+from tests.rig import VIP4, HeldConnections, Layout, Node, Rig
+from tests.wait import wait_until
 
 TIMING = {"heartbeat_ms": 10, "lease_ms": 30, "takeover_ms": 36}
 DEFAULT_TIMING = {"heartbeat_ms": 100, "lease_ms": 300, "takeover_ms": 350}

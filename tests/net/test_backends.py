@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.net.serving import BACKEND_PORTS, PORTS, VIPS, Serving, serving
-from tests.rig import HTTP_PORT, HeldConnections, Layout, Tally, http_get, repeat, tcp_connect, wait_until
+from tests.rig import HTTP_PORT, HeldConnections, Layout, Tally, http_get, repeat, tcp_connect
+from tests.wait import wait_until
 
 QUICK_HTTP: dict[str, Any] = {"kind": "http", "path": "/health", "interval_ms": 200, "timeout_ms": 200, "rise": 2, "fall": 2}
 QUICK_TCP: dict[str, Any] = {"kind": "tcp", "interval_ms": 200, "timeout_ms": 200, "rise": 2, "fall": 2}

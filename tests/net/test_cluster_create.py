@@ -19,7 +19,7 @@ from tests.fakes.cli import Terminal
 from tests.net.serving import Serving
 from tests.rig import VIP4, VIP6, Layout, Node, Rig
 from tests.rig.sshd import SshServer, why_no_sshd
-from tests.rig.wait import wait_until
+from tests.wait import wait_until
 
 LOCAL, PEER, NOBODY = "10.99.0.1", "10.99.0.2", "10.99.0.77"
 PASSWORD = "correct horse battery staple"
@@ -234,17 +234,17 @@ def test_a_change_on_the_backup_reaches_both(site: Site) -> None:
 
 def test_an_absent_peer_is_named_on_stderr_and_it_catches_up(site: Site) -> None:
     site.two.kill()
-    wait_until(lambda: not site.one.call("cluster.status")["peer"]["alive"], "the silence", deadline_s=10)
+    wait_until(lambda: not site.one.call("cluster.status")["peer"]["alive"], "the silence")
     done = site.one.xlbctl("farm", "stop", "more")
     assert "stored on this node only: lb2 is absent" in done.stderr or "lb2 has not confirmed it" in done.stderr
     site.two.start()
-    wait_until(lambda: site.two.call("config.export") == site.one.call("config.export"), "the peer to catch up", deadline_s=10)
+    wait_until(lambda: site.two.call("config.export") == site.one.call("config.export"), "the peer to catch up")
 
 
 def test_destroy_leaves_one_node_that_serves(site: Site) -> None:
     done = site.one.xlbctl("cluster", "destroy", "--yes")
     assert "this node serves on by itself" in done.stdout
-    wait_until(lambda: site.two.call("cluster.status")["role"] == "single", "the other node to be single", deadline_s=10)
+    wait_until(lambda: site.two.call("cluster.status")["role"] == "single", "the other node to be single")
     assert site.two.call("vip.list") == [] and not site.http().error
     assert len(list(site.two.state_dir.glob("before-leave-*.farms.toml"))) == 1
 
@@ -257,7 +257,7 @@ def test_create_and_join_by_token(site: Site) -> None:
     again = site.two.xlbctl("cluster", "join", "--local", PEER, "--yes", made["token"], expect=1)
     assert "this node is in a pair with lb1 already" in again.stderr
     site.two.xlbctl("cluster", "destroy", "--yes")
-    wait_until(lambda: site.one.call("cluster.status")["role"] == "single", "the serving node to be single", deadline_s=10)
+    wait_until(lambda: site.one.call("cluster.status")["role"] == "single", "the serving node to be single")
     used = site.two.xlbctl("cluster", "join", "--local", PEER, "--yes", made["token"], expect=1)
     assert "the token was used, has expired or was replaced" in used.stderr or "used already" in used.stderr
     assert not site.http().error

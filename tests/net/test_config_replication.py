@@ -12,7 +12,7 @@ from ctl.config.record_codec import decode
 from ctl.errors import XlbError
 from tests.net.paired import DEFAULT_TIMING, PairSite, paired
 from tests.rig import VIP4, Node
-from tests.rig.wait import wait_until
+from tests.wait import wait_until
 
 CHANGES_BEFORE_THE_CRASH = 5
 

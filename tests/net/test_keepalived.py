@@ -23,7 +23,8 @@ from ctl.cluster.vrrp_socket import VrrpCounts, VrrpSocket
 from sync.failover import vrrp_codec
 from sync.transport import TOS_NETWORK_CONTROL
 from tests.net.serving import Serving, serving
-from tests.rig import CLIENT4, CLIENT6, Client, Layout, Rig, wait_until
+from tests.rig import CLIENT4, CLIENT6, Client, Layout, Rig
+from tests.wait import wait_until
 
 ROUTER_ID = 51
 THEIR_PRIORITY = 100

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -17,8 +16,8 @@ from ctl.network.neighbours import NextHopKeeper
 from ctl.network.network import InterfaceAddress, NetworkEvents, Route
 from tests.rig import why_not
 from tests.rig.namespaces import Namespace
+from tests.wait import wait_until, wait_until_async
 
-DEADLINE_S = 10.0
 PEERS = ("10.66.0.2", "fd66::2")
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "")
@@ -45,12 +44,6 @@ def wire() -> Iterator[Wire]:
     finally:
         here.close()
         there.close()
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}"
 
 
 def test_addresses_come_and_go(wire: Wire) -> None:
@@ -106,7 +99,7 @@ def test_announcements_are_heard(wire: Wire) -> None:
     assert known()["10.66.0.100"] == stale
     wire.here.call(lambda: wire.network.add_addresses(ours))
     wire.here.call(lambda: wire.network.announce(ours))
-    wait_for(lambda: all(known()[each.address] == mac for each in ours), "the caches to follow")
+    wait_until(lambda: all(known()[each.address] == mac for each in ours), "the caches to follow")
 
 
 def resolved(wire: Wire) -> set[str]:
@@ -118,7 +111,7 @@ def test_neighbours_are_resolved_without_traffic_and_stay_so(wire: Wire) -> None
     kept = [(index, peer) for peer in PEERS]
     assert not resolved(wire) & set(PEERS)
     wire.here.call(lambda: wire.network.keep_resolved(kept))
-    wait_for(lambda: resolved(wire) >= set(PEERS), "both to be resolved")
+    wait_until(lambda: resolved(wire) >= set(PEERS), "both to be resolved")
     assert not wire.network.needs_repeating, "this kernel probes managed neighbours by itself"
     shown = wire.here.run("ip", "-d", "neigh", "show", "dev", "eth0").stdout
     assert shown.count("managed") == 2, shown
@@ -135,10 +128,8 @@ def test_a_flushed_neighbour_is_resolved_again_by_itself(wire: Wire) -> None:
     def macs() -> dict[str, str]:
         return {each.address: each.mac for each in wire.network.neighbours() if each.resolved}
 
-    async def until(condition: Callable[[dict[str, str]], bool]) -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition(await asyncio.to_thread(macs)):
-                await asyncio.sleep(0)
+    async def until(condition: Callable[[dict[str, str]], bool], what: str) -> None:
+        await asyncio.to_thread(wait_until, lambda: condition(macs()), what)
 
     async def scenario() -> None:
         keeper = NextHopKeeper(wire.network, lambda: Config(farms=farms))
@@ -146,10 +137,10 @@ def test_a_flushed_neighbour_is_resolved_again_by_itself(wire: Wire) -> None:
         wire.network.watch(replace(heard.events(), neighbour_lost=keeper.lost))
         running = asyncio.ensure_future(keeper.run())
         keeper.wake()
-        await until(lambda known: known.keys() >= set(PEERS))
+        await until(lambda known: known.keys() >= set(PEERS), "the peers to be resolved")
         wire.there.ip(f"link set eth0 address {mac}")
         wire.here.ip("neigh flush dev eth0")
-        await until(lambda known: all(known.get(peer) == mac for peer in PEERS))
+        await until(lambda known: all(known.get(peer) == mac for peer in PEERS), "the new MAC address")
         running.cancel()
         wire.network.close()
 
@@ -183,18 +174,18 @@ class Heard:
         self.routes += 1
 
 
-def watching(wire: Wire, steps: Callable[[Heard], object]) -> None:
+Step = tuple[Callable[[], object], str]  # condition, and what is awaited
+
+
+def watching(wire: Wire, steps: Callable[[Heard], Iterator[Step]]) -> None:
     """Run the generator of conditions `steps` while the watcher runs in `here`; each is waited for."""
 
     async def scenario() -> None:
         heard = Heard()
         wire.network.watch(heard.events())
         try:
-            for condition, what in steps(heard):  # type: ignore[attr-defined]
-                async with asyncio.timeout(DEADLINE_S):
-                    while not condition():
-                        await asyncio.sleep(0)
-                assert condition(), what
+            for condition, what in steps(heard):
+                await wait_until_async(condition, what)
         finally:
             wire.network.close()
 

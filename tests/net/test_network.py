@@ -16,7 +16,8 @@ from scapy.layers.l2 import ARP, Ether
 
 from bpf import xdp
 from tests.net.serving import BACKEND_PORTS, PORTS, VIPS, Serving, serving
-from tests.rig import Answer, HeldConnections, Layout, Rig, Tally, http_get, repeat, tcp_connect, udp_exchange, wait_until
+from tests.rig import Answer, HeldConnections, Layout, Rig, Tally, http_get, repeat, tcp_connect, udp_exchange
+from tests.wait import wait_until
 
 both_families = pytest.mark.parametrize("family", [4, 6])
 PRIVATE_PORT = 2222
@@ -230,7 +231,7 @@ def test_idle_flows_are_forgotten(service: str) -> None:
             site.rig.client.run(repeat(lambda: udp_exchange(VIPS[4], PORTS["udp"], source_port=next(ports)), 100, Tally()))
         assert site.node.call("conn.count", farm=farm)["total"] == 100
         site.node.call("farm.set", name=farm, idle_timeout_s=1)
-        wait_until(lambda: site.node.call("conn.count", farm=farm)["total"] == 0, "idle flows gone", deadline_s=30, every_s=0.2)
+        wait_until(lambda: site.node.call("conn.count", farm=farm)["total"] == 0, "idle flows gone", timeout_s=30, every_s=0.2)
         assert site.tcp().error == "" if service == "tcp" else site.udp().error == ""
 
 

@@ -9,8 +9,9 @@ import pytest
 from ctl.network.kernel import offloads
 from ctl.network.kernel.kernel_network import KernelNetwork
 from tests.net.serving import PORTS, VIPS, Serving
-from tests.rig import Layout, Rig, transfer, wait_until
+from tests.rig import Layout, Rig, transfer
 from tests.rig.namespaces import Namespace
+from tests.wait import wait_until
 
 LENGTH = 5_000_000
 

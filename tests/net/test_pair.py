@@ -9,7 +9,8 @@ import pytest
 
 from tests.net.faults import FAULTS, Fault, Observer, ProbeFarm
 from tests.net.paired import PairSite, paired
-from tests.rig import VIP4, HeldConnections, Node, Rig, wait_until
+from tests.rig import VIP4, HeldConnections, Node, Rig
+from tests.wait import wait_until
 
 HELD = 200
 TIMES = {"heartbeat_ms": 40, "lease_ms": 120, "takeover_ms": 140}

@@ -11,7 +11,8 @@ import pytest
 from tests.net.faults import FAULTS, Fault, Observer, ProbeFarm
 from tests.net.many_flows import put_connections
 from tests.net.paired import PairSite, paired
-from tests.rig import VIP6, Layout, Node, Rig, wait_until
+from tests.rig import VIP6, Layout, Node, Rig
+from tests.wait import wait_until
 
 HELD = 200
 CONNECTIONS = 100_000

@@ -8,7 +8,8 @@ import pytest
 
 from tests.net.faults import FAULTS, Observer, ProbeFarm
 from tests.net.paired import PairSite, paired
-from tests.rig import CLIENT4, Layout, wait_until
+from tests.rig import CLIENT4, Layout
+from tests.wait import wait_until
 
 HELD = 50
 TIMES = {"heartbeat_ms": 40, "lease_ms": 120, "takeover_ms": 140}

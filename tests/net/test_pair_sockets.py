@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from ctl.errors import XlbError
 from ctl.network.kernel.kernel_network import KernelNetwork
 from ctl.network.network import InterfaceAddress
 from tests.rig.namespaces import Namespace
+from tests.wait import wait_until_async
 
 DEADLINE_S = 10.0
 ADDRESSES = {4: ("10.7.0.1", "10.7.0.2"), 6: ("fd07::1", "fd07::2")}
@@ -37,20 +39,12 @@ def cable() -> Iterator[tuple[Namespace, Namespace]]:
         two.close()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async def poll() -> None:
-        while not condition():
-            await asyncio.sleep(0.005)
-
-    await asyncio.wait_for(poll(), DEADLINE_S)
-
-
 @contextmanager
-def said(namespace: Namespace, make: Callable[[], list[tuple[VrrpSocket, int]]]) -> Iterator[None]:
-    """Advertise priorities from sockets in `namespace`, again and again, beside what the test does."""
+def advertised(namespace: Namespace, make: Callable[[], list[tuple[VrrpSocket, int]]]) -> Iterator[None]:
+    """Advertise priorities from sockets in `namespace`, repeatedly while the test runs."""
     enough = threading.Event()
 
-    async def say() -> None:
+    async def send() -> None:
         sockets = make()
         while not enough.is_set():
             for each, priority in sockets:
@@ -60,12 +54,12 @@ def said(namespace: Namespace, make: Callable[[], list[tuple[VrrpSocket, int]]])
             each.close()
 
     with ThreadPoolExecutor(1) as thread:
-        saying = thread.submit(lambda: namespace.call(lambda: asyncio.run(say())))
+        sending = thread.submit(lambda: namespace.call(lambda: asyncio.run(send())))
         try:
             yield
         finally:
             enough.set()
-            saying.result(DEADLINE_S)
+            sending.result(DEADLINE_S)
 
 
 @pytest.mark.parametrize("multicast", [False, True], ids=["unicast", "multicast"])
@@ -84,13 +78,13 @@ def test_advertisements_cross_the_cable(cable: tuple[Namespace, Namespace], fami
     async def listen() -> None:
         listener = VrrpSocket(second, first, 51, 100, device, lambda: virtual, lambda *what: heard.append(what))
         try:
-            await until(lambda: len(heard) >= 4 and listener.counts.foreign >= 4)
+            await wait_until_async(lambda: len(heard) >= 4 and listener.counts.foreign >= 4, "advertisements of both routers")
             assert set(heard) == {(100, False), (0, False)}
             assert listener.counts.malformed == 0
         finally:
             listener.close()
 
-    with said(one, speakers):
+    with advertised(one, speakers):
         two.call(lambda: asyncio.run(listen()))
 
 
@@ -104,11 +98,11 @@ def test_an_advertisement_of_anybody_else_is_not_the_peers(cable: tuple[Namespac
     async def listen() -> None:
         listener = VrrpSocket(second, first, 51, 100, "", list, lambda *_: pytest.fail("a stranger was heard"))
         try:
-            await until(lambda: listener.counts.foreign >= 4)
+            await wait_until_async(lambda: listener.counts.foreign >= 4, "foreign advertisements")
         finally:
             listener.close()
 
-    with said(one, lambda: [(VrrpSocket(somebody, second, 51, 100, "", list, lambda *_: None), 100)]):
+    with advertised(one, lambda: [(VrrpSocket(somebody, second, 51, 100, "", list, lambda *_: None), 100)]):
         two.call(lambda: asyncio.run(listen()))
 
 
@@ -128,7 +122,7 @@ def test_the_gateway_answers_what_it_was_asked(cable: tuple[Namespace, Namespace
         try:
             for number in (7, 8, 9):
                 probe.ask(number)
-                await until(lambda number=number: number in answered)  # type: ignore[misc]
+                await wait_until_async(functools.partial(answered.__contains__, number), f"answer {number}")
             assert answered == [7, 8, 9]
         finally:
             probe.close()
@@ -143,10 +137,10 @@ def test_no_reply_to_somebody_elses_question_is_a_vote(cable: tuple[Namespace, N
         deaf, other = GatewayProbe("10.7.0.2", "", ours.append), GatewayProbe("10.7.0.2", "", theirs.append)
         try:
             deaf.ask(1)
-            await until(lambda: ours == [1])
+            await wait_until_async(lambda: ours == [1], "our answer")
             for number in range(2, 6):
                 other.ask(number)
-            await until(lambda: len(theirs) == 4)
+            await wait_until_async(lambda: len(theirs) == 4, "four answers")
             deaf.drain()
             assert ours == [1]
         finally:

@@ -29,9 +29,9 @@ from tests.rig import (
     tcp_connect,
     transfer,
     udp_exchange,
-    wait_until,
 )
 from tests.rig.payload import count_wrong, payload
+from tests.wait import wait_until
 
 _CHILD = """
 import signal, sys

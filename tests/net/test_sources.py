@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.net.serving import Serving
-from tests.rig import Layout, Rig, wait_until
+from tests.rig import Layout, Rig
+from tests.wait import wait_until
 
 OWN = {4: "10.77.0.1/24", 6: "fd77::1/64"}
 QUICK = {"interval_ms": 200, "timeout_ms": 200, "rise": 2, "fall": 2}

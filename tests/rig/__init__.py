@@ -14,7 +14,6 @@ from tests.rig.client import (
 )
 from tests.rig.node import Node, Refused
 from tests.rig.topology import CLIENT4, CLIENT6, HTTP_PORT, TCP_PORT, UDP_PORT, VIP4, VIP6, Backend, Layout, Rig, why_not
-from tests.rig.wait import wait_until
 
 __all__ = [
     "CLIENT4",
@@ -39,6 +38,5 @@ __all__ = [
     "tcp_connect",
     "transfer",
     "udp_exchange",
-    "wait_until",
     "why_not",
 ]

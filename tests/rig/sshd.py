@@ -9,12 +9,12 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tests.rig.namespaces import Namespace
+from tests.wait import wait_until
 
 SSHD = Path("/usr/sbin/sshd")
 
@@ -78,10 +78,14 @@ class SshServer:
                 stdout=log,
                 stderr=log,
             )
-        deadline_s = time.monotonic() + 10
-        while not self.namespace.call(self._listens):
-            log_text = (self.directory / "log").read_text()
-            assert self.process.poll() is None and time.monotonic() < deadline_s, f"sshd does not listen\n{log_text}"
+        try:
+            wait_until(lambda: self._ended() or self.namespace.call(self._listens), "sshd listens")
+            assert not self._ended(), "sshd exited"
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{(self.directory / 'log').read_text()}") from None
+
+    def _ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
 
     def _listens(self) -> bool:
         with socket.socket() as knock:

@@ -31,7 +31,7 @@ from tests.rig import xdp_pass
 from tests.rig.client import Client
 from tests.rig.namespaces import Namespace
 from tests.rig.node import Node
-from tests.rig.wait import wait_until
+from tests.wait import wait_until
 
 VIP4, VIP6 = "10.77.0.100", "fd77::100"
 HTTP_PORT, TCP_PORT, UDP_PORT = 8080, 7000, 7001

@@ -20,9 +20,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.rig import Backend, wait_until
+from tests.rig import Backend
 from tests.rig.namespaces import Namespace
 from tests.tree import TREE
+from tests.wait import wait_until
 
 WORK = TREE / "vagrant" / "work"
 DATA_ADDRESS = {"lb1": "10.99.0.11", "lb2": "10.99.0.12"}

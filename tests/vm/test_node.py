@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from tests.rig import HTTP_PORT, TCP_PORT, Client, HeldConnections, Tally, http_get, repeat, wait_until
+from tests.rig import HTTP_PORT, TCP_PORT, Client, HeldConnections, Tally, http_get, repeat
 from tests.vm.machines import DataNetwork, Machine
+from tests.wait import wait_until
 
 VIP = {"lb1": "10.99.0.101", "lb2": "10.99.0.102"}
 HELD = 100

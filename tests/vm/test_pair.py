@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.rig import TCP_PORT, Client, HeldConnections, wait_until
+from tests.rig import TCP_PORT, Client, HeldConnections
 from tests.vm.machines import WORK, DataNetwork, Machine
+from tests.wait import wait_until
 
 VIP = "10.99.0.100"
 CLUSTER_ADDRESS = {"lb1": "10.98.0.11", "lb2": "10.98.0.12"}

@@ -5,32 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
 
 import pytest
 import zmq
 
 from sync.transport import ChannelBounds, Keys, Link
+from tests.wait import wait_until_async
 
 BOUNDS = ChannelBounds(queued_messages=16, message_bytes=4096)
-DEADLINE_S = 10.0
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-async def until(condition: Callable[[], object], what: str) -> None:
-    async def poll() -> None:
-        while not condition():
-            await asyncio.sleep(0.005)
-
-    try:
-        await asyncio.wait_for(poll(), DEADLINE_S)
-    except TimeoutError:
-        pytest.fail(f"waited {DEADLINE_S} s for {what}")
 
 
 class Pair:
@@ -56,8 +44,8 @@ def test_messages_pass_both_ways() -> None:
     async def scene() -> None:
         one, two = Keys.generate(), Keys.generate()
         async with Pair(one, two, one.public) as pair:
-            await until(lambda: pair.one.send(b"from one") and pair.heard_two, "a message to arrive at two")
-            await until(lambda: pair.two.send(b"from two") and pair.heard_one, "a message to arrive at one")
+            await wait_until_async(lambda: pair.one.send(b"from one") and pair.heard_two, "a message to arrive at two")
+            await wait_until_async(lambda: pair.two.send(b"from two") and pair.heard_one, "a message to arrive at one")
             assert set(pair.heard_two) == {b"from one"} and set(pair.heard_one) == {b"from two"}
 
     asyncio.run(scene())
@@ -67,7 +55,7 @@ def test_a_key_that_is_not_the_peers_gets_nothing() -> None:
     async def scene() -> None:
         one, two, stranger = Keys.generate(), Keys.generate(), Keys.generate()
         async with contextlib.AsyncExitStack() as stack, Pair(one, two, one.public) as pair:
-            await until(lambda: pair.one.send(b"friend") and pair.heard_two, "the peer to be heard")
+            await wait_until_async(lambda: pair.one.send(b"friend") and pair.heard_two, "the peer to be heard")
             before = len(pair.heard_two)
             # The stranger knows two's public key and address, but its own key is not the one two expects.
             other = Link(stranger, two.public)
@@ -78,7 +66,7 @@ def test_a_key_that_is_not_the_peers_gets_nothing() -> None:
                 intruder.send(b"stranger")
                 friend_sent += pair.one.send(b"friend")
                 await asyncio.sleep(0.002)
-            await until(lambda: len(pair.heard_two) >= before + 10, "the peer to be heard beside the stranger")
+            await wait_until_async(lambda: len(pair.heard_two) >= before + 10, "the peer to be heard beside the stranger")
             assert set(pair.heard_two) == {b"friend"}
 
     asyncio.run(scene())
@@ -92,7 +80,7 @@ def test_a_plain_socket_gets_nothing() -> None:
             plain.set(zmq.LINGER, 0)
             plain.connect(f"tcp://127.0.0.2:{pair.port}")
             plain.send(b"plain")
-            await until(lambda: pair.one.send(b"friend") and len(pair.heard_two) > 20, "the peer to be heard")
+            await wait_until_async(lambda: pair.one.send(b"friend") and len(pair.heard_two) > 20, "the peer to be heard")
             assert set(pair.heard_two) == {b"friend"}
             plain.close()
 
@@ -115,10 +103,10 @@ def test_a_message_over_the_bound_is_not_delivered() -> None:
     async def scene() -> None:
         one, two = Keys.generate(), Keys.generate()
         async with Pair(one, two, one.public) as pair:
-            await until(lambda: pair.one.send(b"small") and pair.heard_two, "the peer to be heard")
+            await wait_until_async(lambda: pair.one.send(b"small") and pair.heard_two, "the peer to be heard")
             pair.one.send(bytes(BOUNDS.message_bytes + 1))
             before = len(pair.heard_two)
-            await until(lambda: pair.one.send(b"small") and len(pair.heard_two) > before + 1, "the link to recover")
+            await wait_until_async(lambda: pair.one.send(b"small") and len(pair.heard_two) > before + 1, "the link to recover")
             assert set(pair.heard_two) == {b"small"}
 
     asyncio.run(scene())

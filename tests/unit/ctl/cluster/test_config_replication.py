@@ -38,9 +38,9 @@ from sync.config.config_sync import Document
 from tests.fakes.network import FakeNetwork
 from tests.fakes.plane import FakePlane
 from tests.refusals import invalid, refused
+from tests.wait import wait_until_async
 
 PAIR = "ab" * 16
-DEADLINE_S = 10.0
 
 
 def add_vip(number: int) -> Callable[[Config], Config]:
@@ -129,19 +129,8 @@ def scene(test: Callable[[Side, Side], Any], directory: Path) -> None:
     asyncio.run(run())
 
 
-async def until(condition: Callable[[], object], what: str) -> None:
-    async def poll() -> None:
-        while not condition():
-            await asyncio.sleep(0.005)
-
-    try:
-        await asyncio.wait_for(poll(), DEADLINE_S)
-    except TimeoutError:
-        pytest.fail(f"waited {DEADLINE_S} s for {what}")
-
-
 async def connected(one: Side, two: Side) -> None:
-    await until(
+    await wait_until_async(
         lambda: one.replica.peer_version is not None and two.replica.peer_version is not None, "both to hear each other"
     )
 
@@ -155,7 +144,7 @@ def test_a_change_is_on_both_disks_before_it_is_answered(tmp_path: Path) -> None
         for side in (one, two):
             stored = Store(side.directory).load().config
             assert list(stored.vips) == ["10.0.0.1"] and version_of(stored) == (2, 1) and stored.pair == PAIR
-        await until(lambda: two.host.adopted, "the peer to adopt")
+        await wait_until_async(lambda: two.host.adopted, "the peer to adopt")
 
     scene(test, tmp_path)
 
@@ -166,7 +155,7 @@ def test_an_absent_peer_is_named_and_catches_up(tmp_path: Path) -> None:
         done = await one.change(add_vip(1))
         assert done.note == "stored on this node only: lb2 is absent"
         two.connected = True
-        await until(lambda: two.host.config.vips, "the peer to catch up")
+        await wait_until_async(lambda: two.host.config.vips, "the peer to catch up")
         assert two.host.disk.load().config == one.host.config
 
     scene(test, tmp_path)
@@ -178,7 +167,7 @@ def test_a_silent_peer_is_noticed(tmp_path: Path) -> None:
         two.connected = False
         done = await one.change(add_vip(1))
         assert "lb2 has not confirmed it" in done.note or "lb2 is absent" in done.note
-        await until(lambda: one.replica.peer_version is None, "the silence to be noticed")
+        await wait_until_async(lambda: one.replica.peer_version is None, "the silence to be noticed")
         assert (await one.change(add_vip(2))).note == "stored on this node only: lb2 is absent"
 
     scene(test, tmp_path)
@@ -202,7 +191,7 @@ def test_what_this_kernel_refuses_never_reaches_the_peer(tmp_path: Path) -> None
             await one.change(add_vip(1))
         one.host.network.refuse_addresses = False
         await one.change(add_vip(2))
-        await until(lambda: two.host.config.vips, "the peer to have the second change")
+        await wait_until_async(lambda: two.host.config.vips, "the peer to have the second change")
         assert list(two.host.config.vips) == ["10.0.0.2"]
         assert version_of(two.host.config) == (2, 1)
 
@@ -224,7 +213,7 @@ def test_many_changes_at_once_are_made_one_after_the_other(tmp_path: Path) -> No
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
         await asyncio.gather(*(one.change(add_vip(number)) for number in range(1, 11)))
-        await until(lambda: len(two.host.config.vips) == 10, "all changes to arrive")
+        await wait_until_async(lambda: len(two.host.config.vips) == 10, "all changes to arrive")
         assert one.replica.version == two.replica.version == (2, 10)
 
     scene(test, tmp_path)
@@ -234,14 +223,14 @@ def test_after_a_split_the_higher_epoch_wins_and_the_other_version_is_kept(tmp_p
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
         await one.change(add_vip(1))
-        await until(lambda: two.host.config.vips, "the common origin")
+        await wait_until_async(lambda: two.host.config.vips, "the common origin")
         two.connected = False
         two.epoch = 3
         await one.change(add_vip(2))
         await two.change(add_vip(3))
         two.connected = True
         one.epoch = 0
-        await until(lambda: version_of(one.host.config) == (3, 2), "the split to heal")
+        await wait_until_async(lambda: version_of(one.host.config) == (3, 2), "the split to heal")
         assert list(one.host.config.vips) == ["10.0.0.1", "10.0.0.3"]
         kept = tmp_path / "one" / "farms.conflict-2-2.jsonl"
         assert list(decode_record(kept.read_bytes()).vips) == ["10.0.0.1", "10.0.0.2"]
@@ -255,12 +244,12 @@ def test_an_ancestor_is_replaced_silently(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
         await one.change(add_vip(1))
-        await until(lambda: two.host.config.vips, "the common origin")
+        await wait_until_async(lambda: two.host.config.vips, "the common origin")
         one.connected = False
         one.epoch, two.epoch = 0, 3
         await two.change(add_vip(2))
         one.connected = True
-        await until(lambda: version_of(one.host.config) == (3, 2), "the old active to follow")
+        await wait_until_async(lambda: version_of(one.host.config) == (3, 2), "the old active to follow")
         assert one.host.config.history == ((2, 1),)
         assert not list(tmp_path.glob("*/farms.conflict*"))
 
@@ -287,7 +276,7 @@ def test_a_document_of_another_pair_is_refused(tmp_path: Path, caplog: Any) -> N
         alien = replace(one.host.config, pair="cd" * 16, epoch=9, generation=9)
         two.link.received(encode(DocumentOffered(Document((9, 9), (), Encoder().encode(alien)))))
         two.link.received(encode(DocumentOffered(Document((9, 9), (), b"rubbish"))))
-        await until(lambda: "it belongs to another pair" in caplog.text, "the complaint")
+        await wait_until_async(lambda: "it belongs to another pair" in caplog.text, "the complaint")
         assert two.replica.version == (0, 0)
 
     scene(test, tmp_path)

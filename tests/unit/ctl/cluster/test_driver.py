@@ -30,7 +30,7 @@ from tests.fakes.network import FakeNetwork, FakeReadyAddresses
 from tests.fakes.pair import Site, addresses, join, site, two_sites
 from tests.fakes.plane import FakePlane
 from tests.refusals import refused
-from tests.rig.wait import wait_until
+from tests.wait import wait_until, wait_until_async
 
 VIP = InterfaceAddress("eth0", "10.77.0.100", 24)
 CONFIG = Config(generation=1, vips={VIP.address: Vip(VIP.address, VIP.prefix_length, VIP.device, True)})
@@ -390,14 +390,9 @@ def test_serving_waits_for_received_flows_but_not_for_ever(tmp_path: Path) -> No
     async def scene() -> None:
         bench = Bench(tmp_path)
         bench.pair.start()
-        deadline_s = time.monotonic() + 10
-        while not bench.flows.waiting:
-            assert time.monotonic() < deadline_s
-            await asyncio.sleep(0.002)
+        await wait_until_async(lambda: bench.flows.waiting, "the driver to wait for flows")
         assert bench.plane.lease()[0] == 0 and not bench.network.present, "flows come before the lease"
-        while not bench.network.present:
-            assert time.monotonic() < deadline_s
-            await asyncio.sleep(0.002)
+        await wait_until_async(lambda: bench.network.present, "the VIP addresses")
         assert bench.flows.serving == bench.pair.machine.epoch
         assert bench.wires.drained, "silence was judged without looking for messages"
         bench.pair.stop()

@@ -22,6 +22,7 @@ from ctl.runtime.systemd import Notifier, watchdog_interval_s
 from ctl.version import installed_version
 from tests.fakes.network import FakeNetwork
 from tests.tree import TREE
+from tests.wait import wait_until_async
 
 DEADLINE_S = 10.0
 
@@ -117,9 +118,7 @@ def test_loop_lag_shows_what_held_the_loop() -> None:
         until = loop.time() + 0.15
         while loop.time() < until:
             pass  # hold it
-        async with asyncio.timeout(DEADLINE_S):
-            while lag.worst_ms == 0:
-                await asyncio.sleep(0)
+        await wait_until_async(lambda: lag.worst_ms, "a measured lag")
         task.cancel()
         return lag
 
@@ -144,9 +143,7 @@ def keep(network: FakeNetwork, config: Config, asked: int) -> NextHopKeeper:
         keeper = NextHopKeeper(network, lambda: config)
         task = asyncio.ensure_future(keeper.run())
         keeper.wake()
-        async with asyncio.timeout(DEADLINE_S):
-            while len(network.asked) < asked:
-                await asyncio.sleep(0)
+        await wait_until_async(lambda: len(network.asked) >= asked, f"{asked} requests")
         task.cancel()
         return keeper
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +26,11 @@ from tests.fakes.daemon import RunningDaemon, running_daemon, write_node_file
 from tests.fakes.network import FakeNetwork
 from tests.fakes.plane import FakePlane, flow_dtype
 from tests.refusals import refused
+from tests.wait import wait_until
 
 VIP = "10.77.0.100"
 SERVERS = ("10.77.0.11", "10.77.0.12", "10.77.0.13")
 ADDRESS = InterfaceAddress("eth0", VIP, 24)
-DEADLINE_S = 10.0
 
 
 @pytest.fixture
@@ -46,14 +45,6 @@ def add_web(daemon: RunningDaemon, **fields: object) -> None:
     daemon.call("farm.add", name="web", vip=VIP, port=80, **fields)
     for server in SERVERS:
         daemon.call("backend.add", farm="web", address=server, port=8080)
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Ask until it holds; the daemon runs in other threads, so there is nothing to subscribe to."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}"
-        os.sched_yield()
 
 
 def serving(plane: FakePlane) -> set[str]:
@@ -185,7 +176,7 @@ def test_an_address_somebody_removed_comes_back(daemon: RunningDaemon) -> None:
     daemon.network.present.clear()
     daemon.on_loop(events.address_lost, 2, "192.0.2.1")
     daemon.on_loop(events.address_lost, 2, VIP)
-    wait_for(lambda: daemon.network.present == {ADDRESS}, "the address to come back")
+    wait_until(lambda: daemon.network.present == {ADDRESS}, "the address to come back")
 
 
 # --- restart -------------------------------------------------------------------------------------------------
@@ -238,27 +229,27 @@ def test_a_missing_interface_does_not_keep_the_node_from_starting(tmp_path: Path
         events = network.events
         assert events is not None
         daemon.on_loop(events.link_changed, "eth1", "new")
-        wait_for(lambda: len(network.present) == 1, "the VIP on the interface that came")
+        wait_until(lambda: len(network.present) == 1, "the VIP on the interface that came")
 
 
 # --- the kernel's events -------------------------------------------------------------------------------------
 
 
 def test_next_hops_of_backends_are_kept_resolved(daemon: RunningDaemon) -> None:
-    wait_for(lambda: daemon.network.kept == {(2, server) for server in SERVERS}, "all three")
+    wait_until(lambda: daemon.network.kept == {(2, server) for server in SERVERS}, "all three")
     asked = len(daemon.network.asked)
     events = daemon.network.events
     assert events is not None
     daemon.on_loop(events.neighbour_lost, 2, "192.0.2.9")
     daemon.on_loop(events.neighbour_lost, 2, SERVERS[1])
-    wait_for(lambda: len(daemon.network.asked) > asked, "the lost one to be asked for")
+    wait_until(lambda: len(daemon.network.asked) > asked, "the lost one to be asked for")
     assert daemon.network.asked[asked:] == [(2, SERVERS[1])]
     daemon.network.gateways[SERVERS[0]] = "10.77.0.254"
     daemon.on_loop(events.routes_changed)
-    wait_for(lambda: (2, "10.77.0.254") in daemon.network.kept, "the gateway instead of the backend")
+    wait_until(lambda: (2, "10.77.0.254") in daemon.network.kept, "the gateway instead of the backend")
     assert (2, SERVERS[0]) not in daemon.network.kept
     daemon.call("backend.remove", farm="web", address=SERVERS[2], port=8080)
-    wait_for(lambda: (2, SERVERS[2]) not in daemon.network.kept, "the removed backend to be released")
+    wait_until(lambda: (2, SERVERS[2]) not in daemon.network.kept, "the removed backend to be released")
 
 
 def test_an_interface_that_comes_back_is_attached_again(daemon: RunningDaemon) -> None:
@@ -268,7 +259,7 @@ def test_an_interface_that_comes_back_is_attached_again(daemon: RunningDaemon) -
     daemon.on_loop(events.link_changed, "eth0", "gone")
     assert daemon.call("status")["interfaces"][0]["xdp_mode"] is None
     daemon.on_loop(events.link_changed, "eth0", "new")
-    wait_for(lambda: "eth0" in daemon.attacher.on, "the attachment")
+    wait_until(lambda: "eth0" in daemon.attacher.on, "the attachment")
     bumps = daemon.plane.next_hop_bumps
     daemon.on_loop(events.next_hops_changed)
     assert daemon.plane.next_hop_bumps == bumps + 1
@@ -315,8 +306,8 @@ def test_a_sweep_counts_the_live_and_removes_the_idle(daemon: RunningDaemon) -> 
     put_connection(daemon, 40001, SERVERS[0])
     put_connection(daemon, 40002, SERVERS[1], age=long_ago)
     put_connection(daemon, 40003, SERVERS[2], age=1000, state=int(FlowState.SEEN | FlowState.RST))
-    wait_for(lambda: daemon.node.sweeper.expired == 4, "two connections to expire")
-    wait_for(lambda: sum(daemon.node.sweeper.result.connections.values()) == 1, "the next count")
+    wait_until(lambda: daemon.node.sweeper.expired == 4, "two connections to expire")
+    wait_until(lambda: sum(daemon.node.sweeper.result.connections.values()) == 1, "the next count")
     backends = {each["address"]: each["connections"] for each in daemon.call("farm.show", name="web")["backends"]}
     assert backends == {SERVERS[0]: 1, SERVERS[1]: 0, SERVERS[2]: 0}
     assert daemon.call("conn.count") == {"total": 1}
@@ -326,7 +317,7 @@ def test_connections_of_a_removed_backend_end(daemon: RunningDaemon) -> None:
     put_connection(daemon, 40001, SERVERS[0])
     put_connection(daemon, 40002, SERVERS[1])
     daemon.call("backend.remove", farm="web", address=SERVERS[0], port=8080)
-    wait_for(lambda: daemon.call("conn.count")["total"] == 1, "the flows to go")
+    wait_until(lambda: daemon.call("conn.count")["total"] == 1, "the flows to go")
 
 
 # --- health --------------------------------------------------------------------------------------------------
@@ -341,19 +332,19 @@ def test_a_backend_that_fails_is_taken_out_with_its_udp_flows_only(tmp_path: Pat
         daemon.call("backend.add", farm="web", address="127.0.0.2", port=8080)
         put_connection(daemon, 40001, "127.0.0.2", Protocol.UDP)
         put_connection(daemon, 40002, "127.0.0.2", Protocol.TCP)
-        wait_for(lambda: serving(daemon.plane) == set(), "the backend to be taken out")
-        wait_for(lambda: daemon.call("conn.count")["total"] == 1, "the UDP flow to go")
+        wait_until(lambda: serving(daemon.plane) == set(), "the backend to be taken out")
+        wait_until(lambda: daemon.call("conn.count")["total"] == 1, "the UDP flow to go")
         assert daemon.call("conn.list")["connections"][0]["protocol"] == "tcp"
         backend = daemon.call("farm.show", name="web")["backends"][0]
         assert (backend["state"], backend["last_error"]) == ("down", "127.0.0.2:1: connection refused")
         assert backend["state_for_s"] is not None
-        wait_for(lambda: (tmp_path / "run" / "health.json").exists(), "the note for the next daemon")
+        wait_until(lambda: (tmp_path / "run" / "health.json").exists(), "the note for the next daemon")
     plane = daemon.plane
     plane.closed = False
     with running_daemon(tmp_path, plane) as daemon:
         assert serving(plane) == set(), "a restart does not try the dead backend on clients"
         daemon.call("farm.set", name="web", health={"kind": "none"})
-        wait_for(lambda: serving(plane) == {"127.0.0.2"}, "an unchecked backend to serve")
+        wait_until(lambda: serving(plane) == {"127.0.0.2"}, "an unchecked backend to serve")
 
 
 # --- conn show for what is not there -------------------------------------------------------------------------

@@ -6,17 +6,14 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
-
-import pytest
+from collections.abc import AsyncIterator
 
 from ctl.cluster.flows.service import BULK_BOUNDS, QUEUED_MESSAGES, Replicator
 from ctl.cluster.flows.source import FAMILIES
 from sync.transport import Keys, Link
 from tests.fakes.plane import FakePlane
 from tests.unit.ctl.cluster.flows.test_engine import connections, fill, report_established
-
-DEADLINE_S = 20.0
+from tests.wait import wait_until_async
 
 
 class End:
@@ -58,17 +55,6 @@ async def two() -> AsyncIterator[tuple[End, End]]:
             await link.close()
 
 
-async def until(condition: Callable[[], object], what: str) -> None:
-    async def poll() -> None:
-        while not condition():
-            await asyncio.sleep(0.002)
-
-    try:
-        await asyncio.wait_for(poll(), DEADLINE_S)
-    except TimeoutError:
-        pytest.fail(f"waited {DEADLINE_S} s for {what}")
-
-
 def meet(active: End, backup: End) -> None:
     backup.replicator.peer_present(True, active.boot)
     active.replicator.serve(1)
@@ -78,7 +64,7 @@ def meet(active: End, backup: End) -> None:
 async def flush(end: End, number: int) -> None:
     done: list[int] = []
     end.replicator.flush(number, done.append)
-    await until(lambda: done == [number], f"flush {number}")
+    await wait_until_async(lambda: done == [number], f"flush {number}")
 
 
 def test_flows_cross_the_link_and_the_status_says_so() -> None:
@@ -87,7 +73,7 @@ def test_flows_cross_the_link_and_the_status_says_so() -> None:
             fill(active.plane, "v4", range(9000))
             assert active.replicator.status().protected == 0.0
             meet(active, backup)
-            await until(lambda: active.replicator.status().in_step, "step")
+            await wait_until_async(lambda: active.replicator.status().in_step, "step")
             report_established(active.plane, "v6", range(100))
             await flush(active, 1)
             assert backup.keys() == active.keys()
@@ -105,18 +91,18 @@ def test_apply_pending_comes_after_every_message_received_before() -> None:
     async def scene() -> None:
         async with two() as (active, backup):
             meet(active, backup)
-            await until(lambda: active.replicator.status().in_step, "step")
+            await wait_until_async(lambda: active.replicator.status().in_step, "step")
             held: list[bytes] = []
             deliver = backup.replicator.message
             backup.replicator.message = held.append  # type: ignore[assignment, method-assign]
             report_established(active.plane, "v4", range(50))
-            await until(lambda: held, "the block")
+            await wait_until_async(lambda: held, "the block")
             found: list[int] = []
             for message in held:
                 deliver(message)
             backup.replicator.apply_pending(lambda: found.append(backup.count()))
             backup.replicator.serve(2)
-            await until(lambda: found, "apply_pending's answer")
+            await wait_until_async(lambda: found, "apply_pending's answer")
             assert found == [50]
 
     asyncio.run(scene())
@@ -127,7 +113,7 @@ def test_removals_and_silent_forward_entries_are_passed_on() -> None:
         async with two() as (active, backup):
             fill(active.plane, "v4", range(10))
             meet(active, backup)
-            await until(lambda: active.replicator.status().in_step, "step")
+            await wait_until_async(lambda: active.replicator.status().in_step, "step")
             keys, values, reply_keys, _ = connections("v4", [3, 4])
             for each in (keys, reply_keys):
                 active.plane.delete_flows("flows", "v4", each)
@@ -147,7 +133,9 @@ def test_a_peer_that_sends_too_much_is_bounded() -> None:
         async with two() as (active, _):
             for _ in range(QUEUED_MESSAGES + 1000):
                 active.replicator.message(b"x")
-            await until(lambda: active.replicator.status().bad_messages >= QUEUED_MESSAGES, "the queue to be worked off")
+            await wait_until_async(
+                lambda: active.replicator.status().bad_messages >= QUEUED_MESSAGES, "the queue to be worked off"
+            )
             status = active.replicator.status()
             assert status.bad_messages + status.dropped_messages == QUEUED_MESSAGES + 1000 and status.dropped_messages
 
@@ -161,9 +149,9 @@ def test_a_link_that_takes_nothing_ends_in_step_once_it_does() -> None:
             active.replicator._send = lambda message: taking[0] and send(message)
             fill(active.plane, "v4", range(5000))
             meet(active, backup)
-            await until(lambda: active.replicator._refused > 5, "refusals")
+            await wait_until_async(lambda: active.replicator._refused > 5, "refusals")
             taking[0] = True
-            await until(lambda: active.replicator.status().in_step, "step")
+            await wait_until_async(lambda: active.replicator.status().in_step, "step")
             assert backup.keys() == active.keys()
 
     asyncio.run(scene())
@@ -173,10 +161,10 @@ def test_a_failure_in_the_thread_is_said_and_ends_the_step() -> None:
     async def scene() -> None:
         async with two() as (active, backup):
             meet(active, backup)
-            await until(lambda: active.replicator.status().in_step, "step")
+            await wait_until_async(lambda: active.replicator.status().in_step, "step")
             active.plane.rings["v4"].close()
-            await until(lambda: not active.replicator.status().in_step, "the end of the step")
-            await until(lambda: not active.said[-1][0], "the sentence")
+            await wait_until_async(lambda: not active.replicator.status().in_step, "the end of the step")
+            await wait_until_async(lambda: not active.said[-1][0], "the sentence")
             assert "restart xlbd" in active.said[-1][1]
 
     asyncio.run(scene())

@@ -28,7 +28,7 @@ from ctl.cluster.pairing.check import (
 from ctl.cluster.pairing.network_probes import arp_probe, claimed_by, solicitation_probe
 from tests.fakes.cli import run
 from tests.fakes.pair import Site, join, site, two_sites
-from tests.rig.wait import wait_until
+from tests.wait import wait_until
 
 MAC = bytes.fromhex("020000000001")
 FACTS: dict[str, Any] = {

@@ -18,7 +18,7 @@ from ctl.state.cluster_file import PAIRING_PORT, ClusterFile
 from ctl.state.store import Store
 from tests.fakes.pair import Site, join, site, two_sites
 from tests.refusals import invalid, refused
-from tests.rig.wait import wait_until
+from tests.wait import wait_until
 
 VIP = {"address": "10.0.0.100/24", "device": "eth0"}
 FARM = {"name": "web", "vip": "10.0.0.100", "port": 80}

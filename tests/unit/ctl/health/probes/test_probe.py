@@ -16,6 +16,7 @@ from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck
 from ctl.health.check_machine import HealthChecks, Transition
 from ctl.health.probes.probe import MAX_STATUS_LINE_BYTES, ProbeFailed, parse_status_line, probe
 from ctl.health.probes.runner import MAX_PROBES, CheckRunner, load_down
+from tests.wait import wait_until_async
 
 TCP = HealthCheck(kind=CheckKind.TCP, timeout_ms=2000)
 HTTP = HealthCheck(kind=CheckKind.HTTP, timeout_ms=2000, path="/health", status="200-299")
@@ -125,8 +126,6 @@ def test_no_bytes_do_more_than_fail_a_probe(line: bytes) -> None:
 
 # --- the runner ----------------------------------------------------------------------------------------------
 
-DEADLINE_S = 10.0
-
 
 def config_of(backends: int, interval_ms: int = 10) -> Config:
     check = HealthCheck(kind=CheckKind.TCP, interval_ms=interval_ms, timeout_ms=1000, rise=2, fall=2)
@@ -160,10 +159,8 @@ def run_checks(
         runner = CheckRunner(HealthChecks(load_down(tmp_path)), tmp_path, transitions.append, servers.probe)
         runner.configure(config)
         task = asyncio.ensure_future(runner.run())
-        async with asyncio.timeout(DEADLINE_S):
-            while not until(runner, transitions):
-                assert not task.done(), task.exception()
-                await asyncio.sleep(0)
+        await wait_until_async(lambda: task.done() or until(runner, transitions), "the end of the scenario", every_s=0)
+        assert not task.done(), task.exception()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         return runner
