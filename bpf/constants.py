@@ -1,6 +1,6 @@
-"""The numbers the C data plane and the Python control plane share: each written here once and handed to C by the loader.
+"""The numbers that the C data plane and the Python control plane share: defined once here, passed to the compiler by the loader.
 
-This file decides names and values only. It must not know how they are compiled, pinned or counted.
+Decides names and values only. Must not know how they are compiled, pinned or counted.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import enum
 from dataclasses import dataclass
 
 ABI_VERSION = 1
-"""Version of the pinned maps' meaning. A change of a struct's layout is noticed without it (layouts are compared);
-raise it when the same bytes come to mean something else."""
+"""Version of the meaning of the pinned maps. A changed struct layout is detected without it, because layouts are compared;
+increment it when the same bytes get another meaning."""
 
 MAX_FARMS = 4096
 MAX_BACKENDS = 32768
@@ -21,27 +21,27 @@ SLOTS_PER_CHUNK = 16
 MAX_SLOT_CHUNKS = 262144
 MAX_SNAT_CANDIDATES = 32
 FIRST_SNAT_PORT = 1024
-"""Source ports below it are never given to a connection towards a backend: they are privileged there."""
+"""The lowest source port towards a backend: ports below it are privileged there."""
 MAX_IPV6_EXTENSIONS = 4
 
 TICK_SHIFT = 26
-"""last_seen counts ticks of 2**26 ns (67 ms) of CLOCK_MONOTONIC; 32 bits of them last nine years of uptime."""
+"""last_seen counts ticks of 2**26 ns (67 ms) of CLOCK_MONOTONIC; 32 bits overflow after nine years of uptime."""
 
 MAX_ERRORS_PER_TICK = 64
-"""So many ICMP errors of its own a CPU sends in a tick: 950 a second (RFC 1812 4.3.2.8 and RFC 4443 2.4f ask for a limit)."""
+"""ICMP errors that a CPU originates per tick: 950 per second (RFC 1812 4.3.2.8 and RFC 4443 2.4f require a limit)."""
 
 REFRESH_SHIFT = 9
-"""A flow that stays busy is reported to the peer again every 2**9 ticks (34 s), at a time its client's port decides."""
+"""A busy flow is reported to the peer again every 2**9 ticks (34 s), at an offset that depends on the client's port."""
 
 RING_BYTES = 8 * 1024 * 1024
 """Size of each replication ring, a power of two: 100,000 IPv4 or 62,000 IPv6 flow events."""
 
 LEASE_HANDED_OVER_NS = 1
-"""Deadline of a node that has just handed its VIPs over: what still comes for them goes to the kernel, which forwards it to
-the peer. The VIPs' addresses must be gone from the node's interfaces, or the kernel would answer."""
+"""Deadline of a node that has just handed over: packets for its VIPs go to the kernel, which forwards them to the peer.
+The VIPs must be removed from the node's interfaces before, or the kernel would answer."""
 
 LEASE_FOREVER_NS = 2**64 - 1
-"""Deadline of a node without a peer: its lease never runs out."""
+"""Deadline of a node without a peer: its lease never expires."""
 
 
 class Protocol(enum.IntEnum):
@@ -59,7 +59,7 @@ class Mode(enum.IntEnum):
 
 
 class Scheduler(enum.IntEnum):
-    """How a new connection's slot is picked: by hash of the 5-tuple, in turn, or by hash of the client address."""
+    """How the slot of a new connection is selected: by hash of the 5-tuple, in turn, or by hash of the client address."""
 
     MAGLEV = 0
     ROUNDROBIN = 1
@@ -67,31 +67,31 @@ class Scheduler(enum.IntEnum):
 
 
 class FlowFlag(enum.IntFlag):
-    """What kind of entry a flow is; set when it is made and never changed."""
+    """Properties of a flow entry; set when it is created and never changed."""
 
     FORWARD = 1  # client to backend; without it: backend to client
-    DERIVED = 2  # made from a mid-stream packet, not from a SYN
+    DERIVED = 2  # created for a mid-stream packet, not for a SYN
 
 
 class FlowState(enum.IntFlag):
-    """What a direction has seen. The FIN and RST bits are written to both entries of a connection."""
+    """Packets seen in a direction. The FIN and RST bits are written to both entries of a connection."""
 
-    SEEN = 1  # a packet went this way
+    SEEN = 1  # a packet was forwarded in this direction
     FIN_HERE = 2  # this direction sent FIN
     FIN_THERE = 4  # the other direction sent FIN
     RST = 8  # either side reset the connection
-    REPLICATED = 16  # entry came from the peer
+    REPLICATED = 16  # the entry was received from the peer
 
 
 class VipFlag(enum.IntFlag):
     """Properties of a virtual address."""
 
-    RANGES = 1  # some farm on it serves a port range: ask the range table after the exact one
-    OPEN = 2  # no guard: packets no farm serves go to the kernel
+    RANGES = 1  # a farm on it has a port range: look up `ranges` after `services`
+    OPEN = 2  # no guard: packets that no farm serves go to the kernel
 
 
 class EventType(enum.IntEnum):
-    """Why a flow event was put into the ring buffer for the peer."""
+    """Why a flow event was written to the ring buffer for the peer."""
 
     ESTABLISHED = 1
     REFRESH = 2
@@ -99,7 +99,7 @@ class EventType(enum.IntEnum):
 
 
 class Kind(enum.Enum):
-    """What happened to the packets a counter counts."""
+    """What happened to the packets that a counter counts."""
 
     PASS = "pass"
     FORWARD = "forward"
@@ -109,7 +109,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """One line of `xlbctl stats`: where a packet ended, and the sentence that says why that is right."""
+    """One line of `xlbctl stats`: the verdict on a packet, and the reason for it."""
 
     name: str
     kind: Kind
@@ -117,53 +117,59 @@ class Counter:
 
 
 COUNTERS: tuple[Counter, ...] = (
-    Counter("pass_not_ip", Kind.PASS, "Neither IPv4, IPv6 nor a neighbour message about a VIP: the kernel's business."),
-    Counter("pass_not_ours", Kind.PASS, "No flow and no VIP matches: the kernel's business."),
+    Counter("pass_not_ip", Kind.PASS, "Neither IPv4, IPv6 nor a neighbour message about a VIP: left to the kernel."),
+    Counter("pass_not_ours", Kind.PASS, "No flow and no VIP matches: left to the kernel."),
     Counter(
         "pass_neighbour", Kind.PASS, "ARP or neighbour solicitation for a VIP while the lease is open: the kernel answers."
     ),
-    Counter("pass_vip_icmp", Kind.PASS, "Echo request or other ICMP to a VIP that no flow explains: the kernel answers."),
-    Counter("pass_vip_open", Kind.PASS, "No farm serves the port and the VIP's guard is off: the kernel's business."),
+    Counter("pass_vip_icmp", Kind.PASS, "Echo request or other ICMP to a VIP that belongs to no flow: the kernel answers."),
+    Counter("pass_vip_open", Kind.PASS, "No farm serves the port and the VIP's guard is off: left to the kernel."),
     Counter(
         "pass_handed_over",
         Kind.PASS,
-        "For a VIP that has just been handed over: the kernel forwards it to the peer, none is lost.",
+        "For a VIP that has just been handed over: the kernel forwards it to the peer.",
     ),
     Counter("pass_unresolved", Kind.PASS, "Rewritten, but the next hop's MAC is unknown: the kernel resolves it and forwards."),
     Counter(
         "pass_too_big",
         Kind.PASS,
-        "Rewritten, longer than the MTU of the way out, and its sender allows fragments: the kernel makes them.",
+        "Rewritten, longer than the egress MTU, and its sender allows fragments: the kernel fragments it.",
     ),
-    Counter("forward_tx", Kind.FORWARD, "Rewritten and sent out of the interface it came in by."),
-    Counter("forward_redirect", Kind.FORWARD, "Rewritten and sent out of another interface."),
-    Counter("forward_icmp_error", Kind.FORWARD, "ICMP error about a flow, translated and sent on (RFC 5508)."),
-    Counter(
-        "forward_too_big", Kind.FORWARD, "Longer than the MTU of the way out: its sender was told so (RFC 1191, RFC 4443)."
-    ),
-    Counter("drop_fenced", Kind.DROP, "The lease has run out: another node may be serving this VIP."),
-    Counter("drop_fenced_neighbour", Kind.DROP, "ARP or neighbour solicitation for a VIP after the lease ran out."),
+    Counter("forward_tx", Kind.FORWARD, "Rewritten and sent through its ingress interface."),
+    Counter("forward_redirect", Kind.FORWARD, "Rewritten and sent through another interface."),
+    Counter("forward_icmp_error", Kind.FORWARD, "ICMP error about a flow, translated and forwarded (RFC 5508)."),
+    Counter("forward_too_big", Kind.FORWARD, "Longer than the egress MTU: its sender got an ICMP error (RFC 1191, RFC 4443)."),
+    Counter("drop_fenced", Kind.DROP, "The lease has expired: the peer may be active for this VIP."),
+    Counter("drop_fenced_neighbour", Kind.DROP, "ARP or neighbour solicitation for a VIP after the lease expired."),
     Counter("drop_vip_guard", Kind.DROP, "No farm serves this port of the VIP, and the guard keeps other listeners private."),
     Counter("drop_no_backend", Kind.DROP, "The farm has no backend that may take new connections."),
     Counter("drop_no_flow", Kind.DROP, "Mid-stream packet without a flow, and the scheduler cannot derive its backend."),
     Counter("drop_snat_exhausted", Kind.DROP, "Every candidate source port towards this backend is taken."),
-    Counter("drop_reverse_conflict", Kind.DROP, "Another connection already owns the reply tuple of this one."),
+    Counter("drop_reverse_conflict", Kind.DROP, "Another connection already owns the reply key of this one."),
     Counter("drop_ttl_expired", Kind.DROP, "TTL or hop limit would reach zero here."),
     Counter("drop_fragment", Kind.DROP, "Fragment for a VIP: without ports it cannot be assigned to a flow."),
-    Counter("drop_malformed", Kind.DROP, "Headers of a packet for a VIP are truncated or contradict each other."),
+    Counter("drop_malformed", Kind.DROP, "Headers of a packet for a VIP are truncated or inconsistent."),
     Counter("drop_ipv6_extension", Kind.DROP, "IPv6 extension headers of a packet for a VIP are too many or not understood."),
     Counter("drop_protocol", Kind.DROP, "Neither TCP, UDP nor ICMP to a guarded VIP."),
     Counter("drop_no_route", Kind.DROP, "The kernel has no route to the next hop, or forbids it."),
     Counter(
-        "drop_too_big", Kind.DROP, "Longer than the MTU of the way out, and no ICMP error could be sent, or too many were."
+        "drop_too_big",
+        Kind.DROP,
+        "Longer than the egress MTU, and no ICMP error could be sent, or their rate limit was reached.",
     ),
-    Counter("drop_internal", Kind.DROP, "A table entry that must exist is missing: a bug, please report it."),
-    Counter("event_promoted", Kind.EVENT, "A connection was seen in both directions and moved to the lasting flow table."),
-    Counter("event_flow_table_full", Kind.EVENT, "The lasting flow table is full; the connection stays in the evictable one."),
-    Counter("event_ring_full", Kind.EVENT, "A flow event was lost because the replication ring was full: the peer resyncs."),
+    Counter("drop_internal", Kind.DROP, "A map entry that must exist is missing: a bug, please report it."),
+    Counter("event_promoted", Kind.EVENT, "A connection was established and moved to the map of established flows."),
+    Counter(
+        "event_flow_table_full",
+        Kind.EVENT,
+        "The map of established flows is full; the connection stays in the embryonic map, which evicts.",
+    ),
+    Counter(
+        "event_ring_full", Kind.EVENT, "A flow event was lost because the replication ring was full: the peer resynchronizes."
+    ),
 )
 
 FIRST_FORWARD = next(number for number, counter in enumerate(COUNTERS) if counter.kind is Kind.FORWARD)
 FIRST_DROP = next(number for number, counter in enumerate(COUNTERS) if counter.kind is Kind.DROP)
 FIRST_EVENT = next(number for number, counter in enumerate(COUNTERS) if counter.kind is Kind.EVENT)
-"""COUNTERS is ordered by kind, so that a verdict's number tells the data plane what to do with the packet."""
+"""COUNTERS is ordered by kind, so that the number of a verdict decides the XDP action (bpf/program/verdict.h)."""
