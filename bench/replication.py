@@ -273,7 +273,7 @@ def _generator(pins: Path, plane: KernelPlane, flows: int) -> Iterator[tuple[Any
     with compiled(source, flags) as module:
         program = module.load_func("generate", import_bcc().BPF.SCHED_CLS).fd
         key, flow = _pattern(plane)
-        event = np.zeros(1, plane._tables["events_v4"].value)
+        event = np.zeros(1, plane._maps["events_v4"].value)
         event["key"], event["flow"], event["type"] = key, flow, EventType.ESTABLISHED
         elements.update(module["pattern"].map_fd, bytes(4), event.tobytes())
 

@@ -1,6 +1,6 @@
-"""People's values as table columns and back: addresses, port ranges, flow tuples. Pure; knows no file descriptor.
+"""Converts addresses, port ranges and flow tuples to columns of maps, and back. Pure; must not know file descriptors.
 
-Columns are numpy structured arrays as layout.py describes them.
+Columns are numpy structured arrays as described in bpf/maps/layout.py.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ ADDRESS_BYTES: dict[str, int] = {"v4": 4, "v6": 16}
 
 
 def family_of(address: str) -> Family:
-    """ "v6" for an IPv6 address in text, "v4" otherwise."""
+    """ "v6" for an IPv6 address, "v4" otherwise."""
     return "v6" if ":" in address else "v4"
 
 
 def address_bytes(address: str) -> bytes:
-    """Network order. Raises ValueError naming what is no address."""
+    """The address in network order. Raises ValueError naming a string that is not an address."""
     try:
         return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
     except OSError as error:
@@ -34,12 +34,12 @@ def address_bytes(address: str) -> bytes:
 
 
 def address_text(raw: bytes) -> str:
-    """Canonical text of 4 or 16 bytes in network order."""
+    """The canonical string of 4 or 16 bytes in network order."""
     return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
 
 
 def address_column(addresses: Iterable[str], width: int) -> Array:
-    """One V{width} item per address, padded with zeros where a table has room for either family."""
+    """One V{width} item per address, padded with zeros if the field can hold either family."""
     packed = b"".join(address_bytes(address).ljust(width, b"\0") for address in addresses)
     return np.frombuffer(packed, dtype=f"V{width}")
 
@@ -60,10 +60,10 @@ def port_prefixes(first: int, last: int) -> list[tuple[int, int]]:
 
 
 def encode_flow_keys(tuples: Sequence[FlowTuple], key: np.dtype[Any]) -> Array:
-    """Keys of the flow tables, of type `key`. All tuples are of its family."""
+    """Keys of the flow maps, of type `key`. All tuples must be of its family."""
     width = key["source"].itemsize
     if any(len(address_bytes(each.source)) != width or len(address_bytes(each.destination)) != width for each in tuples):
-        raise ValueError("a flow of the other address family")
+        raise ValueError("the flow tuples are not all of the key's address family")
     keys = np.zeros(len(tuples), dtype=key)
     keys["source"] = address_column((each.source for each in tuples), width)
     keys["destination"] = address_column((each.destination for each in tuples), width)
@@ -72,9 +72,9 @@ def encode_flow_keys(tuples: Sequence[FlowTuple], key: np.dtype[Any]) -> Array:
     return keys
 
 
-def decode_flows(table: str, keys: Array, values: Array) -> list[FlowEntry]:
-    """The rows of a slice as people see them; pass only the rows asked for, this is Python per flow."""
-    return [_entry(table == "embryonic", key, value) for key, value in zip(keys, values, strict=True)]
+def decode_flows(flow_map: str, keys: Array, values: Array) -> list[FlowEntry]:
+    """The rows of a slice as entries. Slow, Python per flow: pass only the rows that are needed."""
+    return [_entry(flow_map == "embryonic", key, value) for key, value in zip(keys, values, strict=True)]
 
 
 def _entry(embryonic: bool, key: Any, value: Any) -> FlowEntry:

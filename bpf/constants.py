@@ -1,4 +1,4 @@
-"""The numbers that the C data plane and the Python control plane share: defined once here, passed to the compiler by the loader.
+"""The numbers that the C data plane and the Python control plane share: defined here, passed to the compiler by the loader.
 
 Decides names and values only. Must not know how they are compiled, pinned or counted.
 """

@@ -1,7 +1,7 @@
-"""What the control plane may ask of the data plane, as values: operations in, counts out.
+"""The interface of the control plane to the data plane: operations as values, counters and flows as arrays.
 
 `DataPlane` has two implementations: `bpf.kernel.plane.KernelPlane` on pinned maps, and the strict fake of the tests. Decides
-nothing; knows no ctypes, no file descriptors. Addresses are strings in canonical form, ports and ids are integers.
+nothing; must not know ctypes nor file descriptors. Addresses are canonical strings, ports and ids are integers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ServiceKey:
 
 @dataclass(frozen=True, slots=True)
 class ServiceValue:
-    """What the listener does; see `struct service`. slot_offset is a multiple of SLOTS_PER_CHUNK."""
+    """How a listener forwards; see `struct service`. slot_offset is a multiple of SLOTS_PER_CHUNK."""
 
     farm: int
     slot_offset: int
@@ -41,7 +41,7 @@ class ServiceValue:
 
 @dataclass(frozen=True, slots=True)
 class PutVip:
-    """Make `address` ours; flags are VipFlag bits."""
+    """Make `address` a VIP; flags are VipFlag bits."""
 
     address: str
     flags: int
@@ -65,7 +65,7 @@ class DeleteService:
 
 @dataclass(frozen=True, slots=True)
 class PutBackend:
-    """Bind `id` (1 … MAX_BACKENDS-1; 0 means none) to an address and a port."""
+    """Set address and port of backend `id` (1 … MAX_BACKENDS-1; 0 means none)."""
 
     id: int
     address: str
@@ -82,7 +82,7 @@ class PutSlots:
 
 @dataclass(frozen=True, slots=True)
 class ZeroTraffic:
-    """Reset the counters of farm ids and backend ids that are about to be reused."""
+    """Reset the counters of farm ids and backend ids before they are reused."""
 
     farms: tuple[int, ...] = ()
     backends: tuple[int, ...] = ()
@@ -93,7 +93,7 @@ Operation = PutVip | DeleteVip | PutService | DeleteService | PutBackend | PutSl
 
 @dataclass(frozen=True, slots=True)
 class FlowTuple:
-    """A direction of a connection as it arrives: canonical addresses, host-order ports, IP protocol number."""
+    """One direction of a connection, as its packets arrive: canonical addresses, ports, IP protocol number."""
 
     source: str
     destination: str
@@ -104,7 +104,7 @@ class FlowTuple:
 
 @dataclass(frozen=True, slots=True)
 class FlowEntry:
-    """One flow as people see it: the arriving tuple, the tuple it leaves with, and where it belongs."""
+    """One flow entry: the tuple of arriving packets, the tuple they are rewritten to, farm, backend and state."""
 
     arrives: FlowTuple
     leaves: FlowTuple
@@ -117,7 +117,7 @@ class FlowEntry:
 
 
 class DataPlane(Protocol):
-    """The kernel's side of a node. Tables are named as in bpf/program/maps*.h; `family` is "v4" or "v6".
+    """The kernel part of a node. `flow_map` is "flows" or "embryonic", `family` is "v4" or "v6".
 
     Columns are numpy structured arrays with the layouts of bpf/program/abi*.h.
     """
@@ -126,15 +126,15 @@ class DataPlane(Protocol):
         """Execute in order, neighbours of a kind in one batch. Raises PlaneError naming the operation that failed."""
 
     def vips(self) -> dict[str, int]:
-        """The virtual addresses the tables hold now, with their flags; read when pins are adopted."""
+        """The VIPs in the maps, with their flags; read when pins are adopted."""
 
     def services(self) -> dict[ServiceKey, ServiceValue]:
-        """The listeners the tables hold now, a range's prefixes joined again; read when pins are adopted."""
+        """The listeners in the maps, with the prefixes of a port range joined; read when pins are adopted."""
 
     def set_lease(self, deadline_ns: int, epoch: int) -> None: ...
     def lease(self) -> tuple[int, int]: ...
     def bump_next_hops(self) -> None:
-        """Make every flow ask for its next hop again."""
+        """Invalidate the cached next hop of all flows."""
 
     def set_hash_seed(self, seed: int) -> None: ...
     def hash_seed(self) -> int: ...
@@ -148,23 +148,23 @@ class DataPlane(Protocol):
         """
 
     def backend_traffic(self) -> Array: ...
-    def flow_slices(self, table: str, family: str, slice_size: int) -> Iterator[tuple[Array, Array]]:
-        """(keys, values) of `table` ("flows" or "embryonic"), at most about slice_size entries each.
+    def flow_slices(self, flow_map: str, family: str, slice_size: int) -> Iterator[tuple[Array, Array]]:
+        """(keys, values) of a flow map, about slice_size entries each.
 
-        Entries that come or go meanwhile may be missed or seen twice.
+        Entries that are added or deleted meanwhile may be missed or returned twice.
         """
 
     def encode_flow_keys(self, family: str, tuples: Sequence[FlowTuple]) -> Array:
         """Keys for `lookup_flows` and `delete_flows`."""
 
-    def lookup_flows(self, table: str, family: str, keys: Array) -> tuple[Array, Array]:
+    def lookup_flows(self, flow_map: str, family: str, keys: Array) -> tuple[Array, Array]:
         """(found: bool array, values) for each key."""
 
     def update_flows(self, family: str, keys: Array, values: Array) -> int:
-        """Insert or overwrite lasting flows in one batch; returns how many were written (fewer when the table is full)."""
+        """Insert or overwrite established flows in one batch; returns how many were written, fewer if the map is full."""
 
-    def delete_flows(self, table: str, family: str, keys: Array) -> int:
-        """Delete those that still exist; returns how many did."""
+    def delete_flows(self, flow_map: str, family: str, keys: Array) -> int:
+        """Delete the flows that still exist; returns their number."""
 
     def now_tick(self) -> int:
         """The current time in flow ticks (CLOCK_MONOTONIC >> TICK_SHIFT)."""
@@ -173,9 +173,9 @@ class DataPlane(Protocol):
 
 
 class PlaneError(Exception):
-    """The kernel refused an operation on the data plane; the message names it and the remedy where one is known.
+    """The kernel refused an operation on the data plane; the message names it, and the remedy if one is known.
 
-    `log` is what the compiler or the verifier said in full, empty for other errors.
+    `log` is the full output of the compiler or the verifier, empty for other errors.
     """
 
     def __init__(self, message: str, log: str = "") -> None:

@@ -1,8 +1,8 @@
-"""libbpf.so.1, which comes with python3-bpfcc: opened, its results as errors; pins, and what the kernel says of them.
+"""libbpf.so.1, which python3-bpfcc installs: loaded, with errors as exceptions; pins, and information about maps and programs.
 
-With `bpf.maps.elements` and `bpf.xdp`, which call the library too, the only ctypes on it. Decides nothing and keeps no
-state: it must not know our tables, pins' names or structs. Every failure is an OSError with the kernel's errno and what was
-tried. The library is a plain CDLL, so the GIL is released during each call, long batches included.
+With `bpf.maps.elements` and `bpf.xdp` the only callers of the library. Decides nothing and keeps no state: it must not know
+the names of maps and pins, nor structs. Every failure is an OSError with the kernel's errno and the operation. The library is a
+plain CDLL, so that the GIL is released during each call, including long batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 
 class MapType(enum.IntEnum):
-    """The kinds of map that are read differently from the others (enum bpf_map_type)."""
+    """The map types that are read differently from the others (enum bpf_map_type)."""
 
     PERCPU_ARRAY = 6
     RINGBUF = 27
@@ -27,7 +27,7 @@ class MapType(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class MapInfo:
-    """What the kernel says of a map. `type` as in enum bpf_map_type."""
+    """The kernel's information about a map. `type` as in enum bpf_map_type."""
 
     type: int
     key_size: int
@@ -37,7 +37,7 @@ class MapInfo:
 
 @dataclass(frozen=True, slots=True)
 class ProgramInfo:
-    """What the kernel says of a program."""
+    """The kernel's information about a program."""
 
     id: int
     name: str
@@ -71,7 +71,7 @@ class _ProgramInfo(ct.Structure):
 
 POINTER = ct.c_void_p
 Signatures = Mapping[str, tuple[Any, ...]]
-"""The library's functions by name, each with the types of its arguments. All return an int, below 0 a negative errno."""
+"""Functions of the library by name, with their argument types. All return an int; below 0 it is a negative errno."""
 
 _SIGNATURES: Signatures = {
     "bpf_obj_get": (ct.c_char_p,),
@@ -85,22 +85,22 @@ _SIGNATURES: Signatures = {
 # --- the library ---------------------------------------------------------------------------------------------
 
 _Print = ct.CFUNCTYPE(ct.c_int, ct.c_int, ct.c_char_p, ct.c_void_p)
-_said = threading.local()
+_messages = threading.local()
 
 
-def _hear(level: int, text: bytes, arguments: int) -> int:
-    """Keep what libbpf would print: only there does the kernel's own sentence about a refused attachment appear."""
+def _capture(level: int, text: bytes, arguments: int) -> int:
+    """Keep the line that libbpf would print: only it has the kernel's message about a refused attachment."""
     line = ct.create_string_buffer(512)
     ct.CDLL(None).vsnprintf(line, ct.c_size_t(512), text, ct.c_void_p(arguments))
-    _said.line = line.value.decode(errors="replace").strip()
+    _messages.line = line.value.decode(errors="replace").strip()
     return 0
 
 
-_HEAR = _Print(_hear)
+_CAPTURE = _Print(_capture)
 
 
 def opened(signatures: Signatures) -> ct.CDLL:
-    """The library with these functions declared. Raises OSError saying what to install."""
+    """The library with these functions declared. Raises OSError naming the package to install."""
     try:
         library = ct.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
@@ -108,20 +108,20 @@ def opened(signatures: Signatures) -> ct.CDLL:
     for name, arguments in signatures.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, ct.c_int
-    library.libbpf_set_print(_HEAR)
+    library.libbpf_set_print(_CAPTURE)
     return library
 
 
 @functools.cache
 def _library() -> ct.CDLL:
-    """Opened on first use, so that importing this file needs nothing installed."""
+    """Loaded on first use, so that importing this module needs nothing installed."""
     return opened(_SIGNATURES)
 
 
 def last_message() -> str:
-    """The last line libbpf wrote for people in this thread since it was asked for before; "" if it wrote none."""
-    line: str = getattr(_said, "line", "")
-    _said.line = ""
+    """The last message of libbpf in this thread since the previous call; "" if there was none."""
+    line: str = getattr(_messages, "line", "")
+    _messages.line = ""
     return line
 
 
@@ -131,29 +131,29 @@ def failure(code: int, what: str) -> OSError:
 
 
 def checked(code: int, what: str) -> int:
-    """The result, if it is none of an error. Raises OSError saying what was tried."""
+    """The result, unless it is an error. Raises OSError naming the operation."""
     if code < 0:
         raise failure(code, what)
     return code
 
 
 def library_version() -> str | None:
-    """libbpf's version, e.g. "1.1"; None where it is not installed."""
+    """libbpf's version, e.g. "1.1"; None if it is not installed."""
     try:
         function = _library().libbpf_version_string
     except OSError:
         return None
     function.argtypes, function.restype = (), ct.c_char_p
-    text: bytes = function()
-    return text.decode().removeprefix("v")
+    version: bytes = function()
+    return version.decode().removeprefix("v")
 
 
 def possible_cpus() -> int:
-    """How many CPUs the kernel may ever have: the number of values in a per-CPU map's element."""
+    """The number of possible CPUs, which is the number of values in an element of a per-CPU map."""
     return checked(_library().libbpf_num_possible_cpus(), "count the possible CPUs")
 
 
-# --- pins and what they are ----------------------------------------------------------------------------------
+# --- pins and their objects -----------------------------------------------------------------------------------
 
 
 def obj_get(path: str | os.PathLike[str]) -> int:
@@ -162,7 +162,7 @@ def obj_get(path: str | os.PathLike[str]) -> int:
 
 
 def obj_pin(fd: int, path: str | os.PathLike[str]) -> None:
-    """Pin the object behind `fd`; raises FileExistsError if something is there."""
+    """Pin the object of `fd`; raises FileExistsError if the path exists."""
     checked(_library().bpf_obj_pin(fd, os.fsencode(path)), f"pin an object as {os.fspath(path)}")
 
 

@@ -1,7 +1,7 @@
-"""XDP programs behind a file descriptor: put on an interface, looked for on one, run on a packet without a network.
+"""XDP programs by file descriptor: attach one to an interface, query an interface, run a program on a packet.
 
-Decides nothing: whose a program is and which mode is wanted is decided in `bpf.kernel.attach`. Must not know pins or tables.
-Every failure is an OSError with the kernel's errno and what was tried.
+Decides nothing: `bpf.kernel.attach` decides the mode, and which programs are xlb's. Must not know pins or maps. Every failure
+is an OSError with the kernel's errno and the operation.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ XDP_FLAGS_SKB_MODE = 1 << 1
 XDP_FLAGS_DRV_MODE = 1 << 2
 XDP_FLAGS_REPLACE = 1 << 4
 
-PACKET_ROOM = 4096
-"""Bytes a test run may return: a packet may grow."""
+MAX_OUTPUT_BYTES = 4096
+"""The longest packet that a test run may return: a packet may grow."""
 
 
 _SIGNATURES: libbpf.Signatures = {
@@ -32,7 +32,7 @@ _SIGNATURES: libbpf.Signatures = {
 
 
 class AttachMode(enum.IntEnum):
-    """How an XDP program sits on an interface (enum XDP_ATTACHED_*)."""
+    """How an XDP program is attached to an interface (enum XDP_ATTACHED_*)."""
 
     NONE = 0
     NATIVE = 1
@@ -108,16 +108,16 @@ def _library() -> ct.CDLL:
 
 
 def attach(ifindex: int, fd: int, flags: int, old_fd: int | None = None) -> None:
-    """Put program `fd` on an interface, -1 to remove. flags: XDP_FLAGS_*.
+    """Attach program `fd` to an interface, -1 to detach. flags: XDP_FLAGS_*.
 
-    old_fd: the program that must be there, so that nobody else's is replaced (EEXIST).
-    Raises OSError with the kernel's own sentence where it gave one, e.g. "Peer MTU is too large to set XDP".
+    old_fd: the program that must be attached now, so that no other is replaced (EEXIST).
+    Raises OSError with the kernel's message if it gave one, e.g. "Peer MTU is too large to set XDP".
     """
     options = _AttachOptions(ct.sizeof(_AttachOptions), 0 if old_fd is None else old_fd, 0)
     if old_fd is not None:
         flags |= XDP_FLAGS_REPLACE
     pointer = None if old_fd is None else ct.byref(options)
-    libbpf.last_message()  # about an earlier call
+    libbpf.last_message()  # discard that of an earlier call
     code = _library().bpf_xdp_attach(ifindex, fd, flags, pointer)
     if code < 0:
         reason = libbpf.last_message().rpartition("Kernel error message: ")[2]
@@ -125,7 +125,7 @@ def attach(ifindex: int, fd: int, flags: int, old_fd: int | None = None) -> None
 
 
 def query(ifindex: int) -> XdpState:
-    """Which XDP program is on an interface, and how."""
+    """The XDP program attached to an interface, and its mode."""
     options = _QueryOptions(sz=ct.sizeof(_QueryOptions))
     checked(_library().bpf_xdp_query(ifindex, 0, ct.byref(options)), f"ask about XDP on interface {ifindex}")
     mode = AttachMode(options.attach_mode)
@@ -136,14 +136,14 @@ def query(ifindex: int) -> XdpState:
 def test_run(fd: int, packet: bytes, ifindex: int = 0, repeat: int = 1) -> TestRun:
     """Run an XDP program on `packet` without a network (BPF_PROG_TEST_RUN).
 
-    ifindex: the interface it seems to have come in by, in the caller's network namespace; 0: the kernel's choice.
-    repeat: runs in a row on the same packet, which is not restored between them.
+    ifindex: the ingress interface, in the caller's network namespace; 0: the kernel's choice.
+    repeat: number of runs on the same packet, which is not restored between them.
     """
-    output = ct.create_string_buffer(PACKET_ROOM)
+    output = ct.create_string_buffer(MAX_OUTPUT_BYTES)
     options = _TestRunOptions(sz=ct.sizeof(_TestRunOptions), repeat=repeat)
     source = ct.create_string_buffer(packet, max(len(packet), 1))
     options.data_in, options.data_size_in = ct.addressof(source), len(packet)
-    options.data_out, options.data_size_out = ct.addressof(output), PACKET_ROOM
+    options.data_out, options.data_size_out = ct.addressof(output), MAX_OUTPUT_BYTES
     context = _XdpContext(data_end=len(packet), ingress_ifindex=ifindex)
     if ifindex:
         options.ctx_in, options.ctx_size_in = ct.addressof(context), ct.sizeof(context)

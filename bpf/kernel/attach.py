@@ -1,7 +1,7 @@
-"""Puts the pinned program on interfaces and takes it off again, without ever touching anybody else's.
+"""Attaches the pinned program to interfaces and detaches it, and never touches another XDP program.
 
-Decides native or generic mode, and whose a program is. Acts in the network namespace of the calling thread. Knows neither
-the tables nor how the program was made.
+Decides native or generic mode, and whether a program is xlb's. Acts in the network namespace of the calling thread. Must not
+know the maps, nor how the program was built.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SIOCETHTOOL, _ETHTOOL_GDRVINFO = 0x8946, 3
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """How the program sits on an interface. `reason`: why not natively, empty otherwise; driver "" if the kernel names none."""
+    """How the program is attached to an interface. reason: why not in native mode, or empty; driver: "" if unknown."""
 
     interface: str
     mode: Literal["native", "generic"]
@@ -41,12 +41,12 @@ class Attachment:
 
 
 def attach(bpf_dir: Path, interfaces: Sequence[str], xdp_mode: Mode = "auto") -> dict[str, Attachment]:
-    """Put the program pinned in bpf_dir on every interface, in place of an older xlb's at one stroke.
+    """Attach the program pinned in bpf_dir to every interface; an older program of xlb is replaced atomically.
 
-    auto: native where the driver can, else generic. Doing it again changes nothing. An interface that already has xlb in a
-    mode that fits keeps the mode.
-    Raises PlaneError, with every interface as it was, when one does not exist, has somebody else's XDP program, or cannot
-    have the mode asked for.
+    auto: native if the driver supports it, else generic. Idempotent. An interface that has xlb attached in a permitted mode
+    keeps the mode.
+    Raises PlaneError, with all interfaces unchanged, if one does not exist, has another XDP program, or does not support the
+    mode.
     """
     ours = _open_program(bpf_dir)
     before: dict[str, tuple[int, XdpState]] = {}
@@ -69,8 +69,8 @@ def attach(bpf_dir: Path, interfaces: Sequence[str], xdp_mode: Mode = "auto") ->
 
 
 def detach(bpf_dir: Path, interfaces: Sequence[str]) -> list[str]:
-    """Take xlb off the interfaces; returns those that had it. Missing interfaces and other programs are left alone."""
-    taken = []
+    """Detach xlb from the interfaces; returns those that had it. Skips missing interfaces and other programs."""
+    detached = []
     own_id = _own_id(bpf_dir)
     for name in interfaces:
         try:
@@ -80,12 +80,12 @@ def detach(bpf_dir: Path, interfaces: Sequence[str]) -> list[str]:
         state = xdp.query(index)
         if state.program_id and is_ours(state.program_id, own_id) and state.mode in _FLAGS:
             _remove(index, state)
-            taken.append(name)
-    return taken
+            detached.append(name)
+    return detached
 
 
 def attached(bpf_dir: Path, interfaces: Sequence[str]) -> dict[str, Attachment | None]:
-    """What `status` shows: how the pinned program sits on each interface now, None where it does not."""
+    """How the pinned program is attached to each interface now, None if it is not; for `status`."""
     own_id = _own_id(bpf_dir)
     found: dict[str, Attachment | None] = {}
     for name in interfaces:
@@ -100,18 +100,18 @@ def attached(bpf_dir: Path, interfaces: Sequence[str]) -> dict[str, Attachment |
 
 
 def is_ours(program_id: int, own_id: int) -> bool:
-    """Whether a loaded program is the pinned one or another build of xlb."""
+    """Whether a loaded program is the pinned one, or another build of xlb."""
     return program_id == own_id or _program_name(program_id) == PROGRAM
 
 
 def driver(interface: str) -> str:
-    """Name of the interface's driver, "" if it has none or is gone."""
+    """The name of the interface's driver, "" if there is none or the interface does not exist."""
     information = array.array("B", struct.pack("=I", _ETHTOOL_GDRVINFO) + bytes(192))
     address, _ = information.buffer_info()
     request = struct.pack("16sP", interface.encode()[:15], address) + bytes(16)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         try:
-            fcntl.ioctl(asker.fileno(), _SIOCETHTOOL, request)
+            fcntl.ioctl(control.fileno(), _SIOCETHTOOL, request)
         except OSError:
             return ""
     return information.tobytes()[4:36].split(b"\0")[0].decode(errors="replace")
@@ -144,10 +144,10 @@ def _checked_state(name: str, own_id: int) -> tuple[int, XdpState]:
         raise PlaneError(f"interface {name} does not exist: correct data.interfaces in the node file") from error
     state = xdp.query(index)
     if state.mode in (AttachMode.SEVERAL, AttachMode.OFFLOADED) or (state.program_id and not is_ours(state.program_id, own_id)):
-        title = _program_name(state.program_id) or "without a name"
+        program = _program_name(state.program_id) or "unnamed"
         raise PlaneError(
-            f"interface {name} already has the XDP program {state.program_id} ({title}), "
-            f"which is not xlb's: stop what put it there, or remove it with: ip link set dev {name} xdp off"
+            f"interface {name} already has the XDP program {state.program_id} ({program}), "
+            f"which is not xlb's: stop the process that attached it, or remove it with: ip link set dev {name} xdp off"
         )
     return index, state
 
@@ -156,7 +156,7 @@ def _program_name(program_id: int) -> str:
     try:
         fd = libbpf.program_by_id(program_id)
     except OSError:
-        return ""  # gone meanwhile, or not for us to see
+        return ""  # unloaded meanwhile, or not permitted
     try:
         return libbpf.program_info(fd).name
     finally:
@@ -168,7 +168,7 @@ def _attach_one(name: str, index: int, state: XdpState, ours: int, own_id: int, 
     if state.program_id and wanted in (None, state.mode):
         if state.program_id != own_id:
             _replace(name, index, state, ours)
-        kept = "kept the mode it was attached in before; detach it to try native mode again"
+        kept = "keeps the mode it was attached in; detach it to try native mode again"
         return _attachment(name, state.mode, kept if wanted is None and state.mode is AttachMode.GENERIC else "")
     if state.program_id:
         _remove(index, state)
@@ -181,11 +181,11 @@ def _attach_one(name: str, index: int, state: XdpState, ours: int, own_id: int, 
 
 
 def _attach_fresh(name: str, index: int, ours: int, xdp_mode: Mode) -> Attachment:
-    """Onto an interface without a program."""
+    """Attach to an interface without a program."""
     new = xdp.XDP_FLAGS_UPDATE_IF_NOEXIST
     if xdp_mode == "generic":
         _attach_or_explain(name, index, ours, new | xdp.XDP_FLAGS_SKB_MODE)
-        return _attachment(name, AttachMode.GENERIC, "the node file asks for generic mode")
+        return _attachment(name, AttachMode.GENERIC, "the node file sets generic mode")
     try:
         xdp.attach(index, ours, new | xdp.XDP_FLAGS_DRV_MODE)
         return _attachment(name, AttachMode.NATIVE, "")
@@ -209,15 +209,15 @@ def _explained(name: str, error: OSError, mode: str) -> PlaneError:
         return PlaneError(f"attaching XDP to {name} needs root or CAP_NET_ADMIN and CAP_BPF")
     remedy = ""
     if mode:
-        remedy = '; set data.xdp_mode = "auto" or "generic" in the node file, or remove what the driver objects to'
+        remedy = '; set data.xdp_mode = "auto" or "generic" in the node file, or remove the cause'
     return PlaneError(
-        f"{mode}XDP on interface {name} (driver {driver(name) or 'without a name'}) failed: "
+        f"{mode}XDP on interface {name} (driver {driver(name) or 'unknown'}) failed: "
         f"{error.strerror or os.strerror(error.errno or 0)}{remedy}"
     )
 
 
 def _replace(name: str, index: int, state: XdpState, ours: int) -> None:
-    """Exchange an older xlb for this one; no packet sees the interface without a program."""
+    """Replace an older xlb by this one atomically."""
     old = libbpf.program_by_id(state.program_id)
     try:
         xdp.attach(index, ours, _FLAGS[state.mode], old)
@@ -228,7 +228,7 @@ def _replace(name: str, index: int, state: XdpState, ours: int) -> None:
 
 
 def _remove(index: int, state: XdpState) -> None:
-    """Take off the program of `state`, unless somebody exchanged it meanwhile."""
+    """Detach the program of `state`, unless it was replaced meanwhile."""
     old = libbpf.program_by_id(state.program_id)
     try:
         xdp.attach(index, -1, _FLAGS[state.mode], old)

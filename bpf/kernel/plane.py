@@ -1,8 +1,8 @@
-"""`DataPlane` on the pinned tables: executes operations in batches, reads counts and flows in bulk.
+"""`DataPlane` on the pinned maps: executes operations in batches, reads counters and flows in bulk.
 
-Decides nothing: what should be in the tables is the planner's business, which flows are idle the expiry's. Knows the tables'
-names and layouts, no compiler and no interfaces. One thread at a time may use a `KernelPlane`, except that flow slices
-may be read and deleted in another one: those calls keep no state here and release the GIL.
+Decides nothing: the planner decides the entries of the maps, the expiry which flows are idle. Knows the names and layouts of
+the maps; must not know the compiler nor interfaces. One thread at a time may use a `KernelPlane`, except that flow slices may
+be read and deleted in another one: those calls keep no state here and release the GIL.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from bpf.loading.loader import PROGRAM
 from bpf.maps import elements
 from bpf.maps.event_ring import FlowEvents
 from bpf.maps.layout import Layouts
-from bpf.maps.pinned_map import Table, sum_over_cpus
+from bpf.maps.pinned_map import PinnedMap, sum_over_cpus
 
 FAMILIES = ("v4", "v6")
 
@@ -48,12 +48,12 @@ class KernelPlane:
     """Implements `bpf.dataplane.DataPlane`."""
 
     def __init__(self, bpf_dir: Path, layouts: Layouts) -> None:
-        """Open every table `layouts` names under bpf_dir. Raises PlaneError."""
-        self._tables: dict[str, Table] = {}
+        """Open the maps of `layouts` under bpf_dir. Raises PlaneError."""
+        self._maps: dict[str, PinnedMap] = {}
         self._program = -1
         try:
-            for name, layout in layouts.tables.items():
-                self._tables[name] = Table(bpf_dir, name, layout)
+            for name, layout in layouts.maps.items():
+                self._maps[name] = PinnedMap(bpf_dir, name, layout)
             self._program = libbpf.obj_get(bpf_dir / PROGRAM)
         except OSError as error:
             self.close()
@@ -63,11 +63,11 @@ class KernelPlane:
             raise
 
     def reopen(self, bpf_dir: Path, layouts: Layouts) -> None:
-        """The program was replaced and its tables kept: open the new ones, close those that are gone. Raises PlaneError."""
-        new = {name: Table(bpf_dir, name, layout) for name, layout in layouts.tables.items() if name not in self._tables}
-        old = self._tables
-        self._tables = {name: table for name, table in (old | new).items() if name in layouts.tables}
-        for name in old.keys() - layouts.tables.keys():
+        """After the program was replaced and its maps kept: open new maps, close removed ones. Raises PlaneError."""
+        new = {name: PinnedMap(bpf_dir, name, layout) for name, layout in layouts.maps.items() if name not in self._maps}
+        old = self._maps
+        self._maps = {name: bpf_map for name, bpf_map in (old | new).items() if name in layouts.maps}
+        for name in old.keys() - layouts.maps.keys():
             old[name].close()
         try:
             program, self._program = self._program, libbpf.obj_get(bpf_dir / PROGRAM)
@@ -76,9 +76,9 @@ class KernelPlane:
         os.close(program)
 
     def close(self) -> None:
-        for table in self._tables.values():
-            table.close()
-        self._tables.clear()
+        for bpf_map in self._maps.values():
+            bpf_map.close()
+        self._maps.clear()
         if self._program >= 0:
             os.close(self._program)
             self._program = -1
@@ -98,7 +98,7 @@ class KernelPlane:
             number = error.done if isinstance(error, elements.BatchError) else 0
             reason = os.strerror(error.errno or 0)
             if error.errno in (errno.E2BIG, errno.ENOSPC):
-                reason = "its table cannot hold it"
+                reason = "the map is full, or the id is out of range"
             raise PlaneError(f"{_describe(group[min(number, len(group) - 1)])} failed: {reason}") from error
 
     def _executors(self) -> dict[type, Callable[[list[Any]], None]]:
@@ -113,58 +113,58 @@ class KernelPlane:
         }
 
     def _put_vips(self, group: list[PutVip]) -> None:
-        table = self._tables["vips_" + columns.family_of(group[0].address)]
-        values = np.zeros(len(group), dtype=table.value)
+        bpf_map = self._maps["vips_" + columns.family_of(group[0].address)]
+        values = np.zeros(len(group), dtype=bpf_map.value)
         values["flags"] = [each.flags for each in group]
-        table.put(_vip_keys(table, group), values)
+        bpf_map.put(_vip_keys(bpf_map, group), values)
 
     def _delete_vips(self, group: list[DeleteVip]) -> None:
-        table = self._tables["vips_" + columns.family_of(group[0].address)]
-        table.remove(_vip_keys(table, group))
+        bpf_map = self._maps["vips_" + columns.family_of(group[0].address)]
+        bpf_map.remove(_vip_keys(bpf_map, group))
 
     def _put_services(self, group: list[PutService]) -> None:
-        table, keys, owners = self._listener_keys([each.key for each in group])
-        values = np.zeros(len(group), dtype=table.value)
+        bpf_map, keys, owners = self._listener_keys([each.key for each in group])
+        values = np.zeros(len(group), dtype=bpf_map.value)
         for name in ("farm", "slot_offset", "slot_count", "mode", "scheduler", "port_first"):
             values[name] = [getattr(each.value, name) for each in group]
         values["snat_address"] = columns.address_column((each.value.snat_address for each in group), 16)
         try:
-            table.put(keys, values[owners])
+            bpf_map.put(keys, values[owners])
         except elements.BatchError as error:
             error.done = int(owners[error.done])
             raise
 
     def _delete_services(self, group: list[DeleteService]) -> None:
-        table, keys, _ = self._listener_keys([each.key for each in group])
-        table.remove(keys)
+        bpf_map, keys, _ = self._listener_keys([each.key for each in group])
+        bpf_map.remove(keys)
 
-    def _listener_keys(self, listeners: list[ServiceKey]) -> tuple[Table, Array, Array]:
-        """The table, its keys, and for each key the index of its listener: a range takes several."""
-        family, is_range = _listener_table(listeners[0])
-        table = self._tables[("ranges_" if is_range else "services_") + family]
+    def _listener_keys(self, listeners: list[ServiceKey]) -> tuple[PinnedMap, Array, Array]:
+        """The map, its keys, and for each key the index of its listener: a port range has several keys."""
+        family, is_range = _listener_map(listeners[0])
+        bpf_map = self._maps[("ranges_" if is_range else "services_") + family]
         rows = [
             (index, port, length)
             for index, each in enumerate(listeners)
             for port, length in (columns.port_prefixes(each.port, each.port_last) if is_range else ((each.port, 0),))
         ]
         owners = np.array([row[0] for row in rows], dtype=np.intp)
-        keys = np.zeros(len(rows), dtype=table.key)
+        keys = np.zeros(len(rows), dtype=bpf_map.key)
         keys["address"] = columns.address_column((each.address for each in listeners), columns.ADDRESS_BYTES[family])[owners]
         keys["protocol"] = np.array([each.protocol for each in listeners])[owners]
         keys["port"] = [row[1] for row in rows]
         if is_range:
-            keys["prefix_length"] = _bits_before_port(table) + np.array([row[2] for row in rows])
-        return table, keys, owners
+            keys["prefix_length"] = _bits_before_port(bpf_map) + np.array([row[2] for row in rows])
+        return bpf_map, keys, owners
 
     def _put_backends(self, group: list[PutBackend]) -> None:
-        table = self._tables["backends"]
-        values = np.zeros(len(group), dtype=table.value)
+        bpf_map = self._maps["backends"]
+        values = np.zeros(len(group), dtype=bpf_map.value)
         values["address"] = columns.address_column((each.address for each in group), 16)
         values["port"] = [each.port for each in group]
-        table.put(np.array([each.id for each in group], dtype=np.uint32), values)
+        bpf_map.put(np.array([each.id for each in group], dtype=np.uint32), values)
 
     def _put_slots(self, group: list[PutSlots]) -> None:
-        table = self._tables["slots"]
+        bpf_map = self._maps["slots"]
         chunks = [-(-len(each.backends) // SLOTS_PER_CHUNK) for each in group]
         rows = np.zeros((sum(chunks), SLOTS_PER_CHUNK), dtype=np.uint32)
         keys = np.empty(len(rows), dtype=np.uint32)
@@ -172,34 +172,34 @@ class KernelPlane:
         for each, count in zip(group, chunks, strict=True):
             first = each.offset // SLOTS_PER_CHUNK
             if each.offset % SLOTS_PER_CHUNK or first + count > MAX_SLOT_CHUNKS:
-                raise PlaneError(f"{_describe(each)} failed: it does not lie on whole chunks inside the table")
+                raise PlaneError(f"{_describe(each)} failed: it is not aligned to chunks, or exceeds the map")
             rows[at : at + count].reshape(-1)[: len(each.backends)] = each.backends
             keys[at : at + count] = np.arange(first, first + count)
             at += count
-        table.put(keys, rows.view(table.value).reshape(-1))
+        bpf_map.put(keys, rows.view(bpf_map.value).reshape(-1))
 
     def _zero_traffic(self, group: list[ZeroTraffic]) -> None:
         for name, ids in (
             ("farm_traffic", [number for each in group for number in each.farms]),
             ("backend_traffic", [number for each in group for number in each.backends]),
         ):
-            table = self._tables[name]
-            table.put(np.array(ids, dtype=np.uint32), np.zeros(len(ids), dtype=f"V{table.value.itemsize}"))
+            bpf_map = self._maps[name]
+            bpf_map.put(np.array(ids, dtype=np.uint32), np.zeros(len(ids), dtype=f"V{bpf_map.value.itemsize}"))
 
     def vips(self) -> dict[str, int]:
-        """What the tables hold: address to VipFlag bits."""
+        """The VIPs in the maps: address to VipFlag bits."""
         found: dict[str, int] = {}
         for family in FAMILIES:
-            for keys, values in self._tables[f"vips_{family}"].slices(1024):
-                texts = (columns.address_text(raw.tobytes()) for raw in keys["address"])
-                found |= dict(zip(texts, values["flags"].tolist(), strict=True))
+            for keys, values in self._maps[f"vips_{family}"].slices(1024):
+                addresses = (columns.address_text(raw.tobytes()) for raw in keys["address"])
+                found |= dict(zip(addresses, values["flags"].tolist(), strict=True))
         return found
 
     def services(self) -> dict[ServiceKey, ServiceValue]:
-        """What the tables hold, port ranges put together again."""
+        """The listeners in the maps, with the prefixes of a port range joined."""
         found: dict[ServiceKey, ServiceValue] = {}
         for family in FAMILIES:
-            for keys, values in self._tables[f"services_{family}"].slices(1024):
+            for keys, values in self._maps[f"services_{family}"].slices(1024):
                 for key, value in zip(keys, values, strict=True):
                     address = columns.address_text(key["address"].tobytes())
                     port = int(key["port"])
@@ -208,19 +208,19 @@ class KernelPlane:
         return found
 
     def _range_services(self, family: str) -> dict[ServiceKey, ServiceValue]:
-        """Prefixes of one listener are those with the same address, protocol and value: that holds its first port."""
-        table = self._tables[f"ranges_{family}"]
+        """The prefixes of a listener have the same address, protocol and value, which includes its first port."""
+        bpf_map = self._maps[f"ranges_{family}"]
         last_ports: dict[tuple[bytes, int, bytes], int] = {}
-        for keys, values in table.slices(4096):
-            free_bits = columns.PORT_BITS + _bits_before_port(table) - keys["prefix_length"].astype(np.int64)
+        for keys, values in bpf_map.slices(4096):
+            free_bits = columns.PORT_BITS + _bits_before_port(bpf_map) - keys["prefix_length"].astype(np.int64)
             lasts = (keys["port"] + (1 << free_bits) - 1).tolist()
-            raw_values = values.view(f"V{table.value.itemsize}")
+            raw_values = values.view(f"V{bpf_map.value.itemsize}")
             listeners = zip(keys["address"].tolist(), keys["protocol"].tolist(), raw_values.tolist(), strict=True)
             for listener, last in zip(listeners, lasts, strict=True):
                 last_ports[listener] = max(last, last_ports.get(listener, 0))
         found: dict[ServiceKey, ServiceValue] = {}
         for (address, protocol, raw), last in last_ports.items():
-            value = _service_value(np.frombuffer(raw, table.value)[0], family)
+            value = _service_value(np.frombuffer(raw, bpf_map.value)[0], family)
             found[ServiceKey(columns.address_text(address), value.port_first, last, protocol)] = value
         return found
 
@@ -234,7 +234,7 @@ class KernelPlane:
         return int(lease["deadline_ns"]), int(lease["epoch"])
 
     def bump_next_hops(self) -> None:
-        """Make every flow ask for its next hop again. Generation 0 means "never resolved" and is skipped."""
+        """Invalidate the cached next hop of all flows. Skips generation 0, which means "never resolved"."""
         generation = int(self._read_one("globals")["next_hop_generation"])
         self._write_one("globals", next_hop_generation=generation % 0xFFFFFFFF + 1)
 
@@ -245,63 +245,63 @@ class KernelPlane:
         return int(self._read_one("globals")["hash_seed"])
 
     def _read_one(self, name: str) -> Any:
-        table = self._tables[name]
-        raw = elements.lookup(table.fd, bytes(4), table.value.itemsize)
-        return np.frombuffer(bytearray(raw or bytes(table.value.itemsize)), dtype=table.value)[0]
+        bpf_map = self._maps[name]
+        raw = elements.lookup(bpf_map.fd, bytes(4), bpf_map.value.itemsize)
+        return np.frombuffer(bytearray(raw or bytes(bpf_map.value.itemsize)), dtype=bpf_map.value)[0]
 
     def _write_one(self, name: str, **fields: int) -> None:
         row = self._read_one(name)
         for field, value in fields.items():
             row[field] = value
-        elements.update(self._tables[name].fd, bytes(4), row.tobytes())
+        elements.update(self._maps[name].fd, bytes(4), row.tobytes())
 
     # --- counts ----------------------------------------------------------------------------------------------
 
     def counters(self) -> dict[str, tuple[int, int]]:
-        sums = sum_over_cpus(self._tables["counters"].all_values())
+        sums = sum_over_cpus(self._maps["counters"].all_values())
         return {counter.name: (int(row["packets"]), int(row["bytes"])) for counter, row in zip(COUNTERS, sums, strict=True)}
 
     def farm_traffic(self) -> Array:
-        return sum_over_cpus(self._tables["farm_traffic"].all_values())
+        return sum_over_cpus(self._maps["farm_traffic"].all_values())
 
     def backend_traffic(self) -> Array:
-        return sum_over_cpus(self._tables["backend_traffic"].all_values())
+        return sum_over_cpus(self._maps["backend_traffic"].all_values())
 
     # --- flows -----------------------------------------------------------------------------------------------
 
     def flow_dtypes(self, family: str) -> tuple[np.dtype[Any], np.dtype[Any]]:
-        """Types of keys and values of the flow tables."""
-        table = self._tables[f"flows_{family}"]
-        return table.key, table.value
+        """Types of keys and values of the flow maps."""
+        bpf_map = self._maps[f"flows_{family}"]
+        return bpf_map.key, bpf_map.value
 
-    def flow_slices(self, table: str, family: str, slice_size: int) -> Iterator[tuple[Array, Array]]:
-        yield from self._tables[f"{table}_{family}"].slices(slice_size)
+    def flow_slices(self, flow_map: str, family: str, slice_size: int) -> Iterator[tuple[Array, Array]]:
+        yield from self._maps[f"{flow_map}_{family}"].slices(slice_size)
 
-    def lookup_flows(self, table: str, family: str, keys: Array) -> tuple[Array, Array]:
-        found_in = self._tables[f"{table}_{family}"]
+    def lookup_flows(self, flow_map: str, family: str, keys: Array) -> tuple[Array, Array]:
+        found_in = self._maps[f"{flow_map}_{family}"]
         values = np.zeros(len(keys), dtype=found_in.value)
         return elements.lookup_each(found_in.fd, _rows(keys, found_in.key), values), values
 
     def update_flows(self, family: str, keys: Array, values: Array) -> int:
-        table = self._tables[f"flows_{family}"]
+        bpf_map = self._maps[f"flows_{family}"]
         try:
-            return elements.update_batch(table.fd, _rows(keys, table.key), _rows(values, table.value))
+            return elements.update_batch(bpf_map.fd, _rows(keys, bpf_map.key), _rows(values, bpf_map.value))
         except elements.BatchError as error:
             if error.errno in (errno.E2BIG, errno.ENOMEM, errno.ENOSPC):
                 return error.done
-            raise PlaneError(f"writing {len(keys)} flows to {table.path} failed: {error}") from error
+            raise PlaneError(f"writing {len(keys)} flows to {bpf_map.path} failed: {error}") from error
 
-    def delete_flows(self, table: str, family: str, keys: Array) -> int:
-        deleted_from = self._tables[f"{table}_{family}"]
+    def delete_flows(self, flow_map: str, family: str, keys: Array) -> int:
+        deleted_from = self._maps[f"{flow_map}_{family}"]
         return elements.delete_batch(deleted_from.fd, _rows(keys, deleted_from.key))
 
     def encode_flow_keys(self, family: str, tuples: Sequence[FlowTuple]) -> Array:
         """Keys for `lookup_flows` and `delete_flows`."""
         return columns.encode_flow_keys(tuples, self.flow_dtypes(family)[0])
 
-    def decode_flows(self, table: str, keys: Array, values: Array) -> list[FlowEntry]:
-        """Rows of a slice as people see them; costs Python per flow."""
-        return columns.decode_flows(table, keys, values)
+    def decode_flows(self, flow_map: str, keys: Array, values: Array) -> list[FlowEntry]:
+        """Rows of a slice as entries. Slow: Python per flow."""
+        return columns.decode_flows(flow_map, keys, values)
 
     def now_tick(self) -> int:
         return time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT
@@ -313,28 +313,28 @@ class KernelPlane:
         return xdp.test_run(self._program, packet, ifindex, repeat)
 
     def flow_events(self, family: str) -> FlowEvents | None:
-        """A reader of the ring that replication drains; None if the program was compiled without it."""
-        table = self._tables.get(f"events_{family}")
-        return None if table is None else FlowEvents(table.fd, table.value, table.max_entries)
+        """A reader of the ring of flow events; None if the program was compiled without replication."""
+        bpf_map = self._maps.get(f"events_{family}")
+        return None if bpf_map is None else FlowEvents(bpf_map.fd, bpf_map.value, bpf_map.max_entries)
 
 
 def _rows(items: Array, dtype: np.dtype[Any]) -> Array:
-    """As the kernel has them: numpy makes network byte order native whenever it joins arrays."""
+    """In the kernel's layout: numpy converts network byte order to native when it joins arrays."""
     return np.ascontiguousarray(items, dtype=dtype)
 
 
 def _batch_of(operation: Operation) -> tuple[type, Any]:
-    """Operations that are equal in this may go to the kernel together."""
+    """Operations with equal results may be executed in one batch."""
     match operation:
         case PutVip(address) | DeleteVip(address):
             return type(operation), columns.family_of(address)
         case PutService(key) | DeleteService(key):
-            return type(operation), _listener_table(key)
+            return type(operation), _listener_map(key)
         case _:
             return type(operation), None
 
 
-def _listener_table(key: ServiceKey) -> tuple[columns.Family, bool]:
+def _listener_map(key: ServiceKey) -> tuple[columns.Family, bool]:
     return columns.family_of(key.address), key.port != key.port_last
 
 
@@ -353,15 +353,15 @@ def _describe(operation: Any) -> str:
             return f"{type(operation).__name__} (farm ids below {MAX_FARMS}, backend ids below {MAX_BACKENDS})"
 
 
-def _vip_keys(table: Table, group: Sequence[PutVip | DeleteVip]) -> Array:
-    keys = np.zeros(len(group), dtype=table.key)
-    keys["address"] = columns.address_column((each.address for each in group), table.key["address"].itemsize)
+def _vip_keys(bpf_map: PinnedMap, group: Sequence[PutVip | DeleteVip]) -> Array:
+    keys = np.zeros(len(group), dtype=bpf_map.key)
+    keys["address"] = columns.address_column((each.address for each in group), bpf_map.key["address"].itemsize)
     return keys
 
 
-def _bits_before_port(table: Table) -> int:
-    """Bits of a range's key between the prefix length and the port: they always count."""
-    fields: Mapping[str, Any] = table.key.fields or {}
+def _bits_before_port(bpf_map: PinnedMap) -> int:
+    """Bits in the key of a port range between the prefix length and the port: always compared."""
+    fields: Mapping[str, Any] = bpf_map.key.fields or {}
     return 8 * (int(fields["port"][1]) - 4)
 
 

@@ -1,15 +1,15 @@
 """The compile child: `python -m bpf.loading.compile` compiles, loads and pins the data plane into one directory, then exits.
 
-A process of its own because LLVM costs 100 MB and a compiler error must not reach a running node. The only file that
-imports bcc. It reads one request, a JSON document, from stdin and answers with one on stdout; what clang or the verifier
-say goes to stderr. Tables already pinned in the directory are used as they are, after a check that they are the same
-tables; whatever it made itself is removed again on failure. It decides nothing about running nodes: that is loader.py.
+A separate process, because LLVM takes 100 MB and a compiler error must not affect a running node. The only module that
+imports bcc. It reads one request, a JSON document, from stdin and writes one answer to stdout; messages of clang and the
+verifier go to stderr. It reuses maps that are already pinned in the directory if their layouts are equal, and on failure
+removes the pins that it created. Must not know running nodes: loader.py decides about them.
 
-Request: pins (directory), max_flows, max_embryonic (connections), features ({name: bool}), headers (a directory of its
-own for the header tree), known ({table: fingerprint} of the pins), load (false: compile only), source (the C
-file, default xlb.c).
-Answer: {"tables": {name: layout}, "kept": [names]} or {"error": {"kind": …, "message": …, "table": …}} with
-kind one of missing, compile, table (a pinned one is not what the source describes), load (the verifier said no).
+Request: pins (directory), max_flows, max_embryonic (connections), features ({name: bool}), headers (an empty directory
+for the header tree), known ({map: fingerprint} of the pins), load (false: compile only), source (the C file, default
+xlb.c).
+Answer: {"maps": {name: layout}, "kept": [names]} or {"error": {"kind": …, "message": …, "map": …}} with kind one of
+missing, compile, map (a pinned map does not match the source), load (the verifier rejected the program).
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from typing import Any
 from bpf import constants, libbpf
 from bpf.loading.flatten import flatten
 from bpf.loading.headers import compiler_flags, make_header_tree
-from bpf.maps.layout import TableLayout
+from bpf.maps.layout import MapLayout
 
 SOURCE = Path(__file__).parents[1] / "program" / "xlb.c"
 PROGRAM = "xlb"
 
 
 class Refused(Exception):
-    """The request cannot be met; `kind` and `table` are the answer's."""
+    """The request fails; `kind` and `map_name` are those of the answer."""
 
-    def __init__(self, kind: str, message: str, table: str = "") -> None:
+    def __init__(self, kind: str, message: str, map_name: str = "") -> None:
         super().__init__(message)
-        self.kind, self.table = kind, table
+        self.kind, self.map_name = kind, map_name
 
 
 def c_constants() -> list[str]:
-    """`-D` flags for every number and enum member of `bpf.constants`, e.g. -DMODE_SNAT=0, -DCOUNTER_PASS_NOT_IP=0."""
+    """`-D` flags for all numbers and enum members of `bpf.constants`, e.g. -DMODE_SNAT=0, -DCOUNTER_PASS_NOT_IP=0."""
     numbers = {name: value for name, value in vars(constants).items() if name.isupper() and isinstance(value, int)}
     flags = [f"-D{name}={value}{'ULL' if value >= 1 << 31 else ''}" for name, value in numbers.items()]
     for kind in vars(constants).values():
@@ -57,13 +57,13 @@ def c_constants() -> list[str]:
 
 
 def c_sizes(max_flows: int, max_embryonic: int, features: dict[str, bool]) -> list[str]:
-    """`-D` flags for what a node chooses. A feature that is off is not defined at all, so #if and #ifdef both work."""
+    """`-D` flags for the settings of a node. A feature that is off is not defined, so that #if and #ifdef both work."""
     chosen = [f"-D{name.upper()}=1" for name, on in sorted(features.items()) if on]
     return [f"-DMAX_FLOWS={max_flows}", f"-DMAX_EMBRYONIC={max_embryonic}", *chosen]
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Do what the request asks; raises Refused and leaves no pin it made."""
+    """Execute the request. Raises Refused after removing the pins it created."""
     pins = Path(request["pins"])
     before = {pin.name for pin in pins.iterdir()}
     try:
@@ -78,19 +78,19 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 def _build(request: dict[str, Any], pins: Path, before: set[str]) -> dict[str, Any]:
     bcc = _import_bcc()
     module = _compile(bcc, request, [])
-    tables = _describe(bcc.lib, module.module)
-    kept = _check_kept(bcc.lib, module.module, tables, before, request.get("known", {}))
+    maps = _describe(bcc.lib, module.module)
+    kept = _check_kept(bcc.lib, module.module, maps, before, request.get("known", {}))
     if request.get("load", True):
         try:
             function = module.load_func(PROGRAM, bcc.BPF.XDP)
         except Exception as error:
             raise _refused_by_verifier(bcc, request, error) from error
         libbpf.obj_pin(function.fd, pins / PROGRAM)
-    return {"tables": {name: dataclasses.asdict(table) for name, table in tables.items()}, "kept": kept}
+    return {"maps": {name: dataclasses.asdict(each) for name, each in maps.items()}, "kept": kept}
 
 
 def _compile(bcc: Any, request: dict[str, Any], more_flags: list[str]) -> Any:
-    """A bcc module of the source; its tables are open, and pinned where they were not."""
+    """A bcc module of the source; its maps are open, and pinned if they were not."""
     sizes = c_sizes(request["max_flows"], request["max_embryonic"], request.get("features", {}))
     flags = [*compiler_flags(), *c_constants(), *sizes, f'-DPINS="{request["pins"]}"', *more_flags]
     with tempfile.TemporaryDirectory(prefix="xlb-headers-", dir=request.get("headers")) as tree:
@@ -103,7 +103,7 @@ def _compile(bcc: Any, request: dict[str, Any], more_flags: list[str]) -> Any:
 
 
 def _refused_by_verifier(bcc: Any, request: dict[str, Any], error: Exception) -> Refused:
-    """Load once more with debug information, so that the verifier's log quotes the C lines."""
+    """Load again with debug information, so that the verifier's log quotes the C lines."""
     try:
         _compile(bcc, request, ["-g"]).load_func(PROGRAM, bcc.BPF.XDP)
     except Exception as again:
@@ -113,7 +113,7 @@ def _refused_by_verifier(bcc: Any, request: dict[str, Any], error: Exception) ->
 
 def _import_bcc() -> Any:
     if "/usr/lib/python3/dist-packages" not in sys.path:
-        sys.path.append("/usr/lib/python3/dist-packages")  # a virtual environment may not see Debian's packages
+        sys.path.append("/usr/lib/python3/dist-packages")  # a virtual environment may exclude Debian's packages
     try:
         import bcc
 
@@ -126,18 +126,18 @@ def _wrong_bcc() -> Any:
     raise Refused("missing", "the Python module bcc is not the BPF compiler: pip uninstall bcc, apt install python3-bpfcc")
 
 
-def _describe(lib: Any, module: Any) -> dict[str, TableLayout]:
-    """The layout of each table as clang laid it out."""
+def _describe(lib: Any, module: Any) -> dict[str, MapLayout]:
+    """The layout of each map, as clang laid out its structs."""
     lib.bpf_num_tables.restype, lib.bpf_num_tables.argtypes = ctypes.c_size_t, (ctypes.c_void_p,)
     lib.bpf_table_name.restype = ctypes.c_char_p
     for function in (lib.bpf_table_name, lib.bpf_table_key_size_id, lib.bpf_table_leaf_size_id):
         function.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-    tables = {}
+    maps = {}
     for number in range(lib.bpf_num_tables(module)):
         name = lib.bpf_table_name(module, number)
         kind = lib.bpf_table_type_id(module, number)
         is_ring = kind == libbpf.MapType.RINGBUF
-        tables[name.decode()] = TableLayout(
+        maps[name.decode()] = MapLayout(
             type=kind,
             max_entries=lib.bpf_table_max_entries_id(module, number),
             key_size=0 if is_ring else lib.bpf_table_key_size_id(module, number),
@@ -146,14 +146,14 @@ def _describe(lib: Any, module: Any) -> dict[str, TableLayout]:
             value=json.loads(lib.bpf_table_leaf_desc(module, name)),
             meaning=" ".join(counter.name for counter in constants.COUNTERS) if name == b"counters" else "",
         )
-    return tables
+    return maps
 
 
-def _check_kept(lib: Any, module: Any, tables: dict[str, TableLayout], before: set[str], known: dict[str, str]) -> list[str]:
-    """Names of the tables that were pinned before; raises Refused if one of them is not what the source describes."""
-    kept = sorted(before & tables.keys())
+def _check_kept(lib: Any, module: Any, maps: dict[str, MapLayout], before: set[str], known: dict[str, str]) -> list[str]:
+    """Names of the maps that were pinned before. Raises Refused if one of them does not match the source."""
+    kept = sorted(before & maps.keys())
     for name in kept:
-        wanted, found = tables[name], libbpf.map_info(lib.bpf_table_fd(module, name.encode()))
+        wanted, found = maps[name], libbpf.map_info(lib.bpf_table_fd(module, name.encode()))
         now = (wanted.type, wanted.key_size, wanted.value_size, wanted.max_entries)
         was = (found.type, found.key_size, found.value_size, found.max_entries)
         labels = ("map type", "bytes of key", "bytes of value", "entries")
@@ -161,26 +161,26 @@ def _check_kept(lib: Any, module: Any, tables: dict[str, TableLayout], before: s
         if not differences and known.get(name, wanted.fingerprint()) != wanted.fingerprint():
             differences = ["other fields of the same total size"]
         if differences:
-            raise Refused("table", f"table {name} has {'; '.join(differences)}", name)
+            raise Refused("map", f"map {name} has {'; '.join(differences)}", name)
     return kept
 
 
 def _prepare_process() -> None:
-    """End with the parent, and lift the limit kernels before 5.11 put on map memory."""
+    """Exit when the parent does, and remove the limit on map memory of kernels before 5.11."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     except (OSError, ValueError):
-        return  # not permitted: newer kernels do not count it
+        return  # not permitted; newer kernels do not need it
 
 
 if __name__ == "__main__":
     _prepare_process()
     answer_fd = os.dup(1)
-    os.dup2(2, 1)  # nothing but the answer reaches stdout
+    os.dup2(2, 1)  # only the answer goes to stdout
     try:
         answer = main(json.load(sys.stdin))
     except Refused as refusal:
-        answer = {"error": {"kind": refusal.kind, "message": str(refusal), "table": refusal.table}}
+        answer = {"error": {"kind": refusal.kind, "message": str(refusal), "map": refusal.map_name}}
     os.write(answer_fd, json.dumps(answer).encode())
     sys.exit(1 if "error" in answer else 0)

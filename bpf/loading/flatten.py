@@ -1,9 +1,9 @@
-"""Joins the C files into the one text that bcc's map rewriter needs.
+"""Joins the C files into the single source that bcc's map rewriter needs.
 
-bcc rewrites `table.lookup(...)` only in the main text, so every local `#include "…"` is replaced by the file's lines,
-with `#line` markers that keep compiler messages on the real file. A file named `*.family.h` is written for one address
-family: it is included once per family, with the word FAM replaced by the family's name. Decides text only; knows
-nothing of compiling.
+bcc rewrites `map.lookup(...)` only in the main file, so each local `#include "…"` is replaced by the lines of the file,
+with `#line` markers that make compiler messages refer to the real file. A file named `*.family.h` is written for one
+address family: it is included once per family, with FAM replaced by the name of the family. Decides source lines only;
+must not know compilers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FAMILIES = ("v4", "v6")
 
 
 def flatten(main: Path) -> str:
-    """The text of `main` with all local includes put in, each plain file once.
+    """The source of `main` with all local includes inserted, each file without a family once.
 
     Raises FileNotFoundError naming the include that does not exist.
     """
@@ -41,7 +41,7 @@ def _append(path: Path, family: str | None, seen: set[Path], out: list[str]) -> 
             continue
         include = path.parent / match[1]
         if not include.is_file():
-            raise FileNotFoundError(f"{path.name}:{number} includes {match[1]}, which does not exist beside it")
+            raise FileNotFoundError(f"{path.name}:{number} includes {match[1]}, which does not exist in its directory")
         for each in (family,) if family or not include.name.endswith(".family.h") else FAMILIES:
             _append(include, each, seen, out)
         out.append(f'#line {number + 1} "{path.name}"')

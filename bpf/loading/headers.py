@@ -1,7 +1,7 @@
-"""A header tree small enough to make, so that bcc compiles XDP programs on any kernel without its headers.
+"""A minimal header tree, so that bcc compiles XDP programs on any kernel without that kernel's headers.
 
-bcc insists on a kernel build tree; what our programs use of it are the fixed-width types and the uapi headers, which
-Debian ships in linux-libc-dev. Knows nothing of our C files.
+bcc requires a kernel build tree. The program uses only its fixed-width types and the uapi headers, which Debian ships in
+linux-libc-dev. Must not know the C files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ typedef _Bool bool; typedef __SIZE_TYPE__ size_t; typedef unsigned long uintptr_
 
 
 def make_header_tree(root: Path) -> None:
-    """Write the tree under the existing directory `root`, for BCC_KERNEL_SOURCE to name."""
+    """Write the tree into the existing directory `root`, to be named by BCC_KERNEL_SOURCE."""
     major, minor, patch = _kernel_version(os.uname().release)
     files = {
         "linux/kconfig.h": "#define CONFIG_BPF_SYSCALL 1\n",

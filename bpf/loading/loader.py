@@ -1,11 +1,11 @@
-"""Makes sure that a node's program and tables are pinned: adopts what is there, or has it built by the compile child.
+"""Ensures that the program and the maps of a node are pinned: adopts existing pins, or has the compile child build them.
 
-Decides when pins may be adopted, upgraded in place (tables kept, program replaced) or must be refused. Building happens
-in a directory beside bpf_dir that is renamed into place, so pins are never half made. It knows neither interfaces
-(attach.py) nor what is in the tables (plane.py), and never imports bcc.
+Decides whether pins are adopted, upgraded in place (maps kept, program replaced) or refused. A build happens in a second
+directory, which is renamed to bpf_dir, so that pins are always complete. Must not know interfaces (attach.py) nor the
+entries of maps (plane.py), and never imports bcc.
 
-The directory carries its own description in the text of a symbolic link, `build`: ABI version, identity of the build, and
-a fingerprint of each table. It lives exactly as long as the pins; run_dir/layout.json may be lost and costs one compilation.
+The target of the symbolic link `build` in bpf_dir describes the pins: ABI version, identity of the build, and a fingerprint
+of each map. It exists exactly as long as the pins. run_dir/layout.json may be lost, which costs one compilation.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from bpf.loading import bpffs, compile
 from bpf.loading.flatten import flatten
 from bpf.loading.headers import compiler_flags
 from bpf.maps import layout
-from bpf.maps.layout import Layouts, TableLayout
+from bpf.maps.layout import Layouts, MapLayout
 
 PROGRAM = compile.PROGRAM
 BUILD_LINK = "build"
 EMBRYONIC_SHARE = 8
-"""One embryonic connection is provided for per so many lasting ones: they are preallocated, 300 bytes each per family."""
+"""Ratio of max_flows to the capacity for embryonic connections, which are preallocated: 300 bytes each per family."""
 MIN_EMBRYONIC = 1024
 COMPILE_TIMEOUT_S = 180
 RESETTABLE = frozenset({"counters", "error_budget", "scratch_v4", "scratch_v6"})
-"""Tables an upgrade may start afresh: nothing depends on their past."""
+"""Maps that an upgrade may replace by empty ones: nothing depends on their old entries."""
 
 _CAP_SYS_ADMIN, _CAP_NET_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 12, 38, 39
-_REMEDY = "start xlbd with --replace-pins, which makes new tables and drops all connections"
+_REMEDY = "start xlbd with --replace-pins, which creates new maps and drops all connections"
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What a node asks of the data plane. max_flows counts connections; a feature is a C macro in lower case.
+    """The data plane that a node wants. max_flows counts connections; a feature is the name of a C macro in lower case.
 
-    source: the C file; only tests name another one.
+    source: the C file; only tests use another one.
     """
 
     bpf_dir: Path
@@ -62,7 +62,7 @@ class Build:
         return max(MIN_EMBRYONIC, self.max_flows // EMBRYONIC_SHARE)
 
     def identity(self) -> str:
-        """Equal for two builds whose programs and tables are the same. Cheap: no compiler is asked."""
+        """Equal for two builds with the same program and maps. Cheap: does not run the compiler."""
         digest = hashlib.sha256()
         parts = [flatten(self.source), *compile.c_constants(), *compiler_flags(), os.uname().release]
         parts += compile.c_sizes(self.max_flows, self.max_embryonic, dict(self.features))
@@ -73,7 +73,7 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """How the pins came to be, and what lies in them."""
+    """How the pins were obtained, and their layouts."""
 
     how: Literal["adopted", "built", "upgraded", "replaced"]
     layouts: Layouts
@@ -82,21 +82,21 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class _Pins:
-    """What a directory of pins says of itself."""
+    """The pins in a directory, and their description."""
 
     names: frozenset[str]
     abi: int
     identity: str
     max_flows: int
-    tables: Mapping[str, str]
+    maps: Mapping[str, str]
 
 
 def ensure(build: Build, replace: bool = False) -> Loaded:
-    """Pin the program and its tables under build.bpf_dir, keeping what is there whenever that is right.
+    """Pin the program and its maps under build.bpf_dir, and keep existing maps if they match.
 
-    replace: give up existing tables, with all connections in them, instead of refusing pins that cannot be kept.
-    Raises PlaneError, with nothing changed, when privilege, bpffs or compiler are missing, the source does not compile, or
-    existing pins are of another ABI version, size or layout.
+    replace: delete existing maps, with all their connections, instead of refusing pins that do not match.
+    Raises PlaneError, with nothing changed, if privilege, bpffs or compiler is missing, the source does not compile, or
+    existing pins have another ABI version, size or layout.
     """
     started = time.monotonic()
     _check_privilege()
@@ -105,7 +105,7 @@ def ensure(build: Build, replace: bool = False) -> Loaded:
         build.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         identity = build.identity()
     except OSError as error:
-        raise PlaneError(f"run_dir {build.run_dir} or the data plane's C source is out of reach: {error}") from error
+        raise PlaneError(f"run_dir {build.run_dir} or the C source of the data plane cannot be read: {error}") from error
     _finish_interrupted(build.bpf_dir)
     pins = _read_pins(build.bpf_dir)
     if pins and not replace:
@@ -124,13 +124,13 @@ def ensure(build: Build, replace: bool = False) -> Loaded:
 
 
 def remove_pins(bpf_dir: Path) -> None:
-    """Unpin everything under bpf_dir; programs still on an interface stay there until detached."""
-    for path in (bpf_dir, _aside(bpf_dir), _old(bpf_dir)):
+    """Unpin everything under bpf_dir; a program on an interface stays attached."""
+    for path in (bpf_dir, _building(bpf_dir), _old(bpf_dir)):
         _remove_tree(path)
 
 
 def program_path(bpf_dir: Path) -> Path:
-    """Where the program is pinned."""
+    """The path of the pinned program."""
     return bpf_dir / PROGRAM
 
 
@@ -138,13 +138,13 @@ def program_path(bpf_dir: Path) -> Path:
 
 
 def _read_pins(bpf_dir: Path) -> _Pins | None:
-    """None if there are no pins. Raises PlaneError for pins that do not say what they are."""
+    """None if there are no pins. Raises PlaneError for pins without a valid description."""
     try:
         names = frozenset(os.listdir(bpf_dir))  # noqa: PTH208 (names are wanted)
     except FileNotFoundError:
         return None
     except PermissionError as error:
-        raise PlaneError(f"{bpf_dir} may not be read ({error.strerror}): run as root") from error
+        raise PlaneError(f"{bpf_dir} cannot be read ({error.strerror}): run as root") from error
     if not names:
         return None
     try:
@@ -152,7 +152,7 @@ def _read_pins(bpf_dir: Path) -> _Pins | None:
         return _Pins(names, int(words.pop("abi")), words.pop("identity"), int(words.pop("max_flows")), words)
     except (OSError, ValueError, KeyError) as error:
         raise PlaneError(
-            f"{bpf_dir} holds pins ({', '.join(sorted(names)[:3])}, …) that no version of xlb described: "
+            f"{bpf_dir} holds pins ({', '.join(sorted(names)[:3])}, …) without a description by xlb: "
             f"choose another bpf_dir, or if they are xlb's, remove them: rm -r {bpf_dir}"
         ) from error
 
@@ -160,33 +160,33 @@ def _read_pins(bpf_dir: Path) -> _Pins | None:
 def _refuse_incompatible(build: Build, pins: _Pins) -> None:
     if pins.abi != constants.ABI_VERSION:
         raise PlaneError(
-            f"the pins in {build.bpf_dir} are of ABI version {pins.abi}, this xlb's is {constants.ABI_VERSION}: "
-            f"start the version that made them, or {_REMEDY}"
+            f"the pins in {build.bpf_dir} have ABI version {pins.abi}, this xlb has {constants.ABI_VERSION}: "
+            f"start the version that created them, or {_REMEDY}"
         )
     if pins.max_flows != build.max_flows:
         raise PlaneError(
-            f"the pins in {build.bpf_dir} were made for max_flows = {pins.max_flows}, the node file says {build.max_flows}: "
-            f"put the old number back, or {_REMEDY}"
+            f"the pins in {build.bpf_dir} have max_flows = {pins.max_flows}, the node file has {build.max_flows}: "
+            f"restore the old value, or {_REMEDY}"
         )
 
 
 def _adoptable(build: Build, pins: _Pins, identity: str) -> Layouts | None:
-    """The layouts, if pins, layout.json and this source all belong together."""
+    """The layouts, if pins, layout.json and source match."""
     layouts = layout.load(build.run_dir) if pins.identity == identity else None
     if layouts is None or layouts.identity != identity or layouts.abi != pins.abi:
         return None
-    complete = layouts.tables.keys() | {PROGRAM} <= pins.names
-    return layouts if complete and _fingerprints(layouts.tables) == pins.tables else None
+    complete = layouts.maps.keys() | {PROGRAM} <= pins.names
+    return layouts if complete and _fingerprints(layouts.maps) == pins.maps else None
 
 
-def _fingerprints(tables: Mapping[str, TableLayout]) -> dict[str, str]:
-    return {name: table.fingerprint() for name, table in tables.items()}
+def _fingerprints(maps: Mapping[str, MapLayout]) -> dict[str, str]:
+    return {name: each.fingerprint() for name, each in maps.items()}
 
 
 # --- building ------------------------------------------------------------------------------------------------
 
 
-def _aside(bpf_dir: Path) -> Path:
+def _building(bpf_dir: Path) -> Path:
     return bpf_dir.with_name(bpf_dir.name + "-building")
 
 
@@ -195,8 +195,8 @@ def _old(bpf_dir: Path) -> Path:
 
 
 def _finish_interrupted(bpf_dir: Path) -> None:
-    """Clear what a start that was killed left: a half-built directory, or the one being replaced."""
-    _remove_tree(_aside(bpf_dir))
+    """Remove what an interrupted start left: an incomplete directory, or the one being replaced."""
+    _remove_tree(_building(bpf_dir))
     _remove_tree(_old(bpf_dir))
 
 
@@ -208,63 +208,63 @@ def _remove_tree(directory: Path) -> None:
 
 
 def _build(build: Build, identity: str, kept: _Pins | None) -> Layouts:
-    """Have the child build beside bpf_dir, then move the result in. `kept`: the pins whose tables go on."""
-    aside = _aside(build.bpf_dir)
+    """Have the child build in a second directory, then move the result to bpf_dir. `kept`: the pins whose maps are kept."""
+    building = _building(build.bpf_dir)
     try:
-        aside.mkdir(mode=0o700)
-        known = {name: kept.tables[name] for name in kept.tables.keys() & kept.names} if kept else {}
+        building.mkdir(mode=0o700)
+        known = {name: kept.maps[name] for name in kept.maps.keys() & kept.names} if kept else {}
         for name in (kept.names if kept else frozenset()) - {PROGRAM, BUILD_LINK}:
-            os.link(build.bpf_dir / name, aside / name)
-        tables = _run_child(build, aside, known)
-        layouts = Layouts(constants.ABI_VERSION, identity, tables)
-        words = {"abi": layouts.abi, "identity": identity, "max_flows": build.max_flows, **_fingerprints(tables)}
-        (aside / BUILD_LINK).symlink_to(" ".join(f"{key}={value}" for key, value in words.items()))
+            os.link(build.bpf_dir / name, building / name)
+        maps = _run_child(build, building, known)
+        layouts = Layouts(constants.ABI_VERSION, identity, maps)
+        words = {"abi": layouts.abi, "identity": identity, "max_flows": build.max_flows, **_fingerprints(maps)}
+        (building / BUILD_LINK).symlink_to(" ".join(f"{key}={value}" for key, value in words.items()))
         if kept:
-            _move_into(aside, build.bpf_dir, tables)
+            _move_into(building, build.bpf_dir, maps)
         else:
-            _swap(aside, build.bpf_dir)
+            _swap(building, build.bpf_dir)
     except OSError as error:
-        hint = f"; {_privilege_sentence()}" if isinstance(error, PermissionError) else ""
+        hint = f"; {_privilege_message()}" if isinstance(error, PermissionError) else ""
         raise PlaneError(f"pinning under {build.bpf_dir} failed: {error}{hint}") from error
     finally:
-        _remove_tree(aside)
+        _remove_tree(building)
         _remove_tree(_old(build.bpf_dir))
     return layouts
 
 
-def _move_into(aside: Path, bpf_dir: Path, tables: Mapping[str, TableLayout]) -> None:
-    """Replace the program last but for its description: who is interrupted before that compiles again."""
+def _move_into(building: Path, bpf_dir: Path, maps: Mapping[str, MapLayout]) -> None:
+    """Replace maps, then the program, then its description: if interrupted before, the next start compiles again."""
     present = set(os.listdir(bpf_dir))  # noqa: PTH208 (names are wanted)
-    for name in tables:
-        if name not in present or (aside / name).stat().st_ino != (bpf_dir / name).stat().st_ino:
-            (aside / name).rename(bpf_dir / name)
-    (aside / PROGRAM).rename(bpf_dir / PROGRAM)
-    (aside / BUILD_LINK).rename(bpf_dir / BUILD_LINK)
-    for name in present - tables.keys() - {PROGRAM, BUILD_LINK}:
+    for name in maps:
+        if name not in present or (building / name).stat().st_ino != (bpf_dir / name).stat().st_ino:
+            (building / name).rename(bpf_dir / name)
+    (building / PROGRAM).rename(bpf_dir / PROGRAM)
+    (building / BUILD_LINK).rename(bpf_dir / BUILD_LINK)
+    for name in present - maps.keys() - {PROGRAM, BUILD_LINK}:
         (bpf_dir / name).unlink()
 
 
-def _swap(aside: Path, bpf_dir: Path) -> None:
+def _swap(building: Path, bpf_dir: Path) -> None:
     if bpf_dir.is_dir():
         bpf_dir.rename(_old(bpf_dir))
-    aside.rename(bpf_dir)
+    building.rename(bpf_dir)
 
 
-def _run_child(build: Build, directory: Path, known: Mapping[str, str]) -> dict[str, TableLayout]:
-    """Tables the child made or found right in `directory`, with the program pinned beside them."""
+def _run_child(build: Build, directory: Path, known: Mapping[str, str]) -> dict[str, MapLayout]:
+    """The maps that the child has created or reused in `directory`; the program is pinned there too."""
     while True:
         answer, log = _ask_child(build, directory, known)
         error = answer.get("error")
         if error is None:
-            return {name: TableLayout(**table) for name, table in answer["tables"].items()}
-        unfit = directory / error["table"]
-        if error["kind"] != "table" or error["table"] not in RESETTABLE or not unfit.exists():
+            return {name: MapLayout(**fields) for name, fields in answer["maps"].items()}
+        unfit = directory / error["map"]
+        if error["kind"] != "map" or error["map"] not in RESETTABLE or not unfit.exists():
             raise _child_error(build, error, log)
         unfit.unlink()
 
 
 def _ask_child(build: Build, directory: Path, known: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """The child's answer and what it said on stderr."""
+    """The answer of the child, and its output on stderr."""
     source_root = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join([source_root, *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory(dir=build.run_dir, prefix="compile-") as scratch:
@@ -287,36 +287,36 @@ def _ask_child(build: Build, directory: Path, known: Mapping[str, str]) -> tuple
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise PlaneError(f"compiling the data plane took more than {COMPILE_TIMEOUT_S} s and was stopped") from error
+            raise PlaneError(f"compiling the data plane was stopped after {COMPILE_TIMEOUT_S} s") from error
     log = child.stderr.decode(errors="replace")
     try:
         answer: dict[str, Any] = json.loads(child.stdout)
     except json.JSONDecodeError as error:
         end = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
         last = log.strip().rpartition("\n")[2]
-        raise PlaneError(f"the compile child ended with {end} and no answer; it said: {last or 'nothing'}", log) from error
+        raise PlaneError(f"the compile child exited with {end} and no answer; last output: {last or 'none'}", log) from error
     return answer, log
 
 
 def _child_error(build: Build, error: Mapping[str, str], log: str) -> PlaneError:
     message = error["message"]
-    if error["kind"] == "table":
-        return PlaneError(f"the pins in {build.bpf_dir} do not fit this version of xlb: {message}; {_REMEDY}")
+    if error["kind"] == "map":
+        return PlaneError(f"the pins in {build.bpf_dir} do not match this version of xlb: {message}; {_REMEDY}")
     if error["kind"] == "compile":
         message = f"compiling the data plane failed: {_first_error(log) or message}"
     if error["kind"] == "load":
-        message = f"the kernel refused the data plane: {_last_word(log) or message}"
+        message = f"the kernel refused the data plane: {_verifier_error(log) or message}"
     return PlaneError(message, log)
 
 
 def _first_error(log: str) -> str:
-    """The line of clang's output that says what is wrong."""
+    """The first error in the output of clang."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     return next((line for line in lines if " error: " in line), next((line for line in lines if "error" in line), ""))
 
 
-def _last_word(log: str) -> str:
-    """The verifier's verdict: its last line before the statistics."""
+def _verifier_error(log: str) -> str:
+    """The error of the verifier: the last line before its statistics."""
     noise = ("processed ", "HINT:", "verification time", "stack depth")
     lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith(noise)]
     return lines[-1] if lines else ""
@@ -330,10 +330,10 @@ def _check_privilege() -> None:
     held = int(next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16)
     enough = held >> _CAP_SYS_ADMIN & 1 or all(held >> number & 1 for number in (_CAP_BPF, _CAP_PERFMON))
     if not enough or not held >> _CAP_NET_ADMIN & 1:
-        raise PlaneError(_privilege_sentence())
+        raise PlaneError(_privilege_message())
 
 
-def _privilege_sentence() -> str:
+def _privilege_message() -> str:
     return "loading the data plane needs root, or the capabilities CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
 
 

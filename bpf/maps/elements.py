@@ -1,7 +1,7 @@
 """Elements of a BPF map behind a file descriptor, one by one and in batches: bytes and numpy arrays in and out.
 
-Decides only how a batch goes on behind a key that is missing. Must not know which tables there are or what lies in them, nor
-what to do with a kind of map that has no batches. Every failure is an OSError with the kernel's errno and what was tried.
+Decides only how a batch continues after a missing key. Must not know which maps exist or what they contain, nor what to do with
+a map type that has no batches. Every failure is an OSError with the kernel's errno and the operation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bpf.libbpf import POINTER, checked
 Items = NDArray[Any]
 """Keys or values of a batch: C-contiguous, one item per element."""
 
-_UPDATE_ANY = 0  # BPF_ANY: whether the key is there or not
+_UPDATE_ANY = 0  # BPF_ANY: insert or overwrite
 _SIGNATURES: libbpf.Signatures = {
     "bpf_map_lookup_elem": (ct.c_int, POINTER, POINTER),
     "bpf_map_update_elem": (ct.c_int, POINTER, POINTER, ct.c_uint64),
@@ -35,14 +35,14 @@ _SIGNATURES: libbpf.Signatures = {
 
 
 class BatchError(OSError):
-    """A batch that stopped on the way: `done` elements were written."""
+    """A batch that stopped early: `done` elements were written."""
 
     done = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One slice of a map: how many elements were filled in, and the cursor for the next slice, None at the end."""
+    """One slice of a map: the number of elements filled in, and the cursor of the next slice, None at the end."""
 
     count: int
     cursor: bytes | None
@@ -57,7 +57,7 @@ def _library() -> ct.CDLL:
 
 
 def lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
-    """The value of `key`, None if absent. value_size in bytes; of per-CPU maps the sum over CPUs, each rounded up to 8."""
+    """The value of `key`, None if absent. value_size in bytes; for per-CPU maps the sum over CPUs, each rounded up to 8."""
     value = ct.create_string_buffer(value_size)
     code = _library().bpf_map_lookup_elem(fd, key, value)
     if code == -errno.ENOENT:
@@ -72,7 +72,7 @@ def update(fd: int, key: bytes, value: bytes) -> None:
 
 
 def delete(fd: int, key: bytes) -> bool:
-    """Delete one element; False if it was not there."""
+    """Delete one element; False if it did not exist."""
     code = _library().bpf_map_delete_elem(fd, key)
     if code == -errno.ENOENT:
         return False
@@ -90,7 +90,7 @@ def _address(items: Items) -> int:
 
 
 def lookup_each(fd: int, keys: Items, values: Items) -> NDArray[np.bool_]:
-    """Look up each key by a call of its own; fills `values` where the answer is True."""
+    """Look up each key by a separate call; fills `values` where the result is True."""
     lookup: Callable[[int, int, int], int] = _library().bpf_map_lookup_elem
     found = np.zeros(len(keys), dtype=np.bool_)
     key, value, key_step, value_step = _address(keys), _address(values), keys.dtype.itemsize, values.dtype.itemsize
@@ -101,7 +101,7 @@ def lookup_each(fd: int, keys: Items, values: Items) -> NDArray[np.bool_]:
 
 
 def update_batch(fd: int, keys: Items, values: Items) -> int:
-    """Write all elements in one call; returns how many. Raises BatchError."""
+    """Write all elements in one call; returns their number. Raises BatchError."""
     if len(keys) == 0:
         return 0
     count = ct.c_uint32(len(keys))
@@ -114,9 +114,9 @@ def update_batch(fd: int, keys: Items, values: Items) -> int:
 
 
 def delete_batch(fd: int, keys: Items) -> int:
-    """Delete those of `keys` that exist; returns how many did.
+    """Delete the keys that exist; returns their number.
 
-    The kernel stops at the first key that is missing: the rest is tried again behind it, and where many are missing
+    The kernel stops at the first missing key: the next call starts after it. If many are missing, the rest is deleted
     key by key.
     """
     library, step, base = _library(), keys.dtype.itemsize, _address(keys)
@@ -138,7 +138,7 @@ def delete_batch(fd: int, keys: Items) -> int:
 
 
 def lookup_batch(fd: int, cursor: bytes | None, keys: Items, values: Items) -> Batch:
-    """Fill `keys` and `values` from `cursor` (None: the beginning) on.
+    """Fill `keys` and `values`, starting at `cursor` (None: at the first element).
 
     Raises OSError(ENOSPC) if not even one hash bucket fits: call again with larger arrays and the same cursor.
     """

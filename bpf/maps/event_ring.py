@@ -1,8 +1,8 @@
-"""Reads flow events out of a pinned BPF ring buffer in bulk: everything the kernel has committed becomes one numpy array.
+"""Reads flow events from a pinned BPF ring buffer in bulk: all committed records become one numpy array.
 
-No Python per record: the ring is mapped, the bytes between consumer and producer position are viewed as records of one
-size, and copied at once. The kernel maps the data twice in a row, so records that wrap are contiguous. Knows the ring's
-format (include/uapi/linux/bpf.h, kernel/bpf/ringbuf.c), not what an event means.
+No Python per record: the ring is mapped into memory, the bytes between consumer and producer position are viewed as records of
+one size, and copied at once. The kernel maps the data twice in a row, so that records that wrap are contiguous. Knows the
+format of the ring (include/uapi/linux/bpf.h, kernel/bpf/ringbuf.c), not the meaning of an event.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _LENGTH = _DISCARDED - 1
 
 
 class FlowEvents:
-    """The only reader of one ring. Its position lies in the kernel: who opens the ring after a restart goes on there."""
+    """The only reader of one ring. The kernel keeps its position: after a restart, reading continues there."""
 
     def __init__(self, fd: int, record: np.dtype[Any], size: int) -> None:
-        """fd: the ring's, which may be closed afterwards; record: the type of every record; size: of the data, in bytes."""
+        """fd: of the ring, may be closed afterwards; record: the type of every record; size: of the data, in bytes."""
         page = mmap.PAGESIZE
         padding = -record.itemsize % 8
         self._slot = np.dtype([("length", "u4"), ("page", "u4"), ("record", record), ("padding", f"V{padding}")])
@@ -36,13 +36,13 @@ class FlowEvents:
         self._data = np.frombuffer(self._producer_map, dtype=np.uint8, offset=page)
 
     def backlog(self) -> int:
-        """Records that wait to be read, those not yet submitted included."""
+        """Number of records to read, including those not yet submitted."""
         return (int(self._produced[0]) - int(self._consumed[0])) // self._slot.itemsize
 
     def read(self, limit: int) -> Array:
-        """Take out up to `limit` records, stopping before the first that is not yet submitted. Discarded ones are left out.
+        """Consume up to `limit` records, stopping before the first that is not yet submitted. Skips discarded ones.
 
-        Raises ValueError for a record of another size: ring and layout do not belong together.
+        Raises ValueError for a record of another size: the ring does not match the layout.
         """
         consumed = int(self._consumed[0])
         count = min(limit, self.backlog())
@@ -61,7 +61,7 @@ class FlowEvents:
         return records
 
     def close(self) -> None:
-        """Let go of the mappings; they end with the last array that still looks into them."""
+        """Release the memory mappings; they are unmapped with the last array that refers to them."""
         del self._consumed, self._produced, self._data, self._consumer_map, self._producer_map
 
     def __enter__(self) -> FlowEvents:

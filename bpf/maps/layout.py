@@ -1,12 +1,12 @@
-"""What lies in the pinned tables: the struct layouts clang chose, as JSON on disk and as numpy types in memory.
+"""Layouts of the pinned maps: the structs as clang laid them out, as JSON on disk and as numpy types in memory.
 
-A description is bcc's: the name of a C type, or [struct name, [[field, description, …], …], kind]. How the columns come
-out as numpy:
+A description is that of bcc: the name of a C type, or [struct name, [[field, description, …], …], kind]. Columns have these
+numpy types:
 
 * an address (`struct addr_*`, or an array of 32-bit words whose name ends in `address`) is one item of raw bytes, V4 or
-  V16, in network order: it compares and sorts as a whole and `socket.inet_ntop` takes its bytes;
-* a port (a 16-bit field called `port`, `port_*` or `*_port`) is big-endian in memory and reads as an ordinary number;
-* any other struct inside a struct stays nested, arrays stay arrays, numbers are the host's.
+  V16, in network order: it compares and sorts as a whole, and `socket.inet_ntop` takes its bytes;
+* a port (a 16-bit field called `port`, `port_*` or `*_port`) is big-endian in memory and read as an ordinary number;
+* any other struct in a struct stays nested, arrays stay arrays, numbers are in host byte order.
 
 Decides types only; knows no file descriptors and no compiler.
 """
@@ -27,6 +27,7 @@ import numpy as np
 Description = str | list[Any]
 
 FILE_NAME = "layout.json"
+_MAPS_KEY = "tables"  # as in files of 0.1.0
 
 _NUMBERS = {
     "_Bool": "?",
@@ -45,7 +46,7 @@ _NUMBERS = {
 
 
 class LayoutError(ValueError):
-    """A description or file that is not what the compile step writes."""
+    """A description or file that the compile step did not write."""
 
 
 def dtype_of(description: Description) -> np.dtype[Any]:
@@ -80,14 +81,14 @@ def _number(kind: str, name: str) -> np.dtype[Any]:
     try:
         number = np.dtype(_NUMBERS[kind])
     except KeyError:
-        raise LayoutError(f"{name or 'a table'} has the unknown type {kind!r}") from None
+        raise LayoutError(f"{name or 'a map'} has the unknown type {kind!r}") from None
     is_port = name == "port" or name.startswith("port_") or name.endswith("_port")
     return number.newbyteorder(">") if is_port and number.itemsize == 2 else number
 
 
 @dataclass(frozen=True, slots=True)
-class TableLayout:
-    """One table. `type` is the kernel's map type; `meaning` stands for what the entries mean beyond their bytes."""
+class MapLayout:
+    """One map. `type` is the kernel's map type; `meaning` describes the entries beyond their bytes."""
 
     type: int
     max_entries: int
@@ -106,7 +107,7 @@ class TableLayout:
         return dtype_of(self.value)
 
     def fingerprint(self) -> str:
-        """Equal for tables that can stand in for each other."""
+        """Equal for maps whose entries an upgrade may keep."""
         parts = [self.type, self.max_entries, self.key_size, self.value_size, self.key, self.value, self.meaning]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
@@ -117,25 +118,25 @@ class Layouts:
 
     abi: int
     identity: str
-    tables: Mapping[str, TableLayout]
+    maps: Mapping[str, MapLayout]
 
     def to_json(self) -> dict[str, Any]:
-        fields = TableLayout.__dataclass_fields__
-        tables = {name: {field: getattr(table, field) for field in fields} for name, table in self.tables.items()}
-        return {"abi": self.abi, "identity": self.identity, "tables": tables}
+        fields = MapLayout.__dataclass_fields__
+        maps = {name: {field: getattr(each, field) for field in fields} for name, each in self.maps.items()}
+        return {"abi": self.abi, "identity": self.identity, _MAPS_KEY: maps}
 
 
 def from_json(document: Any) -> Layouts:
-    """Raises LayoutError if `document` is not what `Layouts.to_json` made."""
+    """Raises LayoutError if `document` is not one of `Layouts.to_json`."""
     try:
-        tables = {str(name): TableLayout(**table) for name, table in document["tables"].items()}
-        return Layouts(int(document["abi"]), str(document["identity"]), tables)
+        maps = {str(name): MapLayout(**fields) for name, fields in document[_MAPS_KEY].items()}
+        return Layouts(int(document["abi"]), str(document["identity"]), maps)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise LayoutError(f"not a layout: {error!r}") from error
 
 
 def store(layouts: Layouts, run_dir: Path) -> None:
-    """Write run_dir/layout.json so that a reader, or a machine that stops here, finds the old file or the new one."""
+    """Replace run_dir/layout.json atomically: a reader finds the old file or the new one, also after a crash."""
     handle, temporary = tempfile.mkstemp(dir=run_dir, prefix=FILE_NAME + ".")
     try:
         with os.fdopen(handle, "w") as file:
@@ -154,7 +155,7 @@ def store(layouts: Layouts, run_dir: Path) -> None:
 
 
 def load(run_dir: Path) -> Layouts | None:
-    """What run_dir/layout.json holds; None if it is missing or damaged, which costs one compilation."""
+    """The contents of run_dir/layout.json; None if it is missing or damaged, which costs one compilation."""
     try:
         return from_json(json.loads((run_dir / FILE_NAME).read_text()))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, LayoutError):

@@ -1,6 +1,6 @@
-"""One pinned table as columns: opened, checked against its layout, read and written in bulk.
+"""One pinned map as columns: opened, checked against its layout, read and written in bulk.
 
-Knows map types and what the kernel can do in batches for each; must not know what any table is for.
+Knows which map types the kernel can access in batches; must not know the purpose of any map.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from bpf import libbpf
 from bpf.dataplane import Array, PlaneError
 from bpf.maps import elements
 from bpf.maps.elements import BatchError
-from bpf.maps.layout import TableLayout
+from bpf.maps.layout import MapLayout
 
 SLICE_GROWTHS = 10
-"""How often a slice may double because one hash bucket holds more than fits."""
+"""How often a slice may double because one hash bucket has more entries than fit."""
 
 _ENOTSUPP = 524
 _NO_BATCH = frozenset({_ENOTSUPP, errno.EOPNOTSUPP, errno.EINVAL})
 
 
-class Table:
-    """One pinned table, opened and checked against its layout."""
+class PinnedMap:
+    """One pinned map, opened and checked against its layout."""
 
-    def __init__(self, directory: Path, name: str, layout: TableLayout) -> None:
-        """Raises PlaneError if the pin is missing or is not what `layout` says."""
+    def __init__(self, directory: Path, name: str, layout: MapLayout) -> None:
+        """Raises PlaneError if the pin is missing or does not match `layout`."""
         self.name, self.path = name, directory / name
         self.key, self.value = layout.key_dtype, layout.value_dtype
         try:
             self.fd = libbpf.obj_get(self.path)
         except OSError as error:
-            raise PlaneError(f"table {self.path} cannot be opened: {os.strerror(error.errno or 0)}") from error
+            raise PlaneError(f"map {self.path} cannot be opened: {os.strerror(error.errno or 0)}") from error
         info = libbpf.map_info(self.fd)
         found = (info.type, info.key_size, info.value_size, info.max_entries)
-        said = (layout.type, layout.key_size, layout.value_size, layout.max_entries)
+        expected = (layout.type, layout.key_size, layout.value_size, layout.max_entries)
         per_ring_record = layout.type == libbpf.MapType.RINGBUF
-        if found != said or (not per_ring_record and (self.key.itemsize, self.value.itemsize) != said[1:3]):
+        if found != expected or (not per_ring_record and (self.key.itemsize, self.value.itemsize) != expected[1:3]):
             self.close()
-            raise PlaneError(f"table {self.path} is not what layout.json describes ({found}, not {said}): remove layout.json")
+            raise PlaneError(f"map {self.path} does not match layout.json ({found}, not {expected}): remove layout.json")
         self.max_entries = info.max_entries
         self.per_cpu = info.type == libbpf.MapType.PERCPU_ARRAY
         if self.per_cpu:
@@ -50,7 +50,7 @@ class Table:
             self.value = np.dtype((np.dtype([("v", self.value), ("pad", f"V{padding}")]), (libbpf.possible_cpus(),)))
 
     def put(self, keys: Array, values: Array) -> None:
-        """Write all rows, by one call where the kernel can. Raises BatchError."""
+        """Write all rows, in one call if the kernel supports it. Raises BatchError."""
         try:
             elements.update_batch(self.fd, keys, values)
         except BatchError as error:
@@ -68,7 +68,7 @@ class Table:
                 raise stopped from error
 
     def remove(self, keys: Array) -> int:
-        """Delete those that exist; returns how many did."""
+        """Delete the keys that exist; returns their number."""
         try:
             return elements.delete_batch(self.fd, keys)
         except OSError as error:
@@ -89,7 +89,7 @@ class Table:
         return per_cpu["v"]
 
     def slices(self, size: int) -> Iterator[tuple[Array, Array]]:
-        """Keys and values of a hash table, `size` at a time, more where one bucket holds more."""
+        """Keys and values of a hash map, `size` at a time, more if one bucket has more."""
         cursor: bytes | None = None
         growths = 0
         while True:

@@ -12,7 +12,7 @@ from pathlib import Path
 from bpf import libbpf
 from bpf.loading import loader
 from bpf.maps.layout import Layouts
-from bpf.maps.pinned_map import Table
+from bpf.maps.pinned_map import PinnedMap
 
 SOURCE = """#include <uapi/linux/bpf.h>
 struct key { u32 number; };
@@ -48,8 +48,8 @@ class Small:
     def ensure(self, replace_pins: bool = False, **fields: object) -> loader.Loaded:
         return loader.ensure(replace(self.build, **fields), replace_pins)  # type: ignore[arg-type]
 
-    def table(self, layouts: Layouts, name: str) -> Table:
-        return Table(self.build.bpf_dir, name, layouts.tables[name])
+    def table(self, layouts: Layouts, name: str) -> PinnedMap:
+        return PinnedMap(self.build.bpf_dir, name, layouts.maps[name])
 
     def program_id(self) -> int:
         fd = libbpf.obj_get(loader.program_path(self.build.bpf_dir))

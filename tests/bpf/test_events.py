@@ -13,7 +13,7 @@ import pytest
 from bpf import libbpf, xdp
 from bpf.loading import loader
 from bpf.maps.event_ring import FlowEvents
-from bpf.maps.pinned_map import Table
+from bpf.maps.pinned_map import PinnedMap
 from tests.bpf.bed import why_not
 from tests.bpf.small import Small, small_plane
 
@@ -63,7 +63,7 @@ class Ring:
 
     small: Small
     program: int
-    table: Table
+    table: PinnedMap
     events: FlowEvents
 
     def emit(self, count: int, *, discard: bool = False) -> int:

@@ -119,7 +119,7 @@ def test_an_upgrade_may_add_and_drop_tables(small: Small) -> None:
     first = small.ensure()
     put(small, first.layouts, "things", 7, 1)
     small.write(ONE_MORE_TABLE)
-    assert set(small.ensure().layouts.tables) == {"things", "counters", "fresh"}
+    assert set(small.ensure().layouts.maps) == {"things", "counters", "fresh"}
     assert (small.build.bpf_dir / "fresh").exists()
     small.write(OTHER_VERDICT)
     last = small.ensure()
@@ -178,7 +178,7 @@ def test_another_abi_version_is_refused(small: Small, monkeypatch: pytest.Monkey
     small.ensure()
     monkeypatch.setattr(constants, "ABI_VERSION", constants.ABI_VERSION + 1)
     message = str(refused(small))
-    assert f"ABI version {constants.ABI_VERSION - 1}" in message and f"xlb's is {constants.ABI_VERSION}" in message
+    assert f"ABI version {constants.ABI_VERSION - 1}" in message and f"this xlb has {constants.ABI_VERSION}" in message
     assert str(small.build.bpf_dir) in message and "--replace-pins" in message
 
 
@@ -201,7 +201,7 @@ def test_another_layout_is_refused(small: Small, change: tuple[str, str], said: 
     put(small, small.ensure().layouts, "things", 7, 1)
     small.write(change)
     message = str(refused(small))
-    assert "table things" in message and said in message and "--replace-pins" in message
+    assert "map things" in message and said in message and "--replace-pins" in message
     small.write()
     assert counts(small, small.ensure().layouts, "things") == {7: 1}
 

@@ -34,7 +34,7 @@ from bpf.kernel.plane import KernelPlane
 from bpf.loading import loader
 from bpf.maps import elements
 from bpf.maps.layout import Layouts
-from bpf.maps.pinned_map import Table
+from bpf.maps.pinned_map import PinnedMap
 from tests.bpf.bed import why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -50,8 +50,8 @@ class Kernel:
         self.build, self.layouts = build, layouts
         self.plane = KernelPlane(build.bpf_dir, layouts)
 
-    def table(self, name: str) -> Table:
-        return Table(self.build.bpf_dir, name, self.layouts.tables[name])
+    def table(self, name: str) -> PinnedMap:
+        return PinnedMap(self.build.bpf_dir, name, self.layouts.maps[name])
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_what_the_kernel_refuses_is_named_and_what_came_before_is_done(
 
 def test_a_full_table_names_the_first_that_did_not_fit(plane: KernelPlane) -> None:
     vips = [f"10.{n >> 8}.{n & 255}.1" for n in range(4097)]
-    with pytest.raises(PlaneError, match=f"PutVip {vips[4096]} failed: its table cannot hold it"):
+    with pytest.raises(PlaneError, match=f"PutVip {vips[4096]} failed: the map is full"):
         plane.apply([PutVip(address, 0) for address in vips])
     assert len(plane.vips()) == 4096
 
@@ -348,12 +348,12 @@ def test_events_are_there_with_replication(plane: KernelPlane) -> None:
 
 
 def test_layouts_that_are_not_the_pins_are_refused(kernel: Kernel) -> None:
-    lying = dict(kernel.layouts.tables)
+    lying = dict(kernel.layouts.maps)
     lying["lease"] = replace(lying["lease"], value_size=8, value="unsigned long long")
-    with pytest.raises(PlaneError, match=r"lease is not what layout\.json describes"):
-        KernelPlane(kernel.build.bpf_dir, replace(kernel.layouts, tables=lying))
+    with pytest.raises(PlaneError, match=r"lease does not match layout\.json"):
+        KernelPlane(kernel.build.bpf_dir, replace(kernel.layouts, maps=lying))
 
 
 def test_a_missing_pin_is_named(kernel: Kernel, tmp_path: Path) -> None:
-    with pytest.raises(PlaneError, match=f"table {tmp_path}/.* cannot be opened: No such file"):
+    with pytest.raises(PlaneError, match=f"map {tmp_path}/.* cannot be opened: No such file"):
         KernelPlane(tmp_path, kernel.layouts)

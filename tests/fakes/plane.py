@@ -117,8 +117,8 @@ class FakePlane:
         self.slots = np.zeros(constants.MAX_SLOT_CHUNKS * constants.SLOTS_PER_CHUNK, dtype=np.uint32)
         self.farm_counts = np.zeros(constants.MAX_FARMS, dtype=TRAFFIC)
         self.backend_counts = np.zeros(constants.MAX_BACKENDS, dtype=TRAFFIC)
-        self.flow_tables: dict[tuple[str, str], dict[bytes, bytes]] = {
-            (table, family): {} for table in ("flows", "embryonic") for family in ("v4", "v6")
+        self.flow_maps: dict[tuple[str, str], dict[bytes, bytes]] = {
+            (flow_map, family): {} for flow_map in ("flows", "embryonic") for family in ("v4", "v6")
         }
         self.max_flows = max_flows
         self.rings = {family: FakeRing(family) for family in ("v4", "v6")}
@@ -175,7 +175,7 @@ class FakePlane:
         _require(0 < value.farm < constants.MAX_FARMS, f"farm id {value.farm}")
         _require(value.slot_offset % constants.SLOTS_PER_CHUNK == 0, f"slot offset {value.slot_offset}")
         run = self.slots[value.slot_offset : value.slot_offset + value.slot_count]
-        _require(len(run) == value.slot_count, f"slots of {key} end after the table")
+        _require(len(run) == value.slot_count, f"slots of {key} end after the map")
         for number in np.unique(run):
             _require(int(number) in self.backends, f"slots of {key} name backend {number}, which was never put")
             _require(
@@ -196,7 +196,7 @@ class FakePlane:
         _require(offset % constants.SLOTS_PER_CHUNK == 0, f"slot offset {offset}")
         _require(backends.dtype == np.uint32 and backends.ndim == 1 and len(backends) > 0, "slots are a row of uint32")
         end = offset + -(-len(backends) // constants.SLOTS_PER_CHUNK) * constants.SLOTS_PER_CHUNK
-        _require(end <= len(self.slots), f"slots {offset}..{end} end after the table")
+        _require(end <= len(self.slots), f"slots {offset}..{end} end after the map")
         for key, value in self.listeners.items():
             free = value.slot_count == 0 or end <= value.slot_offset or offset >= value.slot_offset + value.slot_count
             _require(free, f"slots {offset}..{end} are in use by {key}")
@@ -244,8 +244,8 @@ class FakePlane:
     def backend_traffic(self) -> Array:
         return self.backend_counts.copy()
 
-    def flow_slices(self, table: str, family: str, slice_size: int) -> Iterator[tuple[Array, Array]]:
-        entries = list(self.flow_tables[table, family].items())
+    def flow_slices(self, flow_map: str, family: str, slice_size: int) -> Iterator[tuple[Array, Array]]:
+        entries = list(self.flow_maps[flow_map, family].items())
         for start in range(0, len(entries), slice_size):
             part = entries[start : start + slice_size]
             yield (
@@ -263,9 +263,9 @@ class FakePlane:
     def encode_flow_keys(self, family: str, tuples: Sequence[FlowTuple]) -> Array:
         return columns.encode_flow_keys(tuples, key_dtype(family))
 
-    def lookup_flows(self, table: str, family: str, keys: Array) -> tuple[Array, Array]:
-        _require(keys.dtype == key_dtype(family), f"keys of {table}_{family}")
-        entries = self.flow_tables[table, family]
+    def lookup_flows(self, flow_map: str, family: str, keys: Array) -> tuple[Array, Array]:
+        _require(keys.dtype == key_dtype(family), f"keys of {flow_map}_{family}")
+        entries = self.flow_maps[flow_map, family]
         found = np.array([key.tobytes() in entries for key in keys], dtype=bool)
         values = np.zeros(len(keys), dtype=flow_dtype(family))
         for index in np.flatnonzero(found):
@@ -279,9 +279,9 @@ class FakePlane:
         """What XDP does on a new connection; only tests need it."""
         return self._update("embryonic", family, keys, values)
 
-    def _update(self, table: str, family: str, keys: Array, values: Array) -> int:
-        _require(keys.dtype == key_dtype(family) and values.dtype == flow_dtype(family), f"columns of {table}_{family}")
-        entries = self.flow_tables[table, family]
+    def _update(self, flow_map: str, family: str, keys: Array, values: Array) -> int:
+        _require(keys.dtype == key_dtype(family) and values.dtype == flow_dtype(family), f"columns of {flow_map}_{family}")
+        entries = self.flow_maps[flow_map, family]
         written = 0
         for key, value in zip(keys, values, strict=True):
             if len(entries) >= 2 * self.max_flows and key.tobytes() not in entries:
@@ -290,9 +290,9 @@ class FakePlane:
             written += 1
         return written
 
-    def delete_flows(self, table: str, family: str, keys: Array) -> int:
-        _require(keys.dtype == key_dtype(family), f"keys of {table}_{family}")
-        entries = self.flow_tables[table, family]
+    def delete_flows(self, flow_map: str, family: str, keys: Array) -> int:
+        _require(keys.dtype == key_dtype(family), f"keys of {flow_map}_{family}")
+        entries = self.flow_maps[flow_map, family]
         return sum(entries.pop(key.tobytes(), None) is not None for key in keys)
 
     def now_tick(self) -> int:

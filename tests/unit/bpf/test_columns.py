@@ -96,5 +96,5 @@ def test_keys_hold_ports_in_network_order() -> None:
 
 
 def test_the_other_family_is_refused() -> None:
-    with pytest.raises(ValueError, match="other address family"):
+    with pytest.raises(ValueError, match="key's address family"):
         columns.encode_flow_keys([FlowTuple("10.0.0.1", "2001:db8::1", 1, 2, 6)], key_dtype("v4"))

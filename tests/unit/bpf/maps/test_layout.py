@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bpf.maps import layout
-from bpf.maps.layout import LayoutError, Layouts, TableLayout
+from bpf.maps.layout import LayoutError, Layouts, MapLayout
 
 ADDRESS = ["addr_v6", [["word", "unsigned int", [4]]], "struct_packed"]
 KEY = ["key", [["source", ADDRESS], ["source_port", "unsigned short"], ["zero", "unsigned char", [2]]], "struct_packed"]
@@ -54,7 +54,7 @@ def test_what_numpy_cannot_express_is_named(description: Any, named: str) -> Non
         layout.dtype_of(description)
 
 
-def table(**changes: Any) -> TableLayout:
+def table(**changes: Any) -> MapLayout:
     fields: dict[str, Any] = {
         "type": 1,
         "max_entries": 64,
@@ -63,7 +63,7 @@ def table(**changes: Any) -> TableLayout:
         "key": KEY,
         "value": "unsigned int",
     }
-    return TableLayout(**{**fields, **changes})
+    return MapLayout(**{**fields, **changes})
 
 
 def test_tables_that_differ_in_anything_have_other_fingerprints() -> None:

@@ -101,7 +101,7 @@ class Side:
 
     def table(self, family: str) -> dict[bytes, Any]:
         return {
-            key: np.frombuffer(value, flow_dtype(family))[0] for key, value in self.plane.flow_tables["flows", family].items()
+            key: np.frombuffer(value, flow_dtype(family))[0] for key, value in self.plane.flow_maps["flows", family].items()
         }
 
 

@@ -28,14 +28,14 @@ class End:
         self.replicator = Replicator(self.plane, channel.send, boot, lambda: 0, self.count, self.step_changed)
 
     def count(self) -> int:
-        return sum(len(self.plane.flow_tables["flows", family]) for family in FAMILIES) // 2
+        return sum(len(self.plane.flow_maps["flows", family]) for family in FAMILIES) // 2
 
     def step_changed(self, in_step: bool, why: str) -> None:
         self.threads.add(threading.get_ident())
         self.said.append((in_step, why))
 
     def keys(self) -> set[bytes]:
-        return {key for family in FAMILIES for key in self.plane.flow_tables["flows", family]}
+        return {key for family in FAMILIES for key in self.plane.flow_maps["flows", family]}
 
 
 @contextlib.asynccontextmanager

@@ -53,7 +53,7 @@ def test_a_connection_that_only_its_reply_direction_keeps_is_told_with_its_own_a
     made, heard = sweeper(plane)
     made._sweep()
     assert heard.alive == [("v4", one_way, plane.tick - 7)]
-    assert len(plane.flow_tables["flows", "v4"]) == 6
+    assert len(plane.flow_maps["flows", "v4"]) == 6
     made._sweep()
     assert len(heard.alive) == 1, "not again at once"
     made.close()
@@ -83,5 +83,5 @@ def test_expiry_is_not_told_because_the_peer_expires_by_itself() -> None:
     aged(plane, 1, LIMIT, LIMIT)
     made, heard = sweeper(plane)
     made._sweep()
-    assert not plane.flow_tables["flows", "v4"] and not heard.gone and not heard.alive
+    assert not plane.flow_maps["flows", "v4"] and not heard.gone and not heard.alive
     made.close()
