@@ -232,7 +232,7 @@ def test_connections(xlbctl: Xlbctl) -> None:
 @pytest.mark.usefixtures("web")
 def test_stats_status_version_doctor(daemon: RunningDaemon, xlbctl: Xlbctl) -> None:
     every = xlbctl("stats", "--all")
-    assert "drop_fenced" in every and "The lease has run out" in every
+    assert "drop_fenced" in every and "The lease has expired" in every
     assert "drop_fenced" not in xlbctl("stats"), "a counter that counted nothing is shown"
     counters = json.loads(xlbctl("stats", "-o", "json"))
     assert {"drop_fenced", "forward_tx"} <= {counter["name"] for counter in counters["counters"]}
