@@ -46,10 +46,7 @@ Put = Callable[[Record], Awaitable[None]]
 
 
 class Host(Protocol):
-    """The node that runs with the configuration."""
-
-    @property
-    def config(self) -> Config: ...
+    """The node that runs with the configuration (`ctl.node.transaction.Transaction`)."""
 
     async def store(self, record: Record) -> None:
         """Store its bytes; raises XlbError."""

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from ctl.cluster.after_takeover import AnnounceAgain, Arrival, Arrived
 from ctl.cluster.driver import Pair, Standing, new_boot, now_ns
@@ -20,6 +20,7 @@ from ctl.cluster.epoch_writer import TermsWriter
 from ctl.cluster.flows.service import Replicator
 from ctl.cluster.links import Heard, PairWires
 from ctl.cluster.pair_configuration import PairConfiguration
+from ctl.cluster.parts import PairParts
 from ctl.errors import Code, InvalidInput, XlbError
 from ctl.runtime import realtime_scheduling
 from ctl.state.cluster_file import ClusterSettings
@@ -28,10 +29,6 @@ from ctl.state.node_file import NodeSettings
 from sync.errors import TimingError
 from sync.failover.timing import Timing, check_timing
 from sync.failover.types import FailoverConfig, MaintenanceRequested, Role, SwitchoverRequested, Vote
-
-if TYPE_CHECKING:
-    from ctl.cluster.flows.source import ReplicatedPlane
-    from ctl.node.node import Node
 
 CLOCK_MONOTONIC_COARSE = 6  # clock_gettime(2): the clock the lease is compared with
 REQUEST_BOUND_S = 10.0
@@ -42,14 +39,14 @@ log = logging.getLogger(__name__)
 class PairMember:
     """Create on a running loop, `begin` once, `end` once."""
 
-    def __init__(self, node: Node, cluster: ClusterSettings) -> None:
+    def __init__(self, parts: PairParts, cluster: ClusterSettings) -> None:
         """Raises InvalidInput when the node file's times or the pair's names do not fit."""
         self.cluster = cluster
-        self.config = failover_config(node.settings, cluster)
-        self._node = node
+        self.config = failover_config(parts.settings, cluster)
+        self._parts = parts
         self._refused: list[str] = []
         self._arrival: asyncio.Task[None] | None = None
-        self._parts: list[Callable[[], object]] = []  # what `end` must undo, in reverse
+        self._undo: list[Callable[[], object]] = []  # what `end` must undo, in reverse
 
     async def begin(self, founding: bool) -> None:
         """Become half of the pair: fenced; or `founding` it as the node that serves already and goes on without a pause.
@@ -68,46 +65,46 @@ class PairMember:
             raise
 
     async def _prepare(self) -> None:
-        node, cluster = self._node, self.cluster
-        file = EpochFile(node.settings.node.state_dir)
+        parts, cluster = self._parts, self.cluster
+        file = EpochFile(parts.settings.node.state_dir)
         stored, warning = await asyncio.to_thread(file.load)
         if warning:
             log.warning("%s", warning)
         granted, self._refused = realtime_scheduling.run_in_time()
-        self._parts.append(realtime_scheduling.run_ordinarily)
+        self._undo.append(realtime_scheduling.run_ordinarily)
         for sentence in self._refused:
             log.warning("%s", sentence)
         if granted:
             resting = asyncio.get_running_loop().create_task(realtime_scheduling.rest_when_busy(), name="rests")
-            self._parts.append(resting.cancel)
-        terms = TermsWriter(file, replace(stored, epoch=max(stored.epoch, node.config.epoch)))
-        self._parts.append(terms.close)
+            self._undo.append(resting.cancel)
+        terms = TermsWriter(file, replace(stored, epoch=max(stored.epoch, parts.changes.config.epoch)))
+        self._undo.append(terms.close)
         self.wires = wires = PairWires(
-            cluster, node.settings, lambda: node.config.vips, realtime_scheduling.PRIORITY if granted else 0
+            cluster, parts.settings, lambda: parts.changes.config.vips, realtime_scheduling.PRIORITY if granted else 0
         )
-        self._parts.append(wires.close)
+        self._undo.append(wires.close)
         boot = new_boot()
-        plane = cast("ReplicatedPlane", node.plane)
         self.replicator = Replicator(
-            plane, wires.send_flows, boot, lambda: self.pair.clock.offset_ns, self._connections, self._step_changed
+            parts.plane, wires.send_flows, boot, lambda: self.pair.clock.offset_ns, self._connections, self._step_changed
         )
-        self._parts.append(lambda: asyncio.to_thread(self.replicator.close))
-        node.sweeper.follower = self.replicator
-        self._parts.append(self._stop_following)
-        self.configuration = PairConfiguration(node, cluster, self.serving_epoch, wires.send_configuration)
-        self.configuration.questions["switchover"] = self._switchover_asked
-        self._parts.append(self.configuration.close)
+        self._undo.append(lambda: asyncio.to_thread(self.replicator.close))
+        parts.sweeper.follow_with(self.replicator)
+        self._undo.append(parts.sweeper.unfollow)
+        self.configuration = PairConfiguration(parts, cluster, self.serving_epoch, wires.send_configuration)
+        self._undo.append(self.configuration.close)
+        parts.questions.register("switchover", self._switchover_asked)
+        self._undo.append(lambda: parts.questions.withdraw("switchover"))
         hands = Hands(
-            plane=node.plane,
-            addresses=node.addresses,
+            plane=parts.plane,
+            addresses=parts.addresses,
             wires=wires,
             flows=self.replicator,
             terms=terms,
             role_changed=self._role_changed,
             served=self._served,
         )
-        self.pair = Pair(self.config, hands, self._standing, node.supervisor.give_up, boot)
-        self._parts.append(self.pair.stop)
+        self.pair = Pair(self.config, hands, self._standing, parts.give_up, boot)
+        self._undo.append(self.pair.stop)
         await self.configuration.prepare()
 
     async def _begin_hearing(self) -> None:
@@ -121,23 +118,20 @@ class PairMember:
         """Stop every part; the lease and the addresses are left as they are."""
         if self._arrival is not None:
             self._arrival.cancel()
-        while self._parts:
-            outcome = self._parts.pop()()
+        while self._undo:
+            outcome = self._undo.pop()()
             if asyncio.iscoroutine(outcome):
                 await outcome
 
-    def _stop_following(self) -> None:
-        self._node.sweeper.follower = None
-
     def _without_carrier(self) -> list[str]:
-        links = self._node.network.interfaces()
-        return [name for name in self._node.settings.cluster.track if name not in links or not links[name].carrier]
+        links = self._parts.network.interfaces()
+        return [name for name in self._parts.settings.cluster.track if name not in links or not links[name].carrier]
 
     # --- what the node tells ---------------------------------------------------------------------------------
 
     def link_changed(self, name: str, state: str) -> None:
         """An interface went up, down or away, or came back (as `NetworkEvents.link_changed` says)."""
-        if name in self._node.settings.cluster.track:
+        if name in self._parts.settings.cluster.track:
             self.pair.carrier_changed(name, state in ("up", "new"))
 
     # --- what operators ask ----------------------------------------------------------------------------------
@@ -202,7 +196,7 @@ class PairMember:
     def status(self) -> dict[str, Any]:
         """The pair's part of `cluster status`."""
         seen, flows = self.pair.machine.status(now_ns()), self.replicator.status()
-        deadline_ns, _ = self._node.plane.lease()
+        deadline_ns, _ = self._parts.plane.lease()
         return {
             "role": self.role.value,
             "epoch": seen.epoch,
@@ -228,7 +222,7 @@ class PairMember:
     # --- what happens ----------------------------------------------------------------------------------------
 
     def _connections(self) -> int:
-        return sum(self._node.sweeper.result.connections.values())
+        return sum(self._parts.sweeper.result.connections.values())
 
     def _step_changed(self, in_step: bool, why: str) -> None:
         log.info("flow table %s: %s", "in step" if in_step else "not in step", why)
@@ -239,7 +233,7 @@ class PairMember:
         return self.replicator.complete and (heard is None or version >= heard.version), version
 
     def _role_changed(self, role: Role) -> None:
-        self._node.show_summary()
+        self._parts.changed()
         if role is not Role.ACTIVE and self._arrival is not None:
             self._arrival.cancel()
             self._arrival = None
@@ -269,7 +263,7 @@ class PairMember:
                     log.log(level, text, verdict.after_ns // 1_000_000_000, verdict.again, remedy)
 
     def _client_packets(self) -> int:
-        return int(self._node.plane.farm_traffic()["packets_in"].sum())
+        return int(self._parts.plane.farm_traffic()["packets_in"].sum())
 
 
 def failover_config(node: NodeSettings, cluster: ClusterSettings) -> FailoverConfig:

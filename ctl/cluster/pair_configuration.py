@@ -9,22 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ctl.api.server import Noted
 from ctl.cluster.config_replication import ConfigReplica, version_of
+from ctl.cluster.parts import PairParts
 from ctl.cluster.peer_rpc import PeerLink, Send
 from ctl.config import changes, farms_file
 from ctl.config.model import Config
 from ctl.errors import Code, XlbError, storage_code
 from ctl.state.cluster_file import ClusterSettings
 from ctl.state.durable_files import Files, utc_stamp
-
-if TYPE_CHECKING:
-    from ctl.node.node import Node
 
 FORWARD_TIMEOUT_S = 25.0  # below what xlbctl waits
 FOLLOW_S = 2.0
@@ -36,17 +34,16 @@ log = logging.getLogger(__name__)
 class PairConfiguration:
     """Create on a running loop, `prepare` and `start` once, `close` once; give `received` to the configuration's channel.
 
-    serving_epoch: the term this node serves in at this moment, 0 when it does not serve. send: the channel's. questions: what
-    the peer may ask beside changes, by name.
+    serving_epoch: the epoch in which this node is active, 0 when it is not. send: the channel's.
     """
 
-    def __init__(self, node: Node, settings: ClusterSettings, serving_epoch: Callable[[], int], send: Send) -> None:
+    def __init__(self, parts: PairParts, settings: ClusterSettings, serving_epoch: Callable[[], int], send: Send) -> None:
         self.settings = settings
-        self.questions: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {}
-        self._node = node
+        self._changes, self._run_change, self._questions = parts.changes, parts.run_change, parts.questions
+        self._state_dir = parts.settings.node.state_dir
         self._serving_epoch = serving_epoch
         peer = settings.peer.name
-        self.replica = ConfigReplica(node.configuration, settings.pair_id, peer, node.settings.node.state_dir, serving_epoch)
+        self.replica = ConfigReplica(parts.changes, settings.pair_id, peer, self._state_dir, serving_epoch)
         self.link = PeerLink(peer, send, self._answer, self.replica.heard)
 
     @property
@@ -59,22 +56,22 @@ class PairConfiguration:
 
         Also after a crash between the two: whose configuration it is stands in the configuration. Raises XlbError.
         """
-        config = self._node.config
+        config = self._changes.config
         if config.pair == self.settings.pair_id:
             return
         if not self.settings.creator:
-            await asyncio.to_thread(set_aside, config, self._node.settings.node.state_dir, "before-join")
-        await self._node.configuration.commit(lambda config: config_for_pair(config, self.settings))
+            await asyncio.to_thread(set_aside, config, self._state_dir, "before-join")
+        await self._changes.commit(lambda config: config_for_pair(config, self.settings))
 
     async def start(self) -> None:
         """Begin to replicate: from here on the node's changes are the pair's."""
         self.replica.connect(self.link)
-        await self._node.configuration.record_with(self.replica, self.replica.start)
+        await self._changes.record_with(self.replica, self.replica.start)
 
     async def stop_replicating(self) -> None:
         """From here on changes are this node's own affair; the peer can still be asked, and ask."""
         await self.replica.close()
-        await self._node.configuration.record_alone(self.replica)
+        await self._changes.record_alone(self.replica)
 
     async def close(self) -> None:
         """End everything; may be called again."""
@@ -105,19 +102,13 @@ class PairConfiguration:
 
     async def _follow(self, version: tuple[int, int]) -> None:
         deadline_s = time.monotonic() + FOLLOW_S
-        while version_of(self._node.config) < version and time.monotonic() < deadline_s:
+        while version_of(self._changes.config) < version and time.monotonic() < deadline_s:
             await asyncio.sleep(FOLLOW_POLL_S)
 
     async def _answer(self, command: str, arguments: dict[str, Any]) -> Any:
         if command == "change":
             return await self._change(arguments)
-        question = self.questions.get(command) or self._node.cluster.questions.get(command)
-        if question is None:
-            raise XlbError(
-                f"{self.settings.own.name} does not know {command[:64]!r}: install the same version of xlb on both",
-                Code.PEER_VERSION,
-            )
-        return await question(arguments)
+        return await self._questions.answer(command, arguments)
 
     async def _change(self, asked: dict[str, Any]) -> Any:
         command, arguments = asked.get("command"), asked.get("arguments")
@@ -131,7 +122,7 @@ class PairConfiguration:
                 f"neither {names} serves at this moment; try again in a second, or see xlbctl cluster status",
                 Code.NO_ACTIVE_NODE,
             )
-        outcome = await self._node.dispatcher.dispatch(str(command), arguments, forwarded=True)
+        outcome = await self._run_change(str(command), arguments)
         noted = outcome if isinstance(outcome, Noted) else Noted(outcome, "")
         return {"result": noted.result, "note": noted.note, "version": self.replica.version}
 

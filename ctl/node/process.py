@@ -18,9 +18,10 @@ from bpf.kernel.attach import Attachment
 from bpf.kernel.plane import KernelPlane
 from bpf.loading import loader
 from bpf.loading.loader import Build
+from ctl.api.commands.status import Origin
 from ctl.errors import Code, XlbError
 from ctl.network.kernel.kernel_network import KernelNetwork
-from ctl.node.node import Node, Origin
+from ctl.node.composition import compose
 from ctl.runtime import memory
 from ctl.runtime.realtime_scheduling import worker_threads
 from ctl.runtime.systemd import Notifier
@@ -77,7 +78,7 @@ def _build_for(settings: NodeSettings, paired: bool) -> Build:
 
 
 async def _serve(settings: NodeSettings, plane: KernelPlane, origin: Origin, detach: bool, started: Callable[[], None]) -> None:
-    node = Node(settings, plane, KernelNetwork(), _KernelAttacher(settings, plane), origin, Notifier())
+    node = compose(settings, plane, KernelNetwork(), _KernelAttacher(settings, plane), origin, Notifier())
     memory.collect_rarely()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -90,11 +91,11 @@ async def _serve(settings: NodeSettings, plane: KernelPlane, origin: Origin, det
         started()
         memory.settle()
         await asyncio.to_thread(memory.give_back)
-        failure = await _first(stop, node.supervisor.failed)
+        failure = await _first(stop, node.failed)
         if failure:
             raise XlbError(f"{failure}; the data plane goes on serving, start xlbd again")
         clean = True
-        log.info("stopping%s", "" if detach or node.member is not None else "; the data plane goes on serving")
+        log.info("stopping%s", "" if detach or node.in_pair else "; the data plane goes on serving")
     finally:
         await node.stop(detach and clean)  # a daemon that fails takes nothing away from what serves
 

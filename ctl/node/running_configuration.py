@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Callable
 
-from bpf.dataplane import DataPlane, PlaneError
-from ctl.config.changes import Committed, MakeConfig
+from bpf.dataplane import PlaneError
+from ctl.config.changes import Committed
 from ctl.config.model import Config, Protocol
-from ctl.config.record_codec import Encoder, Record
 from ctl.dataplane.flow_selection import FlowSelection
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.errors import XlbError
@@ -23,10 +20,9 @@ from ctl.health.check_machine import Transition
 from ctl.health.probes.runner import CheckRunner
 from ctl.network.neighbours import NextHopKeeper
 from ctl.network.vip_addresses import VipAddresses
-from ctl.node.transaction import Recorder, Transaction
+from ctl.node.transaction import Transaction
 from ctl.runtime import memory
 from ctl.runtime.supervisor import Supervisor
-from ctl.state.store import Store
 
 REPLAN_RETRY_S = 5.0
 MANY_BACKENDS = 1000
@@ -36,16 +32,14 @@ log = logging.getLogger(__name__)
 
 
 class RunningConfiguration:
-    """Implements `ctl.cluster.config_replication.Host`. Create on a running loop; `load` and `begin` once, then `run` as a
-    task.
+    """Create on a running loop; `begin` once, then `run` as a task.
 
     changed: called after every change.
     """
 
     def __init__(
         self,
-        store: Store,
-        plane: DataPlane,
+        transaction: Transaction,
         addresses: VipAddresses,
         checks: CheckRunner,
         next_hops: NextHopKeeper,
@@ -53,79 +47,24 @@ class RunningConfiguration:
         supervisor: Supervisor,
         changed: Callable[[], None],
     ) -> None:
-        self._store, self._plane, self._addresses = store, plane, addresses
+        self._transaction, self._addresses = transaction, addresses
         self._checks, self._next_hops, self._sweeper = checks, next_hops, sweeper
         self._supervisor, self._changed = supervisor, changed
-        self._transaction = self._transaction_of(Config())
         self._replan_wanted = asyncio.Event()
-
-    @property
-    def config(self) -> Config:
-        return self._transaction.config
-
-    @property
-    def waiting_changes(self) -> int:
-        return self._transaction.waiting
 
     @property
     def _down(self) -> frozenset[int]:
         return self._checks.checks.down
 
-    async def load(self) -> None:
-        """Take up what is on disk, where a new node's gets its hash seed. Raises XlbError."""
-        config = await asyncio.to_thread(self._load)
-        self._transaction = self._transaction_of(config)
-        self._plane.set_hash_seed(config.hash_seed)
-
     async def begin(self) -> None:
-        """Make the kernel's tables follow. Raises XlbError when it refuses."""
-        self._checks.configure(self.config)
+        """Make the kernel's maps follow the loaded configuration. Raises XlbError when it refuses."""
+        self._checks.configure(self._transaction.config)
         await self._transaction.replan()
-
-    def _transaction_of(self, config: Config) -> Transaction:
-        return Transaction(config, self._store, self._plane, self._addresses, lambda: self._down, self._follow)
-
-    def _load(self) -> Config:
-        report = self._store.load()
-        if report.message:
-            log.warning("%s", report.message)
-        if report.config.hash_seed:
-            return report.config
-        config = replace(report.config, hash_seed=1 + secrets.randbelow(2**32 - 1))
-        self._store.save(Encoder().encode(config))
-        return config
 
     # --- changes ---------------------------------------------------------------------------------------------
 
-    async def commit(self, make: MakeConfig) -> Committed:
-        """Put a change in force, in a pair on both nodes; see `Transaction.commit`."""
-        return await self._transaction.commit(make)
-
-    async def record_with(self, recorder: Recorder, start: Callable[[Record], Awaitable[None]]) -> None:
-        """Make changes the pair's; see `Transaction.record_with`."""
-        await self._transaction.record_with(recorder, start)
-
-    async def record_alone(self, recorder: Recorder) -> None:
-        """Make changes this node's own again; see `Transaction.record_alone`."""
-        await self._transaction.record_alone(recorder)
-
-    async def store(self, record: Record) -> None:
-        """Write the peer's configuration; see `Transaction.store`."""
-        await self._transaction.store(record)
-
-    async def adopt(self, config: Config) -> None:
-        """Run with the peer's configuration, which is on disk. What this kernel refuses is logged and tried again."""
-        old = self.config
-        if config.hash_seed != old.hash_seed:
-            self._plane.set_hash_seed(config.hash_seed)
-        try:
-            await self._transaction.adopt(config)
-        except (XlbError, PlaneError, OSError) as error:
-            log.error("the peer's configuration %d is not in force here, trying again: %s", config.generation, error)
-            self._replan_later()
-        await self._follow(Committed(old, config))
-
-    async def _follow(self, done: Committed) -> None:
+    async def in_force(self, done: Committed) -> None:
+        """Have everything follow a configuration that has come into force."""
         before = self._down
         await self._checks.follow(done.new)
         if self._down != before:
@@ -160,9 +99,10 @@ class RunningConfiguration:
                 await asyncio.to_thread(self._checks.save_down)
             except XlbError as error:
                 log.error("health changes are not in force yet, trying again in %g s: %s", REPLAN_RETRY_S, error)
-                self._replan_later()
+                self.replan_later()
 
-    def _replan_later(self) -> None:
+    def replan_later(self) -> None:
+        """The kernel refused the maps of the configuration in force; try again."""
         asyncio.get_running_loop().call_later(REPLAN_RETRY_S, self._replan_wanted.set)
 
     def _remove_flows(self, selection: FlowSelection) -> None:
@@ -187,12 +127,12 @@ class RunningConfiguration:
 
     def interface_came(self, name: str) -> None:
         """An interface that was not there before may be one of a VIP's."""
-        if any(vip.device == name for vip in self.config.vips.values()):
+        if any(vip.device == name for vip in self._transaction.config.vips.values()):
             self._supervisor.run(self.follow_addresses(), "addresses")
 
     def address_lost(self, _index: int, address: str) -> None:
         """An address was removed from its interface."""
-        if address in self.config.vips and self._addresses.serving:
+        if address in self._transaction.config.vips and self._addresses.serving:
             log.warning("vip %s was removed from its interface by somebody else; putting it back", address)
             self._supervisor.run(self.follow_addresses(), "addresses")
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from bpf.dataplane import DataPlane, PlaneError
@@ -76,23 +78,24 @@ class OneNode:
 
 
 class Transaction:
-    """Holds the configuration in force and what the kernel's maps hold. Create on a running loop.
+    """Holds the configuration in force and what the kernel's maps hold. Create on a running loop, `load` once.
 
     down: ids of backends that failed their check. in_force: called after each configuration that came into force here.
+    refused: called when the kernel refused a configuration that is in force all the same, for `replan` to be tried again.
     """
 
     def __init__(
         self,
-        config: Config,
         store: Store,
         plane: DataPlane,
         addresses: VipAddresses,
         down: Callable[[], frozenset[int]],
         in_force: Callable[[Committed], Awaitable[None]],
+        refused: Callable[[], None],
     ) -> None:
-        self._config = config
+        self._config = Config()
         self._store, self._plane, self._addresses = store, plane, addresses
-        self._down, self._in_force = down, in_force
+        self._down, self._in_force, self._refused = down, in_force, refused
         self._encoder = Encoder()
         self._recorder: Recorder = OneNode()
         self._state = planner.PlannerState()
@@ -109,6 +112,21 @@ class Transaction:
     def waiting(self) -> int:
         """Changes that wait for their turn."""
         return self._waiting
+
+    async def load(self) -> None:
+        """Take up what is on disk, where a new node's gets its hash seed. Raises XlbError."""
+        self._config = await asyncio.to_thread(self._load)
+        self._plane.set_hash_seed(self._config.hash_seed)
+
+    def _load(self) -> Config:
+        report = self._store.load()
+        if report.message:
+            log.warning("%s", report.message)
+        if report.config.hash_seed:
+            return report.config
+        config = replace(report.config, hash_seed=1 + secrets.randbelow(2**32 - 1))
+        self._store.save(self._encoder.encode(config))
+        return config
 
     # --- a change ------------------------------------------------------------------------------------------------
 
@@ -176,15 +194,19 @@ class Transaction:
             await _uninterrupted(lambda: self._store.save(record.body))
 
     async def adopt(self, config: Config) -> None:
-        """Run with a configuration that is on disk.
-
-        Raises XlbError when the kernel refuses some of it; it is the configuration all the same, and `replan` tries again.
-        """
+        """Run with a configuration of the peer that is on disk. What this kernel refuses is logged and tried again."""
         async with self._kernel:
-            self._config = config
-            await _uninterrupted(lambda: self._follow(config))
+            old, self._config = self._config, config
+            try:
+                await _uninterrupted(lambda: self._follow(old, config))
+            except (XlbError, PlaneError, OSError) as error:
+                log.error("the peer's configuration %d is not in force here, trying again: %s", config.generation, error)
+                self._refused()
+        await self._in_force(Committed(old, config))
 
-    def _follow(self, config: Config) -> None:
+    def _follow(self, old: Config, config: Config) -> None:
+        if config.hash_seed != old.hash_seed:
+            self._plane.set_hash_seed(config.hash_seed)
         self._replan(config, self._down())
         self._addresses.follow(config)
 

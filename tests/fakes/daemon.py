@@ -13,7 +13,10 @@ from typing import Any
 
 from bpf.kernel.attach import Attachment
 from ctl.api.client import Client
-from ctl.node.node import CONTROL_SOCKET, Node, Origin
+from ctl.api.commands.status import Origin
+from ctl.config.model import Config
+from ctl.node.composition import CONTROL_SOCKET, compose
+from ctl.node.node import Node
 from ctl.state import node_file
 from ctl.state.node_file import NodeSettings
 from tests.fakes.network import FakeNetwork
@@ -63,6 +66,11 @@ class RunningDaemon:
     node: Node
     loop: asyncio.AbstractEventLoop
 
+    @property
+    def farms(self) -> Config:
+        """The configuration in force."""
+        return self.node.parts.local.transaction.config
+
     def call(self, command: str, **arguments: Any) -> Any:
         """Ask over the real control socket."""
         with Client(self.socket_path) as client:
@@ -105,7 +113,7 @@ def running_daemon(
     started: Future[tuple[Node, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def serve() -> None:
-        node = Node(settings, plane, network, attacher, Origin("built", 1.0))
+        node = compose(settings, plane, network, attacher, Origin("built", 1.0))
         stop = asyncio.Event()
         try:
             await node.start()

@@ -8,13 +8,12 @@ import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, cast
-from unittest.mock import MagicMock
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn
 
 import click
 import pytest
 
-from ctl.api.commands.dispatcher import Dispatcher
 from ctl.cli.base import Session
 from ctl.cli.main import main
 from ctl.config import changes, fields
@@ -175,10 +174,13 @@ def rows_of(document: str, section: str) -> Iterator[list[str]]:
         yield [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
+@cache
 def commands() -> dict[str, frozenset[str] | None]:
     """Every control command with its arguments; None: those of a change, which reads them itself."""
-    queries = Dispatcher(cast(Any, MagicMock()))._questions
-    return dict.fromkeys(changes.CHANGES) | {name: query.arguments for name, query in queries.items()}
+    with TemporaryDirectory() as directory, running_daemon(Path(directory)) as daemon:
+        known = daemon.node.parts.dispatcher.commands
+    assert set(changes.CHANGES) == {name for name, each in known.items() if each.arguments is None}
+    return {name: each.arguments for name, each in known.items()}
 
 
 def test_control_commands_are_documented() -> None:

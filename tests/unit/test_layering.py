@@ -25,7 +25,6 @@ STANDARD_OF_PURE = {
 }
 PURE_ELSEWHERE = {"bpf.constants", "bpf.dataplane", "bpf.columns"}
 """Modules without I/O in packages that have some."""
-PENDING = {"ctl.api.commands", "ctl.cluster", "ctl.cluster.pairing"}  # until the commands receive what they use
 MOST_MODULES = 16
 
 
@@ -73,9 +72,6 @@ def own(source: str) -> Iterator[str]:
 def violations(package: str, source: str) -> list[str]:
     """Packages that a module of `package` imports and must not."""
     order = list(rows())
-    if package in PENDING:
-        order.remove("ctl.node")
-        order.append("ctl.node")
     return sorted({of for of in map(package_of, own(source)) if order.index(of) < order.index(package)})
 
 
@@ -90,7 +86,6 @@ def test_an_import_that_points_up_is_found() -> None:
     assert violations("ctl.node", "from ctl.cluster import driver") == []
 
 
-@pytest.mark.xfail(reason="see PENDING", strict=True)
 def test_no_package_imports_in_a_cycle() -> None:
     graph: dict[str, set[str]] = {}
     for module, path in modules().items():
@@ -102,7 +97,6 @@ def test_no_package_imports_in_a_cycle() -> None:
         pytest.fail(" imports ".join(error.args[1]))
 
 
-@pytest.mark.xfail(reason="see PENDING", strict=True)
 def test_no_module_imports_in_a_cycle() -> None:
     graph = {module: set(own(path.read_text())) - {module} for module, path in modules().items()}
     try:

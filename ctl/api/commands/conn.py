@@ -3,60 +3,66 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from bpf import constants
-from bpf.dataplane import FlowEntry, FlowTuple
+from bpf.dataplane import DataPlane, FlowEntry, FlowTuple
+from ctl.api.commands.dispatcher import Arguments, Dispatcher, ReadConfig
 from ctl.config import changes, validation
 from ctl.config.model import Config, Protocol, format_endpoint
+from ctl.dataplane.explain import explain
 from ctl.dataplane.flow_selection import EVERYTHING, PROTOCOL_NUMBERS, FlowSelection
 from ctl.dataplane.kernel import flow_maps
+from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.errors import Code, InvalidInput, XlbError
-
-if TYPE_CHECKING:
-    from ctl.node.node import Node
+from ctl.health.check_machine import HealthChecks
 
 DEFAULT_LIMIT = 1000
 MAX_LIMIT = 20_000
+SHOW_ARGUMENTS = frozenset({"source", "source_port", "destination", "destination_port", "protocol"})
 TICK_S = (1 << constants.TICK_SHIFT) / 1e9
 
-Arguments = dict[str, Any]
 
-
+@dataclass(frozen=True, slots=True)
 class ConnectionCommands:
-    """Answers about the kernel's flows; the tables are read in the sweeper's thread."""
+    """What they use of the node. The maps are read in the sweeper's thread."""
 
-    SHOW_ARGUMENTS = frozenset({"source", "source_port", "destination", "destination_port", "protocol"})
+    config: ReadConfig
+    plane: DataPlane
+    sweeper: Sweeper
+    health: HealthChecks
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def register(self, dispatcher: Dispatcher) -> None:
+        dispatcher.register("conn.list", self.list, ("farm", "limit"))
+        dispatcher.register("conn.count", self.count, ("farm",))
+        dispatcher.register("conn.show", self.show, SHOW_ARGUMENTS)
+        dispatcher.register("conn.flush", self.flush, ("farm", "backend"))
 
     async def list(self, arguments: Arguments) -> dict[str, Any]:
         """{"connections": […], "total", "limit"}; `total` counts those beyond the limit too."""
         limit = _integer(arguments, "limit", 1, MAX_LIMIT, DEFAULT_LIMIT)
-        selection, config, plane = self._selection(arguments), self._node.config, self._node.plane
+        selection, config, plane = self._selection(arguments), self.config(), self.plane
 
         def collect() -> tuple[list[dict[str, Any]], int]:
             entries, total = flow_maps.collect(plane, selection, limit)
             names, now_tick = Names(config), plane.now_tick()
             return [connection_view(entry, names, now_tick) for entry in entries], total
 
-        connections, total = await self._node.sweeper.ask(collect)
+        connections, total = await self.sweeper.ask(collect)
         return {"connections": connections, "total": total, "limit": limit}
 
     async def count(self, arguments: Arguments) -> dict[str, int]:
         """{"total"}."""
-        return {"total": await self._node.sweeper.count(self._selection(arguments))}
+        return {"total": await self.sweeper.count(self._selection(arguments))}
 
     async def flush(self, arguments: Arguments) -> dict[str, int]:
         """{"removed": entries}; a connection has two."""
-        return {"removed": await self._node.sweeper.flush(self._selection(arguments))}
+        return {"removed": await self.sweeper.flush(self._selection(arguments))}
 
     async def show(self, arguments: Arguments) -> dict[str, Any]:
         """What happens to a packet with this 5-tuple, and why; see `ctl.dataplane.explain`."""
-        from ctl.dataplane.explain import explain
-
-        missing = self.SHOW_ARGUMENTS - {"protocol"} - arguments.keys()
+        missing = SHOW_ARGUMENTS - {"protocol"} - arguments.keys()
         if missing:
             raise InvalidInput("is missing", min(missing), Code.MISSING_ARGUMENT)
         protocol = _protocol(arguments.get("protocol", "tcp"))
@@ -69,15 +75,15 @@ class ConnectionCommands:
         )
         if validation.is_ipv6(arriving.source) != validation.is_ipv6(arriving.destination):
             raise InvalidInput(f"{arriving.source} and {arriving.destination} are of different address families", "destination")
-        entry = await self._node.sweeper.ask(lambda: flow_maps.find(self._node.plane, arriving))
-        names, now_tick = Names(self._node.config), self._node.plane.now_tick()
+        entry = await self.sweeper.ask(lambda: flow_maps.find(self.plane, arriving))
+        names, now_tick = Names(self.config()), self.plane.now_tick()
         found = connection_view(entry, names, now_tick) if entry is not None else None
-        down, seed = self._node.checks.checks.down, self._node.config.hash_seed
-        return await asyncio.to_thread(explain, arriving, found, self._node.config, down, seed)
+        down, seed = self.health.down, self.config().hash_seed
+        return await asyncio.to_thread(explain, arriving, found, self.config(), down, seed)
 
     def _selection(self, arguments: Arguments) -> FlowSelection:
         """Raises InvalidInput or XlbError naming the farm or backend there is not."""
-        config, name, endpoint = self._node.config, arguments.get("farm"), arguments.get("backend")
+        config, name, endpoint = self.config(), arguments.get("farm"), arguments.get("backend")
         if name is None and endpoint is None:
             return EVERYTHING
         if name is not None and not isinstance(name, str):

@@ -6,22 +6,30 @@ counts as failed and says why.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bpf import constants
+from bpf.dataplane import DataPlane
 from bpf.loading import bpffs
+from ctl.api.commands.dispatcher import Dispatcher, ReadConfig
+from ctl.config.model import Config
+from ctl.dataplane.kernel.sweeper import Sweeper
+from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.errors import XlbError
-from ctl.network.vip_addresses import wanted
+from ctl.health.check_machine import HealthChecks
+from ctl.health.probes.source_addresses import OwnSources
+from ctl.network.neighbours import NextHopKeeper
+from ctl.network.network import Network
+from ctl.network.vip_addresses import VipAddresses, wanted
 from ctl.runtime.loop_lag import LoopLag
-
-if TYPE_CHECKING:
-    from ctl.node.node import Node
+from ctl.runtime.startup import Startup
+from ctl.state.node_file import NodeSettings
 
 MIN_KERNEL = (5, 18)  # bpf_xdp_load_bytes; everything else the data plane uses is older
 FULL_SHARE = 0.8
@@ -43,9 +51,36 @@ class Finding:
     remedy: str = ""
 
 
-def examine(node: Node) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class ExaminedNode:
+    """What the checks look at. in_pair: whether the node has a peer."""
+
+    settings: NodeSettings
+    startup: Startup
+    read_config: ReadConfig
+    in_pair: Callable[[], bool]
+    plane: DataPlane
+    network: Network
+    interfaces: DataInterfaces
+    addresses: VipAddresses
+    next_hops: NextHopKeeper
+    sweeper: Sweeper
+    health: HealthChecks
+    sources: OwnSources
+    lag: LoopLag
+
+    @property
+    def config(self) -> Config:
+        return self.read_config()
+
+
+def register(dispatcher: Dispatcher, node: ExaminedNode) -> None:
+    dispatcher.register("doctor", lambda _: asyncio.to_thread(examine, node))
+
+
+def examine(node: ExaminedNode) -> list[dict[str, Any]]:
     """Every check, in the order in which one would look."""
-    checks: tuple[Callable[[Node], Iterator[Finding]], ...] = (
+    checks: tuple[Callable[[ExaminedNode], Iterator[Finding]], ...] = (
         _privileges,
         _kernel,
         _bpffs,
@@ -70,7 +105,7 @@ def examine(node: Node) -> list[dict[str, Any]]:
     return [asdict(each) for each in found]
 
 
-def _privileges(_: Node) -> Iterator[Finding]:
+def _privileges(_: ExaminedNode) -> Iterator[Finding]:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
     held = int(line.split()[1], 16)
     missing = [name for name, bit in (("CAP_NET_ADMIN", CAP_NET_ADMIN), ("CAP_BPF", CAP_BPF)) if not held >> bit & 1]
@@ -78,7 +113,7 @@ def _privileges(_: Node) -> Iterator[Finding]:
     yield Finding("privileges", not missing, message, "run xlbd as root or by its systemd unit" if missing else "")
 
 
-def _kernel(_: Node) -> Iterator[Finding]:
+def _kernel(_: ExaminedNode) -> Iterator[Finding]:
     release = os.uname().release
     numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
     ok = numbers >= MIN_KERNEL
@@ -86,14 +121,14 @@ def _kernel(_: Node) -> Iterator[Finding]:
     yield Finding("kernel", ok, f"Linux {release}", "" if ok else f"use Linux {wanted_version} or newer")
 
 
-def _bpffs(node: Node) -> Iterator[Finding]:
+def _bpffs(node: ExaminedNode) -> Iterator[Finding]:
     directory = node.settings.node.bpf_dir
     ok = bpffs.is_bpffs(directory)
     message = f"pins under {directory}" if ok else f"{directory} is not on a bpffs"
     yield Finding("bpffs", ok, message, "" if ok else "mount -t bpf bpf /sys/fs/bpf")
 
 
-def _compiler(_: Node) -> Iterator[Finding]:
+def _compiler(_: ExaminedNode) -> Iterator[Finding]:
     bcc = importlib.util.find_spec("bcc") is not None or Path("/usr/lib/python3/dist-packages/bcc").is_dir()
     missing = [name for name, there in (("python3-bpfcc", bcc), ("linux-libc-dev", _HEADERS.exists())) if not there]
     message = (
@@ -102,7 +137,7 @@ def _compiler(_: Node) -> Iterator[Finding]:
     yield Finding("compiler", not missing, message, f"apt install {' '.join(missing)}" if missing else "")
 
 
-def _interfaces(node: Node) -> Iterator[Finding]:
+def _interfaces(node: ExaminedNode) -> Iterator[Finding]:
     links = node.network.interfaces()
     for name in node.settings.data.interfaces:
         link, attachment = links.get(name), node.interfaces.attachments.get(name)
@@ -127,7 +162,7 @@ def _interfaces(node: Node) -> Iterator[Finding]:
         yield Finding(f"interface {device}", False, message, f"ethtool -K {device} {' off '.join(features)} off")
 
 
-def _forwarding(node: Node) -> Iterator[Finding]:
+def _forwarding(node: ExaminedNode) -> Iterator[Finding]:
     problems = node.network.forwarding_problems(node.settings.data.interfaces)
     for problem in problems:
         yield Finding("forwarding", False, *_message_and_remedy(problem))
@@ -135,7 +170,7 @@ def _forwarding(node: Node) -> Iterator[Finding]:
         yield Finding("forwarding", True, "the kernel forwards on every data interface")
 
 
-def _addresses(node: Node) -> Iterator[Finding]:
+def _addresses(node: ExaminedNode) -> Iterator[Finding]:
     if not node.addresses.serving:
         yield Finding("vips", True, f"{len(node.config.vips)} ready, none on its interface: this node does not serve")
         return
@@ -147,7 +182,7 @@ def _addresses(node: Node) -> Iterator[Finding]:
         yield Finding("vips", True, f"{len(node.config.vips)} on their interfaces")
 
 
-def _neighbours(node: Node) -> Iterator[Finding]:
+def _neighbours(node: ExaminedNode) -> Iterator[Finding]:
     for address in node.next_hops.unroutable[:_SHOWN]:
         yield Finding(f"backend {address}", False, "there is no route to it", f"ip route get {address}")
     resolved = {(each.index, each.address) for each in node.network.neighbours() if each.resolved}
@@ -161,7 +196,7 @@ def _neighbours(node: Node) -> Iterator[Finding]:
         yield Finding("neighbours", True, f"{len(kept)} next hops of backends are resolved")
 
 
-def _sources(node: Node) -> Iterator[Finding]:
+def _sources(node: ExaminedNode) -> Iterator[Finding]:
     """Whether the node itself can be answered by the backends it checks."""
     checked = {
         backend.address for farm in node.config.farms.values() if farm.health.kind != "none" for backend in farm.backends
@@ -180,7 +215,7 @@ def _message_and_remedy(sentence: str) -> tuple[str, str]:
     return message, remedy
 
 
-def _listeners(node: Node) -> Iterator[Finding]:
+def _listeners(node: ExaminedNode) -> Iterator[Finding]:
     """Sockets of this node that a VIP's guard hides: people wonder why they get no answer."""
     ports = _listening_ports()
     for vip in node.config.vips.values():
@@ -197,7 +232,7 @@ def _listeners(node: Node) -> Iterator[Finding]:
             )
 
 
-def _is_own_address(node: Node, address: str) -> bool:
+def _is_own_address(node: ExaminedNode, address: str) -> bool:
     return address not in {each.address for each in node.addresses.ours}
 
 
@@ -217,12 +252,12 @@ def _listening_ports() -> set[int]:
     return ports
 
 
-def _health(node: Node) -> Iterator[Finding]:
-    down = node.checks.checks.down
+def _health(node: ExaminedNode) -> Iterator[Finding]:
+    down = node.health.down
     for farm in node.config.farms.values():
         failing = [backend for backend in farm.backends if backend.id in down]
         if failing:
-            first = node.checks.checks.status(failing[0].id)
+            first = node.health.status(failing[0].id)
             message = f"{len(failing)} of {len(farm.backends)} backends are down"
             message += f": {failing[0].endpoint}: {first.last_error}" if first and first.last_error else ""
             yield Finding(f"farm {farm.name}", False, message, f"xlbctl farm show {farm.name}")
@@ -232,7 +267,7 @@ def _health(node: Node) -> Iterator[Finding]:
         yield Finding("health", True, "no backend that is checked is down")
 
 
-def _tables(node: Node) -> Iterator[Finding]:
+def _tables(node: ExaminedNode) -> Iterator[Finding]:
     most = 2 * node.settings.data.max_flows
     entries = node.sweeper.result.entries
     for family in ("v4", "v6"):
@@ -242,11 +277,11 @@ def _tables(node: Node) -> Iterator[Finding]:
         yield Finding(f"flow table {family}", ok, f"{used} of {most} entries ({used / most:.0%})", remedy)
 
 
-def _drops(node: Node) -> Iterator[Finding]:
+def _drops(node: ExaminedNode) -> Iterator[Finding]:
     counters = node.plane.counters()
     reasons = {counter.name: counter.reason for counter in constants.COUNTERS}
     # In a pair the fence drops what it is there to drop, and the journal says when the lease ran out.
-    notable = [name for name in NOTABLE_DROPS if name != "drop_fenced" or node.member is None]
+    notable = [name for name in NOTABLE_DROPS if name != "drop_fenced" or not node.in_pair()]
     for name in notable:
         packets = counters.get(name, (0, 0))[0]
         if packets:
@@ -260,10 +295,8 @@ def _drops(node: Node) -> Iterator[Finding]:
         yield Finding("drops", True, "none that point to a problem")
 
 
-def _loop(node: Node) -> Iterator[Finding]:
-    lag: LoopLag = node.lag
-    worst_ms = lag.view()["worst_minute"]
+def _loop(node: ExaminedNode) -> Iterator[Finding]:
+    worst_ms = node.lag.view()["worst_minute"]
     ok = worst_ms < SLOW_LOOP_MS
-    uptime_s = time.monotonic() - node.started_s
-    message = f"woke at most {worst_ms:.1f} ms late in the last minute; up for {uptime_s:.0f} s"
+    message = f"woke at most {worst_ms:.1f} ms late in the last minute; up for {node.startup.uptime_s:.0f} s"
     yield Finding("event loop", ok, message, "" if ok else "the machine is short of CPU: give xlbd a higher priority")

@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from bpf.dataplane import Array
+from bpf.dataplane import Array, DataPlane
 from ctl.api.commands.views import Readings, Traffic
+from ctl.dataplane.kernel.sweeper import Sweeper
+from ctl.health.check_machine import HealthChecks
 from ctl.health.probes.runner import now_ms
-
-if TYPE_CHECKING:
-    from ctl.node.node import Node
 
 FRESH_S = 0.05
 
@@ -31,8 +29,8 @@ class _Counted:
 class Gauges:
     """The measured side of one node."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, plane: DataPlane, sweeper: Sweeper, health: HealthChecks) -> None:
+        self._plane, self._sweeper, self._health = plane, sweeper, health
         self._last: _Counted | None = None
         self._lock = asyncio.Lock()
 
@@ -46,13 +44,12 @@ class Gauges:
             now_ms=now_ms(),
             farm_traffic=lambda number: _traffic(counted.farms, number),
             backend_traffic=lambda number: _traffic(counted.backends, number),
-            backend_connections=self._node.sweeper.result.connections,
-            health=self._node.checks.checks.status,
+            backend_connections=self._sweeper.result.connections,
+            health=self._health.status,
         )
 
     def _read(self) -> _Counted:
-        plane = self._node.plane
-        return _Counted(time.monotonic(), plane.farm_traffic(), plane.backend_traffic())
+        return _Counted(time.monotonic(), self._plane.farm_traffic(), self._plane.backend_traffic())
 
 
 def _traffic(table: Array, number: int) -> Traffic:

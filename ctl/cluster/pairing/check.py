@@ -11,13 +11,18 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ctl.cluster.gateway_probe import GatewayProbe
+from ctl.cluster.membership import Membership
+from ctl.cluster.pairing import network_probes
 from ctl.cluster.pairing.facts import facts_of
+from ctl.cluster.peer_questions import PeerQuestions
+from ctl.config.model import Config
+from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.errors import Code, XlbError
-
-if TYPE_CHECKING:
-    from ctl.node.node import Node
+from ctl.network.network import Network
+from ctl.state.node_file import NodeSettings
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 MAX_OFFSET_MS = 1000.0
@@ -189,18 +194,27 @@ def judge_duplicates(vips: int, found: Mapping[str, str] | str) -> Iterator[Find
 # --- collecting ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
 class ClusterCheck:
-    """Runs the checks of one node, and answers the peer's questions."""
+    """Runs the checks of one node, and answers the peer's questions. The fields are what it looks at."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    settings: NodeSettings
+    config: Callable[[], Config]
+    network: Network
+    interfaces: DataInterfaces
+    membership: Membership
 
-    async def run(self) -> list[dict[str, Any]]:
+    def answer(self, questions: PeerQuestions) -> None:
+        """Register what the peer may ask."""
+        questions.register("cluster.facts", self.facts)
+        questions.register("cluster.probe", self.probe)
+
+    async def run(self, _: dict[str, Any]) -> list[dict[str, Any]]:
         """Every finding, in the order in which one would look."""
-        pair = self._node.pair_config
+        pair = self.membership.configuration
         own = await self.facts({})
         if pair is None:
-            found = [*examine(own), *judge_duplicates(len(self._node.config.vips), await self._duplicates())]
+            found = [*examine(own), *judge_duplicates(len(self.config().vips), await self._duplicates())]
             return [asdict(each) for each in found]
         peer = pair.settings.peer.name
         try:
@@ -212,16 +226,16 @@ class ClusterCheck:
         found = [Finding("peer", OK, f"{peer} answers on the cluster link"), *compare(own, facts)]
         found.append(judge_offset(peer, await self._offset()))  # by itself: the others would delay its answers
         ping, vrrp, duplicates = await asyncio.gather(self._ping(own), self._vrrp(), self._duplicates_where_served())
-        found += [ping, *vrrp, *judge_duplicates(len(self._node.config.vips), duplicates)]
+        found += [ping, *vrrp, *judge_duplicates(len(self.config().vips), duplicates)]
         return [asdict(each) for each in found]
 
     # --- what the peer may ask ---------------------------------------------------------------------------------
 
     async def facts(self, _: dict[str, Any]) -> dict[str, Any]:
         """This node's facts."""
-        pair = self._node.pair_config
+        pair = self.membership.configuration
         address = pair.settings.own.cluster_address if pair is not None else ""
-        return await asyncio.to_thread(facts_of, self._node, address)
+        return await asyncio.to_thread(facts_of, self.settings, self.network, self.interfaces, address)
 
     async def probe(self, arguments: dict[str, Any]) -> Any:
         """`what`: clock (the wall clock in ns), hear or send (VRRP adverts of `router_id`), duplicates."""
@@ -238,7 +252,7 @@ class ClusterCheck:
 
     async def _offset(self) -> float | None:
         """Of the sample with the shortest round trip, as NTP does (RFC 5905, section 8)."""
-        pair, samples = self._node.pair_config, list[tuple[int, float]]()
+        pair, samples = self.membership.configuration, list[tuple[int, float]]()
         assert pair is not None
         for _ in range(CLOCK_SAMPLES):
             began_ns, own_ns = time.monotonic_ns(), time.time_ns()
@@ -251,9 +265,7 @@ class ClusterCheck:
         return min(samples)[1] if samples else None
 
     async def _ping(self, own: Facts) -> Finding:
-        from ctl.cluster.gateway_probe import GatewayProbe
-
-        pair = self._node.pair_config
+        pair = self.membership.configuration
         assert pair is not None
         peer, device = pair.settings.peer, str(own["cluster_device"])
         answered = asyncio.Event()
@@ -271,10 +283,10 @@ class ClusterCheck:
         return judge_ping(peer.name, device, True)
 
     async def _vrrp(self) -> list[Finding]:
-        pair = self._node.pair_config
+        pair = self.membership.configuration
         assert pair is not None
         own, peer = pair.settings.own.name, pair.settings.peer.name
-        used = self._node.settings.cluster.vrrp_id
+        used = self.settings.cluster.vrrp_id
         router_id = secrets.choice([number for number in range(200, 255) if number != used])
 
         def ask(what: str) -> Any:
@@ -285,28 +297,24 @@ class ClusterCheck:
         return [*judge_vrrp(own, peer, there), *judge_vrrp(peer, own, here)]
 
     def _vrrp_ends(self) -> tuple[str, str, str]:
-        pair = self._node.pair_config
+        pair = self.membership.configuration
         if pair is None:
             raise XlbError("this node is single", Code.NOT_IN_PAIR)
         own, peer = pair.settings.own, pair.settings.peer
         if not own.data_address or not peer.data_address or (":" in own.data_address) != (":" in peer.data_address):
             raise XlbError("the nodes have no data addresses of one family")
-        return own.data_address, peer.data_address, self._node.settings.data.interfaces[0]
+        return own.data_address, peer.data_address, self.settings.data.interfaces[0]
 
     async def _hear(self, router_id: int) -> dict[str, bool]:
-        from ctl.cluster.pairing import network_probes
-
         heard: dict[str, bool] = await _blocking(network_probes.hear_adverts, *self._vrrp_ends(), router_id, PROBE_S)
         return heard
 
     async def _send(self, router_id: int) -> None:
-        from ctl.cluster.pairing import network_probes
-
         await _blocking(network_probes.send_adverts, *self._vrrp_ends(), router_id, PROBE_S)
 
     async def _duplicates_where_served(self) -> Mapping[str, str] | str:
         """Only the serving node can tell: to the other one, the serving node's own answers look like a stranger's."""
-        pair = self._node.pair_config
+        pair = self.membership.configuration
         assert pair is not None
         if pair.serving:
             return await self._duplicates()
@@ -314,11 +322,9 @@ class ClusterCheck:
         return found
 
     async def _duplicates(self) -> Mapping[str, str] | str:
-        from ctl.cluster.pairing import network_probes
-
-        links = await asyncio.to_thread(self._node.network.interfaces)
+        links = await asyncio.to_thread(self.network.interfaces)
         by_device: dict[str, list[str]] = {}
-        for vip in self._node.config.vips.values():
+        for vip in self.config().vips.values():
             by_device.setdefault(vip.device, []).append(vip.address)
         found: dict[str, str] = {}
         for device, addresses in sorted(by_device.items()):

@@ -12,11 +12,11 @@ import secrets
 import time
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bpf.constants import ABI_VERSION
+from ctl.cluster.membership import Membership
 from ctl.cluster.pair_configuration import PairConfiguration, config_for_pair, set_aside
-from ctl.cluster.pairing.check import ClusterCheck
 from ctl.cluster.pairing.exchange import (
     PROTOCOL_VERSION,
     SECRET_BYTES,
@@ -29,18 +29,19 @@ from ctl.cluster.pairing.exchange import (
     check_own_address,
 )
 from ctl.cluster.pairing.sockets import Door, Knock
+from ctl.cluster.parts import Changes
+from ctl.cluster.peer_questions import PeerQuestions
 from ctl.config.fields import Fields
 from ctl.config.model import Config
 from ctl.config.record_codec import FORMAT_VERSION
 from ctl.errors import Code, InvalidInput, XlbError, code_of, storage_code
+from ctl.network.network import Network
 from ctl.network.vip_addresses import wanted
 from ctl.state.cluster_file import PAIRING_PORT, ClusterFile, ClusterSettings, Member
 from ctl.state.epoch_file import EpochFile
+from ctl.state.node_file import NodeSettings
 from ctl.version import package_version
 from sync.transport import Keys
-
-if TYPE_CHECKING:
-    from ctl.node.node import Node
 
 LEAVE_TIMEOUT_S = 10.0
 ANSWER_LEAVES_S = 0.2
@@ -48,20 +49,18 @@ ANSWER_LEAVES_S = 0.2
 log = logging.getLogger(__name__)
 
 
-class ClusterCommands:
+class Pairing:
     """Pairing of one node. One step at a time: they exclude each other."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, settings: NodeSettings, network: Network, changes: Changes, membership: Membership) -> None:
+        self._settings, self._network, self._changes, self._membership = settings, network, changes, membership
         self._door: Door | None = None
         self._task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
-        self._check = ClusterCheck(node)
-        self.questions = {
-            "cluster.leave": self._peer_leaves,
-            "cluster.facts": self._check.facts,
-            "cluster.probe": self._check.probe,
-        }
+
+    def answer(self, questions: PeerQuestions) -> None:
+        """Register what the peer may ask."""
+        questions.register("cluster.leave", self._peer_leaves)
 
     # --- create --------------------------------------------------------------------------------------------------
 
@@ -69,7 +68,7 @@ class ClusterCommands:
         """local, peer: the addresses on the cluster network. Opens the door and returns the token for it."""
         fields = Fields(arguments, "", ("local", "peer"))
         async with self._lock:
-            self._require_single()
+            self._membership.require_single()
             local = await self._own_address(fields.text("local"))
             peer = check_own_address(fields.text("peer"), "--peer")
             if peer == local:
@@ -100,14 +99,14 @@ class ClusterCommands:
     async def _found(self, settings: ClusterSettings) -> None:
         """The other node has stored the pair: this one follows and serves on as its active node."""
         async with self._lock:
-            self._require_single()
+            self._membership.require_single()
             await self._enter(settings)
 
     async def _enter(self, settings: ClusterSettings) -> None:
         await asyncio.to_thread(self._store, settings)
         try:
-            await self._node.configuration.commit(lambda config: config_for_pair(config, settings))
-            await self._node.enter_pair(settings)
+            await self._changes.commit(lambda config: config_for_pair(config, settings))
+            await self._membership.enter(settings)
         except (XlbError, OSError) as error:
             await asyncio.to_thread(self._file.remove)
             raise XlbError(
@@ -121,7 +120,7 @@ class ClusterCommands:
         fields = Fields(arguments, "", ("local", "token"))
         token = Token.parse(fields.text("token"))
         async with self._lock:
-            self._require_single()
+            self._membership.require_single()
             local = await self._own_address(fields.text("local"))
             if token.address == local:
                 raise InvalidInput(f"{local} is the address of the node that made the token; give this node's own", "--local")
@@ -132,7 +131,7 @@ class ClusterCommands:
             return await self._apply(token, keys, local, application)
 
     async def _apply(self, token: Token, keys: Keys, local: str, application: Application) -> dict[str, Any]:
-        own_config = self._node.config
+        own_config = self._changes.config
         async with Knock(token, keys, local) as knock:
             settings, stored = application.accepted(await knock.ask(application.join), int(time.time()))
             await asyncio.to_thread(self._store, settings)
@@ -147,8 +146,8 @@ class ClusterCommands:
                 ) from None
         kept = await asyncio.to_thread(set_aside, own_config, self._state_dir, "before-join")
         try:
-            await self._node.configuration.commit(lambda config: config_for_pair(config, settings))
-            await self._node.enter_pair(settings)
+            await self._changes.commit(lambda config: config_for_pair(config, settings))
+            await self._membership.enter(settings)
         except (XlbError, OSError) as error:
             raise XlbError(
                 f"the pair exists, but this node cannot take part yet: {error}; put that right, then restart xlbd",
@@ -158,16 +157,16 @@ class ClusterCommands:
 
     async def preview(self, _: dict[str, Any]) -> Any:
         """What joining would remove from this node."""
-        self._require_single()
-        return {"node": self._node.settings.node.name, "version": package_version(), **contents(self._node.config)}
+        self._membership.require_single()
+        return {"node": self._settings.node.name, "version": package_version(), **contents(self._changes.config)}
 
     # --- destroy -------------------------------------------------------------------------------------------------
 
     async def destroy(self, _: dict[str, Any]) -> Any:
         """End the pair on both nodes: the one that serves goes on as a single node, the other keeps a copy of its farms."""
         async with self._lock:
-            pair = self._require_pair()
-            peer, serves, before = pair.settings.peer.name, pair.serving, self._node.config
+            pair = self._membership.required_configuration()
+            peer, serves, before = pair.settings.peer.name, pair.serving, self._changes.config
             # Whoever does not go on with the VIPs gives them up first, and for good: it may take over until it has.
             kept = None if serves else await self._give_up(pair)
             warning = await self._tell_peer(pair, serves)
@@ -179,7 +178,7 @@ class ClusterCommands:
         """The peer ends the pair. `serves`: it goes on serving, so this node does not."""
         serves = arguments.get("serves") is True
         async with self._lock:
-            pair = self._require_pair()
+            pair = self._membership.required_configuration()
             own, peer = pair.settings.own.name, pair.settings.peer.name
             if serves and pair.serving:
                 raise XlbError(
@@ -208,9 +207,9 @@ class ClusterCommands:
     async def _give_up(self, pair: PairConfiguration) -> str | None:
         """Keep a copy of the farms and have none. Returns where the copy is."""
         await pair.stop_replicating()
-        config = self._node.config
+        config = self._changes.config
         kept = await asyncio.to_thread(set_aside, config, self._state_dir, "before-leave")
-        await self._node.configuration.commit(lambda old: Config(hash_seed=old.hash_seed, generation=old.generation + 1))
+        await self._changes.commit(lambda old: Config(hash_seed=old.hash_seed, generation=old.generation + 1))
         await asyncio.to_thread(self._file.remove)
         return str(kept) if kept else None
 
@@ -218,12 +217,12 @@ class ClusterCommands:
         """Leaving closes the way by which the answer goes."""
         await asyncio.sleep(ANSWER_LEAVES_S)
         async with self._lock:
-            if self._node.pair_config is not None:
+            if self._membership.member is not None:
                 await self._leave()
 
     async def _leave(self) -> None:
         await asyncio.to_thread(self._file.remove)
-        await self._node.leave_pair()
+        await self._membership.leave()
 
     async def close(self) -> None:
         """The daemon stops."""
@@ -231,15 +230,11 @@ class ClusterCommands:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._shut_door()
 
-    async def check(self, _: dict[str, Any]) -> Any:
-        """See `ctl.cluster.pairing.check`."""
-        return await self._check.run()
-
     # --- what the steps share ------------------------------------------------------------------------------------
 
     @property
     def _state_dir(self) -> Path:
-        return self._node.settings.node.state_dir
+        return self._settings.node.state_dir
 
     @property
     def _file(self) -> ClusterFile:
@@ -256,16 +251,6 @@ class ClusterCommands:
             ) from error
         self._file.save(settings)
 
-    def _require_single(self) -> None:
-        if self._node.pair_config is not None:
-            peer = self._node.pair_config.settings.peer.name
-            raise XlbError(f"this node is in a pair with {peer} already; xlbctl cluster destroy ends it", Code.PAIR_EXISTS)
-
-    def _require_pair(self) -> PairConfiguration:
-        if self._node.pair_config is None:
-            raise XlbError("this node is single; xlbctl cluster create makes a pair", Code.NOT_IN_PAIR)
-        return self._node.pair_config
-
     async def _shut_door(self) -> None:
         door, self._door = self._door, None
         if door is not None:
@@ -274,8 +259,8 @@ class ClusterCommands:
     async def _own_address(self, text: str) -> str:
         """Raises InvalidInput naming the addresses there are, when this node does not have the one given."""
         address = check_own_address(text, "--local")
-        present = await asyncio.to_thread(self._node.network.addresses)
-        if any(each.address == address for each in wanted(self._node.config)):
+        present = await asyncio.to_thread(self._network.addresses)
+        if any(each.address == address for each in wanted(self._changes.config)):
             raise InvalidInput(f"{address} is a virtual address; give one that stays on this node", "--local")
         if not any(each.address == address for each in present):
             names = ", ".join(sorted(each.address for each in present if each.device != "lo")) or "none"
@@ -283,7 +268,7 @@ class ClusterCommands:
         return address
 
     async def _candidate(self, local: str, keys: Keys) -> Candidate:
-        settings = self._node.settings
+        settings = self._settings
         section = settings.cluster
         data_address = await asyncio.to_thread(self._data_address)
         member = Member(settings.node.name, local, data_address, section.priority, keys.public)
@@ -294,9 +279,9 @@ class ClusterCommands:
 
     def _data_address(self) -> str:
         """What VRRP is sent from: the first lasting address of the first data interface, IPv4 if there is one. Blocks."""
-        device = self._node.settings.data.interfaces[0]
-        vips = {each.address for each in wanted(self._node.config)}
-        found = [each.address for each in self._node.network.addresses() if each.device == device and each.address not in vips]
+        device = self._settings.data.interfaces[0]
+        vips = {each.address for each in wanted(self._changes.config)}
+        found = [each.address for each in self._network.addresses() if each.device == device and each.address not in vips]
         usable = [address for address in map(ip_address, found) if not address.is_link_local]
         usable.sort(key=lambda address: (address.version, int(address)))
         return str(usable[0]) if usable else ""

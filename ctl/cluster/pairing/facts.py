@@ -9,23 +9,24 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bpf.constants import ABI_VERSION
+from bpf.kernel.attach import Attachment
 from ctl.config.record_codec import FORMAT_VERSION
+from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
+from ctl.network.network import Interface, Network
 from ctl.runtime.clock_check import clock_is_synchronised
+from ctl.state.node_file import NodeSettings
 from ctl.version import package_version
-
-if TYPE_CHECKING:
-    from ctl.node.node import Node
 
 RESOLVE_S = 3.0
 
 
-def facts_of(node: Node, cluster_address: str) -> dict[str, Any]:
+def facts_of(settings: NodeSettings, network: Network, interfaces: DataInterfaces, cluster_address: str) -> dict[str, Any]:
     """The node's side of every comparison. cluster_address: its own; empty on a single node."""
-    settings, cluster = node.settings, node.settings.cluster
-    links, addresses = node.network.interfaces(), node.network.addresses()
+    cluster, attachments = settings.cluster, interfaces.attachments
+    links, addresses = network.interfaces(), network.addresses()
     cluster_device = next((each.device for each in addresses if each.address == cluster_address), "") if cluster_address else ""
     return {
         "node": settings.node.name,
@@ -38,7 +39,7 @@ def facts_of(node: Node, cluster_address: str) -> dict[str, Any]:
         "times": {"heartbeat_ms": cluster.heartbeat_ms, "lease_ms": cluster.lease_ms, "takeover_ms": cluster.takeover_ms},
         "cluster_device": cluster_device,
         "cluster_mtu": links[cluster_device].mtu if cluster_device in links else 0,
-        "data": [_interface(node, name, links) for name in settings.data.interfaces],
+        "data": [_interface(name, links.get(name), attachments.get(name)) for name in settings.data.interfaces],
     }
 
 
@@ -72,8 +73,7 @@ def resolve_error(name: str, seconds: float = RESOLVE_S) -> str:
     return outcome[0]
 
 
-def _interface(node: Node, name: str, links: Any) -> dict[str, Any]:
-    link, attachment = links.get(name), node.interfaces.attachments.get(name)
+def _interface(name: str, link: Interface | None, attachment: Attachment | None) -> dict[str, Any]:
     return {
         "name": name,
         "mtu": link.mtu if link else 0,

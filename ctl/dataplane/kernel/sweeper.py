@@ -66,8 +66,16 @@ class Sweeper:
         self.result = SweepResult()
         self.sweeps = 0
         self.expired = 0
-        self.follower: Follower | None = None
+        self._follower: Follower | None = None
         self._told_s = 0.0
+
+    def follow_with(self, follower: Follower) -> None:
+        """Inform a follower from here on."""
+        self._follower = follower
+
+    def unfollow(self) -> None:
+        """Inform no follower any more."""
+        self._follower = None
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -98,14 +106,14 @@ class Sweeper:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _remove(self, selection: FlowSelection) -> int:
-        follower = self.follower
+        follower = self._follower
         return (
             flow_maps.remove(self._plane, selection, follower.removed) if follower else flow_maps.remove(self._plane, selection)
         )
 
     def _sweep(self) -> SweepResult:
         started = time.monotonic()
-        follower = self.follower if started - self._told_s >= TELL_S else None
+        follower = self._follower if started - self._told_s >= TELL_S else None
         if follower:
             self._told_s = started
         timeouts = expiry.timeout_ticks(self._config())

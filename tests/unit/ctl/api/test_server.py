@@ -158,7 +158,7 @@ def test_only_owner_and_group_may_use_the_socket(daemon: RunningDaemon) -> None:
 
 
 def test_malformed_messages_are_answered_and_counted(daemon: RunningDaemon, dealer: zmq.Socket[bytes]) -> None:
-    before = daemon.node.api.counts.malformed
+    before = daemon.node.parts.api.counts.malformed
     dealer.send(b"\xc1 this is not msgpack")
     answer = receive(dealer)
     assert (answer["ok"], answer["id"], answer["error"]["kind"]) == (False, None, "invalid")
@@ -166,7 +166,7 @@ def test_malformed_messages_are_answered_and_counted(daemon: RunningDaemon, deal
     dealer.send_multipart([b"one", b"two", b"three", b"four"])
     dealer.send_multipart([b"no delimiter", msgpack.packb(GOOD)])
     assert ask(dealer)["ok"], "the daemon lives on"
-    assert daemon.node.api.counts.malformed == before + 3
+    assert daemon.node.parts.api.counts.malformed == before + 3
 
 
 def test_req_sockets_are_understood(daemon: RunningDaemon) -> None:
@@ -177,7 +177,7 @@ def test_req_sockets_are_understood(daemon: RunningDaemon) -> None:
 
 
 def test_a_message_that_is_too_long_is_not_read(daemon: RunningDaemon, dealer: zmq.Socket[bytes]) -> None:
-    before = daemon.node.api.counts.malformed
+    before = daemon.node.parts.api.counts.malformed
     monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     dealer.send(bytes(100_000_000), copy=False)
     assert monitor.poll(DEADLINE_MS), "the daemon closes the connection"
@@ -185,7 +185,7 @@ def test_a_message_that_is_too_long_is_not_read(daemon: RunningDaemon, dealer: z
         other.setsockopt(zmq.LINGER, 0)
         other.connect(f"ipc://{daemon.socket_path}")
         assert ask(other)["ok"], "others are served"
-    assert daemon.node.api.counts.malformed == before, "it was not even read"
+    assert daemon.node.parts.api.counts.malformed == before, "it was not even read"
     dealer.disable_monitor()
 
 

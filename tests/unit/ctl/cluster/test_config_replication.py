@@ -52,12 +52,14 @@ class Host:
 
     def __init__(self, directory: Path) -> None:
         self.disk, self.network = Store(directory), FakeNetwork()
-        config = self.disk.load().config
-        if config.pair != PAIR:
-            config = replace(config, pair=PAIR)
         addresses = VipAddresses(self.network, directory)
-        self.transaction = Transaction(config, self.disk, FakePlane(), addresses, frozenset, self.in_force)
+        self.transaction = Transaction(self.disk, FakePlane(), addresses, frozenset, self.in_force, lambda: None)
         self.adopted: list[Config] = []
+
+    async def start(self) -> None:
+        await self.transaction.load()
+        if self.config.pair != PAIR:
+            await self.transaction.commit(lambda config: replace(config, pair=PAIR))
 
     @property
     def config(self) -> Config:
@@ -83,11 +85,14 @@ class Side:
         self.connected = True
         self.other: Side
 
-    async def start(self) -> None:
+    def make(self) -> None:
         self.host = Host(self.directory)
         self.replica = ConfigReplica(self.host, PAIR, self.peer, self.directory, lambda: self.epoch)
         self.link = PeerLink(self.peer, self.send, self.answer, self.replica.heard)
         self.replica.connect(self.link)
+
+    async def start(self) -> None:
+        await self.host.start()
         await self.host.transaction.record_with(self.replica, self.replica.start)
 
     async def change(self, make: Callable[[Config], Config]) -> Committed:
@@ -118,8 +123,10 @@ def scene(test: Callable[[Side, Side], Any], directory: Path) -> None:
         one, two = Side(directory / "one", "lb2"), Side(directory / "two", "lb1")
         one.other, two.other = two, one
         one.epoch = 2
-        await one.start()
-        await two.start()
+        for side in (one, two):
+            side.make()
+        for side in (one, two):
+            await side.start()
         try:
             await test(one, two)
         finally:
@@ -261,6 +268,7 @@ def test_a_restart_goes_on_where_the_disk_is(tmp_path: Path) -> None:
         await connected(one, two)
         await one.change(add_vip(1))
         await two.stop()
+        two.make()
         await two.start()
         assert two.replica.version == (2, 1)
         assert (await one.change(add_vip(2))).note == ""

@@ -89,7 +89,7 @@ def test_only_the_active_node_carries_the_addresses_and_an_open_lease(pair: tupl
     assert is_open(one) and not is_open(two)
     assert VIP in one.daemon.network.present and VIP not in two.daemon.network.present
     assert not two.daemon.network.announced
-    assert two.daemon.node.config.vips.keys() == {"10.77.0.100"}, "the backup's tables are those of the active node"
+    assert two.daemon.farms.vips.keys() == {"10.77.0.100"}, "the backup's tables are those of the active node"
 
 
 def test_doctor_is_content_with_a_backup_and_with_packets_that_were_fenced(
@@ -134,7 +134,7 @@ def test_a_switchover_to_a_node_that_is_not_there_is_refused(tmp_path: Path) -> 
 
 def test_a_peer_that_dies_is_replaced(pair: tuple[Site, Site]) -> None:
     one, two = pair
-    one.daemon.on_loop(one.daemon.node.member.pair.stop)  # type: ignore[union-attr]  # as kill -9: not a word more
+    one.daemon.on_loop(one.daemon.node.parts.membership.member.pair.stop)  # type: ignore[union-attr]  # as kill -9: not a word more
     wait_until(lambda: two.status["role"] == "active", "takeover")
     assert is_open(two)
     assert "silent on every heartbeat path" in two.status["why"]
@@ -216,7 +216,7 @@ def test_times_raised_on_one_node_are_waited_for_and_told_by_check(tmp_path: Pat
         assert (stored.lease_ns, stored.peer_lease_ns) == (600_000_000, 600_000_000)
         with site(tmp_path / "1", "lb1", first, raised, one.daemon.plane) as again:
             in_step(two, again)
-            timing = two.daemon.node.member.pair.machine.timing  # type: ignore[union-attr]
+            timing = two.daemon.node.parts.membership.member.pair.machine.timing  # type: ignore[union-attr]
             assert timing.takeover_ns > 900_000_000
             findings = {each["name"]: each for each in again.call("cluster.check")}
             assert findings["failover times"]["status"] == "warn"
@@ -238,7 +238,7 @@ def test_the_lease_of_a_single_past_is_closed_before_anything_else(tmp_path: Pat
 
 def test_a_lost_carrier_moves_the_vips_and_its_return_does_not(pair: tuple[Site, Site]) -> None:
     one, two = pair
-    member = one.daemon.node.member
+    member = one.daemon.node.parts.membership.member
     assert member is not None
     one.daemon.on_loop(member.pair.carrier_changed, "eth0", False)
     wait_until(lambda: two.status["role"] == "active", "the other node to serve")
@@ -253,11 +253,11 @@ def test_a_failing_effect_ends_the_daemon(pair: tuple[Site, Site], monkeypatch: 
     def broken(_: Heartbeat) -> None:
         raise RuntimeError("a bug")
 
-    member = one.daemon.node.member
+    member = one.daemon.node.parts.membership.member
     assert member is not None
     monkeypatch.setattr(member.wires, "send_heartbeat", broken)
-    wait_until(lambda: one.daemon.node.supervisor.failed.done(), "the daemon to give up")
-    assert "a bug" in one.daemon.node.supervisor.failed.result()
+    wait_until(lambda: one.daemon.node.failed.done(), "the daemon to give up")
+    assert "a bug" in one.daemon.node.failed.result()
     wait_until(lambda: two.status["role"] == "active", "the other node to serve")
 
 

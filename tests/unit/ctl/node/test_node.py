@@ -62,7 +62,7 @@ def test_a_change_is_on_disk_in_the_tables_and_on_the_interface_when_it_is_answe
     assert daemon.network.announced == [ADDRESS]
     stored = (daemon.config.parent / "state" / "farms.jsonl").read_text()
     assert all(server in stored for server in SERVERS)
-    assert daemon.plane.hash_seed() == daemon.node.config.hash_seed != 0
+    assert daemon.plane.hash_seed() == daemon.farms.hash_seed != 0
 
 
 def test_draining_and_weights_reach_the_tables(daemon: RunningDaemon) -> None:
@@ -78,13 +78,13 @@ def test_draining_and_weights_reach_the_tables(daemon: RunningDaemon) -> None:
 
 @pytest.mark.parametrize("failing", [PutService, PutSlots])
 def test_a_change_the_kernel_refuses_is_taken_back_everywhere(daemon: RunningDaemon, failing: type) -> None:
-    generation = daemon.node.config.generation
+    generation = daemon.farms.generation
     stored = (daemon.config.parent / "state" / "farms.jsonl").read_bytes()
     daemon.plane.fail_next = failing
     with pytest.raises(XlbError, match="nothing was changed"):
         daemon.call("backend.add", farm="web", address="10.77.0.14", port=8080)
     assert serving(daemon.plane) == set(SERVERS)
-    assert daemon.node.config.generation == generation
+    assert daemon.farms.generation == generation
     assert (daemon.config.parent / "state" / "farms.jsonl").read_bytes() == stored
     daemon.call("backend.add", farm="web", address="10.77.0.14", port=8080)
     assert serving(daemon.plane) == {*SERVERS, "10.77.0.14"}, "and the next one works"
@@ -109,9 +109,9 @@ def test_a_disk_that_refuses_leaves_everything_as_it_was(daemon: RunningDaemon) 
 
 
 def test_a_change_that_changes_nothing_writes_nothing(daemon: RunningDaemon) -> None:
-    operations, generation = daemon.plane.operations, daemon.node.config.generation
+    operations, generation = daemon.plane.operations, daemon.farms.generation
     daemon.call("backend.set", farm="web", address=SERVERS[0], port=8080, weight=1)
-    assert (daemon.plane.operations, daemon.node.config.generation) == (operations, generation)
+    assert (daemon.plane.operations, daemon.farms.generation) == (operations, generation)
 
 
 def test_changes_of_many_clients_are_all_made(daemon: RunningDaemon) -> None:
@@ -122,7 +122,7 @@ def test_changes_of_many_clients_are_all_made(daemon: RunningDaemon) -> None:
 
 
 def test_the_queue_of_changes_is_bounded(daemon: RunningDaemon) -> None:
-    transaction = daemon.node.configuration._transaction
+    transaction = daemon.node.parts.local.transaction
     daemon.on_loop(setattr, transaction, "_waiting", MAX_WAITING_CHANGES)
     with refused(Code.BUSY):
         daemon.call("farm.delete", name="web")
@@ -186,12 +186,16 @@ def test_a_restart_finds_everything_and_disturbs_nothing(tmp_path: Path) -> None
     plane, network = FakePlane(), FakeNetwork()
     with running_daemon(tmp_path, plane, network) as daemon:
         add_web(daemon)
-        generation, seed = daemon.node.config.generation, daemon.node.config.hash_seed
+        generation, seed = daemon.farms.generation, daemon.farms.hash_seed
         (key,) = plane.services()
         turns = plane.turn(key)
     plane.closed = False
     with running_daemon(tmp_path, plane, network) as daemon:
-        assert (daemon.node.config.generation, daemon.node.config.hash_seed, plane.hash_seed()) == (generation, seed, seed)
+        assert (
+            daemon.farms.generation,
+            daemon.farms.hash_seed,
+            plane.hash_seed(),
+        ) == (generation, seed, seed)
         assert plane.turn(key) == turns, "clients keep their backends"
         assert len(daemon.call("farm.show", name="web")["backends"]) == 3
         assert network.announced == [ADDRESS], "an address that is there is not announced again"
@@ -282,7 +286,11 @@ def put_connection(
         turned = plane.encode_flow_keys("v4", [leaves])[0]
         value["source"], value["destination"] = turned["destination"], turned["source"]
         value["source_port"], value["destination_port"] = turned["destination_port"], turned["source_port"]
-        value["last_seen"], value["farm"], value["backend"] = plane.tick - age, daemon.node.config.farms["web"].id, backend
+        value["last_seen"], value["farm"], value["backend"] = (
+            plane.tick - age,
+            daemon.farms.farms["web"].id,
+            backend,
+        )
         value["flags"], value["state"] = int(flags), state
         assert plane.update_flows("v4", plane.encode_flow_keys("v4", [arrives]), value) == 1
 
@@ -306,8 +314,8 @@ def test_a_sweep_counts_the_live_and_removes_the_idle(daemon: RunningDaemon) -> 
     put_connection(daemon, 40001, SERVERS[0])
     put_connection(daemon, 40002, SERVERS[1], age=long_ago)
     put_connection(daemon, 40003, SERVERS[2], age=1000, state=int(FlowState.SEEN | FlowState.RST))
-    wait_until(lambda: daemon.node.sweeper.expired == 4, "two connections to expire")
-    wait_until(lambda: sum(daemon.node.sweeper.result.connections.values()) == 1, "the next count")
+    wait_until(lambda: daemon.node.parts.local.sweeper.expired == 4, "two connections to expire")
+    wait_until(lambda: sum(daemon.node.parts.local.sweeper.result.connections.values()) == 1, "the next count")
     backends = {each["address"]: each["connections"] for each in daemon.call("farm.show", name="web")["backends"]}
     assert backends == {SERVERS[0]: 1, SERVERS[1]: 0, SERVERS[2]: 0}
     assert daemon.call("conn.count") == {"total": 1}
@@ -456,7 +464,7 @@ def test_status_and_stats_are_documents(daemon: RunningDaemon) -> None:
         "node": "lb1",
         "role": "single",
         "epoch": 0,
-        "generation": daemon.node.config.generation,
+        "generation": daemon.farms.generation,
         "lease_ms_left": None,
         "peer": None,
         "sync": None,

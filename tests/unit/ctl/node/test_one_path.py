@@ -61,7 +61,7 @@ def test_a_change_of_a_pair_is_encoded_once_and_has_the_same_bytes_everywhere(pa
         pair[asked].call("vip.add", **VIP)
         pair[asked].call("farm.add", **WEB)
     assert [list(config.farms) for config in made] == [[], ["web"]]
-    members = [site.daemon.node.pair_config for site in pair]
+    members = [site.daemon.node.parts.membership.configuration for site in pair]
     documents = [member.replica.document for member in members if member is not None]
     assert stored(pair[0]) == stored(pair[1]) == documents[0].body == documents[1].body
     assert documents[0].version == documents[1].version

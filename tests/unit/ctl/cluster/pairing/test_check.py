@@ -183,7 +183,7 @@ def test_create_join_check_and_destroy_on_the_command_line(tmp_path: Path) -> No
 def test_the_peer_that_does_not_answer_fails_the_check(tmp_path: Path) -> None:
     with two_sites(tmp_path) as (one, two):
         join(one, two)
-        two.daemon.on_loop(two.daemon.node.member.wires.close_soon)  # type: ignore[union-attr]
+        two.daemon.on_loop(two.daemon.node.parts.membership.member.wires.close_soon)  # type: ignore[union-attr]
         wait_until(lambda: not one.status["peer"]["alive"], "the silence")
 
         patch = pytest.MonkeyPatch()

@@ -43,7 +43,7 @@ def pair(nodes: tuple[Site, Site]) -> tuple[Site, Site]:
 def in_step(one: Site, two: Site) -> None:
     wait_until(lambda: one.status["peer"] and one.status["peer"]["alive"] and two.status["peer"]["alive"], "both to be heard")
     wait_until(lambda: one.status["generation"] == two.status["generation"], "the same configuration on both")
-    wait_until(lambda: one.daemon.node.pair_config.replica.peer_version is not None, "the peer's version")  # type: ignore[union-attr]
+    wait_until(lambda: one.daemon.node.parts.membership.configuration.replica.peer_version is not None, "the peer's version")  # type: ignore[union-attr]
 
 
 def farms(of: Site) -> list[str]:
@@ -63,8 +63,8 @@ def test_the_creator_serves_on_and_the_joiner_gets_its_farms(pair: tuple[Site, S
     assert [each.address for each in one.daemon.network.present if each.device == "eth0"] == ["10.0.0.100"]
     assert not [each for each in two.daemon.network.present if each.device == "eth0"]
     stored = Store(two.directory / "state").load().config
-    assert stored.pair == one.daemon.node.config.pair and stored.hash_seed == one.daemon.node.config.hash_seed
-    assert two.daemon.plane.hash_seed() == one.daemon.node.config.hash_seed
+    assert stored.pair == one.daemon.farms.pair and stored.hash_seed == one.daemon.farms.hash_seed
+    assert two.daemon.plane.hash_seed() == one.daemon.farms.hash_seed
 
 
 def test_the_joiners_own_farms_are_removed_and_kept(nodes: tuple[Site, Site]) -> None:
@@ -87,7 +87,7 @@ def test_a_change_is_on_both_disks_when_it_is_answered(pair: tuple[Site, Site]) 
     for each in pair:
         config = Store(each.directory / "state").load().config
         assert [backend.endpoint for backend in config.farms["web"].backends] == ["10.0.0.11:8080"]
-    wait_until(lambda: two.daemon.node.config.farms["web"].backends, "the backup to adopt it")
+    wait_until(lambda: two.daemon.farms.farms["web"].backends, "the backup to adopt it")
 
 
 def test_the_backup_passes_changes_on_and_answers_as_the_active_does(pair: tuple[Site, Site]) -> None:
@@ -112,7 +112,7 @@ def test_an_absent_peer_is_named_in_the_answer(tmp_path: Path) -> None:
     with two_sites(tmp_path) as (one, two):
         join(one, two)
         in_step(one, two)
-        two.daemon.on_loop(two.daemon.node.member.wires.close_soon)  # type: ignore[union-attr]
+        two.daemon.on_loop(two.daemon.node.parts.membership.member.wires.close_soon)  # type: ignore[union-attr]
         wait_until(lambda: not one.status["peer"]["alive"], "the silence to be noticed")
         from ctl.api.client import Client
 
@@ -348,7 +348,7 @@ def test_destroy_on_the_backup(pair: tuple[Site, Site]) -> None:
 
 def test_destroy_without_the_peer_says_what_is_left_to_do(pair: tuple[Site, Site]) -> None:
     one, two = pair
-    two.daemon.on_loop(two.daemon.node.member.wires.close_soon)  # type: ignore[union-attr]
+    two.daemon.on_loop(two.daemon.node.parts.membership.member.wires.close_soon)  # type: ignore[union-attr]
     wait_until(lambda: not one.status["peer"]["alive"], "the silence")
     monkey = pytest.MonkeyPatch()
     monkey.setattr(ctl.cluster.pairing.create_join, "LEAVE_TIMEOUT_S", 0.5)

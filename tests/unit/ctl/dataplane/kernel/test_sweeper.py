@@ -33,7 +33,7 @@ class Heard:
 
 def sweeper(plane: FakePlane) -> tuple[Sweeper, Heard]:
     made, heard = Sweeper(plane, Config), Heard()
-    made.follower = heard
+    made.follow_with(heard)
     return made, heard
 
 

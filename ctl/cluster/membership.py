@@ -1,0 +1,144 @@
+"""Whether this node is single or half of a pair, and the change from one to the other in a running daemon.
+
+Decides the order of its steps, so that a failure leaves the node single. What a pair's member does is decided in
+`ctl.cluster.member`; what `cluster create`, `join` and `destroy` store is decided in `ctl.cluster.pairing`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from bpf.constants import LEASE_FOREVER_NS
+from ctl.cluster.pair_configuration import PairConfiguration
+from ctl.cluster.parts import PairParts
+from ctl.errors import Code, XlbError
+from ctl.state.cluster_file import ClusterSettings
+
+if TYPE_CHECKING:
+    from ctl.cluster.member import PairMember
+
+ROLE_SINGLE = "single"
+SINGLE_EPOCH = 0
+
+
+class Membership:
+    """Create on a running loop. follow_addresses: makes the interfaces carry the VIPs they should.
+
+    report_flows: has the program report flow changes to the peer.
+    """
+
+    def __init__(
+        self, parts: PairParts, follow_addresses: Callable[[], Awaitable[None]], report_flows: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._parts, self._follow_addresses, self._report_flows = parts, follow_addresses, report_flows
+        self._member: PairMember | None = None
+
+    @property
+    def member(self) -> PairMember | None:
+        """This node's half of the pair; None while it is single."""
+        return self._member
+
+    @property
+    def configuration(self) -> PairConfiguration | None:
+        """The pair's configuration on this node; None while it is single."""
+        return self._member.configuration if self._member is not None else None
+
+    @property
+    def role(self) -> str:
+        """single, or the role in the pair."""
+        return ROLE_SINGLE if self._member is None else self._member.role.value
+
+    def required(self) -> PairMember:
+        """Raises XlbError while the node is single."""
+        if self._member is None:
+            raise XlbError("this node is single; make a pair with xlbctl cluster create", Code.NOT_IN_PAIR)
+        return self._member
+
+    def required_configuration(self) -> PairConfiguration:
+        """Raises XlbError while the node is single."""
+        return self.required().configuration
+
+    def require_single(self) -> None:
+        """Raises XlbError in a pair."""
+        if self._member is not None:
+            peer = self._member.cluster.peer.name
+            raise XlbError(f"this node is in a pair with {peer} already; xlbctl cluster destroy ends it", Code.PAIR_EXISTS)
+
+    # --- start and stop ------------------------------------------------------------------------------------------
+
+    def open_lease(self) -> None:
+        """On a single node: from now on it is active, for ever."""
+        self._parts.plane.set_lease(LEASE_FOREVER_NS, SINGLE_EPOCH)
+
+    def fence(self) -> None:
+        """In a pair, before anything is on the interfaces.
+
+        A lease that an earlier incarnation left open for longer than any lease of a pair is closed; a shorter one expires.
+        """
+        plane, lease_ms = self._parts.plane, self._parts.settings.cluster.lease_ms
+        deadline_ns, epoch = plane.lease()
+        if deadline_ns > time.monotonic_ns() + lease_ms * 1_000_000:
+            plane.set_lease(0, epoch)
+        self._parts.addresses.pair(serving=False)  # before anything is added: that would also be announced
+
+    async def begin(self, cluster: ClusterSettings, founding: bool = False) -> None:
+        """Become half of the pair. Raises XlbError, with the addresses as in a pair and no member."""
+        member = self._make_member(cluster)
+        self._parts.addresses.pair(serving=founding)
+        await self._follow_addresses()  # makes ready what a takeover needs
+        await member.begin(founding)
+        self._member = member
+
+    async def shut_down(self) -> None:
+        """Hand over, or close the lease; the control socket still answers."""
+        if self._member is not None:
+            await self._member.shut_down()
+
+    async def end(self) -> None:
+        """Stop every part of the member; the lease and the addresses are left as they are."""
+        if self._member is not None:
+            await self._member.end()
+
+    # --- in a running daemon -------------------------------------------------------------------------------------
+
+    async def enter(self, cluster: ClusterSettings) -> None:
+        """Become half of a pair in the running daemon; cluster.json is the caller's business.
+
+        The creator stays active without a pause: call it before the other node can be active. The joiner begins fenced, and
+        its addresses are removed. Raises XlbError with the node single.
+        """
+        self.require_single()
+        self._make_member(cluster)  # refused before anything is changed
+        await self._report_flows()
+        try:
+            await self.begin(cluster, cluster.creator)
+        except BaseException:
+            await self._become_single()
+            raise
+        self._parts.changed()
+
+    async def leave(self) -> None:
+        """Become single in the running daemon: a lease that never runs out, addresses on the interfaces.
+
+        The peer must have left before, and a node that is not active must have no VIPs for which the peer is.
+        """
+        if self._member is not None:
+            await self._become_single()
+            self._parts.changed()
+
+    async def _become_single(self) -> None:
+        member, self._member = self._member, None
+        if member is not None:
+            member.pair.stop()
+        self.open_lease()
+        if member is not None:
+            await member.end()
+        self._parts.addresses.unpair()
+        await self._follow_addresses()
+
+    def _make_member(self, cluster: ClusterSettings) -> PairMember:
+        from ctl.cluster.member import PairMember  # for cost alone: a single node needs none of it
+
+        return PairMember(self._parts, cluster)

@@ -1,0 +1,50 @@
+"""What half of a pair uses of its node, handed over by the composition root."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ctl.cluster.config_replication import ConfigReplica, Host
+from ctl.cluster.flows.source import ReplicatedPlane
+from ctl.cluster.peer_questions import PeerQuestions
+from ctl.config.changes import Committed, MakeConfig
+from ctl.config.model import Config
+from ctl.config.record_codec import Record
+from ctl.dataplane.kernel.sweeper import Sweeper
+from ctl.network.network import Network
+from ctl.network.vip_addresses import VipAddresses
+from ctl.state.node_file import NodeSettings
+
+
+class Changes(Host, Protocol):
+    """The one path of changes (`ctl.node.transaction.Transaction`)."""
+
+    @property
+    def config(self) -> Config: ...
+
+    async def commit(self, make: MakeConfig) -> Committed: ...
+
+    async def record_with(self, recorder: ConfigReplica, start: Callable[[Record], Awaitable[None]]) -> None: ...
+
+    async def record_alone(self, recorder: ConfigReplica) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PairParts:
+    """run_change: makes a change the peer forwards, as a control command. give_up: ends the daemon for a reason.
+
+    changed: the role may be another one.
+    """
+
+    settings: NodeSettings
+    plane: ReplicatedPlane
+    network: Network
+    addresses: VipAddresses
+    sweeper: Sweeper
+    changes: Changes
+    run_change: Callable[[str, dict[str, Any]], Awaitable[Any]]
+    questions: PeerQuestions
+    give_up: Callable[[str], None]
+    changed: Callable[[], None]

@@ -1,0 +1,196 @@
+"""The composition root: creates the parts of a node and hands each what it uses.
+
+Decides only which part gets which. Nothing runs yet when `compose` returns; `ctl.node.node` starts and stops the parts. Plane,
+network and attacher are arguments, so that tests compose a node on fakes; the daemon gives the kernel's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ctl.api.commands import doctor
+from ctl.api.commands.backend import BackendCommands
+from ctl.api.commands.cluster import ClusterCommands
+from ctl.api.commands.config import ConfigCommands
+from ctl.api.commands.conn import ConnectionCommands
+from ctl.api.commands.dispatcher import Dispatcher
+from ctl.api.commands.farm import FarmCommands
+from ctl.api.commands.gauges import Gauges
+from ctl.api.commands.status import Origin, StatusCommands
+from ctl.api.commands.vip import VipCommands
+from ctl.api.server import ApiServer
+from ctl.cluster.flows.source import ReplicatedPlane
+from ctl.cluster.membership import Membership
+from ctl.cluster.pairing.check import ClusterCheck
+from ctl.cluster.pairing.create_join import Pairing
+from ctl.cluster.parts import PairParts
+from ctl.cluster.peer_questions import PeerQuestions
+from ctl.config.model import Config
+from ctl.dataplane.kernel.sweeper import Sweeper
+from ctl.dataplane.kernel.xdp_interfaces import Attacher, DataInterfaces
+from ctl.health.check_machine import HealthChecks
+from ctl.health.probes.runner import CheckRunner, load_down, own_probe
+from ctl.health.probes.source_addresses import OwnSources
+from ctl.network.neighbours import NextHopKeeper
+from ctl.network.network import Network
+from ctl.network.vip_addresses import VipAddresses
+from ctl.node.node import Node
+from ctl.node.parts import LocalParts, NodeParts
+from ctl.node.running_configuration import RunningConfiguration
+from ctl.node.summary import Summary
+from ctl.node.transaction import Transaction
+from ctl.runtime import memory
+from ctl.runtime.loop_lag import LoopLag
+from ctl.runtime.startup import Startup
+from ctl.runtime.supervisor import Supervisor
+from ctl.runtime.systemd import Notifier
+from ctl.state.node_file import NodeSettings
+from ctl.state.store import Store
+
+CONTROL_SOCKET = "control.sock"
+
+
+def compose(
+    settings: NodeSettings,
+    plane: ReplicatedPlane,
+    network: Network,
+    attacher: Attacher,
+    origin: Origin,
+    notifier: Notifier | None = None,
+) -> Node:
+    """A node on these interfaces to the kernel. Call it on a running loop; `start` the result."""
+    parts = _parts(settings, plane, network, attacher, notifier or Notifier(""))
+    _register_commands(parts, settings, plane, network, origin)
+    return Node(settings, plane, network, parts)
+
+
+def _parts(
+    settings: NodeSettings, plane: ReplicatedPlane, network: Network, attacher: Attacher, notifier: Notifier
+) -> NodeParts:
+    """A part that calls one made after it does so through a function."""
+    supervisor, tidier = Supervisor(), memory.Tidier()
+    local = _local(settings, plane, network, attacher, supervisor, changed=lambda: summary.show())
+    transaction, interfaces = local.transaction, local.interfaces
+    questions = PeerQuestions(settings.node.name)
+    pair = PairParts(
+        settings,
+        plane,
+        network,
+        local.addresses,
+        local.sweeper,
+        transaction,
+        run_change=lambda command, arguments: dispatcher.dispatch(command, arguments, forwarded=True),
+        questions=questions,
+        give_up=supervisor.give_up,
+        changed=lambda: summary.show(),
+    )
+    membership = Membership(pair, local.configuration.follow_addresses, interfaces.report_flows)
+    summary = Summary(
+        settings.node.name,
+        config=lambda: transaction.config,
+        role=lambda: membership.role,
+        attachments=lambda: interfaces.attachments,
+        notifier=notifier,
+    )
+    pairing = Pairing(settings, network, transaction, membership)
+    check = ClusterCheck(settings, lambda: transaction.config, network, interfaces, membership)
+    pairing.answer(questions)
+    check.answer(questions)
+    startup = Startup()
+    dispatcher = Dispatcher(startup, lambda: membership.configuration)
+    return NodeParts(
+        supervisor=supervisor,
+        startup=startup,
+        lag=LoopLag(),
+        tidier=tidier,
+        notifier=notifier,
+        summary=summary,
+        local=local,
+        membership=membership,
+        pairing=pairing,
+        cluster_check=check,
+        dispatcher=dispatcher,
+        api=ApiServer(settings.node.run_dir / CONTROL_SOCKET, dispatcher.dispatch, tidier.soon),
+    )
+
+
+def _local(
+    settings: NodeSettings,
+    plane: ReplicatedPlane,
+    network: Network,
+    attacher: Attacher,
+    supervisor: Supervisor,
+    changed: Callable[[], None],
+) -> LocalParts:
+    run_dir = settings.node.run_dir
+
+    def config() -> Config:
+        return transaction.config
+
+    addresses, sources = VipAddresses(network, run_dir), OwnSources(network, config)
+    checks = CheckRunner(
+        HealthChecks(load_down(run_dir)), run_dir, lambda transition: running.health_changed(transition), own_probe(sources)
+    )
+    transaction = Transaction(
+        Store(settings.node.state_dir),
+        plane,
+        addresses,
+        down=lambda: checks.checks.down,
+        in_force=lambda done: running.in_force(done),
+        refused=lambda: running.replan_later(),
+    )
+    sweeper, next_hops = Sweeper(plane, config), NextHopKeeper(network, config)
+    running = RunningConfiguration(transaction, addresses, checks, next_hops, sweeper, supervisor, changed)
+    interfaces = DataInterfaces(settings.data.interfaces, attacher, network, supervisor, running.follow_addresses)
+    return LocalParts(addresses, sources, checks, sweeper, next_hops, transaction, running, interfaces)
+
+
+def _register_commands(
+    parts: NodeParts, settings: NodeSettings, plane: ReplicatedPlane, network: Network, origin: Origin
+) -> None:
+    """Give each group of control commands what it uses."""
+
+    local, dispatcher = parts.local, parts.dispatcher
+    commit, health = local.transaction.commit, local.checks.checks
+
+    def config() -> Config:
+        return local.transaction.config
+
+    gauges = Gauges(plane, local.sweeper, health)
+    status = StatusCommands(
+        settings,
+        origin,
+        parts.startup,
+        config,
+        lambda: local.transaction.waiting,
+        plane,
+        network,
+        local.interfaces,
+        local.sweeper,
+        parts.membership,
+        parts.lag,
+        parts.api.counts,
+    )
+    examined = doctor.ExaminedNode(
+        settings,
+        parts.startup,
+        config,
+        lambda: parts.membership.member is not None,
+        plane,
+        network,
+        local.interfaces,
+        local.addresses,
+        local.next_hops,
+        local.sweeper,
+        health,
+        local.sources,
+        parts.lag,
+    )
+    VipCommands(config, commit).register(dispatcher)
+    FarmCommands(config, commit, gauges).register(dispatcher)
+    BackendCommands(commit, gauges).register(dispatcher)
+    ConfigCommands(config, commit).register(dispatcher)
+    ConnectionCommands(config, plane, local.sweeper, health).register(dispatcher)
+    status.register(dispatcher)
+    doctor.register(dispatcher, examined)
+    ClusterCommands(parts.membership, parts.pairing, parts.cluster_check, status).register(dispatcher)
