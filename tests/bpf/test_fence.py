@@ -9,8 +9,8 @@ import pytest
 from bpf.constants import LEASE_FOREVER_NS, LEASE_HANDED_OVER_NS, Mode, Protocol
 from ctl.network.kernel.announcements import announcement
 from tests.bpf.bed import V4, V6, Bed, Family
+from tests.bpf.connections import establish
 from tests.bpf.packets import arp, echo_request, from_backend, from_client, icmp_error, network, solicitation, transport
-from tests.bpf.test_flows import establish
 
 SECOND_NS = 1_000_000_000
 

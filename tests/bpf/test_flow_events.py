@@ -14,8 +14,8 @@ from bpf import libbpf
 from bpf.constants import REFRESH_SHIFT, RING_BYTES, EventType, FlowFlag, FlowState, Protocol
 from bpf.dataplane import Array
 from tests.bpf.bed import Bed, Family
+from tests.bpf.connections import establish
 from tests.bpf.packets import from_backend, from_client
-from tests.bpf.test_flows import establish
 
 EVENT_BYTES = {"v4": 72, "v6": 120}
 

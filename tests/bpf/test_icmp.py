@@ -32,8 +32,8 @@ from tests.bpf.bed import (
     Outcome,
     backend_mac,
 )
+from tests.bpf.connections import establish
 from tests.bpf.packets import from_backend, from_client, network, rewritten, transport
-from tests.bpf.test_flows import establish
 from tests.wait import wait_until
 
 PROTOCOLS = pytest.mark.parametrize("protocol", list(Protocol), ids=lambda protocol: protocol.name.lower())

@@ -7,8 +7,8 @@ from typing import Any
 from scapy.layers.l2 import Ether
 
 from tests.bpf.bed import NODE_OUT_MAC, UNRESOLVED, Bed, Family, backend_mac
+from tests.bpf.connections import establish
 from tests.bpf.packets import from_backend, from_client, rewritten
-from tests.bpf.test_flows import establish
 
 NEW_MAC = "02:00:00:00:02:77"
 

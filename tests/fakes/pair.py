@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from ctl.cluster.member import PairMember
 from ctl.network.network import InterfaceAddress
 from tests.fakes.daemon import RunningDaemon, running_daemon
 from tests.fakes.network import FakeNetwork
 from tests.fakes.plane import FakePlane
+from tests.wait import wait_until
 
 _numbers = itertools.count()
 
@@ -47,6 +49,15 @@ class Site:
     def status(self) -> dict[str, Any]:
         answer: dict[str, Any] = self.call("cluster.status")
         return answer
+
+    @property
+    def member(self) -> PairMember:
+        """Its part of the pair. Raises XlbError while it is single."""
+        return self.daemon.node.parts.membership.required()
+
+    def cut_links(self) -> None:
+        """Close its links to the peer: from now on neither hears the other."""
+        self.daemon.on_loop(self.member.wires.close_soon)
 
 
 def network(address: str) -> FakeNetwork:
@@ -95,3 +106,46 @@ def join(one: Site, two: Site) -> Any:
     """Make them a pair, `one` as its creator."""
     token = one.call("cluster.create", local=one.address, peer=two.address)["token"]
     return two.call("cluster.join", local=two.address, token=token)
+
+
+def in_step(active: Site, backup: Site) -> None:
+    """Wait until the nodes have these roles, the same configuration, and the backup could take over with every flow."""
+
+    def is_ready() -> bool:
+        ours, theirs = active.status, backup.status
+        if (ours["role"], theirs["role"]) != ("active", "backup") or ours["generation"] != theirs["generation"]:
+            return False
+        known = active.member.configuration.replica.peer_version is not None
+        return known and bool(ours["peer"]["in_step"] and theirs["peer"]["alive"])
+
+    wait_until(is_ready, f"{active.directory.name} active, {backup.directory.name} its backup in step")
+
+
+def _form(one: Site, two: Site, vip: str) -> None:
+    if vip:
+        one.call("vip.add", address=vip, device="eth0")
+    join(one, two)
+    in_step(one, two)
+
+
+@contextlib.contextmanager
+def paired_sites(tmp_path: Path, cluster: Mapping[int, str] | None = None, vip: str = "") -> Iterator[tuple[Site, Site]]:
+    """A pair in step, the first node active. vip: address/prefix length on eth0; cluster: as for `two_sites`."""
+    with two_sites(tmp_path, cluster=cluster) as (one, two):
+        _form(one, two, vip)
+        yield one, two
+
+
+@contextlib.contextmanager
+def pair_without(tmp_path: Path, stopped: int, cluster: str = "", vip: str = "") -> Iterator[tuple[Site, Site]]:
+    """A pair that was in step, the first node active, and of which one node was stopped then: 0 the first, 1 the second.
+
+    Yields both nodes in order; only the other one runs. cluster: lines of the [cluster] section of both.
+    """
+    first, second = addresses()
+    makers = [lambda: site(tmp_path / "1", "lb1", first, cluster), lambda: site(tmp_path / "2", "lb2", second, cluster)]
+    with makers[1 - stopped]() as running:
+        with makers[stopped]() as leaving:
+            one, two = (leaving, running) if stopped == 0 else (running, leaving)
+            _form(one, two, vip)
+        yield one, two

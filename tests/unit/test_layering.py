@@ -120,3 +120,10 @@ def test_no_package_grows_without_end() -> None:
     for module in (name for name, path in modules().items() if path.name != "__init__.py"):
         sizes[package_of(module)] = sizes.get(package_of(module), 0) + 1
     assert max(sizes.values()) <= MOST_MODULES, sizes
+
+
+def test_no_test_module_is_imported() -> None:
+    """What several tests share belongs into tests/fakes, tests/rig or a module without tests."""
+    paths = (path for folder in ("tests", "bench") for path in (TREE / folder).rglob("*.py"))
+    shared = {str(path.relative_to(TREE)): [name for name in imports(path.read_text()) if ".test_" in name] for path in paths}
+    assert {path: names for path, names in shared.items() if names} == {}

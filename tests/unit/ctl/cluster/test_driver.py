@@ -27,34 +27,22 @@ from ctl.state.epoch_file import EpochFile, Terms
 from sync.failover.timing import Timing
 from sync.failover.types import CloseLease, ExtendLease, FailoverConfig, Heartbeat, Role, SendAdvert, Serve
 from tests.fakes.network import FakeNetwork, FakeReadyAddresses
-from tests.fakes.pair import Site, addresses, join, site, two_sites
+from tests.fakes.pair import Site, addresses, in_step, join, pair_without, paired_sites, site, two_sites
 from tests.fakes.plane import FakePlane
 from tests.refusals import refused
 from tests.wait import wait_until, wait_until_async
 
 VIP = InterfaceAddress("eth0", "10.77.0.100", 24)
 CONFIG = Config(generation=1, vips={VIP.address: Vip(VIP.address, VIP.prefix_length, VIP.device, True)})
+ADDRESS = "10.77.0.100/24"
 FAST = "heartbeat_ms = 60\nlease_ms = 600\ntakeover_ms = 700"  # wide enough for two daemons in one ordinary process
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[Site, Site]]:
     """lb1 serves one VIP, lb2 stands by in step."""
-    with two_sites(tmp_path, cluster={0: FAST, 1: FAST}) as (one, two):
-        one.call("vip.add", address="10.77.0.100/24", device="eth0")
-        join(one, two)
-        in_step(one, two)
-        yield one, two
-
-
-def in_step(active: Site, backup: Site) -> None:
-    def ready() -> bool:
-        ours, theirs = active.status, backup.status
-        roles = (ours["role"], theirs["role"]) == ("active", "backup")
-        same = ours["generation"] == theirs["generation"]
-        return roles and same and bool(ours["peer"]["in_step"] and theirs["peer"]["alive"])
-
-    wait_until(ready, "one active node and a backup in step")
+    with paired_sites(tmp_path, {0: FAST, 1: FAST}, ADDRESS) as both:
+        yield both
 
 
 def is_open(one: Site) -> bool:
@@ -66,7 +54,7 @@ def is_open(one: Site) -> bool:
 
 def test_the_creator_goes_on_serving_without_a_pause(tmp_path: Path) -> None:
     with two_sites(tmp_path, cluster={0: FAST, 1: FAST}) as (one, two):
-        one.call("vip.add", address="10.77.0.100/24", device="eth0")
+        one.call("vip.add", address=ADDRESS, device="eth0")
         leases: list[tuple[int, int]] = []
         plane, write = one.daemon.plane, one.daemon.plane.set_lease
 
@@ -120,12 +108,7 @@ def test_switchover_from_either_node(pair: tuple[Site, Site], asked_on: int, mon
 
 
 def test_a_switchover_to_a_node_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    first, second = addresses()
-    with site(tmp_path / "1", "lb1", first, FAST) as one:
-        with site(tmp_path / "2", "lb2", second, FAST) as two:
-            one.call("vip.add", address="10.77.0.100/24", device="eth0")
-            join(one, two)
-            in_step(one, two)
+    with pair_without(tmp_path, 1, FAST, ADDRESS) as (one, _):
         wait_until(lambda: not one.status["peer"]["alive"], "the end of the peer")
         with refused(Code.FAILOVER_REFUSED):
             one.call("cluster.switchover")
@@ -134,7 +117,7 @@ def test_a_switchover_to_a_node_that_is_not_there_is_refused(tmp_path: Path) -> 
 
 def test_a_peer_that_dies_is_replaced(pair: tuple[Site, Site]) -> None:
     one, two = pair
-    one.daemon.on_loop(one.daemon.node.parts.membership.member.pair.stop)  # type: ignore[union-attr]  # as kill -9: not a word more
+    one.daemon.on_loop(one.member.pair.stop)  # as kill -9: it sends nothing more
     wait_until(lambda: two.status["role"] == "active", "takeover")
     assert is_open(two)
     assert "silent on every heartbeat path" in two.status["why"]
@@ -165,10 +148,7 @@ def test_maintenance_without_a_peer_needs_force(pair: tuple[Site, Site]) -> None
 
 
 def test_failback_goes_to_the_higher_priority_and_is_no_change_when_it_serves(tmp_path: Path) -> None:
-    with two_sites(tmp_path, cluster={0: f"{FAST}\npriority = 100", 1: f"{FAST}\npriority = 200"}) as (one, two):
-        one.call("vip.add", address="10.77.0.100/24", device="eth0")
-        join(one, two)
-        in_step(one, two)
+    with paired_sites(tmp_path, {0: f"{FAST}\npriority = 100", 1: f"{FAST}\npriority = 200"}, ADDRESS) as (one, two):
         one.call("cluster.failback")
         wait_until(lambda: two.status["role"] == "active", "the preferred node to serve")
         in_step(two, one)
@@ -178,12 +158,7 @@ def test_failback_goes_to_the_higher_priority_and_is_no_change_when_it_serves(tm
 
 
 def test_a_stopped_daemon_hands_over_first(tmp_path: Path) -> None:
-    first, second = addresses()
-    with site(tmp_path / "2", "lb2", second, FAST) as two:
-        with site(tmp_path / "1", "lb1", first, FAST) as one:
-            one.call("vip.add", address="10.77.0.100/24", device="eth0")
-            join(one, two)
-            in_step(one, two)
+    with pair_without(tmp_path, 0, FAST, ADDRESS) as (one, two):
         assert two.status["role"] == "active"
         assert "granted the claim" in two.status["why"], "handed over, not found silent"
         assert VIP not in one.daemon.network.present
@@ -191,32 +166,25 @@ def test_a_stopped_daemon_hands_over_first(tmp_path: Path) -> None:
 
 
 def test_a_restarted_node_begins_fenced_and_announces_nothing(tmp_path: Path) -> None:
-    first, second = addresses()
-    with site(tmp_path / "2", "lb2", second, FAST) as two:
-        with site(tmp_path / "1", "lb1", first, FAST) as one:
-            one.call("vip.add", address="10.77.0.100/24", device="eth0")
-            join(one, two)
-            in_step(one, two)
-        with site(tmp_path / "1", "lb1", first, FAST, one.daemon.plane) as again:
-            in_step(two, again)
-            assert not again.daemon.network.announced
-            assert VIP not in again.daemon.network.present
-            assert not is_open(again)
+    with (
+        pair_without(tmp_path, 0, FAST, ADDRESS) as (one, two),
+        site(tmp_path / "1", "lb1", one.address, FAST, one.daemon.plane) as again,
+    ):
+        in_step(two, again)
+        assert not again.daemon.network.announced
+        assert VIP not in again.daemon.network.present
+        assert not is_open(again)
 
 
 def test_times_raised_on_one_node_are_waited_for_and_told_by_check(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "ctl.cluster.effects")
     raised = "heartbeat_ms = 60\nlease_ms = 900\ntakeover_ms = 1000"
-    first, second = addresses()
-    with site(tmp_path / "2", "lb2", second, FAST) as two:
-        with site(tmp_path / "1", "lb1", first, FAST) as one:
-            join(one, two)
-            in_step(one, two)
+    with pair_without(tmp_path, 0, FAST) as (one, two):
         stored = EpochFile(one.directory / "state").load()[0]
         assert (stored.lease_ns, stored.peer_lease_ns) == (600_000_000, 600_000_000)
-        with site(tmp_path / "1", "lb1", first, raised, one.daemon.plane) as again:
+        with site(tmp_path / "1", "lb1", one.address, raised, one.daemon.plane) as again:
             in_step(two, again)
-            timing = two.daemon.node.parts.membership.member.pair.machine.timing  # type: ignore[union-attr]
+            timing = two.member.pair.machine.timing
             assert timing.takeover_ns > 900_000_000
             findings = {each["name"]: each for each in again.call("cluster.check")}
             assert findings["failover times"]["status"] == "warn"
@@ -238,8 +206,7 @@ def test_the_lease_of_a_single_past_is_closed_before_anything_else(tmp_path: Pat
 
 def test_a_lost_carrier_moves_the_vips_and_its_return_does_not(pair: tuple[Site, Site]) -> None:
     one, two = pair
-    member = one.daemon.node.parts.membership.member
-    assert member is not None
+    member = one.member
     one.daemon.on_loop(member.pair.carrier_changed, "eth0", False)
     wait_until(lambda: two.status["role"] == "active", "the other node to serve")
     assert one.status["role"] == "fault" and "no carrier on eth0" in one.status["why"]
@@ -253,8 +220,7 @@ def test_a_failing_effect_ends_the_daemon(pair: tuple[Site, Site], monkeypatch: 
     def broken(_: Heartbeat) -> None:
         raise RuntimeError("a bug")
 
-    member = one.daemon.node.parts.membership.member
-    assert member is not None
+    member = one.member
     monkeypatch.setattr(member.wires, "send_heartbeat", broken)
     wait_until(lambda: one.daemon.node.failed.done(), "the daemon to give up")
     assert "a bug" in one.daemon.node.failed.result()

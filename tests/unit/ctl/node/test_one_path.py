@@ -13,9 +13,8 @@ from ctl.config.model import Config
 from ctl.config.record_codec import Encoder
 from ctl.errors import Code
 from tests.fakes.daemon import running_daemon
-from tests.fakes.pair import Site, join, two_sites
+from tests.fakes.pair import Site, paired_sites
 from tests.refusals import refused
-from tests.unit.ctl.cluster.pairing.test_create_join import in_step
 
 VIP = {"address": "10.77.0.100/24", "device": "eth0"}
 WEB = {"name": "web", "vip": "10.77.0.100", "port": 80}
@@ -23,10 +22,8 @@ WEB = {"name": "web", "vip": "10.77.0.100", "port": 80}
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[Site, Site]]:
-    with two_sites(tmp_path) as (one, two):
-        join(one, two)
-        in_step(one, two)
-        yield one, two
+    with paired_sites(tmp_path) as both:
+        yield both
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,61 +18,13 @@ from ctl.cluster.flows.engine import Outlets, ReplicationEngine
 from ctl.cluster.flows.source import FAMILIES, make_codec
 from sync.flows import message_codec
 from sync.flows.stream import Acknowledgement, Block, Kind
-from tests.fakes.plane import FakePlane, event_dtype, flow_dtype, key_dtype
+from tests.fakes.flows import connections, fill, put, report_established
+from tests.fakes.plane import FakePlane, flow_dtype
 
 MS = 1_000_000
 PATIENCE_MS = 20_000
 CLOCK_LEAD_NS = 5_000 << TICK_SHIFT  # node B's clock is so far ahead
-WIDTH = {"v4": 4, "v6": 16}
 LOCAL = ("destination_mac", "source_mac", "interface", "next_hop_generation", "mtu")
-
-
-def address(family: str, number: int) -> np.void:
-    return np.void(number.to_bytes(WIDTH[family], "big"))
-
-
-def connections(family: str, numbers: list[int], last_seen: int = 900_000, state: int = 1) -> tuple[Array, Array, Array, Array]:
-    """Both entries of SNAT connections, as XDP leaves them on the node that serves: with MACs and a way out."""
-    keys, replies = np.zeros(len(numbers), key_dtype(family)), np.zeros(len(numbers), key_dtype(family))
-    forward, reply = np.zeros(len(numbers), flow_dtype(family)), np.zeros(len(numbers), flow_dtype(family))
-    for row, number in enumerate(numbers):
-        client, vip, backend, port = 0x0A000000 + number, 0xC0000201, 0x0B000000 + number % 7, 1024 + number % 60000
-        ends = (client, vip, port, 80), (vip, backend, port, 8080)
-        for table, (source, destination, source_port, destination_port) in zip((keys, forward), ends, strict=True):
-            table[row]["source"], table[row]["destination"] = address(family, source), address(family, destination)
-            table[row]["source_port"], table[row]["destination_port"] = source_port, destination_port
-        for table, other in ((replies, forward), (reply, keys)):
-            table[row]["source"], table[row]["destination"] = other[row]["destination"], other[row]["source"]
-            table[row]["source_port"] = other[row]["destination_port"]
-            table[row]["destination_port"] = other[row]["source_port"]
-    for table in (keys, replies):
-        table["protocol"] = 6
-    for table in (forward, reply):
-        table["last_seen"], table["state"], table["farm"], table["backend"] = last_seen, state, 3, 5
-        table["interface"], table["next_hop_generation"], table["mtu"] = 7, 9, 1500
-    forward["flags"] = FlowFlag.FORWARD
-    return keys, forward, replies, reply
-
-
-def put(plane: FakePlane, family: str, event: EventType | None, rows: tuple[Array, Array, Array, Array]) -> None:
-    """What XDP does to the table and, unless the event is None, to the ring."""
-    keys, forward, reply_keys, reply = rows
-    plane.update_flows(family, reply_keys, reply)
-    plane.update_flows(family, keys, forward)
-    if event is not None:
-        records = np.zeros(len(keys), event_dtype(family))
-        records["key"], records["flow"], records["type"] = keys, forward, event
-        plane.rings[family].put(records)
-
-
-def fill(plane: FakePlane, family: str, numbers: Sequence[int]) -> None:
-    """Connections that are there already."""
-    put(plane, family, None, connections(family, list(numbers)))
-
-
-def report_established(plane: FakePlane, family: str, numbers: Sequence[int]) -> None:
-    """Connections that come now."""
-    put(plane, family, EventType.ESTABLISHED, connections(family, list(numbers)))
 
 
 class Side:

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from ctl.cluster.flows.service import BULK_BOUNDS, QUEUED_MESSAGES, Replicator
 from ctl.cluster.flows.source import FAMILIES
 from sync.transport import Keys, Link
+from tests.fakes.flows import connections, fill, report_established
 from tests.fakes.plane import FakePlane
-from tests.unit.ctl.cluster.flows.test_engine import connections, fill, report_established
 from tests.wait import wait_until_async
 
 

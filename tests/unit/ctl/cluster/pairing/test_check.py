@@ -27,7 +27,7 @@ from ctl.cluster.pairing.check import (
 )
 from ctl.cluster.pairing.network_probes import arp_probe, claimed_by, solicitation_probe
 from tests.fakes.cli import run
-from tests.fakes.pair import Site, join, site, two_sites
+from tests.fakes.pair import Site, paired_sites, site, two_sites
 from tests.wait import wait_until
 
 MAC = bytes.fromhex("020000000001")
@@ -181,9 +181,8 @@ def test_create_join_check_and_destroy_on_the_command_line(tmp_path: Path) -> No
 
 
 def test_the_peer_that_does_not_answer_fails_the_check(tmp_path: Path) -> None:
-    with two_sites(tmp_path) as (one, two):
-        join(one, two)
-        two.daemon.on_loop(two.daemon.node.parts.membership.member.wires.close_soon)  # type: ignore[union-attr]
+    with paired_sites(tmp_path) as (one, two):
+        two.cut_links()
         wait_until(lambda: not one.status["peer"]["alive"], "the silence")
 
         patch = pytest.MonkeyPatch()

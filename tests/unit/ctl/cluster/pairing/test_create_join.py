@@ -16,7 +16,7 @@ from ctl.config import farms_file
 from ctl.errors import Code, InvalidInput, XlbError
 from ctl.state.cluster_file import PAIRING_PORT, ClusterFile
 from ctl.state.store import Store
-from tests.fakes.pair import Site, join, site, two_sites
+from tests.fakes.pair import Site, in_step, join, paired_sites, site, two_sites
 from tests.refusals import invalid, refused
 from tests.wait import wait_until
 
@@ -38,12 +38,6 @@ def pair(nodes: tuple[Site, Site]) -> tuple[Site, Site]:
     join(one, two)
     in_step(one, two)
     return nodes
-
-
-def in_step(one: Site, two: Site) -> None:
-    wait_until(lambda: one.status["peer"] and one.status["peer"]["alive"] and two.status["peer"]["alive"], "both to be heard")
-    wait_until(lambda: one.status["generation"] == two.status["generation"], "the same configuration on both")
-    wait_until(lambda: one.daemon.node.parts.membership.configuration.replica.peer_version is not None, "the peer's version")  # type: ignore[union-attr]
 
 
 def farms(of: Site) -> list[str]:
@@ -109,10 +103,8 @@ def test_the_backup_passes_changes_on_and_answers_as_the_active_does(pair: tuple
 
 
 def test_an_absent_peer_is_named_in_the_answer(tmp_path: Path) -> None:
-    with two_sites(tmp_path) as (one, two):
-        join(one, two)
-        in_step(one, two)
-        two.daemon.on_loop(two.daemon.node.parts.membership.member.wires.close_soon)  # type: ignore[union-attr]
+    with paired_sites(tmp_path) as (one, two):
+        two.cut_links()
         wait_until(lambda: not one.status["peer"]["alive"], "the silence to be noticed")
         from ctl.api.client import Client
 
@@ -122,24 +114,19 @@ def test_an_absent_peer_is_named_in_the_answer(tmp_path: Path) -> None:
 
 
 def test_a_pair_survives_the_restart_of_both_nodes(tmp_path: Path) -> None:
-    with two_sites(tmp_path) as (one, two):
-        one.call("vip.add", **VIP)
-        join(one, two)
-        in_step(one, two)
+    with paired_sites(tmp_path, vip=VIP["address"]) as (one, two):
         places = [(each.address, each.daemon.plane) for each in (one, two)]
     with (
         site(tmp_path / "1", "lb1", places[0][0], plane=places[0][1]) as one,
         site(tmp_path / "2", "lb2", places[1][0], plane=places[1][1]) as two,
     ):
         wait_until(lambda: {one.status["role"], two.status["role"]} == {"active", "backup"}, "one active node")
-        in_step(one, two)
+        in_step(*sorted((one, two), key=lambda each: str(each.status["role"])))
         assert [each["address"] for each in two.call("vip.list")] == ["10.0.0.100"]
 
 
 def test_a_joiner_that_dies_before_its_farms_are_gone_sets_them_aside_when_it_starts(tmp_path: Path) -> None:
-    with two_sites(tmp_path) as (one, two):
-        join(one, two)
-        in_step(one, two)
+    with paired_sites(tmp_path) as (_, two):
         address, plane = two.address, two.daemon.plane
         text = (tmp_path / "2/state/cluster.json").read_bytes()
     # As a crash right after the cluster file was written would leave it: the farms are still the node's own.
@@ -348,7 +335,7 @@ def test_destroy_on_the_backup(pair: tuple[Site, Site]) -> None:
 
 def test_destroy_without_the_peer_says_what_is_left_to_do(pair: tuple[Site, Site]) -> None:
     one, two = pair
-    two.daemon.on_loop(two.daemon.node.parts.membership.member.wires.close_soon)  # type: ignore[union-attr]
+    two.cut_links()
     wait_until(lambda: not one.status["peer"]["alive"], "the silence")
     monkey = pytest.MonkeyPatch()
     monkey.setattr(ctl.cluster.pairing.create_join, "LEAVE_TIMEOUT_S", 0.5)

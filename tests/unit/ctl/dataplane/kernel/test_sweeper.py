@@ -11,8 +11,8 @@ from ctl.config.model import Config
 from ctl.dataplane import expiry
 from ctl.dataplane.flow_selection import EVERYTHING
 from ctl.dataplane.kernel.sweeper import Sweeper
+from tests.fakes.flows import connections, put
 from tests.fakes.plane import FakePlane
-from tests.unit.ctl.cluster.flows.test_engine import connections, put
 
 LIMIT = expiry.to_ticks(expiry.NO_FARM_S)
 
