@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,53 +28,25 @@ from bpf.dataplane import (
     ServiceValue,
     ZeroTraffic,
 )
+from tests.fakes.layouts import LAYOUTS
 
-_ADDRESS = {"v4": "V4", "v6": "V16"}
 
-
+@cache
 def key_dtype(family: str) -> np.dtype[Any]:
     """struct flow_key_FAM as numpy sees it."""
-    address = _ADDRESS[family]
-    return np.dtype(
-        [
-            ("source", address),
-            ("destination", address),
-            ("source_port", ">u2"),
-            ("destination_port", ">u2"),
-            ("protocol", "u1"),
-            ("zero", "u1", (3,)),
-        ]
-    )
+    return LAYOUTS.maps[f"flows_{family}"].key_dtype
 
 
+@cache
 def flow_dtype(family: str) -> np.dtype[Any]:
     """struct flow_FAM as numpy sees it."""
-    address = _ADDRESS[family]
-    return np.dtype(
-        [
-            ("source", address),
-            ("destination", address),
-            ("source_port", ">u2"),
-            ("destination_port", ">u2"),
-            ("l3_delta", "u2"),
-            ("l4_delta", "u2"),
-            ("destination_mac", "u1", (6,)),
-            ("source_mac", "u1", (6,)),
-            ("interface", "u4"),
-            ("next_hop_generation", "u4"),
-            ("last_seen", "u4"),
-            ("farm", "u2"),
-            ("flags", "u1"),
-            ("state", "u1"),
-            ("backend", "u2"),
-            ("mtu", "u2"),
-        ]
-    )
+    return LAYOUTS.maps[f"flows_{family}"].value_dtype
 
 
+@cache
 def event_dtype(family: str) -> np.dtype[Any]:
     """struct flow_event_FAM as numpy sees it."""
-    return np.dtype([("key", key_dtype(family)), ("flow", flow_dtype(family)), ("type", "u1"), ("zero", "u1", (7,))])
+    return LAYOUTS.maps[f"events_{family}"].value_dtype
 
 
 class FakeRing:
@@ -104,7 +77,7 @@ class FakeRing:
         self.closed = True
 
 
-TRAFFIC = np.dtype([(name, "u8") for name in ("packets_in", "bytes_in", "packets_out", "bytes_out", "connections", "drops")])
+TRAFFIC = LAYOUTS.maps["farm_traffic"].value_dtype
 
 
 class FakePlane:
@@ -144,8 +117,7 @@ class FakePlane:
     def _execute(self, operation: Operation) -> None:
         match operation:
             case PutVip(address, flags):
-                _canonical(address)
-                self.vip_flags[address] = flags
+                self._put_vip(address, flags)
             case DeleteVip(address):
                 _require(address in self.vip_flags, f"delete of unknown VIP {address}")
                 users = [key for key in self.listeners if key.address == address]
@@ -161,8 +133,19 @@ class FakePlane:
             case PutSlots(offset, backends):
                 self._put_slots(offset, backends)
             case ZeroTraffic(farms, backends):
+                _require(all(number < constants.MAX_FARMS for number in farms), f"farm ids {farms}")
+                _require(all(number < constants.MAX_BACKENDS for number in backends), f"backend ids {backends}")
                 self.farm_counts[list(farms)] = 0
                 self.backend_counts[list(backends)] = 0
+
+    def _put_vip(self, address: str, flags: int) -> None:
+        _canonical(address)
+        family = columns.family_of(address)
+        capacity = LAYOUTS.maps[f"vips_{family}"].max_entries
+        if address not in self.vip_flags and len(self.vip_flags) >= capacity:
+            used = sum(columns.family_of(each) == family for each in self.vip_flags)
+            _require(used < capacity, f"VIP {address}: the map is full")
+        self.vip_flags[address] = flags
 
     def _put_service(self, key: ServiceKey, value: ServiceValue) -> None:
         _canonical(key.address)
