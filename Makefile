@@ -38,7 +38,7 @@ check: setup ## Format (Python and C), lint, spelling, types, unit tests (no pri
 	clang-format --dry-run -Werror $(C_SOURCES)
 	$(PYTHON) -m codespell_lib $(SOURCES) $(PROSE)
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest tests/unit
+	$(PYTHON) -m pytest -n auto tests/unit
 
 .PHONY: sim
 sim: setup ## Simulated histories of the pair: make sim SEEDS=100000

@@ -44,7 +44,8 @@ class Terminal:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        env = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(TREE), **environment}
+        inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}  # they beat the tty
+        env = {**inherited, "TERM": "xterm-256color", "PYTHONPATH": str(TREE), **environment}
         if "NO_COLOR" not in environment:
             env.pop("NO_COLOR", None)
         self.process = subprocess.Popen(
