@@ -14,7 +14,7 @@ SEEDS ?= 2000
 
 .PHONY: help
 help: ## List the targets
-	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-22s %s\n' "$$name" "$$text"; done
+	@sed -nE 's/^([a-z0-9.-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-22s %s\n' "$$name" "$$text"; done
 
 .PHONY: setup
 setup: ## Install Debian packages, .venv with xlbd and xlbctl, the bpffs mount (root or sudo)
@@ -56,6 +56,10 @@ format: setup ## Format the sources (Python and C), fix what ruff can fix
 docs: setup ## Rewrite the generated tables in docs
 	$(PYTHON) -m docs.make_tables
 
+.PHONY: program.c
+program.c: setup ## Write the flattened XDP program and compile_commands.json, for clangd, ctags and readers
+	$(PYTHON) -m bpf.loading.editor
+
 .PHONY: deb
 deb: ## Build the Debian package into dist/
 	@.ci/setup deb
@@ -96,5 +100,5 @@ vagrant-down: ## Stop the virtual machines and their network
 
 .PHONY: clean
 clean: ## Remove what build and tests left in the checkout
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info program.c compile_commands.json
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -49,9 +49,14 @@ def compiler_flags() -> list[str]:
     bcc optimises what clang hands it, so clang's own passes are left out; without debug information nothing but the
     source lines in the verifier's log is lost. Together that is half of the compile time.
     """
-    triplet = sysconfig.get_config_var("MULTIARCH") or f"{os.uname().machine}-linux-gnu"
     speed = ["-O2", "-g0", "-Xclang", "-disable-llvm-passes"]
-    return [*speed, "-D__LINUX_BPF_H__", "-isystem", "/usr/include", "-isystem", f"/usr/include/{triplet}"]
+    return [*speed, "-D__LINUX_BPF_H__", *include_flags()]
+
+
+def include_flags() -> list[str]:
+    """Flags that name the directories of linux-libc-dev."""
+    triplet = sysconfig.get_config_var("MULTIARCH") or f"{os.uname().machine}-linux-gnu"
+    return ["-isystem", "/usr/include", "-isystem", f"/usr/include/{triplet}"]
 
 
 def _kernel_version(release: str) -> tuple[int, int, int]:

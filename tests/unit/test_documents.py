@@ -87,8 +87,8 @@ def test_anchors_exist(document: Path) -> None:
 
 @pytest.mark.parametrize("document", ["README.md", ".ci/run", "CHANGELOG.md", "docs/DEVELOPMENT.md", "vagrant/README.md"])
 def test_make_commands_in_documents_exist(document: str) -> None:
-    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (TREE / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:`|^ *)make ([a-z][a-z0-9-]*)", (TREE / document).read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z][a-z0-9.-]*):", (TREE / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^ *)make ([a-z][a-z0-9.-]*)", (TREE / document).read_text(), re.MULTILINE))
     assert named and named <= targets
 
 
