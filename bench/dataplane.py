@@ -3,11 +3,11 @@
     sudo .venv/bin/python -m bench.dataplane [--json] [--runs 15] [--flows 100000,1000000]
 
 `repeat` does not restore the packet between runs, so the program under test is tail-called by a small one that first
-writes the packet anew, and for "among N flows" gives it the next of N client addresses in an order that defeats
+writes the original packet, and for "among N flows" gives it the next of N client addresses in an order that defeats
 prefetching. The same small program tail-calling an empty one is the harness, subtracted from every line. Each figure is the
 minimum of `--runs` runs: other work on the machine only ever adds.
 
-Two more lines compare `flows` with and without preallocation, by a table of the same shape: see docs/adr/0002.
+Two more lines compare `flows` with and without preallocation, by a map of the same layout: see docs/adr/0002.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ int harness(struct xdp_md *context)
 }
 """
 
-TABLE = """
+FLOW_MAP = """
 #include <uapi/linux/bpf.h>
 struct key { u32 words[4]; };
 struct value { u64 words[6]; };
@@ -109,7 +109,7 @@ int lookup(struct xdp_md *context)
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One line: nanoseconds per packet, the harness subtracted. target: what it must not exceed; 0: none."""
+    """One line: nanoseconds per packet, the harness subtracted. target_ns: the upper bound; 0: none."""
 
     name: str
     net_ns: int
@@ -140,7 +140,7 @@ def compiled(text: str, flags: list[str]) -> Iterator[Any]:
 
 
 class Bench:
-    """Runs frames through the pinned program on a bed with room for a million flows."""
+    """Runs frames through the pinned program on a bed with a capacity of a million flows."""
 
     def __init__(self, bed: Bed, runs: int) -> None:
         self._bed, self._runs = bed, runs
@@ -149,7 +149,7 @@ class Bench:
     def measure(self, frame: bytes, side: str = "in0", variants: int = 1, client_offset: int = 26, port_offset: int = 0) -> int:
         """Net cost of `frame`; with variants > 1 the 32-bit word at client_offset runs through 0 … variants-1.
 
-        port_offset: of the source port, if that shall vary as well. Offsets in bytes from the start of the frame.
+        port_offset: of the source port, if it varies too. Offsets in bytes from the start of the frame.
         """
         flags = [f"-DFRAME_BYTES={len(frame)}", f"-DVARIANTS={variants}ULL", f"-DCLIENT_OFFSET={client_offset}"]
         flags.append(f"-DPORT_OFFSET={port_offset}")
@@ -198,7 +198,7 @@ class Bench:
         keys, values = self._copies(family, count)
         written = self._bed.plane.update_flows(family.name, keys, values)
         if written != count:
-            raise SystemExit(f"only {written} of {count} flows found room")
+            raise SystemExit(f"only {written} of {count} flows were written")
         return self.measure(bytes(from_client(family, flags="A")), variants=count, client_offset=offset)
 
     def _copies(self, family: Family, count: int) -> tuple[Array, Array]:
@@ -213,7 +213,7 @@ class Bench:
         return all_keys, all_values
 
     def new(self, family: Family) -> int:
-        """SYNs of ever new clients: select, claim, insert both entries and, the table being full, evict."""
+        """Each SYN of a new client: select, claim, insert both entries and, since the map is full, evict."""
         self._bed.reset()
         self._bed.farm(family.vip, *((family.far(11), 8000 + number) for number in range(50)))
         word = 14 + (12 if family is V4 else 20)
@@ -221,7 +221,7 @@ class Bench:
         return self.measure(frame, variants=1 << 31, client_offset=word, port_offset=14 + family.header_bytes)
 
     def unserved(self) -> int:
-        """What is not for a VIP: three lookups, then the kernel."""
+        """A packet that is not for a VIP: three lookups, then the kernel."""
         self.serve(V4)
         return self.measure(bytes(from_client(V4, destination=V4.other_vip)))
 
@@ -242,21 +242,21 @@ def measure_all(bench: Bench, flow_counts: list[int]) -> Iterator[Measure]:
     yield line("not for us, passed to the kernel", bench.unserved())
 
 
-def measure_tables(runs: int) -> Iterator[Measure]:
+def measure_maps(runs: int) -> Iterator[Measure]:
     """Insert a million entries from the program, then look them up in another order. The harness, 10 ns, is in it."""
     for words, flags in (("preallocated", 0), ("not preallocated", 1)):
-        with compiled(TABLE, [f"-DFLAGS={flags}"]) as module:
+        with compiled(FLOW_MAP, [f"-DFLAGS={flags}"]) as module:
             insert, lookup = (module.load_func(name, import_bcc().BPF.XDP).fd for name in ("insert", "lookup"))
-            yield Measure(f"table like flows, {words}: insert", xdp.test_run(insert, bytes(64), 0, 1 << 20).duration_ns)
-            yield Measure(f"table like flows, {words}: lookup", fastest(lookup, bytes(64), 0, runs))
+            yield Measure(f"map like flows, {words}: insert", xdp.test_run(insert, bytes(64), 0, 1 << 20).duration_ns)
+            yield Measure(f"map like flows, {words}: lookup", fastest(lookup, bytes(64), 0, runs))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--runs", type=int, default=15, help="runs of which the fastest counts (default 15)")
-    parser.add_argument("--flows", default="100000,1000000", help="table sizes for the cold lines, with commas")
-    parser.add_argument("--no-tables", action="store_true", help="leave out the comparison of kinds of table")
+    parser.add_argument("--flows", default="100000,1000000", help="numbers of flows for the cold lines, with commas")
+    parser.add_argument("--no-maps", action="store_true", help="omit the comparison of map types")
     arguments = parser.parse_args()
     if reason := why_not():
         sys.exit(reason)
@@ -266,8 +266,8 @@ def main() -> int:
         bench = Bench(bed, arguments.runs)
         measures = list(measure_all(bench, counts))
         bench.close()
-    if not arguments.no_tables:
-        measures += measure_tables(arguments.runs)
+    if not arguments.no_maps:
+        measures += measure_maps(arguments.runs)
     if arguments.json:
         print(json.dumps([asdict(measure) for measure in measures], indent=2))
     else:

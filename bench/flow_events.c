@@ -1,6 +1,6 @@
 /* Writes flow events as the data plane would, one per run: for bench/replication.py.
  *
- * Not an XDP program, because starting a test run of one waits for an RCU grace period, some 10 ms.
+ * Not an XDP program, because a test run of one waits for an RCU grace period, about 10 ms.
  */
 #include <uapi/linux/bpf.h>
 #include "../bpf/program/maps.h"

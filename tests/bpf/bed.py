@@ -4,7 +4,7 @@
                            └── backends on the same side (one-interface wiring)
 
 A private namespace gives `bpf_fib_lookup` real routes and permanent neighbours to answer from. Nothing is sent: a test
-gives a frame in and gets the verdict and the frame as it would leave. Each test finds empty flow tables and no VIP.
+passes in a frame and gets the verdict and the rewritten frame. Each test starts with empty flow maps and no VIP.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def near_mac(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Addresses of one IP version. far(n) lies behind out0, near(n) behind in0, n from 11 to 19 is resolved."""
+    """Addresses of one IP version. far(n) is behind out0, near(n) behind in0; n from 11 to 19 is resolved."""
 
     name: str
     vip: str
@@ -92,7 +92,7 @@ UNRESOLVED, SMALL = 99, 50  # backends without a neighbour entry, and behind a r
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one packet: its verdict's name, the XDP action, the frame, and every counter that moved."""
+    """The result of one packet: the name of its verdict, the XDP action, the frame, and every counter that changed."""
 
     verdict: str
     action: int
@@ -185,13 +185,13 @@ class Bed:
     # --- what a test does ------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Nothing configured, nothing remembered, the lease open."""
+        """No configuration, no flows, an open lease."""
         plane = self.plane
         plane.apply([*(DeleteService(key) for key in plane.services()), *(DeleteVip(address) for address in plane.vips())])
         plane.apply([ZeroTraffic(tuple(range(1, 16)), tuple(range(1, 64)))])
         for family in FAMILIES:
-            for table in ("flows", "embryonic"):
-                self.clear(table, family)
+            for flow_map in ("flows", "embryonic"):
+                self.clear(flow_map, family)
         plane.set_lease(LEASE_FOREVER_NS, 1)
         plane.set_hash_seed(SEED)
         plane.bump_next_hops()
@@ -201,18 +201,18 @@ class Bed:
         return np.array(numbers, dtype=np.uint32)
 
     def blank_flows(self, family: Family, count: int) -> Array:
-        """Entries that lead nowhere."""
+        """Flow entries without a destination."""
         return np.zeros(count, dtype=self.plane.flow_dtypes(family.name)[1])
 
     def fill_flows(self, family: Family) -> None:
-        """Leave no room in `flows`."""
+        """Fill `flows` to its capacity."""
         tuples = [FlowTuple(family.far(200), family.client, 1, port, Protocol.TCP) for port in range(1, 2 * MAX_FLOWS + 1)]
         keys = self.plane.encode_flow_keys(family.name, tuples)
         assert self.plane.update_flows(family.name, keys, self.blank_flows(family, len(keys))) == len(keys)
 
-    def clear(self, table: str, family: Family) -> None:
-        for keys, _ in list(self.plane.flow_slices(table, family.name, 4096)):
-            self.plane.delete_flows(table, family.name, keys)
+    def clear(self, flow_map: str, family: Family) -> None:
+        for keys, _ in list(self.plane.flow_slices(flow_map, family.name, 4096)):
+            self.plane.delete_flows(flow_map, family.name, keys)
 
     def farm(
         self,
@@ -260,26 +260,26 @@ class Bed:
         assert run.action in action, f"{verdicts[0]} ended in XDP action {run.action}"
         return Outcome(verdicts[0], run.action, run.packet, moved)
 
-    def flows(self, table: str, family: Family) -> dict[FlowTuple, FlowEntry]:
-        """Every entry of a table by the tuple it is found with."""
+    def flows(self, flow_map: str, family: Family) -> dict[FlowTuple, FlowEntry]:
+        """All entries of a flow map by their arriving tuple."""
         found: dict[FlowTuple, FlowEntry] = {}
-        for keys, values in self.plane.flow_slices(table, family.name, 4096):
-            found |= {entry.arrives: entry for entry in self.plane.decode_flows(table, keys, values)}
+        for keys, values in self.plane.flow_slices(flow_map, family.name, 4096):
+            found |= {entry.arrives: entry for entry in self.plane.decode_flows(flow_map, keys, values)}
         return found
 
-    def table_state(self, family: Family) -> tuple[Any, ...]:
-        """Everything that packets can change in the flow tables, to compare."""
+    def map_state(self, family: Family) -> tuple[Any, ...]:
+        """Everything in the flow maps that packets can change, to compare."""
         return tuple(
             sorted(
                 (keys.tobytes(), values.tobytes())
-                for table in ("flows", "embryonic")
-                for keys, values in self.plane.flow_slices(table, family.name, 4096)
+                for flow_map in ("flows", "embryonic")
+                for keys, values in self.plane.flow_slices(flow_map, family.name, 4096)
             )
         )
 
 
 def why_not() -> str:
-    """Why the bed cannot be made here; empty when it can."""
+    """Why the bed cannot be created here; empty if it can."""
     if os.geteuid() != 0:
         return "needs root: loads XDP programs and makes network namespaces"
     return ""

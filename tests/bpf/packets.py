@@ -1,4 +1,4 @@
-"""Frames in and expected frames out, made by scapy, which computes every checksum anew."""
+"""Frames in and expected frames out, built by scapy, which computes every checksum from scratch."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def from_backend(
     payload: bytes = PAYLOAD,
     ttl: int = 64,
 ) -> Packet:
-    """A backend's frame to wherever the connection seems to come from."""
+    """A backend's frame to the address it sees as the client."""
     ip = network(family, source, destination, ttl)
     return Ether(src=source_mac, dst=node_mac) / ip / transport(protocol, port, destination_port, flags) / Raw(payload)
 
@@ -72,7 +72,7 @@ def rewritten(
     macs: tuple[str, str] | None,
     hops: int = 1,
 ) -> bytes:
-    """`packet` between other ends, `hops` fewer to go, checksums computed from scratch. macs: source, destination."""
+    """`packet` with other addresses and ports, TTL less `hops`, checksums from scratch. macs: source, destination."""
     out = packet.copy()
     if macs:
         out[Ether].src, out[Ether].dst = macs
@@ -91,8 +91,8 @@ def rewritten(
 
 
 def arp(target: str, operation: int = 1) -> bytes:
-    question = ARP(op=operation, hwsrc=GATEWAY_MAC, psrc="10.1.0.254", pdst=target)
-    return bytes(Ether(src=GATEWAY_MAC, dst="ff:ff:ff:ff:ff:ff") / question)
+    request = ARP(op=operation, hwsrc=GATEWAY_MAC, psrc="10.1.0.254", pdst=target)
+    return bytes(Ether(src=GATEWAY_MAC, dst="ff:ff:ff:ff:ff:ff") / request)
 
 
 def solicitation(target: str) -> bytes:
@@ -110,6 +110,6 @@ def echo_request(family: Family, destination: str) -> bytes:
 def icmp_error(
     family: Family, destination: str, quoted: Packet, source: str = "", macs: tuple[str, str] = (GATEWAY_MAC, NODE_IN_MAC)
 ) -> bytes:
-    """Somebody, `source` or the client, tells `destination` that `quoted` was too long. macs: source, destination."""
+    """An error from `source` (default: the client) to `destination`: `quoted` was too long. macs: source, destination."""
     error = ICMP(type=3, code=4, nexthopmtu=1000) if family is V4 else ICMPv6PacketTooBig(mtu=1280)
     return bytes(Ether(src=macs[0], dst=macs[1]) / network(family, source or family.client, destination) / error / quoted)

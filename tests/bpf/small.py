@@ -1,4 +1,4 @@
-"""A data plane small enough to compile in a blink, for tests of what is around it: loading, attaching, reading rings."""
+"""A minimal data plane that compiles quickly, for tests of loading, attaching and reading rings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Small:
     build: loader.Build
 
     def write(self, *changes: tuple[str, str]) -> None:
-        """The source with each (old, new) put in; an old text that is not there is a mistake of the test."""
+        """Write the source with each (old, new) replaced; fails if an old string is not in it."""
         text = SOURCE
         for old, new in changes:
             assert old in text, f"{old!r} is not in the source"
@@ -48,7 +48,7 @@ class Small:
     def ensure(self, replace_pins: bool = False, **fields: object) -> loader.Loaded:
         return loader.ensure(replace(self.build, **fields), replace_pins)  # type: ignore[arg-type]
 
-    def table(self, layouts: Layouts, name: str) -> PinnedMap:
+    def pinned_map(self, layouts: Layouts, name: str) -> PinnedMap:
         return PinnedMap(self.build.bpf_dir, name, layouts.maps[name])
 
     def program_id(self) -> int:
@@ -59,7 +59,7 @@ class Small:
             os.close(fd)
 
     def snapshot(self) -> Mapping[str, object]:
-        """Everything that must stay as it is when a start is refused: pins by inode, description, layouts, neighbours."""
+        """Everything that a refused start must not change: pins by inode, description, layouts, adjacent directories."""
         pins = self.build.bpf_dir
         return {
             "inodes": {path.name: path.lstat().st_ino for path in pins.iterdir()},
@@ -72,7 +72,7 @@ class Small:
 
 @contextmanager
 def small_plane(directory: Path) -> Iterator[Small]:
-    """Nothing is pinned yet; everything is unpinned at the end."""
+    """Nothing is pinned at the start; everything is unpinned at the end."""
     pins = Path("/sys/fs/bpf") / f"xlb-test-{secrets.token_hex(4)}"
     small = Small(loader.Build(pins, directory / "run", 64, {}, directory / "small.c"))
     small.write()

@@ -1,4 +1,4 @@
-"""The program goes onto interfaces natively where it can, and never in the place of somebody else's."""
+"""The program is attached natively where the driver supports it, and never replaces another program."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Node:
         return self.namespace.call(ask)
 
     def refused(self, interfaces: Sequence[str], mode: Mode = "auto") -> str:
-        """The sentence of an attempt that must change nothing."""
+        """The message of an attempt that must change nothing."""
         before = {name: self.on(name) for name in ("va", "vb", "bridge")}
         with pytest.raises(PlaneError) as caught:
             self.attach(interfaces, mode)
@@ -97,7 +97,7 @@ def test_doing_it_again_changes_nothing(node: Node) -> None:
     assert (again["va"].mode, again["bridge"].mode) == ("native", "generic")
 
 
-def test_status_says_what_is_there(node: Node) -> None:
+def test_status_shows_what_is_attached(node: Node) -> None:
     node.attach(["va", "bridge"])
     found = node.attached(["va", "bridge", "vb", "missing"])
     assert [(name, each and each.mode) for name, each in found.items()] == [
@@ -132,7 +132,7 @@ def test_a_missing_interface_is_named(node: Node) -> None:
 
 
 @pytest.mark.parametrize("mode", ["auto", "native", "generic"])
-def test_somebody_elses_program_stays(node: Node, mode: Mode) -> None:
+def test_another_program_stays(node: Node, mode: Mode) -> None:
     node.namespace.call(lambda: xdp_pass.attach(socket.if_nametoindex("vb")))
     theirs = node.on("vb")
     message = node.refused(["va", "vb"], mode)
@@ -162,7 +162,7 @@ def test_detach_takes_off_only_ours(node: Node) -> None:
     assert node.on("va") == node.on("bridge") == NOTHING
 
 
-def test_nothing_pinned_is_said(node: Node, tmp_path: Path) -> None:
+def test_missing_pins_are_named(node: Node, tmp_path: Path) -> None:
     empty = tmp_path / "pins"
     with pytest.raises(PlaneError, match=f"no program is pinned in {empty}"):
         node.namespace.call(lambda: attach.attach(empty, ["va"]))

@@ -63,7 +63,7 @@ class Ring:
 
     small: Small
     program: int
-    table: PinnedMap
+    pinned: PinnedMap
     events: FlowEvents
 
     def emit(self, count: int, *, discard: bool = False) -> int:
@@ -86,18 +86,18 @@ def pins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
 @pytest.fixture
 def ring(pins: Small) -> Iterator[Ring]:
     layouts = pins.ensure(replace_pins=True).layouts
-    table = pins.table(layouts, "events")
+    pinned = pins.pinned_map(layouts, "events")
     program = libbpf.obj_get(loader.program_path(pins.build.bpf_dir))
-    made = Ring(pins, program, table, FlowEvents(table.fd, table.value, table.max_entries))
+    made = Ring(pins, program, pinned, FlowEvents(pinned.fd, pinned.value, pinned.max_entries))
     yield made
     made.events.close()
-    table.close()
+    pinned.close()
     os.close(program)
 
 
 def test_the_layout_is_the_records(ring: Ring) -> None:
-    assert ring.table.value == np.dtype([("number", "u4"), ("twice", "u8", (3,))])
-    assert ring.table.value.itemsize == RECORD_BYTES
+    assert ring.pinned.value == np.dtype([("number", "u4"), ("twice", "u8", (3,))])
+    assert ring.pinned.value.itemsize == RECORD_BYTES
 
 
 def test_nothing_there_is_nothing_read(ring: Ring) -> None:
@@ -120,7 +120,7 @@ def test_records_wrap_many_times(ring: Ring) -> None:
         expected += count
 
 
-def test_a_full_ring_loses_the_newest_and_goes_on_after_reading(ring: Ring) -> None:
+def test_a_full_ring_loses_the_newest_and_continues_after_reading(ring: Ring) -> None:
     assert ring.emit(SLOTS + 10) == 1
     read = ring.numbers()
     assert read == list(range(len(read))) and SLOTS - 1 <= len(read) <= SLOTS
@@ -152,15 +152,15 @@ def test_a_busy_record_and_what_follows_wait(ring: Ring) -> None:
 
 def test_records_of_another_size_are_refused(ring: Ring) -> None:
     ring.emit(1)
-    wrong = FlowEvents(ring.table.fd, np.dtype("V24"), ring.table.max_entries)
+    wrong = FlowEvents(ring.pinned.fd, np.dtype("V24"), ring.pinned.max_entries)
     with pytest.raises(ValueError, match=r"records of \{28\} bytes, not 24"):
         wrong.read(1)
     wrong.close()
     assert ring.numbers() == [0]
 
 
-def test_the_next_reader_goes_on_where_the_last_stopped(ring: Ring) -> None:
+def test_the_next_reader_continues_where_the_last_stopped(ring: Ring) -> None:
     ring.emit(3)
     assert ring.numbers(limit=2) == [0, 1]
-    with FlowEvents(ring.table.fd, ring.table.value, ring.table.max_entries) as after_restart:
+    with FlowEvents(ring.pinned.fd, ring.pinned.value, ring.pinned.max_entries) as after_restart:
         assert after_restart.read(10)["number"].tolist() == [2]

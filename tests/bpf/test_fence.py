@@ -1,4 +1,4 @@
-"""The lease: before its deadline everything works, after it nothing of a VIP does, and nothing else is touched."""
+"""The fence: before the deadline everything is forwarded, after it no packet of a VIP is, and other packets always pass."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ OPEN = {
 CLOSED = {kind: "drop_fenced_neighbour" if kind == "neighbour" else "drop_fenced" for kind in OPEN}
 
 
-def test_an_open_lease_serves(bed: Bed, family: Family) -> None:
+def test_an_open_lease_forwards(bed: Bed, family: Family) -> None:
     prepare(bed, family)
     lease(bed, 60)
     assert everything(bed, family) == OPEN
 
 
-def test_a_lease_that_has_run_out_fences_everything_of_a_vip(bed: Bed, family: Family) -> None:
+def test_an_expired_lease_fences_everything_of_a_vip(bed: Bed, family: Family) -> None:
     prepare(bed, family)
-    before = bed.table_state(family)
+    before = bed.map_state(family)
     lease(bed, -0.01)
     assert everything(bed, family) == CLOSED
-    assert bed.table_state(family) == before
+    assert bed.map_state(family) == before
     lease(bed, 60)
     assert everything(bed, family) == OPEN
 
@@ -78,14 +78,14 @@ def test_a_fresh_node_holds_no_lease(bed: Bed, family: Family) -> None:
     assert everything(bed, family) == CLOSED
 
 
-def test_what_comes_for_a_vip_that_was_handed_over_goes_to_the_kernel(bed: Bed, family: Family) -> None:
+def test_packets_for_a_vip_that_was_handed_over_go_to_the_kernel(bed: Bed, family: Family) -> None:
     prepare(bed, family)
-    before = bed.table_state(family)
+    before = bed.map_state(family)
     bed.plane.set_lease(LEASE_HANDED_OVER_NS, 7)
     assert everything(bed, family) == {
         kind: "drop_fenced_neighbour" if kind == "neighbour" else "pass_handed_over" for kind in OPEN
     }
-    assert bed.table_state(family) == before
+    assert bed.map_state(family) == before
 
 
 def test_a_reply_that_keeps_its_client_is_not_handed_over(bed: Bed, family: Family) -> None:
@@ -104,7 +104,7 @@ def test_the_deadline_of_a_single_node_never_comes(bed: Bed, family: Family) -> 
 
 
 def test_a_deadline_passes_by_itself(bed: Bed, family: Family) -> None:
-    """Nobody writes the map again: the program notices, within two steps of the coarse clock."""
+    """Without another write to the map: the program detects it within two steps of the coarse clock."""
     bed.farm(family.vip, (family.far(11), 8080))
     packet = bytes(from_client(family))
     deadline = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + SECOND_NS // 5
@@ -137,7 +137,7 @@ def test_a_snat_address_is_fenced_too(bed: Bed, family: Family) -> None:
 
 
 def test_an_announcement_passes_a_closed_fence(bed: Bed, family: Family) -> None:
-    """Who has just handed a VIP over must learn where it is, or what its kernel keeps for it waits for a second."""
+    """After a hand-over, the node must learn the new MAC of the VIP, or its kernel queues packets for a second."""
     bed.farm(family.vip, (family.far(11), 8080))
     lease(bed, -1)
     frame = announcement(family.vip, "02:00:00:00:00:77")

@@ -1,4 +1,4 @@
-"""What the program tells the peer through the ring: lasting connections only, once per change, whole records."""
+"""Flow events in the ring: established connections only, once per change, complete records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of a connection's two entries: promotion, eviction of one half, ends, reuse, full tables, taken ports."""
+"""The two entries of a connection: promotion, eviction of one of them, closing, reuse, full maps, port conflicts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def farm(bed: Bed, family: Family) -> Bed:
 
 
 def where(bed: Bed, family: Family) -> dict[str, set[FlowTuple]]:
-    return {table: set(bed.flows(table, family)) for table in ("flows", "embryonic")}
+    return {flow_map: set(bed.flows(flow_map, family)) for flow_map in ("flows", "embryonic")}
 
 
 @PROTOCOLS
@@ -45,7 +45,7 @@ def test_a_repeated_syn_does_not_promote(farm: Bed, family: Family) -> None:
     assert where(farm, family)["flows"] == set()
 
 
-def test_one_question_and_one_answer_never_enter_the_lasting_table(farm: Bed, family: Family) -> None:
+def test_one_question_and_one_answer_are_never_established(farm: Bed, family: Family) -> None:
     client(farm, family, protocol=Protocol.UDP)
     backend(farm, family, protocol=Protocol.UDP)
     assert where(farm, family)["flows"] == set()
@@ -78,8 +78,8 @@ def test_a_reply_tuple_lost_to_another_connection_is_not_shared(bed: Bed, family
     assert reply_tuple(family, second) in bed.flows("embryonic", family)
 
 
-def test_the_flood_evicts_only_its_like(farm: Bed, family: Family) -> None:
-    """Twice as many half-open connections as fit: the lasting one stays, the table never refuses."""
+def test_a_flood_evicts_only_embryonic_connections(farm: Bed, family: Family) -> None:
+    """Twice as many half-open connections as fit: the established one stays, and no insert fails."""
     establish(farm, family, 50000)
     for number in range(2200):
         assert client(farm, family, "S", 1024 + number) == "forward_redirect"
@@ -88,7 +88,7 @@ def test_the_flood_evicts_only_its_like(farm: Bed, family: Family) -> None:
     assert client(farm, family, "A", 50000) == "forward_redirect"
 
 
-def test_a_full_table_leaves_connections_working(farm: Bed, family: Family) -> None:
+def test_a_full_map_leaves_connections_working(farm: Bed, family: Family) -> None:
     farm.fill_flows(family)
     establish(farm, family)
     assert where(farm, family)["embryonic"] == {arriving(family), reply_tuple(family)}
@@ -96,7 +96,7 @@ def test_a_full_table_leaves_connections_working(farm: Bed, family: Family) -> N
     assert backend(farm, family, "PA") == "forward_redirect"
 
 
-def test_a_table_with_room_for_one_half_holds_none(farm: Bed, family: Family) -> None:
+def test_a_map_with_space_for_one_entry_takes_neither(farm: Bed, family: Family) -> None:
     farm.fill_flows(family)
     spare = FlowTuple(family.far(200), family.client, 1, 1, Protocol.TCP)
     assert farm.plane.delete_flows("flows", family.name, farm.plane.encode_flow_keys(family.name, [spare])) == 1
@@ -122,14 +122,14 @@ def test_fin_and_rst_are_written_to_both_entries(farm: Bed, family: Family) -> N
     assert all(entry.state & FlowState.RST for entry in entries(farm, family))
 
 
-def test_a_half_open_connection_notes_its_reset_too(farm: Bed, family: Family) -> None:
+def test_a_half_open_connection_records_its_reset_too(farm: Bed, family: Family) -> None:
     client(farm, family)
     backend(farm, family, "RA")
     assert all(entry.state & FlowState.RST for entry in entries(farm, family))
 
 
 @pytest.mark.parametrize("end", [("FA", "FA"), ("R", "")], ids=["fin", "rst"])
-def test_a_syn_on_an_ended_connection_starts_a_new_one(bed: Bed, family: Family, end: tuple[str, str]) -> None:
+def test_a_syn_on_a_closed_connection_starts_a_new_one(bed: Bed, family: Family, end: tuple[str, str]) -> None:
     bed.farm(family.vip, (family.far(11), 8080))
     establish(bed, family)
     client(bed, family, end[0])
@@ -165,7 +165,7 @@ def test_a_new_connection_over_the_same_tuple_counts_for_its_own_farm(bed: Bed, 
     assert bed.plane.farm_traffic()[2]["packets_out"] == 1
 
 
-def test_a_syn_on_a_live_connection_goes_the_same_way(farm: Bed, family: Family) -> None:
+def test_a_syn_on_a_live_connection_keeps_its_backend(farm: Bed, family: Family) -> None:
     establish(farm, family)
     assert client(farm, family, "S") == "forward_redirect"
     assert where(farm, family)["flows"] == {arriving(family), reply_tuple(family)}
@@ -185,7 +185,7 @@ def test_a_taken_port_moves_a_connection_to_the_next_candidate(bed: Bed, family:
     assert found[reply_tuple(family, port)].leaves.destination == other
 
 
-def test_a_port_taken_by_a_lasting_connection_is_not_reused(bed: Bed, family: Family) -> None:
+def test_a_port_taken_by_an_established_connection_is_not_reused(bed: Bed, family: Family) -> None:
     bed.farm(family.vip, (family.far(11), 8080))
     establish(bed, family)
     other = str(family.client[:-1] + "8")

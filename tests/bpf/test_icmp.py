@@ -1,4 +1,4 @@
-"""ICMP errors: those of routers and hosts about our flows, translated byte for byte, and our own "too big"."""
+"""ICMP errors: those about flows, translated byte for byte, and the "too big" that xlb originates."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_about_a_backends_packet(bed: Bed, family: Family, protocol: Protocol, m
     assert (Ether(out.frame).dst, Ether(out.frame).src) == (backend_mac(11), NODE_OUT_MAC)
 
 
-def test_about_a_lasting_connection(bed: Bed, family: Family) -> None:
+def test_about_an_established_connection(bed: Bed, family: Family) -> None:
     bed.farm(family.vip, (family.far(11), 8080))
     establish(bed, family)
     forwarded = Ether(bed.send(bytes(from_client(family, flags="A"))).frame)
@@ -156,8 +156,8 @@ def test_udp_without_checksum_is_quoted_without(bed: Bed) -> None:
     assert checks_out(out, V4)
 
 
-def test_what_lies_behind_the_packet_is_no_checksum(bed: Bed, family: Family) -> None:
-    """The frame goes on where the quoted TCP header's checksum would have been: trailer bytes, not ours to change."""
+def test_bytes_after_the_packet_are_no_checksum(bed: Bed, family: Family) -> None:
+    """The frame continues where the checksum of the quoted TCP header would be: trailer bytes, which must not change."""
     bed.farm(family.vip, (family.far(11), 8080))
     forwarded = Ether(bed.send(bytes(from_client(family))).frame)
     error = error_about(family, forwarded.payload, ERRORS[family.name][0], 8, (backend_mac(12), NODE_OUT_MAC))
@@ -232,7 +232,7 @@ def test_an_error_has_hops_as_well(bed: Bed, family: Family) -> None:
     assert bed.send(error, "out0").verdict == "drop_ttl_expired"
 
 
-# --- our own -------------------------------------------------------------------------------------------------
+# --- originated errors --------------------------------------------------------------------------------------
 
 
 def too_long(family: Family, protocol: Protocol, total: int) -> Packet:
@@ -273,7 +273,7 @@ def test_too_long_at_first_and_when_the_next_hop_is_cached(bed: Bed, family: Fam
     assert bed.send(bytes(fits)).verdict == "forward_redirect"
 
 
-def test_what_may_be_fragmented_goes_to_the_kernel_rewritten(bed: Bed) -> None:
+def test_a_packet_that_may_be_fragmented_goes_to_the_kernel_rewritten(bed: Bed) -> None:
     """With its hop: the kernel takes that when it forwards."""
     bed.farm(V4.vip, (V4.far(SMALL), 8080), protocol=Protocol.UDP)
     packet = too_long(V4, Protocol.UDP, SMALL_MTU + 1)

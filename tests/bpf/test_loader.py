@@ -1,4 +1,4 @@
-"""Pins are adopted, upgraded, replaced or refused, and a start that fails leaves them as they were."""
+"""Pins are adopted, upgraded, replaced or refused, and a failed start does not change them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RELEASED = {
 }
 """Fingerprints of the maps of 0.1.0 (max_flows = 64, replication). A map with another one loses its entries on an upgrade."""
 
-ONE_MORE_TABLE = ("int xlb(", 'BPF_TABLE_PINNED("array", u32, u32, fresh, 1, PINS "/fresh");\nint xlb(')
+ONE_MORE_MAP = ("int xlb(", 'BPF_TABLE_PINNED("array", u32, u32, fresh, 1, PINS "/fresh");\nint xlb(')
 
 
 @pytest.fixture
@@ -58,19 +58,19 @@ def small(tmp_path: Path) -> Iterator[Small]:
 
 
 def put(small: Small, layouts: Layouts, name: str, number: int, count: int) -> None:
-    table = small.table(layouts, name)
-    values = np.zeros(1, table.value)
+    pinned = small.pinned_map(layouts, name)
+    values = np.zeros(1, pinned.value)
     values["count"] = count
-    table.put(np.array([number], "u4").view(table.key), values)
-    table.close()
+    pinned.put(np.array([number], "u4").view(pinned.key), values)
+    pinned.close()
 
 
 def counts(small: Small, layouts: Layouts, name: str) -> dict[int, int]:
-    table = small.table(layouts, name)
+    pinned = small.pinned_map(layouts, name)
     found: dict[int, int] = {}
-    for keys, values in table.slices(16):
+    for keys, values in pinned.slices(16):
         found |= dict(zip(keys.view("u4").tolist(), values["count"].tolist(), strict=True))
-    table.close()
+    pinned.close()
     return found
 
 
@@ -104,7 +104,7 @@ def test_adoption_loads_no_compiler(small: Small) -> None:
     assert output.split() == ["adopted", "False"]
 
 
-def test_an_upgrade_keeps_the_tables_and_replaces_the_program(small: Small) -> None:
+def test_an_upgrade_keeps_the_maps_and_replaces_the_program(small: Small) -> None:
     first = small.ensure()
     put(small, first.layouts, "things", 1, 41)
     small.write(OTHER_VERDICT)
@@ -115,10 +115,10 @@ def test_an_upgrade_keeps_the_tables_and_replaces_the_program(small: Small) -> N
     assert small.ensure().how == "adopted"
 
 
-def test_an_upgrade_may_add_and_drop_tables(small: Small) -> None:
+def test_an_upgrade_may_add_and_remove_maps(small: Small) -> None:
     first = small.ensure()
     put(small, first.layouts, "things", 7, 1)
-    small.write(ONE_MORE_TABLE)
+    small.write(ONE_MORE_MAP)
     assert set(small.ensure().layouts.maps) == {"things", "counters", "fresh"}
     assert (small.build.bpf_dir / "fresh").exists()
     small.write(OTHER_VERDICT)
@@ -136,7 +136,7 @@ def test_a_feature_is_a_macro_and_part_of_the_build(small: Small) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(loader.RESETTABLE))
-def test_what_has_no_past_starts_afresh_in_another_size_and_flows_stay(small: Small, name: str) -> None:
+def test_a_resettable_map_may_change_its_size_and_flows_stay(small: Small, name: str) -> None:
     small.write(("counters", name))
     first = small.ensure()
     put(small, first.layouts, "things", 7, 1)
@@ -144,14 +144,14 @@ def test_what_has_no_past_starts_afresh_in_another_size_and_flows_stay(small: Sm
     small.write(("counters", name), (f"{name}, 4", f"{name}, 5"))
     second = small.ensure()
     assert second.how == "upgraded"
-    table = small.table(second.layouts, name)
-    assert table.all_values()["count"].tolist() == [0] * 5
-    table.close()
+    pinned = small.pinned_map(second.layouts, name)
+    assert pinned.all_values()["count"].tolist() == [0] * 5
+    pinned.close()
     assert counts(small, second.layouts, "things") == {7: 1}
 
 
-def test_what_may_start_afresh_is_there() -> None:
-    """A name that no table has any more would let nothing start afresh."""
+def test_resettable_maps_exist() -> None:
+    """A name that no map has would reset nothing."""
     text = flatten(compile.SOURCE)
     for name in loader.RESETTABLE:
         assert f'PINS "/{name}"' in text, name
@@ -206,7 +206,7 @@ def test_another_layout_is_refused(small: Small, change: tuple[str, str], said: 
     assert counts(small, small.ensure().layouts, "things") == {7: 1}
 
 
-def test_replacing_makes_new_tables(small: Small) -> None:
+def test_replacing_creates_new_maps(small: Small) -> None:
     put(small, small.ensure().layouts, "things", 7, 1)
     small.write(ONE_MORE_FIELD)
     done = small.ensure(replace_pins=True, max_flows=128)
@@ -258,9 +258,9 @@ def test_tracing_tools_can_attach_to_the_program(bed: Bed) -> None:
 
 
 def test_a_child_killed_half_way_leaves_nothing(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It dies with its tables pinned and the program not yet."""
+    """It is killed after pinning its maps, before pinning the program."""
     small.ensure()
-    small.write(ONE_MORE_TABLE)
+    small.write(ONE_MORE_MAP)
     killer = tmp_path / "python"
     script = "import os, runpy; from bpf import libbpf; libbpf.obj_pin = lambda *a: os.kill(os.getpid(), 9); "
     script += "runpy.run_module('bpf.loading.compile', run_name='__main__')"
@@ -272,7 +272,7 @@ def test_a_child_killed_half_way_leaves_nothing(small: Small, tmp_path: Path, mo
     assert small.ensure().how == "upgraded"
 
 
-def test_what_a_killed_start_left_is_cleared(small: Small) -> None:
+def test_what_a_killed_start_left_is_removed(small: Small) -> None:
     put(small, small.ensure().layouts, "things", 7, 1)
     for suffix in ("-building", "-old"):
         left = small.build.bpf_dir.with_name(small.build.bpf_dir.name + suffix)
@@ -289,13 +289,13 @@ def test_a_layout_file_that_cannot_be_written_is_named(small: Small) -> None:
         small.ensure()
 
 
-def test_a_source_that_is_not_all_there_is_named(small: Small) -> None:
+def test_an_incomplete_source_is_named(small: Small) -> None:
     small.write(("struct key {", '#include "gone.h"\nstruct key {'))
     with pytest.raises(PlaneError, match=r"small\.c:2 includes gone\.h"):
         small.ensure()
 
 
-def test_a_missing_pin_is_made_again(small: Small) -> None:
+def test_a_missing_pin_is_created_again(small: Small) -> None:
     put(small, small.ensure().layouts, "things", 7, 1)
     (small.build.bpf_dir / "counters").unlink()
     again = small.ensure()
@@ -304,7 +304,7 @@ def test_a_missing_pin_is_made_again(small: Small) -> None:
 
 
 @pytest.mark.parametrize("replace_pins", [False, True])
-def test_pins_of_somebody_else_are_refused(small: Small, replace_pins: bool) -> None:
+def test_pins_without_a_description_are_refused(small: Small, replace_pins: bool) -> None:
     small.ensure()
     (small.build.bpf_dir / loader.BUILD_LINK).unlink()
     names = set(small.build.bpf_dir.iterdir())
@@ -318,7 +318,7 @@ def test_a_directory_that_is_no_bpffs_is_refused_with_the_command(small: Small, 
         small.ensure(bpf_dir=tmp_path / "pins")
 
 
-def test_no_privilege_is_one_sentence(small: Small) -> None:
+def test_missing_privilege_is_named(small: Small) -> None:
     script = "import os; from pathlib import Path; from bpf.loading import loader\nos.setuid(65534)\n"
     script += f"loader.ensure(loader.Build(Path('{small.build.bpf_dir}'), Path('{small.build.run_dir}')))"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

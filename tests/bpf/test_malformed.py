@@ -1,4 +1,4 @@
-"""Truncated and contradictory packets: at every length from 0 up the right verdict, no table touched, no packet changed."""
+"""Truncated and inconsistent packets: at every length the right verdict, no map entry and no packet changed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MIN_FRAME = 14  # the kernel refuses a test run on less than an Ethernet header
 
 def untouched(bed: Bed, frame: bytes) -> Outcome:
     """Send a frame that must change nothing."""
-    before = [bed.table_state(family) for family in FAMILIES]
+    before = [bed.map_state(family) for family in FAMILIES]
     outcome = bed.send(frame)
-    assert [bed.table_state(family) for family in FAMILIES] == before
+    assert [bed.map_state(family) for family in FAMILIES] == before
     assert outcome.frame == frame
     return outcome
 

@@ -34,7 +34,7 @@ def test_the_cache_holds_until_the_generation_moves(bed: Bed, family: Family) ->
 
 
 def test_without_a_generation_nothing_is_cached(bed: Bed, family: Family) -> None:
-    """A table nobody has written to yet: generation 0 means "never resolved" on both sides."""
+    """Before the first write to `globals`: generation 0 means "never resolved" on both sides."""
     bed.plane._write_one("globals", next_hop_generation=0)
     bed.farm(family.vip, (family.far(11), 8080))
     establish(bed, family)
@@ -71,7 +71,7 @@ def test_an_unresolved_packet_keeps_hop_and_macs(bed: Bed, family: Family) -> No
     assert bed.plane.farm_traffic()[1]["packets_in"] == 2
 
 
-def test_the_last_hop_that_may_be_taken(bed: Bed, family: Family) -> None:
+def test_the_lowest_ttl_that_is_forwarded(bed: Bed, family: Family) -> None:
     bed.farm(family.vip, (family.far(11), 8080))
     packet = from_client(family, ttl=2)
     expected = rewritten(packet, (family.vip, 40000), (family.far(11), 8080), (NODE_OUT_MAC, backend_mac(11)))
@@ -79,7 +79,7 @@ def test_the_last_hop_that_may_be_taken(bed: Bed, family: Family) -> None:
 
 
 def test_a_larger_mtu_is_noticed_without_a_new_generation(bed: Bed, family: Family) -> None:
-    """What is longer than the cached MTU asks the routes again."""
+    """A packet longer than the cached MTU makes the program look up the FIB again."""
     bed.farm(family.vip, (family.far(11), 8080))
     establish(bed, family)
     for keys, values in list(bed.plane.flow_slices("flows", family.name, 64)):

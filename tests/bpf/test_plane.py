@@ -1,4 +1,4 @@
-"""Operations of the control plane arrive in the kernel's tables, and come back from them, in bulk."""
+"""Operations of the control plane are written to the kernel's maps, and read from them, in bulk."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ VIPS = {"v4": "192.0.2.1", "v6": "2001:db8::1"}
 
 
 class Kernel:
-    """The real program's tables in a directory of their own."""
+    """The maps of the real program, in a separate directory."""
 
     def __init__(self, build: loader.Build, layouts: Layouts) -> None:
         self.build, self.layouts = build, layouts
         self.plane = KernelPlane(build.bpf_dir, layouts)
 
-    def table(self, name: str) -> PinnedMap:
+    def pinned_map(self, name: str) -> PinnedMap:
         return PinnedMap(self.build.bpf_dir, name, self.layouts.maps[name])
 
 
@@ -73,9 +73,9 @@ def plane(kernel: Kernel) -> Iterator[KernelPlane]:
     plane = kernel.plane
     plane.apply([DeleteService(key) for key in plane.services()])
     plane.apply([DeleteVip(address) for address in plane.vips()])
-    for table, family in itertools.product(("flows", "embryonic"), ("v4", "v6")):
-        for keys, _ in plane.flow_slices(table, family, 4096):
-            plane.delete_flows(table, family, keys)
+    for flow_map, family in itertools.product(("flows", "embryonic"), ("v4", "v6")):
+        for keys, _ in plane.flow_slices(flow_map, family, 4096):
+            plane.delete_flows(flow_map, family, keys)
 
 
 def service(farm: int, port: int = 80, address: str = "192.0.2.1") -> ServiceValue:
@@ -117,14 +117,14 @@ def test_services_and_ranges_come_back_whole(plane: KernelPlane, family: str) ->
 def test_the_kernel_finds_every_port_of_a_range_and_no_other(kernel: Kernel, plane: KernelPlane, family: str) -> None:
     first, last = 1021, 2050
     plane.apply([PutService(ServiceKey(VIPS[family], first, last, 6), service(3, first, VIPS[family]))])
-    table = kernel.table(f"ranges_{family}")
-    keys = np.zeros(65536, table.key)
-    keys["prefix_length"] = 8 * (table.key.itemsize - 4 - 2)
+    pinned = kernel.pinned_map(f"ranges_{family}")
+    keys = np.zeros(65536, pinned.key)
+    keys["prefix_length"] = 8 * (pinned.key.itemsize - 4 - 2)
     keys["protocol"] = 6
-    keys["address"] = np.frombuffer(columns.address_bytes(VIPS[family]), f"V{table.key['address'].itemsize}")
+    keys["address"] = np.frombuffer(columns.address_bytes(VIPS[family]), f"V{pinned.key['address'].itemsize}")
     keys["port"] = np.arange(65536)
-    found = elements.lookup_each(table.fd, keys, np.zeros(65536, table.value))
-    table.close()
+    found = elements.lookup_each(pinned.fd, keys, np.zeros(65536, pinned.value))
+    pinned.close()
     assert np.flatnonzero(found).tolist() == list(range(first, last + 1))
 
 
@@ -134,7 +134,7 @@ def test_backends_and_slots(kernel: Kernel, plane: KernelPlane) -> None:
     plane.apply(
         [PutBackend(5, "10.0.0.5", 8080), PutBackend(32767, "fd00::7", 443), PutSlots(64, turn), PutSlots(16, turn[:1])]
     )
-    backends, slots = kernel.table("backends"), kernel.table("slots")
+    backends, slots = kernel.pinned_map("backends"), kernel.pinned_map("slots")
     rows, chunks = backends.all_values(), slots.all_values()["backend"]
     assert (rows[5]["address"].tobytes(), rows[5]["port"]) == (bytes([10, 0, 0, 5]) + bytes(12), 8080)
     assert (rows[32767]["address"].tobytes(), rows[32767]["port"]) == (columns.address_bytes("fd00::7"), 443)
@@ -164,14 +164,14 @@ def test_what_the_kernel_refuses_is_named_and_what_came_before_is_done(
     assert plane.vips() == {VIPS["v4"]: 0}
 
 
-def test_a_full_table_names_the_first_that_did_not_fit(plane: KernelPlane) -> None:
+def test_a_full_map_names_the_first_operation_that_failed(plane: KernelPlane) -> None:
     vips = [f"10.{n >> 8}.{n & 255}.1" for n in range(4097)]
     with pytest.raises(PlaneError, match=f"PutVip {vips[4096]} failed: the map is full"):
         plane.apply([PutVip(address, 0) for address in vips])
     assert len(plane.vips()) == 4096
 
 
-def test_a_full_range_table_names_the_listener_and_not_the_prefix(plane: KernelPlane) -> None:
+def test_a_full_range_map_names_the_listener_and_not_the_prefix(plane: KernelPlane) -> None:
     """1-65534 takes 30 prefixes, so 2184 such listeners fit into 65536 entries."""
     keys = [ServiceKey(f"10.{n >> 8}.{n & 255}.1", 1, 65534, 6) for n in range(2200)]
     with pytest.raises(PlaneError, match=f"PutService {keys[2184].address} port 1-65534 protocol 6 failed"):
@@ -204,29 +204,29 @@ def test_lease_seed_and_next_hops_do_not_disturb_each_other(kernel: Kernel, plan
 
 
 def next_hop_generation(kernel: Kernel) -> Array:
-    table = kernel.table("globals")
-    found: Array = table.all_values()["next_hop_generation"]
-    table.close()
+    pinned = kernel.pinned_map("globals")
+    found: Array = pinned.all_values()["next_hop_generation"]
+    pinned.close()
     return found
 
 
 def test_the_next_hop_generation_skips_zero(kernel: Kernel, plane: KernelPlane) -> None:
-    table = kernel.table("globals")
-    row = table.all_values()
+    pinned = kernel.pinned_map("globals")
+    row = pinned.all_values()
     row["next_hop_generation"] = 0xFFFFFFFF
-    table.put(np.zeros(1, np.uint32), row)
-    table.close()
+    pinned.put(np.zeros(1, np.uint32), row)
+    pinned.close()
     plane.bump_next_hops()
     assert next_hop_generation(kernel).tolist() == [1]
 
 
 def test_counters_are_summed_over_cpus(kernel: Kernel, plane: KernelPlane) -> None:
-    table = kernel.table("counters")
-    values = np.zeros((1, libbpf.possible_cpus()), table.value.base)
+    pinned = kernel.pinned_map("counters")
+    values = np.zeros((1, libbpf.possible_cpus()), pinned.value.base)
     values["v"]["packets"] = np.arange(1, libbpf.possible_cpus() + 1)
     values["v"]["bytes"] = 100
-    table.put(np.array([2], np.uint32), values.view(f"V{table.value.itemsize}").reshape(-1))
-    table.close()
+    pinned.put(np.array([2], np.uint32), values.view(f"V{pinned.value.itemsize}").reshape(-1))
+    pinned.close()
     cpus = libbpf.possible_cpus()
     counters = plane.counters()
     assert list(counters) == [counter.name for counter in COUNTERS]
@@ -234,11 +234,11 @@ def test_counters_are_summed_over_cpus(kernel: Kernel, plane: KernelPlane) -> No
 
 
 def test_traffic_is_indexed_by_id_and_zeroed_by_id(kernel: Kernel, plane: KernelPlane) -> None:
-    table = kernel.table("backend_traffic")
-    values = np.zeros((3, libbpf.possible_cpus()), table.value.base)
+    pinned = kernel.pinned_map("backend_traffic")
+    values = np.zeros((3, libbpf.possible_cpus()), pinned.value.base)
     values["v"]["bytes_out"] = [[10], [20], [30]]
-    table.put(np.array([1, 2, 32767], np.uint32), values.view(f"V{table.value.itemsize}").reshape(-1))
-    table.close()
+    pinned.put(np.array([1, 2, 32767], np.uint32), values.view(f"V{pinned.value.itemsize}").reshape(-1))
+    pinned.close()
     cpus = libbpf.possible_cpus()
     assert plane.backend_traffic()["bytes_out"][[1, 2, 3, 32767]].tolist() == [10 * cpus, 20 * cpus, 0, 30 * cpus]
     plane.apply([ZeroTraffic(farms=(1,), backends=(1, 32767))])
@@ -283,7 +283,7 @@ def test_a_sweep_may_delete_while_it_reads(plane: KernelPlane) -> None:
     assert seen(plane.flow_slices("flows", "v4", 256)) == list(range(1500, 3000))
 
 
-def test_lookup_says_which_are_there(plane: KernelPlane) -> None:
+def test_lookup_returns_which_exist(plane: KernelPlane) -> None:
     keys, values = flows(plane, "v6", 10)
     plane.update_flows("v6", keys[::2].copy(), values[::2].copy())
     found, there = plane.lookup_flows("flows", "v6", keys)
@@ -294,7 +294,7 @@ def test_lookup_says_which_are_there(plane: KernelPlane) -> None:
 
 
 @pytest.mark.parametrize("present", [[], [0], [999], range(0, 1000, 2), range(500), range(500, 1000), range(1000)])
-def test_delete_passes_over_what_is_gone(plane: KernelPlane, present: Sequence[int]) -> None:
+def test_delete_skips_missing_keys(plane: KernelPlane, present: Sequence[int]) -> None:
     keys, values = flows(plane, "v4", 1000)
     there = np.array(list(present), dtype=np.intp)
     plane.update_flows("v4", keys[there], values[there])
@@ -302,13 +302,13 @@ def test_delete_passes_over_what_is_gone(plane: KernelPlane, present: Sequence[i
     assert seen(plane.flow_slices("flows", "v4", 4096)) == []
 
 
-def test_a_full_flow_table_says_how_many_fitted(plane: KernelPlane) -> None:
+def test_a_full_flow_map_returns_how_many_were_written(plane: KernelPlane) -> None:
     keys, values = flows(plane, "v4", 2 * MAX_FLOWS + 50)
     assert plane.update_flows("v4", keys, values) == 2 * MAX_FLOWS
-    assert plane.update_flows("v4", keys[:10], values[:10]) == 10  # overwriting needs no room
+    assert plane.update_flows("v4", keys[:10], values[:10]) == 10  # overwriting needs no capacity
 
 
-def test_flows_decode_for_people(plane: KernelPlane) -> None:
+def test_flows_are_decoded(plane: KernelPlane) -> None:
     keys, values = flows(plane, "v4", 3)
     values["destination"] = np.frombuffer(bytes([10, 9, 8, 7]), "V4")
     values["destination_port"] = 8080

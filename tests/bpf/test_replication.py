@@ -1,4 +1,4 @@
-"""Two kernels' worth of tables joined by two engines: the backup forwards a replicated connection as the active did."""
+"""The maps of two nodes, connected by two engines: the backup forwards a replicated connection as the active did."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def exchange(bed: Bed, family: Family, mode: Mode, protocol: Protocol, port: int
 def reply_frame(bed: Bed, family: Family, mode: Mode, protocol: Protocol, port: int) -> bytes:
     (seen,) = (
         entry.leaves
-        for table in ("embryonic", "flows")
-        for entry in bed.flows(table, family).values()
+        for flow_map in ("embryonic", "flows")
+        for entry in bed.flows(flow_map, family).values()
         if entry.forward and entry.arrives.source_port == port
     )
     assert seen.source == (family.snat if mode is Mode.SNAT else family.client)
@@ -145,7 +145,7 @@ def test_the_backup_forwards_both_directions_as_the_active_did(
 @PROTOCOLS
 @MODES
 def test_replicated_entries_are_those_the_program_made(joined: Joined, family: Family, protocol: Protocol, mode: Mode) -> None:
-    """Every field but those of the way out, in both directions: the derived reply entry too."""
+    """All fields except those of the egress, in both directions, including the derived reply entry."""
     serve(joined.active, family, mode, protocol)
     for port in PORTS:
         exchange(joined.active, family, mode, protocol, port)
@@ -196,7 +196,7 @@ def test_the_backup_keeps_what_the_active_keeps_and_no_longer_than_the_slack(joi
 
 
 def test_a_snapshot_removes_what_the_active_does_not_have(joined: Joined) -> None:
-    """The backup was active before: its entries have a next hop, and nobody names them."""
+    """The backup was active before: its entries have a next hop, and no delta names them."""
     for family in FAMILIES:
         for bed in (joined.active, joined.backup):
             serve(bed, family, Mode.SNAT, Protocol.TCP)

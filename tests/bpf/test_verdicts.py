@@ -1,4 +1,4 @@
-"""Each counter has a case here that makes it move, in every family where it can; none is left without one."""
+"""Each counter has a case here that increments it, in every address family that allows it."""
 
 from __future__ import annotations
 
@@ -362,7 +362,7 @@ def empty_slot(bed: Bed, family: Family) -> Outcome:
 
 
 @case("drop_internal")
-def backend_beyond_the_table(bed: Bed, family: Family) -> Outcome:
+def backend_beyond_the_map(bed: Bed, family: Family) -> Outcome:
     serve(bed, family)
     bed.plane.apply([PutSlots(1024, bed.ids(1 << 20))])
     return bed.send(bytes(from_client(family)))
@@ -384,7 +384,7 @@ def client_answers(bed: Bed, family: Family) -> Outcome:
 
 
 @case("event_flow_table_full")
-def client_answers_a_full_table(bed: Bed, family: Family) -> Outcome:
+def client_answers_a_full_map(bed: Bed, family: Family) -> Outcome:
     serve(bed, family)
     bed.fill_flows(family)
     outcome = establish(bed, family)

@@ -1,4 +1,4 @@
-"""People's values and table columns: ranges of ports become prefixes, addresses and flows survive the way there and back."""
+"""Columns of maps: ranges of ports become prefixes, addresses and flows are decoded to what was encoded."""
 
 from __future__ import annotations
 

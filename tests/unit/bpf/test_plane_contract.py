@@ -44,6 +44,6 @@ class TestFakePlane(PlaneContract):
 
 def test_the_layouts_describe_every_map_of_the_fake() -> None:
     assert set(LAYOUTS.maps) == set(MAPS)
-    for name, table in LAYOUTS.maps.items():
+    for name, layout in LAYOUTS.maps.items():
         if not name.startswith("events_"):
-            assert (table.key_dtype.itemsize, table.value_dtype.itemsize) == (table.key_size, table.value_size), name
+            assert (layout.key_dtype.itemsize, layout.value_dtype.itemsize) == (layout.key_size, layout.value_size), name

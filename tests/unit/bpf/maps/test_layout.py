@@ -1,4 +1,4 @@
-"""Descriptions by clang become numpy types, and layout.json is read back or not at all."""
+"""Descriptions by clang become numpy types, and layout.json is read completely or not at all."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_what_numpy_cannot_express_is_named(description: Any, named: str) -> Non
         layout.dtype_of(description)
 
 
-def table(**changes: Any) -> MapLayout:
+def map_layout(**changes: Any) -> MapLayout:
     fields: dict[str, Any] = {
         "type": 1,
         "max_entries": 64,
@@ -66,15 +66,21 @@ def table(**changes: Any) -> MapLayout:
     return MapLayout(**{**fields, **changes})
 
 
-def test_tables_that_differ_in_anything_have_other_fingerprints() -> None:
+def test_maps_that_differ_in_anything_have_other_fingerprints() -> None:
     renamed = ["key", [["sender", ADDRESS], *KEY[1][1:]], "struct_packed"]
-    others = [table(type=9), table(max_entries=65), table(value="int"), table(key=renamed), table(meaning="x")]
-    assert len({each.fingerprint() for each in [table(), *others]}) == 6
-    assert table().fingerprint() == table().fingerprint()
+    others = [
+        map_layout(type=9),
+        map_layout(max_entries=65),
+        map_layout(value="int"),
+        map_layout(key=renamed),
+        map_layout(meaning="x"),
+    ]
+    assert len({each.fingerprint() for each in [map_layout(), *others]}) == 6
+    assert map_layout().fingerprint() == map_layout().fingerprint()
 
 
 def test_layouts_survive_the_disk(tmp_path: Path) -> None:
-    layouts = Layouts(3, "abc", {"flows": table(), "lease": table(key="unsigned int", key_size=4)})
+    layouts = Layouts(3, "abc", {"flows": map_layout(), "lease": map_layout(key="unsigned int", key_size=4)})
     layout.store(layouts, tmp_path)
     assert layout.load(tmp_path) == layouts
     assert [path.name for path in tmp_path.iterdir()] == ["layout.json"]
@@ -90,6 +96,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     old = Layouts(1, "old", {})
     layout.store(old, tmp_path)
     with pytest.raises(TypeError):
-        layout.store(Layouts(1, "new", {"t": table(meaning=object())}), tmp_path)
+        layout.store(Layouts(1, "new", {"t": map_layout(meaning=object())}), tmp_path)
     assert layout.load(tmp_path) == old
     assert [path.name for path in tmp_path.iterdir()] == ["layout.json"]
