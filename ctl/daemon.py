@@ -74,7 +74,7 @@ def locked_run_dir(run_dir: Path) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise XlbError(
-            f"cannot use run_dir {run_dir}: {error.strerror}; run as root or set node.run_dir to a directory of yours",
+            f"cannot use run_dir {run_dir}: {error.strerror}; run as root or set node.run_dir to a writable directory",
             storage_code(error),
         ) from None
     try:
@@ -83,7 +83,8 @@ def locked_run_dir(run_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise XlbError(
-                f"another xlbd (pid {holder}) runs on {run_dir}: stop it first, or give this one its own run_dir", Code.REFUSED
+                f"another xlbd (pid {holder}) uses run_dir {run_dir}: stop it first, or set another node.run_dir for this one",
+                Code.REFUSED,
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -111,15 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="xlbd",
         description="The xlb load balancer's daemon: stays in the foreground, logs to stderr, stops on SIGTERM.",
-        epilog="A single node's data plane goes on serving while xlbd is stopped, unless it was started with --detach; "
-        "a pair's node hands over.",
+        epilog="While xlbd is stopped, the data plane of a single node continues to forward, unless xlbd was started with "
+        "--detach; a node of a pair hands over to its peer.",
     )
     add = parser.add_argument
     add("--config", type=Path, default=node_file.DEFAULT_PATH, metavar="FILE", help="node file (default: %(default)s)")
     add("--check-config", action="store_true", help="check the node file and exit: 0 when it is valid, 2 when it is not")
-    add("--detach", action="store_true", help="on a clean stop, take XDP off the interfaces and remove the VIPs' addresses")
-    add("--replace-pins", action="store_true", help="replace pinned tables of another version or size; drops all connections")
-    add("--log-level", choices=LEVELS, default="info", help="least severe messages to log (default: %(default)s)")
+    add("--detach", action="store_true", help="on a clean stop, detach XDP from the interfaces and remove the VIPs")
+    add("--replace-pins", action="store_true", help="replace pinned maps of another version or size; ends all connections")
+    add("--log-level", choices=LEVELS, default="info", help="lowest severity to log (default: %(default)s)")
     return parser
 
 

@@ -24,15 +24,15 @@ def uninstall(bpf_dir: Path, run_dir: Path) -> list[str]:
     network = KernelNetwork()
     try:
         with locked_run_dir(run_dir):
-            done += [f"XDP was taken off {name}" for name in attach.detach(bpf_dir, sorted(network.interfaces()))]
+            done += [f"XDP detached from {name}" for name in attach.detach(bpf_dir, sorted(network.interfaces()))]
             addresses = VipAddresses(network, run_dir)
             done += [
-                f"{each.address}/{each.prefix_length} was taken off {each.device}" for each in sorted(addresses.ours, key=str)
+                f"{each.address}/{each.prefix_length} removed from {each.device}" for each in sorted(addresses.ours, key=str)
             ]
             addresses.withdraw()
             if bpf_dir.exists():
                 loader.remove_pins(bpf_dir)
-                done.append(f"{bpf_dir} was removed")
+                done.append(f"{bpf_dir} removed")
     finally:
         network.close()
     return done
@@ -46,7 +46,7 @@ def main() -> None:
         for sentence in uninstall(node.bpf_dir, node.run_dir):
             print(sentence)
     except (XlbError, PlaneError) as error:
-        sys.exit(f"xlb: what it left in the kernel stays there: {error}")
+        sys.exit(f"xlb: cannot remove its state from the kernel: {error}")
 
 
 if __name__ == "__main__":

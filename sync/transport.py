@@ -190,7 +190,7 @@ class Channel:
                 try:
                     self._received(parts[1])
                 except Exception:  # a bug met by one message must not stop the others
-                    log.exception("a message of the peer could not be dealt with")
+                    log.exception("cannot process a message of the peer")
         self._loop.call_soon(self.drain)  # the descriptor tells of news only, not of what is left
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ PRIORITY = number(0)
 
 @click.group(cls=XlbGroup, examples=["xlbctl backend add web 10.77.0.11:8080", "xlbctl backend drain web 10.77.0.11:8080"])
 def backend() -> None:
-    """Backends: the servers a farm spreads its connections over."""
+    """Backends: the servers to which a farm distributes its connections."""
 
 
 @backend.command(
@@ -31,7 +31,7 @@ def backend() -> None:
 @farm_argument
 @click.argument("endpoint", type=ENDPOINT, metavar="ADDR:PORT")
 @click.option("--weight", type=WEIGHT, default=1, help="Share of new connections; 0 gives none.")
-@click.option("--priority", type=PRIORITY, default=0, help="Serves only while no backend with a lower number is up.")
+@click.option("--priority", type=PRIORITY, default=0, help="Used only while no backend with a lower number is up.")
 @pass_session
 def add(session: Session, farm: str, endpoint: tuple[str, int], weight: int, priority: int) -> None:
     """Add a server to a farm."""
@@ -44,11 +44,11 @@ def add(session: Session, farm: str, endpoint: tuple[str, int], weight: int, pri
 @farm_argument
 @endpoint_argument
 @click.option("--weight", type=WEIGHT, help="Share of new connections; 0 gives none.")
-@click.option("--priority", type=PRIORITY, help="Serves only while no backend with a lower number is up.")
-@click.option("--drain/--no-drain", "draining", default=None, help="Take no new connections / take them again.")
+@click.option("--priority", type=PRIORITY, help="Used only while no backend with a lower number is up.")
+@click.option("--drain/--no-drain", "draining", default=None, help="Stop or resume new connections to this server.")
 @click.pass_context
 def set_(ctx: click.Context, /, farm: str, endpoint: tuple[str, int], **fields: Any) -> None:
-    """Change what is given and keep the rest; live connections stay where they are."""
+    """Change the given settings and keep the others; existing connections keep their backend."""
     if all(value is None for value in fields.values()):
         raise click.UsageError("nothing to change: give --weight, --priority or --drain", ctx)
     session = ctx.find_object(Session)
@@ -61,7 +61,7 @@ def set_(ctx: click.Context, /, farm: str, endpoint: tuple[str, int], **fields: 
 @endpoint_argument
 @pass_session
 def drain(session: Session, farm: str, endpoint: tuple[str, int]) -> None:
-    """Give a server no new connections and let the ones it has finish; 'backend set … --no-drain' ends it."""
+    """Send a server no new connections and let its connections finish; 'backend set … --no-drain' ends the drain."""
     _change(session, "drain", farm, endpoint, "draining")
 
 
@@ -70,7 +70,7 @@ def drain(session: Session, farm: str, endpoint: tuple[str, int]) -> None:
 @endpoint_argument
 @pass_session
 def remove(session: Session, farm: str, endpoint: tuple[str, int]) -> None:
-    """Take a server out of a farm; its connections end, so drain it first to let them finish."""
+    """Remove a server from a farm; its connections end. Drain it first to let them finish."""
     _change(session, "remove", farm, endpoint, "removed")
 
 

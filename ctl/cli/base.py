@@ -87,7 +87,7 @@ def _session_options() -> list[click.Parameter]:
             type=click.Choice(["table", "json"]),
             expose_value=False,
             callback=_store("output"),
-            help="Tables for people or one JSON document for programs.  [default: table]",
+            help="Print tables or one JSON document.  [default: table]",
         ),
         click.Option(
             ["--config"],
@@ -96,7 +96,7 @@ def _session_options() -> list[click.Parameter]:
             expose_value=False,
             callback=_store("config"),
             metavar="FILE",
-            help="Node file of the daemon to ask.  [default: /etc/xlb/node.toml]",
+            help="Node file of the daemon to connect to.  [default: /etc/xlb/node.toml]",
         ),
     ]
 

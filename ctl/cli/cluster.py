@@ -13,7 +13,7 @@ from ctl.cli.output import duration, plural, print_fields, share, show
 
 @click.group(cls=XlbGroup, examples=["xlbctl cluster create --local 10.99.0.1 --peer 10.99.0.2", "xlbctl cluster status"])
 def cluster() -> None:
-    """The pair: which node serves, and whether the other could."""
+    """The pair of nodes: which node is active, and whether its peer can take over."""
 
 
 cluster.add_command(pairing.create)
@@ -23,28 +23,28 @@ cluster.add_command(pairing.join)
 @cluster.command("status", examples=["xlbctl cluster status", "xlbctl cluster status -o json"])
 @pass_session
 def status(session: Session) -> None:
-    """Show this node's role, how its interfaces run XDP, and what it knows of its peer."""
+    """Show this node's role, the XDP mode of its interfaces, and the state of its peer."""
     show(session.json, session.call("status"), lambda answer: print_fields(status_fields(answer)))
 
 
 @cluster.command("switchover", examples=["xlbctl cluster switchover"])
 @pass_session
 def switchover(session: Session) -> None:
-    """Make the other node serve, without losing a connection.
+    """Make the backup node active without losing a connection.
 
-    May be asked on either node. Refused, with nothing changed, unless the other node is ready and has every connection.
+    Works on either node. Refused, with nothing changed, unless the backup is ready and has every connection.
     """
     show_roles(session, session.call("cluster.switchover"))
 
 
 @cluster.command("maintenance", examples=["xlbctl cluster maintenance on", "xlbctl cluster maintenance off"])
 @click.argument("state", type=click.Choice(["on", "off"]))
-@click.option("--force", is_flag=True, help="Even when the other node cannot take over: the VIPs are served by nobody then.")
+@click.option("--force", is_flag=True, help="Even if the peer cannot take over: no node serves the VIPs then.")
 @pass_session
 def maintenance(session: Session, state: str, force: bool) -> None:
-    """Take this node out of service, or put it back; it stays so over a restart.
+    """Put this node into maintenance, or back into service; the setting survives a restart.
 
-    A node that serves hands over first.
+    An active node hands over to its peer first.
     """
     show_roles(session, session.call("cluster.maintenance", on=state == "on", force=force or None))
 
@@ -52,7 +52,7 @@ def maintenance(session: Session, state: str, force: bool) -> None:
 @cluster.command("failback", examples=["xlbctl cluster failback"])
 @pass_session
 def failback(session: Session) -> None:
-    """Make the node with the higher priority serve, if it does not; `failback = true` in its node file does so by itself."""
+    """Make the node with the higher priority active; `failback = true` in its node file does this automatically."""
     show_roles(session, session.call("cluster.failback"))
 
 
@@ -70,15 +70,15 @@ def show_roles(session: Session, answer: dict[str, Any]) -> None:
 def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the lines of `cluster status` as names and values."""
     fields = [("node", str(answer["node"])), ("role", str(answer["role"]))]
-    fields += [("why", str(answer["why"]))] if answer.get("why") else []
+    fields += [("reason", str(answer["why"]))] if answer.get("why") else []
     fields += [("epoch", str(answer["epoch"])), ("generation", str(answer["generation"]))]
     lease_ms = answer.get("lease_ms_left")
-    fields.append(("lease", "never runs out" if lease_ms is None else f"{lease_ms} ms left"))
+    fields.append(("lease", "none (a single node needs no lease)" if lease_ms is None else f"{lease_ms} ms left"))
     for interface in answer["interfaces"]:
         fields.append((f"xdp {interface['name']}", interface_sentence(interface)))
     flows = answer["flows"]
-    serves = f"{plural(answer['farms'], 'farm')} on {plural(answer['vips'], 'VIP')}"
-    fields.append(("serves", f"{serves}, {plural(flows['connections'], 'connection')} (room for {flows['max']})"))
+    service = f"{plural(answer['farms'], 'farm')} on {plural(answer['vips'], 'VIP')}"
+    fields.append(("service", f"{service}, {plural(flows['connections'], 'connection')} (limit {flows['max']})"))
     fields.append(("xlbd", f"{answer['version']}, up for {duration(answer['uptime_s'])}, pins {answer['pins']['origin']}"))
     return fields + peer_fields(answer.get("peer"), answer.get("sync"), answer.get("paths"), answer["role"] == "active")
 
@@ -102,7 +102,7 @@ def peer_fields(
         ("last heard", "never" if heard is None else f"{heard} ms ago" if heard < 10_000 else f"{duration(heard / 1000)} ago"),
     ]
     if paths:
-        absent = {"data": "not expected (this node serves)"} if serving else {}
+        absent = {"data": "not expected (this node is active)"} if serving else {}
         heard_on = ", ".join(f"{name} {'yes' if alive else absent.get(name, 'no')}" for name, alive in sorted(paths.items()))
         fields.append(("heartbeats", heard_on))
     if sync:

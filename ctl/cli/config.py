@@ -21,12 +21,12 @@ from ctl.errors import InvalidInput, storage_code
     examples=["xlbctl apply -f farms.toml --dry-run", "xlbctl apply -f farms.toml", "xlbctl export | xlbctl apply -f -"],
 )
 @file_option
-@click.option("--dry-run", is_flag=True, help="Say what would change and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the changes without making them.")
 @pass_session
 def apply(session: Session, path: Path, dry_run: bool) -> None:
-    """Make the configuration equal to a file: farms, backends and addresses it does not name are removed.
+    """Make the configuration equal to a file; farms, backends and VIPs that the file does not name are removed.
 
-    All or nothing; live connections to what stays are kept.
+    The file is applied completely or not at all. Connections to unchanged backends continue.
     """
     changes = _ask(session, "config.apply", path, dry_run=dry_run)
     show(session.json, {"changes": changes, "applied": not dry_run}, lambda _: _print_changes(changes, dry_run))
@@ -36,9 +36,9 @@ def apply(session: Session, path: Path, dry_run: bool) -> None:
 @file_option
 @click.pass_context
 def diff(ctx: click.Context, path: Path) -> None:
-    """Say what 'apply' would change. Like diff(1), exits 0 when nothing would, 1 when something would.
+    """Show what 'apply' would change. Like diff(1), exits 0 without differences and 1 with differences.
 
-    A failure also exits 1, or 2 when the file is invalid, with a message on stderr and nothing on stdout.
+    A failure also exits 1, or 2 if the file is invalid, with a message on stderr and nothing on stdout.
     """
     session = ctx.find_object(Session)
     assert session is not None
@@ -90,7 +90,7 @@ def read_text(path: Path, source: str) -> str:
     except UnicodeDecodeError as error:
         raise InvalidInput(f"byte {error.start} is not UTF-8; expected a TOML file", source) from error
     if len(data) > MAX_MESSAGE_BYTES:
-        raise InvalidInput(f"longer than the {MAX_MESSAGE_BYTES} bytes xlbd reads at once", source)
+        raise InvalidInput(f"expected at most {MAX_MESSAGE_BYTES} bytes, the limit of one request to xlbd", source)
     return text
 
 

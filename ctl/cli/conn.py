@@ -28,7 +28,7 @@ CONNECTION_COLUMNS = (
 
 @click.group(cls=XlbGroup, examples=["xlbctl conn count", 'xlbctl conn show "192.0.2.7:40000 -> 10.77.0.100:80"'])
 def conn() -> None:
-    """Connections: who is talking to which backend, and why."""
+    """Connections: which client is connected to which backend, and why."""
 
 
 def _farm_option(command: Any) -> Any:
@@ -37,10 +37,10 @@ def _farm_option(command: Any) -> Any:
 
 @conn.command("list", examples=["xlbctl conn list", "xlbctl conn list --farm web --limit 20"])
 @_farm_option
-@click.option("--limit", type=number(1, MAX_LIMIT), default=DEFAULT_LIMIT, metavar="N", help="Show so many at most.")
+@click.option("--limit", type=number(1, MAX_LIMIT), default=DEFAULT_LIMIT, metavar="N", help="Show at most N connections.")
 @pass_session
 def list_(session: Session, farm: str | None, limit: int) -> None:
-    """List connections as the kernel has them now."""
+    """List the connections that are in the flow maps now."""
     show(session.json, session.call("conn.list", farm=farm, limit=limit), _print_connections)
 
 
@@ -63,7 +63,7 @@ def count_(session: Session, farm: str | None) -> None:
 @click.option("--proto", "protocol", type=click.Choice([str(p.value) for p in Protocol]), default="tcp", help="Transport.")
 @pass_session
 def show_(session: Session, connection: tuple[tuple[str, int], tuple[str, int]], protocol: str) -> None:
-    """Say which farm, backend and rewrite a connection gets, and why; it need not exist."""
+    """Show which farm, backend and rewrite a connection gets, and why; the connection need not exist."""
     (source, source_port), (destination, destination_port) = connection
     result = session.call(
         "conn.show",
@@ -86,12 +86,14 @@ def show_(session: Session, connection: tuple[tuple[str, int], tuple[str, int]],
 )
 @_farm_option
 @click.option(
-    "--backend", type=ENDPOINT, metavar="ADDR:PORT", shell_complete=complete_backend, help="Only those to this server."
+    "--backend", type=ENDPOINT, metavar="ADDR:PORT", shell_complete=complete_backend, help="Only connections to this server."
 )
 @yes_option
 @pass_session
 def flush(session: Session, farm: str | None, backend: tuple[str, int] | None, yes: bool) -> None:
-    """Forget connections. Without a filter, and at a terminal, it asks first: clients of all farms notice."""
+    """Delete connections from the flow maps.
+
+    Without a filter this breaks the connections of all farms; on a terminal it asks for confirmation."""
     if farm is None and backend is None and not yes and sys.stdin.isatty():
         click.confirm("Break every connection through this node?", abort=True, err=True)
     text = format_endpoint(*backend) if backend else None

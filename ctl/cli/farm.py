@@ -89,7 +89,7 @@ def show_(session: Session, name: str) -> None:
 @farm_options(adding=False)
 @click.pass_context
 def set_(ctx: click.Context, /, name: str, **options: Any) -> None:
-    """Change what is given and keep the rest; live connections stay where they are."""
+    """Change the given settings and keep the others; existing connections keep their backend."""
     fields = collect_farm_fields(options)
     if not fields:
         raise click.UsageError("nothing to change: give at least one option", ctx)
@@ -112,9 +112,9 @@ def _verb(verb: str, done: str, text: str) -> Callable[..., None]:
     return command
 
 
-delete = _verb("delete", "deleted", "Remove a farm with its backends; its connections end.")
-start = _verb("start", "started", "Take connections again after a stop.")
-stop = _verb("stop", "stopped", "Take no connections any more, keep the settings.")
+delete = _verb("delete", "deleted", "Delete a farm and its backends; its connections end.")
+start = _verb("start", "started", "Accept new connections again after a stop.")
+stop = _verb("stop", "stopped", "Accept no new connections; existing connections continue and the settings remain.")
 
 
 def listener(farm: dict[str, Any]) -> str:
@@ -197,5 +197,5 @@ def check_sentence(check: dict[str, Any]) -> str:
         return "none"
     what = f"http GET {check['path']} answers {check['status']}" if check["kind"] == "http" else "tcp connect"
     port = f" on port {check['port']}" if check["port"] else ""
-    timing = f"every {check['interval_ms']} ms, {check['timeout_ms']} ms each"
-    return f"{what}{port}, {timing}, up after {check['rise']} good in a row, down after {check['fall']} bad"
+    timing = f"every {check['interval_ms']} ms, timeout {check['timeout_ms']} ms"
+    return f"{what}{port}, {timing}, up after {check['rise']} successes in a row, down after {check['fall']} failures"

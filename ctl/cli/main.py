@@ -35,9 +35,9 @@ COMMANDS = {
     ],
 )
 def main() -> None:
-    """Control xlb, the XDP load balancer: ask and change the xlbd that runs on this node.
+    """Control xlb, the XDP load balancer: show and change the state of the xlbd that runs on this node.
 
-    Exits with 0 when done, 1 when refused or failed, 2 when the input is invalid; the reason stands on stderr.
+    Exit status: 0 done, 1 refused or failed, 2 invalid input. Errors are printed on stderr.
     """
 
 

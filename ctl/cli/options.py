@@ -88,7 +88,7 @@ def _parse_ports(text: str) -> int | str:
     if not dash:
         return parse_port(text)
     if parse_port(first) > parse_port(last):
-        raise ValueError(f"'{text}' runs backwards; expected a range like 8000-8010")
+        raise ValueError(f"'{text}' ends before it starts; expected a range like 8000-8010")
     return f"{int(first)}-{int(last)}" if int(first) != int(last) else int(first)
 
 
@@ -116,7 +116,7 @@ def number(first: int, last: int = 2**31 - 1) -> ParamType:
         try:
             value = int(text)
         except ValueError:
-            raise ValueError(f"'{text}' is no number; {expected}") from None
+            raise ValueError(f"'{text}' is not a number; {expected}") from None
         if not first <= value <= last:
             raise ValueError(f"{value} is out of range; {expected}")
         return value
@@ -212,7 +212,7 @@ def farm_options(adding: bool) -> Callable[[Callable[..., Any]], Callable[..., A
 
     options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         click.option(
-            "--vip", type=ADDRESS, required=adding, shell_complete=complete_vip, help="Virtual address it listens on."
+            "--vip", type=ADDRESS, required=adding, shell_complete=complete_vip, help="Virtual address the farm listens on."
         ),
         click.option("--port", type=PORTS, required=adding, help="Port, or range like 8000-8010."),
         click.option("--proto", type=_choice(Protocol), help=f"Transport.{default('tcp')}"),
@@ -222,7 +222,7 @@ def farm_options(adding: bool) -> Callable[[Callable[..., Any]], Callable[..., A
         click.option(
             "--scheduler",
             type=_choice(Scheduler),
-            help=f"maglev: hash of the connection; source: hash of the client; roundrobin: in turn.{default('maglev')}",
+            help=f"maglev: hash of the connection; source: hash of the client address; roundrobin: in turn.{default('maglev')}",
         ),
         click.option("--snat-address", type=ADDRESS, help=f"VIP that backends see in mode snat.{default('the VIP')}"),
         click.option(
@@ -233,7 +233,7 @@ def farm_options(adding: bool) -> Callable[[Callable[..., Any]], Callable[..., A
             "idle_timeout_s",
             type=number(0),
             metavar="SECONDS",
-            help=f"Forget connections silent for so long.{default('900 for tcp, 120 for udp')}",
+            help=f"Delete connections that are idle for this time.{default('900 for tcp, 120 for udp')}",
         ),
         *_check_options(default),
     ]
@@ -249,13 +249,15 @@ def farm_options(adding: bool) -> Callable[[Callable[..., Any]], Callable[..., A
 def _check_options(default: Callable[[str], str]) -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
     positive = number(1)
     return [
-        click.option("--check", "check_kind", type=_choice(CheckKind), help=f"How backends are probed.{default('none')}"),
+        click.option("--check", "check_kind", type=_choice(CheckKind), help=f"Kind of health check.{default('none')}"),
         click.option("--check-interval-ms", type=positive, metavar="MS", help=f"Time between probes.{default('2000')}"),
-        click.option("--check-timeout-ms", type=positive, metavar="MS", help=f"Longest wait for an answer.{default('1000')}"),
+        click.option("--check-timeout-ms", type=positive, metavar="MS", help=f"Timeout of one probe.{default('1000')}"),
         click.option(
-            "--check-rise", type=positive, metavar="N", help=f"Successes in a row that bring a backend up.{default('2')}"
+            "--check-rise", type=positive, metavar="N", help=f"Successes in a row that mark a backend up.{default('2')}"
         ),
-        click.option("--check-fall", type=positive, metavar="N", help=f"Failures in a row that take it down.{default('3')}"),
+        click.option(
+            "--check-fall", type=positive, metavar="N", help=f"Failures in a row that mark a backend down.{default('3')}"
+        ),
         click.option("--check-port", type=PORT, help="Port to probe." + default("the backend's own")),
         click.option("--check-path", metavar="PATH", help=f"Path to GET (http).{default('/')}"),
         click.option("--check-status", metavar="STATUS", help=f"Accepted status or range (http).{default('200-399')}"),

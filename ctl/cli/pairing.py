@@ -40,21 +40,21 @@ SHOWN = 10
         "xlbctl cluster create --local 10.99.0.1 --peer 10.99.0.2 --yes --accept-host-key SHA256:… < password-file",
     ],
 )
-@click.option("--local", required=True, type=ADDRESS, help="This node's address on the cluster network.")
-@click.option("--peer", required=True, type=ADDRESS, help="The other node's address on the cluster network.")
+@click.option("--local", required=True, type=ADDRESS, help="This node's address on the cluster link.")
+@click.option("--peer", required=True, type=ADDRESS, help="The peer's address on the cluster link.")
 @click.option(
-    "--token-only", is_flag=True, help="Print a one-time token for 'xlbctl cluster join' instead of logging in there."
+    "--token-only", is_flag=True, help="Print a one-time token for 'xlbctl cluster join' instead of logging in to the peer."
 )
-@click.option("--yes", is_flag=True, help="Do not ask for confirmations.")
-@click.option("--ssh-port", type=PORT, default="22", help="Port of the other node's SSH server.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--ssh-port", type=PORT, default="22", help="Port of the peer's SSH server.")
 @click.option(
     "--accept-host-key",
     metavar="SHA256:…",
     default="",
     show_default=False,
-    help="Fingerprint of the other node's SSH host key, where known_hosts does not have it and nobody can be asked.",
+    help="Fingerprint of the peer's SSH host key to accept if known_hosts does not have it.",
 )
-@click.option("--remote-command", default="xlbctl", metavar="COMMAND", help="How xlbctl is called on the other node.")
+@click.option("--remote-command", default="xlbctl", metavar="COMMAND", help="Command that runs xlbctl on the peer.")
 @pass_session
 def create(
     session: Session,
@@ -66,10 +66,10 @@ def create(
     accept_host_key: str,
     remote_command: str,
 ) -> None:
-    """Make a pair of this node and another one, which loses its own farms and VIPs.
+    """Form a pair of this node and a peer. The peer's own farms and VIPs are removed.
 
-    Asks for the other node's root password, unless the standard input is a file or a pipe: then its first line is the
-    password, and an empty one means that SSH keys let this user in. This node serves on without a pause.
+    Asks for the peer's root password. If standard input is a file or a pipe, its first line is the password; an empty
+    line means login by SSH key. This node stays in service without interruption.
     """
     session.timeout_ms = TIMEOUT_MS
     if token_only:
@@ -89,7 +89,7 @@ def create(
     if session.json:
         print_json(outcome)
     else:
-        click.echo(f"{outcome['node']} and {outcome['peer']} are a pair; {outcome['node']} serves")
+        click.echo(f"{outcome['node']} and {outcome['peer']} are a pair; {outcome['node']} is active")
         _print_findings(outcome["checks"])
 
 
@@ -101,15 +101,15 @@ def create(
         "xlbctl cluster join --local 10.99.0.2 --yes - < token-file",
     ],
 )
-@click.option("--local", required=True, type=ADDRESS, help="This node's address on the cluster network.")
-@click.option("--yes", is_flag=True, help="Do not ask before this node's farms and VIPs are removed.")
+@click.option("--local", required=True, type=ADDRESS, help="This node's address on the cluster link.")
+@click.option("--yes", is_flag=True, help="Remove this node's farms and VIPs without confirmation.")
 @click.option("--no-check", is_flag=True, help="Do not run 'xlbctl cluster check' afterwards.")
 @click.argument("token")
 @pass_session
 def join(session: Session, local: str, yes: bool, no_check: bool, token: str) -> None:
-    """Make this node the backup of the one that made TOKEN ('-': read it from the standard input).
+    """Make this node the backup of the node that created TOKEN ('-': read it from standard input).
 
-    This node's own farms and VIPs are removed; a copy that 'xlbctl apply' takes is kept in its state directory.
+    This node's own farms and VIPs are removed. A backup copy in its state directory can be restored by 'xlbctl apply'.
     """
     session.timeout_ms = TIMEOUT_MS
     if token == "-":
@@ -117,7 +117,7 @@ def join(session: Session, local: str, yes: bool, no_check: bool, token: str) ->
     has = session.call("cluster.preview")
     removal = _removal(has["node"], has)
     if removal and not yes:
-        click.confirm(f"{removal}. Go on?", abort=True, err=True)
+        click.confirm(f"{removal}. Continue?", abort=True, err=True)
     joined = session.call("cluster.join", local=local, token=token)
     checks = [] if no_check else _settled_checks(session)
     if session.json:
@@ -125,7 +125,7 @@ def join(session: Session, local: str, yes: bool, no_check: bool, token: str) ->
         return
     click.echo(f"{joined['node']} is the backup of {joined['peer']}")
     if joined["kept"]:
-        click.echo(f"its own farms are kept in {joined['kept']}")
+        click.echo(f"its own farms are saved in {joined['kept']}")
     if checks:
         _print_findings(checks)
 
@@ -133,7 +133,7 @@ def join(session: Session, local: str, yes: bool, no_check: bool, token: str) ->
 @click.command("check", cls=XlbCommand, examples=["xlbctl cluster check", "xlbctl cluster check -o json"])
 @click.pass_context
 def check(ctx: click.Context) -> None:
-    """Check what the pair needs of both nodes and the network, one line each; exits 1 if anything failed."""
+    """Check what the pair requires of both nodes and the network, one line each; exits 1 if a check failed."""
     session = ctx.find_object(Session)
     assert session is not None
     session.timeout_ms = TIMEOUT_MS
@@ -143,15 +143,15 @@ def check(ctx: click.Context) -> None:
 
 
 @click.command("destroy", cls=XlbCommand, examples=["xlbctl cluster destroy", "xlbctl cluster destroy --yes"])
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @pass_session
 def destroy(session: Session, yes: bool) -> None:
-    """End the pair: the node that serves goes on as a single one, the other keeps only a copy of its farms."""
+    """Destroy the pair: the active node continues as a single node, the backup keeps only a backup copy of the farms."""
     session.timeout_ms = TIMEOUT_MS
     if not yes:
         status = session.call("cluster.status")
         name = (status.get("peer") or {}).get("name", "its peer")
-        click.confirm(f"End the pair of {status['node']} and {name}?", abort=True, err=True)
+        click.confirm(f"Destroy the pair of {status['node']} and {name}?", abort=True, err=True)
     ended = session.call("cluster.destroy")
     if ended["warning"]:
         click.echo(f"xlbctl: {ended['warning']}", err=True)
@@ -178,9 +178,9 @@ async def _create(
     async with logged_in(login.target, login.password, login.believe) as peer:
         has = await _look_at(peer, login, own["version"])
         if removal := _removal(has["node"], has):
-            confirm(f"{removal}. Go on?")
+            confirm(f"{removal}. Continue?")
         made = session.call("cluster.create", local=local, peer=address)
-        _say(f"{has['node']} joins")
+        _say(f"{has['node']} is joining the pair")
         command = f"{login.command} -o json cluster join --local {shlex.quote(address)} --yes --no-check -"
         done = await peer.run(command, made["token"] + "\n", lambda line: _say(f"{has['node']}: {_bare(line)}"))
         if done.status:
@@ -199,7 +199,7 @@ async def _look_at(peer: Peer, login: _Login, version: str) -> dict[str, Any]:
     its = versions.get("xlbd")
     if its is None:
         raise XlbError(
-            f"xlbd does not run on {host}: systemctl start xlbd there; {_last_sentence(done)}", Code.DAEMON_NOT_RUNNING
+            f"xlbd is not running on {host}: run systemctl start xlbd there; {_last_sentence(done)}", Code.DAEMON_NOT_RUNNING
         )
     if its != version:
         raise XlbError(f"{host} has xlb {its} and this node {version}; install the same version on both", Code.NODES_DIFFER)
@@ -208,7 +208,7 @@ async def _look_at(peer: Peer, login: _Login, version: str) -> dict[str, Any]:
     if status.get("peer"):
         name = status["peer"]["name"]
         raise XlbError(
-            f"{status['node']} is in a pair with {name} already; run xlbctl cluster destroy there first", Code.PAIR_EXISTS
+            f"{status['node']} is already in a pair with {name}; run xlbctl cluster destroy there first", Code.PAIR_EXISTS
         )
     vips = _json_of(await peer.run(f"{login.command} -o json vip list"), host)
     farms = _json_of(await peer.run(f"{login.command} -o json farm list"), host)
@@ -228,7 +228,7 @@ def _json_of(done: Done, host: str) -> Any:
 
 def _last_sentence(done: Done) -> str:
     lines = [line for line in done.errors.splitlines() if line.strip()]
-    return _bare(lines[-1]) if lines else f"it exited with {done.status} and said nothing"
+    return _bare(lines[-1]) if lines else f"it exited with {done.status} and printed no error"
 
 
 def _bare(line: str) -> str:
@@ -267,7 +267,7 @@ def _confirmation(yes: bool) -> Callable[[str], None]:
         if yes:
             return
         if not sys.stdin.isatty():
-            raise InvalidInput(f"{question.removesuffix(' Go on?')} Confirm that with --yes", "--yes")
+            raise InvalidInput(f"{question.removesuffix(' Continue?')} Confirm with --yes", "--yes")
         click.confirm(question, abort=True, err=True)
 
     return confirm
@@ -278,7 +278,7 @@ def _cancel_token(session: Session) -> None:
     try:
         session.call("cluster.cancel")
     except XlbError as error:
-        _say(f"the token could not be voided, it ends by itself: {error}")
+        _say(f"cannot revoke the join token, which expires by itself: {error}")
 
 
 # --- what people read --------------------------------------------------------------------------------------------------
@@ -301,13 +301,12 @@ def _removal(node: str, has: dict[str, Any]) -> str:
     if not vips and not farms:
         return ""
     named = ", ".join([*farms, *vips][:SHOWN]) + (" and more" if len(vips) + len(farms) > SHOWN else "")
-    return (
-        f"{plural(len(farms), 'farm')} and {plural(len(vips), 'VIP')} of {node} will be removed, a copy is kept there: {named}"
-    )
+    removed = f"{plural(len(farms), 'farm')} and {plural(len(vips), 'VIP')} of {node}"
+    return f"{removed} will be removed, a backup copy is saved there: {named}"
 
 
 def _print_token(made: dict[str, Any], peer: str) -> None:
-    _say(f"on the other node, within {made['expires_s'] // 60} minutes: xlbctl cluster join --local {peer} TOKEN")
+    _say(f"run on the peer within {made['expires_s'] // 60} minutes: xlbctl cluster join --local {peer} TOKEN")
     click.echo(made["token"])
 
 
@@ -317,11 +316,10 @@ def _print_findings(findings: list[dict[str, Any]]) -> None:
 
 
 def _print_destroyed(ended: dict[str, Any]) -> None:
-    click.echo(
-        f"the pair with {ended['peer']} is ended; this node {'serves on by itself' if ended['serves'] else 'is empty now'}"
-    )
+    outcome = "continues as a single node" if ended["serves"] else "has no farms now"
+    click.echo(f"the pair with {ended['peer']} is destroyed; this node {outcome}")
     if ended["kept"]:
-        click.echo(f"the farms are kept in {ended['kept']}")
+        click.echo(f"the farms are saved in {ended['kept']}")
 
 
 def _say(sentence: str) -> None:

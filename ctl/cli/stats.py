@@ -37,13 +37,13 @@ PROMETHEUS_LOADS = (
     cls=XlbCommand,
     examples=["xlbctl stats", "xlbctl stats --all", "xlbctl stats --watch", "xlbctl stats --prometheus"],
 )
-@click.option("--all", "everything", is_flag=True, help="Show counters and farms that counted nothing, too.")
+@click.option("--all", "everything", is_flag=True, help="Include counters and farms that are zero.")
 @click.option("--watch", is_flag=True, help="Repeat, showing rates per second, until Ctrl-C.")
 @click.option("--interval", type=click.FloatRange(0.1, 3600), default=2.0, metavar="SECONDS", help="Time between repeats.")
 @click.option("--prometheus", is_flag=True, help="Write Prometheus' text format, for node_exporter's textfile collector.")
 @click.pass_context
 def stats(ctx: click.Context, everything: bool, watch: bool, interval: float, prometheus: bool) -> None:
-    """Show where packets ended, with the reason, and each farm's traffic."""
+    """Show the verdicts on packets with their reasons, and each farm's traffic."""
     session = ctx.find_object(Session)
     assert session is not None
     if sum((session.json, watch, prometheus)) > 1:
@@ -84,7 +84,7 @@ def _print_tables(counters: list[dict[str, Any]], counts: Sample, everything: bo
         for counter in counters
         if everything or counts.counters[counter["name"]]
     ]
-    print_table(COUNTER_COLUMNS, rows, "No packet has been counted.")
+    print_table(COUNTER_COLUMNS, rows, "No packets counted yet.")
     click.echo()
     size: Callable[[float], str] = bit_rate if as_rates else byte_count
     farm_rows = [
@@ -92,12 +92,12 @@ def _print_tables(counters: list[dict[str, Any]], counts: Sample, everything: bo
         for name, load in counts.farms.items()
         if everything or load.packets or load.drops
     ]
-    print_table(FARM_COLUMNS, farm_rows, "No farm has had traffic.")
+    print_table(FARM_COLUMNS, farm_rows, "No farm has had traffic yet.")
 
 
 def prometheus_lines(answer: dict[str, Any], farms: list[dict[str, Any]], counts: Sample) -> Iterator[str]:
     """Return the counts in Prometheus' text exposition format 0.0.4."""
-    yield from _family("xlb_packets_total", "counter", "Packets by where they ended.")
+    yield from _family("xlb_packets_total", "counter", "Packets by verdict.")
     for counter in answer["counters"]:
         yield _line("xlb_packets_total", {"verdict": counter["name"], "kind": counter["kind"]}, counter["packets"])
     for name, text in PROMETHEUS_LOADS:
@@ -119,7 +119,7 @@ def _backend_gauges(farms: list[dict[str, Any]]) -> Iterator[str]:
         for farm in farms
         for backend in farm["backends"]
     ]
-    yield from _family("xlb_backend_up", "gauge", "1 while the backend may get traffic.")
+    yield from _family("xlb_backend_up", "gauge", "1 unless the backend is down.")
     for labels, backend in backends:
         yield _line("xlb_backend_up", labels, int(backend["state"] != "down"))
     yield from _family("xlb_backend_connections", "gauge", "Connections open now.")

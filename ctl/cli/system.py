@@ -18,7 +18,7 @@ DOCTOR_COLUMNS = (Column("CHECK"), Column("RESULT", state=True), Column("FINDING
 @click.command("doctor", cls=XlbCommand, examples=["xlbctl doctor", "xlbctl doctor -o json"])
 @click.pass_context
 def doctor(ctx: click.Context) -> None:
-    """Check what the node needs, one line each with the remedy; exits 1 if anything failed."""
+    """Check what the node requires, one line each with the remedy; exits 1 if a check failed."""
     session = ctx.find_object(Session)
     assert session is not None
     checks = session.call("doctor")
@@ -29,7 +29,7 @@ def doctor(ctx: click.Context) -> None:
 @click.command("version", cls=XlbCommand, examples=["xlbctl version", "xlbctl version -o json"])
 @pass_session
 def version(session: Session) -> None:
-    """Show the versions of xlbctl, of the running xlbd and of what it stands on."""
+    """Show the versions of xlbctl, of the running xlbd and of its dependencies."""
     versions: dict[str, Any] = {"xlbctl": package_version()}
     problem = ""
     try:
@@ -56,7 +56,7 @@ def version(session: Session) -> None:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Write the script that lets a shell complete commands, options, farms and backends."""
+    """Print the shell script that completes commands, options, farms and backends."""
     from click.shell_completion import get_completion_class
 
     complete = get_completion_class(shell)

@@ -39,7 +39,7 @@ HEADER_LINES = 5
 
 @click.command("top", cls=XlbCommand, examples=["xlbctl top", "xlbctl top --interval 0.5", "xlbctl top --once"])
 @click.option("--interval", type=click.FloatRange(0.05, 3600), default=1.0, metavar="SECONDS", help="Time between refreshes.")
-@click.option("--once", is_flag=True, help="Measure for one interval, print it and exit; so it is without a terminal.")
+@click.option("--once", is_flag=True, help="Measure one interval, print it and exit; the default without a terminal.")
 @pass_session
 def top(session: Session, interval: float, once: bool) -> None:
     """Watch packets, drops, farms and backends live, busiest first. Press q to quit."""

@@ -15,7 +15,7 @@ COLUMNS = (Column("ADDRESS"), Column("DEVICE"), Column("GUARD"))
 
 @click.group(cls=XlbGroup, examples=["xlbctl vip add 10.77.0.100/24 --dev eth0", "xlbctl vip list"])
 def vip() -> None:
-    """Virtual IP addresses: the ones clients connect to, and which move between nodes."""
+    """Virtual IP addresses: clients connect to them, and they move between the nodes of a pair."""
 
 
 @vip.command(
@@ -47,7 +47,7 @@ def list_(session: Session) -> None:
 @click.argument("address", type=VIP_ADDRESS, metavar="ADDR", shell_complete=complete_vip)
 @pass_session
 def delete(session: Session, address: str) -> None:
-    """Remove a virtual address that no farm uses any more."""
+    """Delete a virtual address that no farm uses."""
     result = session.call("vip.delete", address=address)
     show(session.json, result, lambda _: click.echo(f"vip {address} deleted"))
 

@@ -57,9 +57,7 @@ def vip_add(config: Config, arguments: Arguments) -> Config:
     vip = read_vip(Fields(arguments, "vip", VIP_FIELDS))
     check_vip(vip)
     if vip.address in config.vips:
-        raise InvalidInput(
-            f"{vip.address} exists already, on {config.vips[vip.address].device}", "vip.address", Code.VIP_EXISTS
-        )
+        raise InvalidInput(f"{vip.address} already exists on {config.vips[vip.address].device}", "vip.address", Code.VIP_EXISTS)
     vips = {**config.vips, vip.address: vip}
     check_limits(vips, config.farms.values())
     return _changed(config, vips=vips)
@@ -76,7 +74,7 @@ def vip_delete(config: Config, arguments: Arguments) -> Config:
     if users:
         named = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
         raise XlbError(
-            f"{address} is used by farm {named}; delete or move what uses it first (xlbctl farm delete NAME)", Code.VIP_IN_USE
+            f"{address} is used by farm {named}; delete or move that farm first (xlbctl farm delete NAME)", Code.VIP_IN_USE
         )
     return _changed(config, vips={each: vip for each, vip in config.vips.items() if each != address})
 
@@ -89,7 +87,7 @@ def farm_add(config: Config, arguments: Arguments) -> Config:
     farm = read_farm(Fields(arguments, f"farm.{name}" if isinstance(name, str) else "farm", FARM_FIELDS))
     if farm.name in config.farms:
         raise InvalidInput(
-            f"farm {farm.name} exists already; change it with xlbctl farm set {farm.name}", "farm.name", Code.FARM_EXISTS
+            f"farm {farm.name} already exists; change it with xlbctl farm set {farm.name}", "farm.name", Code.FARM_EXISTS
         )
     check_farm(farm)
     ids = _Ids(config)
@@ -127,7 +125,7 @@ def backend_add(config: Config, arguments: Arguments) -> Config:
     backend = read_backend(fields)
     if _find(farm, BackendName(backend.address, backend.port)) is not None:
         raise InvalidInput(
-            f"farm {farm.name} has it already; change it with xlbctl backend set {farm.name} {backend.endpoint}",
+            f"farm {farm.name} already has this backend; change it with xlbctl backend set {farm.name} {backend.endpoint}",
             fields.place,
             Code.BACKEND_EXISTS,
         )
@@ -221,7 +219,7 @@ class _Ids:
     def _take(self, used: set[int], limit: int, kind: str) -> int:
         if len(used) >= limit:
             raise InvalidInput(
-                f"all {limit} {kind} ids are in use or were until now; remove {kind}s first", kind, Code.LIMIT_EXCEEDED
+                f"all {limit} {kind} ids are in use or not released yet; remove {kind}s first", kind, Code.LIMIT_EXCEEDED
             )
         while (free := (self.next_id - 1) % limit + 1) in used:
             self.next_id += 1

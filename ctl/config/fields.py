@@ -73,9 +73,9 @@ class Fields:
         return InvalidInput(f"expected {expected}, got {_described(self._values[name])}", self.key(name))
 
     def text(self, name: str, default: str | None = None) -> str:
-        value = self._get(name, default, "a text")
+        value = self._get(name, default, "a string")
         if not isinstance(value, str):
-            raise self._wrong(name, "a text")
+            raise self._wrong(name, "a string")
         return value
 
     def integer(self, name: str, default: int | None = None, low: int | None = None, high: int | None = None) -> int:
@@ -106,9 +106,9 @@ class Fields:
         return value if value == default == "" else canonical_address(value, self.key(name))
 
     def texts(self, name: str, default: Sequence[str] | None = None) -> tuple[str, ...]:
-        value = self._get(name, default, "a list of texts")
+        value = self._get(name, default, "a list of strings")
         if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
-            raise self._wrong(name, "a list of texts")
+            raise self._wrong(name, "a list of strings")
         return tuple(value)
 
     def section(self, name: str, known: Collection[str]) -> Fields:
@@ -131,7 +131,7 @@ def _described(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f'the text "{value[:64]}"'
+        return f'the string "{value[:64]}"'
     if isinstance(value, int | float):
         return str(value)[:64]
     return "nothing" if value is None else "a table" if isinstance(value, Mapping) else f"a {type(value).__name__}"
@@ -187,7 +187,7 @@ def _read_snat_address(fields: Fields, base: Farm | None) -> str:
 
 def _read_mode(fields: Fields, default: Mode) -> Mode:
     if "mode" in fields and fields.text("mode") in LATER_MODES:
-        raise InvalidInput(f"{fields.text('mode')} is not served by this version; use snat or dnat", fields.key("mode"))
+        raise InvalidInput(f"{fields.text('mode')} is not supported by this version; use snat or dnat", fields.key("mode"))
     return fields.choice("mode", Mode, default)
 
 

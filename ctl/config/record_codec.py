@@ -86,7 +86,7 @@ class Decoder:
         except DamagedRecord:
             raise
         except (InvalidInput, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DamagedRecord(f"it holds a value that cannot be: {error}") from error
+            raise DamagedRecord(f"it contains an invalid value: {error}") from error
         return config
 
 
@@ -103,10 +103,11 @@ def _opened(text: bytes) -> tuple[dict[str, Any], list[bytes]]:
     header = _object(lines[0], 1)
     version = header.get("version")
     if header.get("xlb") != "farms" or not isinstance(version, int):
-        raise DamagedRecord("its first line is no header")
+        raise DamagedRecord("its first line is not a header")
     if version > FORMAT_VERSION:
         raise NewerRecord(
-            f"written in format {version} by a later xlb; this one reads up to {FORMAT_VERSION}: upgrade xlb", Code.NEWER_FORMAT
+            f"written in format {version} by a newer xlb; this version reads up to {FORMAT_VERSION}: upgrade xlb",
+            Code.NEWER_FORMAT,
         )
     trailer = _object(lines[-1], len(lines))
     if len(lines) < 2 or set(trailer) != {"sha256"} or not lines[-1].endswith(b"\n"):
@@ -164,7 +165,7 @@ def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes,
                 vips[values["address"]] = Vip(**values)
                 continue
             if kind != "farm":
-                raise ValueError(f"a line about {kind}")
+                raise ValueError(f"an unknown kind of line: {kind}")
             health = HealthCheck(**_enums(values["health"]))
             backends = tuple(Backend(**each) for each in values["backends"])
             farm = Farm(**_enums(values) | {"health": health, "backends": backends})

@@ -75,7 +75,7 @@ def check_device(device: str, key: str) -> None:
     """Names the kernel accepts for an interface. Raises InvalidInput."""
     if _DEVICE.fullmatch(device) is None or device in (".", ".."):
         raise InvalidInput(
-            f'expected the name of an interface (1 to 15 characters, no blank, no "/"), got "{device[:80]}"', key
+            f'expected the name of an interface (1 to 15 characters, no space, no "/"), got "{device[:80]}"', key
         )
 
 
@@ -124,7 +124,7 @@ def check_backend(backend: Backend, farm: Farm, place: str) -> None:
         raise InvalidInput("expected the address of a server, got the farm's own VIP", f"{place}.address")
     last = MAX_PORT - (farm.port_last - farm.port)
     if not 1 <= backend.port <= last:
-        why = "" if last == MAX_PORT else f" (the farm serves {farm.port_last - farm.port + 1} ports from there)"
+        why = "" if last == MAX_PORT else f" (the farm's range has {farm.port_last - farm.port + 1} ports)"
         raise InvalidInput(f"expected a port from 1 to {last}{why}, got {backend.port}", f"{place}.port")
     check_bounds(backend.weight, 0, MAX_WEIGHT, f"{place}.weight")
     check_bounds(backend.priority, 0, MAX_PRIORITY, f"{place}.priority")
@@ -140,7 +140,7 @@ def check_farm(farm: Farm, place: str = "") -> None:
             raise InvalidInput(f"expected a port from 1 to {MAX_PORT}, got {port}", f"{place}.port")
     if farm.port_last < farm.port:
         raise InvalidInput(
-            f"expected a range like 8000-8010, got {farm.port}-{farm.port_last}, which runs backwards", f"{place}.port"
+            f"expected a range like 8000-8010, got {farm.port}-{farm.port_last}, which ends before it starts", f"{place}.port"
         )
     if farm.snat_address:
         canonical_address(farm.snat_address, f"{place}.snat_address")
@@ -162,7 +162,7 @@ def check_farm(farm: Farm, place: str = "") -> None:
         check_backend(backend, farm, spot)
         if (backend.address, backend.port) in seen:
             raise InvalidInput(
-                f"the farm has a backend {backend.endpoint} already; give it once, with a weight", spot, Code.BACKEND_EXISTS
+                f"the farm already has backend {backend.endpoint}; list it once, with a weight", spot, Code.BACKEND_EXISTS
             )
         seen.add((backend.address, backend.port))
 
@@ -215,7 +215,9 @@ def check_limits(vips: Collection[str], farms: Collection[Farm]) -> None:
     ):
         if number > limit:
             what = {"vip": "virtual addresses", "farm": "farms", "backend": "backends"}.get(key, "prefixes of port ranges")
-            raise InvalidInput(f"this node has room for {limit} {what}, and this would make {number}", key, Code.LIMIT_EXCEEDED)
+            raise InvalidInput(
+                f"this node supports at most {limit} {what}, and the change would make {number}", key, Code.LIMIT_EXCEEDED
+            )
 
 
 def check_config(config: Config, checked: Collection[str] = frozenset()) -> None:
@@ -226,7 +228,7 @@ def check_config(config: Config, checked: Collection[str] = frozenset()) -> None
     for address, vip in config.vips.items():
         check_vip(vip)
         if address != vip.address:
-            raise InvalidInput(f"is filed under {address}", f"vip.{vip.address}")
+            raise InvalidInput(f"is stored under {address}", f"vip.{vip.address}")
     last_on: dict[tuple[str, str], Farm] = {}
     for farm in sorted(config.farms.values(), key=lambda farm: farm.port):
         if farm.name not in checked:
@@ -245,6 +247,6 @@ def check_config(config: Config, checked: Collection[str] = frozenset()) -> None
 
 def _check_ids(kind: str, ids: list[int], limit: int) -> None:
     if len(set(ids)) != len(ids):
-        raise InvalidInput("two of them have the same id", kind)
+        raise InvalidInput("two have the same id", kind)
     for each in ids:
         check_bounds(each, 1, limit - 1, f"{kind}.id")

@@ -62,10 +62,10 @@ def explain(
     trace = _Trace()
     if found is not None:
         return _existing(found, trace)
-    trace.steps.append("no entry in the flow tables: a new connection")
+    trace.steps.append("no entry in the flow maps: a new connection")
     vip = config.vips.get(arriving.destination)
     if vip is None:
-        trace.steps.append(f"{arriving.destination} is no VIP")
+        trace.steps.append(f"{arriving.destination} is not a VIP")
         return trace.end("pass_not_ours", False, None)
     farm = _listener(config, arriving)
     if farm is None:
@@ -88,7 +88,7 @@ def _existing(found: Mapping[str, Any], trace: _Trace) -> dict[str, Any]:
     else:
         trace.rewrite = f"{found['backend']} -> {found['backend_sees']} becomes {found['vip']} -> {found['client']}"
     trace.steps.append(
-        f"a flow entry says it all: {found['state']}, idle for {found['idle_s']} s, {found['direction']} direction"
+        f"an existing flow entry decides: {found['state']}, idle for {found['idle_s']} s, {found['direction']} direction"
     )
     return trace.end("forward", True, found)
 
@@ -97,10 +97,12 @@ def _select(arriving: FlowTuple, farm: Farm, eligible: tuple[Backend, ...], seed
     chosen: Backend | None
     if len(eligible) == 1:
         chosen = eligible[0]
-        trace.steps.append("there is only this one to choose")
+        trace.steps.append("only one backend is eligible")
     elif farm.scheduler is Scheduler.ROUNDROBIN:
         turns = [_endpoint(each) for each in eligible]
-        trace.steps.append(f"roundrobin: the next in turn on the CPU that sees the packet, one of {', '.join(turns)}")
+        trace.steps.append(
+            f"roundrobin: the next backend in turn on the CPU that receives the packet, one of {', '.join(turns)}"
+        )
         return trace.end("either", False, None)
     else:
         chosen = _by_hash(arriving, farm, eligible, seed, trace)
@@ -131,7 +133,7 @@ def _rewrite(arriving: FlowTuple, farm: Farm, backend: str, seed: int, trace: _T
     ports = list(islice(snat_candidates(arriving.source_port, flow_hash(arriving, seed)), SHOWN_CANDIDATES))
     trace.steps.append(
         f"snat: the backend sees {address} and the first free port of {', '.join(map(str, ports))}, …; "
-        f"{ports[0]} unless another connection to {backend} has it"
+        f"{ports[0]} unless another connection to {backend} uses it"
     )
     return f"{client} -> {vip} becomes {format_endpoint(address, ports[0])} -> {backend}"
 
@@ -162,7 +164,7 @@ def _eligible_sentence(farm: Farm, eligible: tuple[Backend, ...], down: Abstract
             if backend.weight == 0
             else "is down"
             if backend.id in down
-            else f"waits in priority {backend.priority}"
+            else f"is a reserve of priority {backend.priority}"
         )
         out.append(f"{_endpoint(backend)} {reason}")
     sentence = f"{len(eligible)} of {len(farm.backends)} backends take new connections"

@@ -306,8 +306,8 @@ class _Round:
         names = ", ".join(self.starved[:3]) + (" and others" if len(self.starved) > 3 else "")
         free = sum(length for _, length in self.space.free)
         raise XlbError(
-            f"the slot table is full: no room for farm {names} ({free} of {MAX_SLOT_CHUNKS} chunks free, in pieces too short); "
-            "remove farms, or make the weights within a farm more alike, which makes its table smaller",
+            f"the slot map is full: no slots for farm {names} ({free} of {MAX_SLOT_CHUNKS} chunks free, fragmented); "
+            "remove farms, or make the weights within a farm more alike, which makes its lookup table smaller",
             Code.LIMIT_EXCEEDED,
         )
 

@@ -157,7 +157,7 @@ class HealthChecks:
     def _turn(self, entry: _Checked, up: bool, now_ms: int) -> Transition:
         streak, entry.up, entry.streak, entry.probation, entry.changed_ms = entry.streak, up, 0, False, now_ms
         (self._down.discard if up else self._down.add)(entry.backend.id)
-        reason = f"{streak} checks in a row succeeded" if up else entry.last_error
+        reason = f"{streak} successes in a row" if up else entry.last_error
         return Transition(entry.backend.id, entry.farm, entry.backend.address, entry.backend.port, up, reason)
 
     def _follow(self, farm: Farm, backend: Backend, now_ms: int) -> None:

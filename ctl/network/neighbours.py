@@ -64,7 +64,7 @@ class NextHopKeeper:
             try:
                 await self._look()
             except (XlbError, OSError) as error:
-                log.warning("neighbours of backends are not kept resolved: %s", error)
+                log.warning("cannot resolve the neighbours of backends: %s", error)
 
     async def _look(self) -> None:
         if self._routes_stale:

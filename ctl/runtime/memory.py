@@ -41,7 +41,7 @@ def lock() -> str:
         libc = ctypes.CDLL(None, use_errno=True)
         failed = libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)
     except (OSError, AttributeError):
-        return "this C library cannot"
+        return "not supported by this C library"
     return os.strerror(ctypes.get_errno()) if failed else ""
 
 

@@ -48,13 +48,13 @@ def run_in_time() -> tuple[bool, list[str]]:
     except OSError as error:
         _granted = False
         refused.append(
-            f"no real-time scheduling ({error.strerror}): heartbeats may be late on a busy machine; "
+            f"real-time scheduling refused ({error.strerror}): heartbeats may be late on a busy machine; "
             "give xlbd CAP_SYS_NICE or LimitRTPRIO, or raise cluster.lease_ms"
         )
     reason = memory.lock()
     if reason:
         refused.append(
-            f"memory is not locked ({reason}): heartbeats may be late when memory is short; "
+            f"memory locking refused ({reason}): heartbeats may be late when memory is short; "
             "give xlbd CAP_IPC_LOCK or LimitMEMLOCK"
         )
     return _granted, refused

@@ -42,6 +42,6 @@ class Supervisor:
         self._tasks.discard(task)
         if task.cancelled() or task.exception() is None:
             return
-        log.error("failed: %s", task.get_name(), exc_info=task.exception())
+        log.error("task failed: %s", task.get_name(), exc_info=task.exception())
         if vital:
             self.give_up(f"{task.get_name()} failed ({task.exception()!r})")

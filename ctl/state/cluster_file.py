@@ -79,7 +79,7 @@ def check_member(member: Member, place: str) -> None:
     addresses += [("data_address", member.data_address)] if member.data_address else []
     for key, address in addresses:
         if canonical_address(address, f"{place}.{key}") != address:
-            raise InvalidInput(f'"{address}" is not written canonically', f"{place}.{key}")
+            raise InvalidInput(f'expected an address in canonical form, got "{address}"', f"{place}.{key}")
     if not 1 <= member.priority < MAX_PRIORITY:
         raise InvalidInput(f"expected 1 to {MAX_PRIORITY - 1}, got {member.priority}", f"{place}.priority")
     if not _KEY.fullmatch(member.public_key):
@@ -125,7 +125,7 @@ class ClusterFile:
         try:
             return decode(text)
         except InvalidInput as error:
-            remedy = "copy it back from a backup, or move it away on both nodes and create the pair again"
+            remedy = "restore it from a backup, or move it away on both nodes and create the pair again"
             raise XlbError(f"{self.path} is damaged: {error}; {remedy}", Code.DAMAGED_FILE) from None
         except XlbError as error:
             raise XlbError(f"{self.path}: {error}; nothing was changed") from None
@@ -136,7 +136,7 @@ class ClusterFile:
             self._files.replace(self.path, encode(settings))
         except OSError as error:
             raise XlbError(
-                f"cannot store {self.path}: {error.strerror or error}; look after the disk and repeat it", storage_code(error)
+                f"cannot store {self.path}: {error.strerror or error}; check the disk and try again", storage_code(error)
             ) from error
 
     def remove(self) -> None:
@@ -147,7 +147,7 @@ class ClusterFile:
                 self._files.sync_directory(self.path.parent)
         except OSError as error:
             raise XlbError(
-                f"cannot remove {self.path}: {error.strerror or error}; look after the disk and repeat it", storage_code(error)
+                f"cannot remove {self.path}: {error.strerror or error}; check the disk and try again", storage_code(error)
             ) from error
 
 
@@ -166,13 +166,14 @@ def decode(text: bytes) -> ClusterSettings:
     except (ValueError, RecursionError):
         raise InvalidInput("it is not JSON") from None
     if not isinstance(document, dict) or document.get("xlb") != "cluster":
-        raise InvalidInput("it does not begin as a cluster file does")
+        raise InvalidInput("it is not a cluster file")
     version = document.get("version")
     if not isinstance(version, int) or isinstance(version, bool):
         raise InvalidInput("expected a number", "version")
     if version > FORMAT_VERSION:
         raise XlbError(
-            f"written in format {version} by a later xlb; this one reads up to {FORMAT_VERSION}: upgrade xlb", Code.NEWER_FORMAT
+            f"written in format {version} by a newer xlb; this version reads up to {FORMAT_VERSION}: upgrade xlb",
+            Code.NEWER_FORMAT,
         )
     values = _take(document, ClusterSettings, "", {"own": dict, "peer": dict})
     members = {name: Member(**_take(values[name], Member, f"{name}.", {})) for name in ("own", "peer")}

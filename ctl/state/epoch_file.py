@@ -63,9 +63,9 @@ class EpochFile:
                 self._files.rename(self.path, kept)
             except OSError as reason:
                 raise XlbError(
-                    f"{self.path} is damaged and cannot be set aside: {reason.strerror}; move it away", Code.DAMAGED_FILE
+                    f"{self.path} is damaged and cannot be renamed: {reason.strerror}; move it away by hand", Code.DAMAGED_FILE
                 ) from None
-            return Terms(), f"{self.path} is damaged ({error}) and is kept as {kept}; this node learns the epoch from its peer"
+            return Terms(), f"{self.path} is damaged ({error}), saved as {kept}; this node learns the epoch from its peer"
 
     def save(self, terms: Terms) -> None:
         """Returns once the file would survive a power cut. Raises OSError."""
@@ -81,13 +81,13 @@ def _decode(text: bytes, path: Path) -> Terms:
     """Raises ValueError for what is damaged, XlbError for a newer format."""
     document = json.loads(text)
     if not isinstance(document, dict) or document.get("xlb") != "epoch":
-        raise ValueError("it does not begin as an epoch file does")
+        raise ValueError("it is not an epoch file")
     version = document.get("version")
     if not _is_number(version):
         raise ValueError("version: expected a number")
     if version > FORMAT_VERSION:
         raise XlbError(
-            f"{path} was written in format {version} by a later xlb; this one reads {FORMAT_VERSION}: upgrade xlb",
+            f"{path} was written in format {version} by a newer xlb; this version reads {FORMAT_VERSION}: upgrade xlb",
             Code.NEWER_FORMAT,
         )
     epoch, reserved, maintenance = (document.get(key) for key in ("epoch", "reserved", "maintenance"))

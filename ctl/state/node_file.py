@@ -99,14 +99,15 @@ def load(path: Path) -> NodeSettings:
     except FileNotFoundError:
         example = '[data]\n    interfaces = ["eth0"]'
         raise XlbError(
-            f"there is no node file {path}; make one (or name yours with --config). The least it needs is\n    {example}",
+            f"node file {path} does not exist; create it, or name another with --config. The minimum is\n    {example}",
             Code.STORAGE_FAILED,
         ) from None
     except UnicodeDecodeError as error:
         raise InvalidInput(f"is not UTF-8 text: {error}", str(path)) from None
     except OSError as error:
         raise XlbError(
-            f"cannot read the node file {path}: {error.strerror}; run as root or name yours with --config", storage_code(error)
+            f"cannot read the node file {path}: {error.strerror}; run as root, or name another with --config",
+            storage_code(error),
         ) from None
     return parse(text, str(path), socket.gethostname())
 
@@ -178,7 +179,7 @@ def _cluster(fields: Fields, interfaces: tuple[str, ...]) -> ClusterSection:
     if heartbeat >= lease:
         raise InvalidInput(f"expected less than lease_ms ({lease}), got {heartbeat}", fields.key("heartbeat_ms"))
     if takeover < lease + MIN_TAKEOVER_MARGIN_MS:
-        why = "else both nodes could serve at once"
+        why = "otherwise both nodes could be active at once"
         least = lease + MIN_TAKEOVER_MARGIN_MS
         raise InvalidInput(
             f"expected at least {least} (lease_ms + {MIN_TAKEOVER_MARGIN_MS}), got {takeover}; {why}", fields.key("takeover_ms")

@@ -57,13 +57,13 @@ class Store:
                 return LoadReport(Config())
             kept = self._keep(self.state_dir / PREVIOUS)
             return LoadReport(
-                Config(), f"{self.path} is missing and {PREVIOUS} is damaged: started empty; it is kept as {kept}", kept
+                Config(), f"{self.path} is missing and {PREVIOUS} is damaged: started empty; saved as {kept}", kept
             )
         kept = self._keep(self.path)
-        found = f"{self.path} is damaged ({current}) and is kept as {kept}"
+        found = f"{self.path} is damaged ({current}), saved as {kept}"
         if isinstance(previous, Config):
             return LoadReport(previous, f"{found}: started with generation {previous.generation}, the last good one", kept)
-        return LoadReport(Config(), f"{found}: there is no earlier good one, started empty", kept)
+        return LoadReport(Config(), f"{found}: no earlier version exists, started empty", kept)
 
     def save(self, body: bytes) -> None:
         """Returns once the encoded configuration `body` would survive a power cut.
@@ -83,7 +83,7 @@ class Store:
         try:
             self._files.sync_directory(self.state_dir)
         except OSError as error:
-            doubt = "the change is written, but may not survive a power cut; look after the disk and repeat it"
+            doubt = "the change is written, but may not survive a power cut; check the disk and repeat the change"
             raise XlbError(f"cannot sync {self.state_dir}: {_reason(error)}; {doubt}", storage_code(error)) from error
 
     def take_back(self) -> None:
@@ -94,7 +94,7 @@ class Store:
             self._files.rename(temporary, self.path)
             self._files.sync_directory(self.state_dir)
         except OSError as error:
-            raise XlbError(f"cannot put {PREVIOUS} back as {self.path}: {_reason(error)}", storage_code(error)) from error
+            raise XlbError(f"cannot restore {PREVIOUS} as {self.path}: {_reason(error)}", storage_code(error)) from error
 
     def stored(self) -> bytes | None:
         """The record on disk as it is; None: there is none. Blocking. Raises XlbError."""
@@ -149,7 +149,7 @@ class Store:
             self._files.sync_directory(self.state_dir)
         except OSError as error:
             raise XlbError(
-                f"{path} is damaged and cannot be set aside: {error.strerror}; move it away by hand", Code.DAMAGED_FILE
+                f"{path} is damaged and cannot be renamed: {error.strerror}; move it away by hand", Code.DAMAGED_FILE
             ) from error
         return kept
 

@@ -93,7 +93,7 @@ class Why(Enum):
 
     NOT_SERVING = "this node does not accept changes"
     BUSY = "another change is being stored"
-    INTERRUPTED = "this node stopped serving during the change"
+    INTERRUPTED = "this node stopped being active during the change"
     OVERTAKEN = "the peer has a newer configuration"
     NOT_STORED = "the disk or the kernel refused it"
 
@@ -140,7 +140,10 @@ class ConfigSync:
         if not epoch and self._request:
             out.append(
                 self._answer(
-                    False, False, f"this node stopped serving; ask {self.peer} whether the change is there", Why.INTERRUPTED
+                    False,
+                    False,
+                    f"this node is no longer active; check on {self.peer} whether the change is stored",
+                    Why.INTERRUPTED,
                 )
             )
         self.epoch = epoch
@@ -149,7 +152,7 @@ class ConfigSync:
     def change(self, request: int, body: bytes, now_ns: int) -> list[Effect]:
         """Somebody wants the configuration to be `body`, made from the present one. request: non-zero, for the answer."""
         if not self.epoch:
-            return [Answer(request, False, False, f"this node does not serve: {self.peer} accepts changes", Why.NOT_SERVING)]
+            return [Answer(request, False, False, f"this node is not active; make the change on {self.peer}", Why.NOT_SERVING)]
         if self.busy or self.epoch < self.document.version[0]:
             return [Answer(request, False, False, "another change is being stored; try again", Why.BUSY)]
         self._request, self._request_ns = request, now_ns
@@ -203,7 +206,7 @@ class ConfigSync:
         if ancestor and self.stored_version == self.document.version:
             out += self._answer_if_asked(True, "stored on both nodes")
         elif self._request:
-            why = f"{self.peer} has the newer version {document.version}: look whether it holds the change"
+            why = f"{self.peer} has the newer version {document.version}: check whether it contains the change"
             out.append(self._answer(False, False, why, Why.OVERTAKEN))
         if not ancestor:
             out.append(KeepConflict(self.document, document.version))

@@ -100,7 +100,7 @@ class FlowCodec:
         """Raises WireError unless the payload has the length of `count` records of a known family."""
         columns = self._columns.get(family)
         if columns is None:
-            raise WireError(f"a block of the unknown family {family!r}")
+            raise WireError(f"a block of an unknown family {family!r}")
         if count * columns.record.itemsize != len(payload):
             raise WireError(f"a block of {count} {family} flows has {len(payload)} bytes")
 

@@ -79,7 +79,10 @@ class Receiver:
         """A block arrived."""
         if block.layout != self.layout:
             return [
-                self._refuse(block, f"its layout {block.layout:#x} is not this node's {self.layout:#x}: upgrade both nodes")
+                self._refuse(
+                    block,
+                    f"flow layout {block.layout:#x}, expected {self.layout:#x}: install the same version on both nodes",
+                )
             ]
         if self.serving and block.kind is not Kind.LIVE:
             return []
@@ -93,7 +96,7 @@ class Receiver:
             if not self._accept(block):
                 return []
             if self.in_step:
-                out.append(StepChanged(False, f"a new snapshot arrives, stream {block.session}"))
+                out.append(StepChanged(False, f"receiving a new snapshot, stream {block.session}"))
             self.in_step = False
         if block.sequence != self._received + 1:
             late = block.sequence <= self._received
@@ -116,7 +119,7 @@ class Receiver:
         out: list[Effect] = []
         if self._complete_at and self._applied >= self._complete_at and not self.in_step:
             self.in_step = True
-            out.append(StepChanged(True, f"every flow of the peer is here, stream {block.session}"))
+            out.append(StepChanged(True, f"this node has every flow of the peer, stream {block.session}"))
         return [*out, self._acknowledge()]
 
     def _is_current(self, block: Block) -> bool:

@@ -86,12 +86,12 @@ class Sender:
             return []
         self._enqueue(_Pending(Kind.LIVE, now_ns, family, count, payload))
         if self._queued_records > self.limits.queued_records:
-            return self._resync("more changes than the peer takes", now_ns)
+            return self._resync("the queue of changes is full", now_ns)
         return self._pump()
 
     def overflow(self, now_ns: int) -> list[Effect]:
         """The kernel lost changes because its ring was full."""
-        return self._resync("the kernel's ring was full", now_ns) if self.running else []
+        return self._resync("the kernel's ring buffer overflowed", now_ns) if self.running else []
 
     def slice_read(self, session: int, family: int, count: int, payload: bytes, last: bool, now_ns: int) -> list[Effect]:
         """Answer to ReadSlice. `last`: the table has no more."""
@@ -182,7 +182,7 @@ class Sender:
     def _resync(self, why: str, now_ns: int) -> list[Effect]:
         self.resyncs += 1
         flushes = [number for number, _ in self._flushes]
-        out = [StepChanged(False, f"a new snapshot is sent: {why}"), *self.start(self.epoch, now_ns)]
+        out = [StepChanged(False, f"sending a new snapshot: {why}"), *self.start(self.epoch, now_ns)]
         # What is to be flushed is now in the snapshot: due when that has arrived.
         self._flushes.extend((number, WHEN_IN_STEP) for number in flushes)
         return out

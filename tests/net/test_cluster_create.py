@@ -133,7 +133,7 @@ def test_another_version_there(site: Site) -> None:
 
 def test_what_would_be_removed_must_be_confirmed(site: Site) -> None:
     site.know(site.sshd.public_key)
-    sentence = "1 farm and 1 VIP of lb2 will be removed, a copy is kept there: old, 10.77.0.200. Confirm that with --yes"
+    sentence = "1 farm and 1 VIP of lb2 will be removed, a backup copy is saved there: old, 10.77.0.200. Confirm with --yes"
     site.refused(sentence, code=2)
 
 
@@ -165,9 +165,9 @@ def test_a_person_creates_the_pair_and_clients_do_not_notice(site: Site) -> None
             asked = terminal.expect(rf"The host key of {PEER} is unknown: (\S+)\. Is that its key\?")
             assert asked[1] == site.sshd.fingerprint
             terminal.type("y\n")
-            terminal.expect("1 farm and 1 VIP of lb2 will be removed, a copy is kept there: old, 10.77.0.200")
+            terminal.expect("1 farm and 1 VIP of lb2 will be removed, a backup copy is saved there: old, 10.77.0.200")
             terminal.type("y\n")
-            terminal.expect("lb1 and lb2 are a pair; lb1 serves", within_s=60)
+            terminal.expect("lb1 and lb2 are a pair; lb1 is active", within_s=60)
             assert terminal.wait() == 0
             assert PASSWORD not in terminal.output
     finally:
@@ -229,7 +229,7 @@ def test_a_change_on_the_backup_reaches_both(site: Site) -> None:
     site.two.xlbctl("farm", "add", "more", "--vip", VIP4, "--port", "81")
     assert "more" in site.one.xlbctl("farm", "list").stdout
     done = site.two.xlbctl("farm", "add", "more", "--vip", VIP4, "--port", "82", expect=2)
-    assert "farm more exists already" in done.stderr
+    assert "farm more already exists" in done.stderr
 
 
 def test_an_absent_peer_is_named_on_stderr_and_it_catches_up(site: Site) -> None:
@@ -243,7 +243,7 @@ def test_an_absent_peer_is_named_on_stderr_and_it_catches_up(site: Site) -> None
 
 def test_destroy_leaves_one_node_that_serves(site: Site) -> None:
     done = site.one.xlbctl("cluster", "destroy", "--yes")
-    assert "this node serves on by itself" in done.stdout
+    assert "this node continues as a single node" in done.stdout
     wait_until(lambda: site.two.call("cluster.status")["role"] == "single", "the other node to be single")
     assert site.two.call("vip.list") == [] and not site.http().error
     assert len(list(site.two.state_dir.glob("before-leave-*.farms.toml"))) == 1

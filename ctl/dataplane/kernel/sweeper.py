@@ -84,7 +84,7 @@ class Sweeper:
             try:
                 self.result = await self._in_thread(self._sweep)
             except (PlaneError, OSError) as error:
-                log.error("idle connections could not be removed: %s", error)
+                log.error("cannot remove idle connections: %s", error)
             else:
                 self.sweeps += 1
                 self.expired += self.result.expired

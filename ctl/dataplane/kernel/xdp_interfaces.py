@@ -53,7 +53,7 @@ class DataInterfaces:
     async def detach(self) -> None:
         """Take it off. Raises PlaneError."""
         for name in await asyncio.to_thread(self._attacher.detach, self._names):
-            log.info("XDP was taken off %s", name)
+            log.info("XDP detached from %s", name)
 
     async def report_flows(self) -> None:
         """See that the program reports flow changes. Raises XlbError."""
@@ -74,7 +74,7 @@ class DataInterfaces:
         try:
             await asyncio.to_thread(self._attach, (name,))
         except XlbError as error:
-            log.error("interface %s came back, but: %s", name, error)
+            log.error("cannot attach XDP again to %s: %s", name, error)
         await self._came_back()
 
     def _attach(self, names: Sequence[str]) -> None:
@@ -84,6 +84,8 @@ class DataInterfaces:
             raise XlbError(str(error), Code.KERNEL_REFUSED) from error
         self.attachments.update(attached)
         for name, attachment in attached.items():
-            log.info("XDP on %s is %s%s", name, attachment.mode, f": {attachment.reason}" if attachment.reason else "")
+            log.info(
+                "XDP attached to %s, mode %s%s", name, attachment.mode, f": {attachment.reason}" if attachment.reason else ""
+            )
         for sentence in self._network.keep_frames_whole([name for name, each in attached.items() if each.mode == "generic"]):
             log.info("%s", sentence)

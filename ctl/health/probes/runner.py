@@ -93,8 +93,8 @@ class CheckRunner:
         except ProbeFailed as failure:
             error = str(failure)
         except Exception as failure:  # a bug must not stop the check for good
-            log.exception("a health check of %s port %d failed inside xlbd", due.address, due.port)
-            error = f"the check itself failed ({type(failure).__name__})"
+            log.exception("health check of %s port %d failed with an internal error", due.address, due.port)
+            error = f"internal error of the check ({type(failure).__name__})"
         transition = self.checks.finish(due, not error, error, now_ms())
         if transition is not None:
             self._report(transition)

@@ -56,8 +56,8 @@ class OwnSources:
         own = own_source(target, device, self._addresses, self._config().vips)
         if not own:
             raise XlbError(
-                f"{device} has no address but VIPs to ask {target} from, and answers to VIP {vip} are for its farms: "
-                f"give this node an address of its own there, ip address add ADDRESS/PREFIX dev {device}"
+                f"no source address towards {target}: {device} has only VIPs, and the guard of VIP {vip} drops the answers; "
+                f"add an address of this node: ip address add ADDRESS/PREFIX dev {device}"
             )
         return own
 

@@ -53,7 +53,7 @@ class AddressBatch:
         known = [each for each in addresses if each.device in interfaces]
         self.addresses = tuple(known)
         unknown = [each for each in addresses if each.device not in interfaces]
-        self._unknown = [f"cannot add {each.address}: there is no interface {each.device}" for each in unknown]
+        self._unknown = [f"cannot add {each.address}: interface {each.device} does not exist" for each in unknown]
         rows = [(each, interfaces[each.device].index) for each in known]
         add = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE
         self._add = _pack([_request(RTM_NEWADDR, add, number, *row) for number, row in enumerate(rows)])
@@ -121,7 +121,7 @@ class AddressBatch:
             except BlockingIOError:
                 return refused
             except OSError as error:
-                return [*refused, f"cannot tell whether the kernel could {verb} addresses: {error.strerror}"]
+                return [*refused, f"cannot read the kernel's answer to '{verb} addresses': {error.strerror}"]
             offset = 0
             while offset + _HEADER.size <= len(data):
                 length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)

@@ -151,7 +151,9 @@ class NetlinkWatcher:
                     self._bump_soon()
                     self._events.routes_changed()
                     return
-                log.error("cannot read network changes: %s; next hops are no longer watched, restart xlbd", error.strerror)
+                log.error(
+                    "cannot read netlink notifications: %s; next hops are no longer updated, restart xlbd", error.strerror
+                )
                 self.close()
                 return
             for message in self._marshal.parse(data):

@@ -111,7 +111,8 @@ def test_farm_show_says_how_backends_are_checked(xlbctl: Xlbctl) -> None:
     assert "health check  none" in xlbctl("farm", "show", "web").splitlines()
     xlbctl("farm", "set", "web", "--check", "http", "--check-path", "/ok", "--check-fall", "5")
     (line,) = (line for line in xlbctl("farm", "show", "web").splitlines() if line.startswith("health check"))
-    assert line.startswith("health check  http GET /ok answers 200-399, every 2000 ms") and line.endswith("down after 5 bad")
+    assert line.startswith("health check  http GET /ok answers 200-399, every 2000 ms")
+    assert line.endswith("down after 5 failures")
 
 
 @pytest.mark.usefixtures("web")
@@ -150,7 +151,7 @@ def test_farm_set_changes_only_what_is_given(xlbctl: Xlbctl) -> None:
     same = before.keys() - {"health", "scheduler", "backends"}
     assert {key: before[key] for key in same} == {key: after[key] for key in same}
     shown = xlbctl("farm", "show", "web")
-    assert "http GET /up answers 200, every 3000 ms, 1000 ms each, up after 4 good in a row, down after 3 bad" in shown
+    assert "http GET /up answers 200, every 3000 ms, timeout 1000 ms, up after 4 successes" in shown
 
 
 @pytest.mark.usefixtures("web")

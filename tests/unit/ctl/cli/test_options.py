@@ -119,7 +119,7 @@ def test_types(kind: Any, text: str, expected: object) -> None:
 @pytest.mark.parametrize(
     ("kind", "text", "why"),
     [
-        (options.PORTS, "8010-8000", "backwards"),
+        (options.PORTS, "8010-8000", "ends before it starts"),
         (options.PORTS, "8000-", "not a port"),
         (options.PORTS, "0-10", "not a port"),
         (options.PORTS, "1-70000", "not a port"),
@@ -128,7 +128,7 @@ def test_types(kind: Any, text: str, expected: object) -> None:
         (options.ADDRESS_WITH_PREFIX, "2001:db8::1/129", "expected 0 to 128"),
         (options.ADDRESS_WITH_PREFIX, "10.0.0.100/", "expected 0 to 32"),
         (options.number(0), "-1", "out of range"),
-        (options.number(0), "one", "no number"),
+        (options.number(0), "one", "not a number"),
         (options.number(1, 5), "6", "from 1 to 5"),
     ],
 )

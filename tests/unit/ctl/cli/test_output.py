@@ -62,7 +62,7 @@ def test_a_reset_counter_counts_from_zero() -> None:
     assert change.counters == {"forward_tx": 7}
 
 
-@pytest.mark.parametrize(("serving", "data"), [(False, "no"), (True, "not expected (this node serves)")])
+@pytest.mark.parametrize(("serving", "data"), [(False, "no"), (True, "not expected (this node is active)")])
 def test_the_node_that_serves_is_not_to_hear_advertisements(serving: bool, data: str) -> None:
     peer = {"name": "lb2", "role": "backup", "alive": True, "last_heard_ms": 40}
     for heard in (False, True):

@@ -41,8 +41,8 @@ def backend(command: str = "add", **fields: object) -> tuple[str, dict[str, obje
 BAD = [
     (add(port=0), "farm.new.port: expected a port from 1 to 65535, got 0"),
     (add(port=70000), "farm.new.port: expected a port from 1 to 65535, got 70000"),
-    (add(port="90-80"), "farm.new.port: expected a range like 8000-8010, got 90-80, which runs backwards"),
-    (add(port="8o"), 'farm.new.port: expected a port from 1 to 65535 or a range like "8000-8010", got the text "8o"'),
+    (add(port="90-80"), "farm.new.port: expected a range like 8000-8010, got 90-80, which ends before it starts"),
+    (add(port="8o"), 'farm.new.port: expected a port from 1 to 65535 or a range like "8000-8010", got the string "8o"'),
     (add(port=True), "farm.new.port: expected an integer, got true"),
     (add(port=None), "farm.new.port: is missing; expected a port or a range like 8000-8010"),
     (
@@ -56,20 +56,20 @@ BAD = [
         "farm.new.vip: 10.0.0.2 is not one of the virtual addresses; add it first: xlbctl vip add 10.0.0.2/24 --dev INTERFACE",
     ),
     (add(vip="10.0.0.256"), 'farm.new.vip: expected an IP address like 10.0.0.1 or 2001:db8::1, got "10.0.0.256"'),
-    (add(name="web"), "farm.name: farm web exists already; change it with xlbctl farm set web"),
+    (add(name="web"), "farm.name: farm web already exists; change it with xlbctl farm set web"),
     (add(name="-x"), 'farm.-x.name: expected 1 to 64 letters, digits, ".", "_" or "-"'),
     (add(name="x" * 65), "expected 1 to 64 letters"),
-    (add(name=7), "farm.name: expected a text, got 7"),
-    (add(mode="ipip"), "farm.new.mode: ipip is not served by this version; use snat or dnat"),
-    (add(mode="dsr"), "farm.new.mode: dsr is not served by this version; use snat or dnat"),
-    (add(mode="nat"), 'farm.new.mode: expected snat or dnat, got the text "nat"'),
+    (add(name=7), "farm.name: expected a string, got 7"),
+    (add(mode="ipip"), "farm.new.mode: ipip is not supported by this version; use snat or dnat"),
+    (add(mode="dsr"), "farm.new.mode: dsr is not supported by this version; use snat or dnat"),
+    (add(mode="nat"), 'farm.new.mode: expected snat or dnat, got the string "nat"'),
     (add(shceduler="maglev"), 'farm.new.shceduler: no such setting; did you mean "scheduler"?'),
     (add(scheduler="rr"), "farm.new.scheduler: expected maglev or roundrobin or source"),
     (add(snat_address="2001:db8::2"), "farm.new.snat_address: expected the family of the farm's VIP 10.0.0.1, got 2001:db8::2"),
     (add(snat_address="10.0.0.9"), "farm.new.snat_address: 10.0.0.9 is not one of the virtual addresses; add it first"),
     (add(snat_address="224.0.0.1"), "farm.new.snat_address: expected the address of one host"),
     (add(idle_timeout_s=-1), "farm.new.idle_timeout_s: expected 0 to 604800, got -1"),
-    (add(enabled="yes"), 'farm.new.enabled: expected true or false, got the text "yes"'),
+    (add(enabled="yes"), 'farm.new.enabled: expected true or false, got the string "yes"'),
     (
         add(health={"kind": "tcp", "timeout_ms": 3000}),
         "farm.new.health.timeout_ms: expected at most interval_ms (2000), got 3000",
@@ -94,7 +94,7 @@ BAD = [
     (backend(port=0), "farm.web.backend.port: expected a port from 1 to 65535, got 0"),
     (
         backend(farm="many", port=65530),
-        "farm.many.backend.port: expected a port from 1 to 65525 (the farm serves 11 ports from there)",
+        "farm.many.backend.port: expected a port from 1 to 65525 (the farm's range has 11 ports)",
     ),
     (
         backend(address="2001:db8::9"),
@@ -103,10 +103,10 @@ BAD = [
     (backend(farm="six"), "farm.six.backend.address: expected an IPv6 address"),
     (backend(address="10.0.0.1"), "expected the address of a server, got the farm's own VIP"),
     (backend(address="fe80::1%eth0"), "expected an address without zone"),
-    (backend(address="10.0.1.1"), "farm.web.backend: farm web has it already"),
+    (backend(address="10.0.1.1"), "farm.web.backend: farm web already has this backend"),
     (backend("set"), 'farm.web.backend: farm web has no backend 10.0.1.9:80; did you mean "10.0.1.2:80"?'),
     (backend("remove", weight=1), "farm.web.backend.weight: no such setting"),
-    (("vip.add", {"address": "10.0.0.1/24", "device": "eth1"}), "vip.address: 10.0.0.1 exists already, on eth0"),
+    (("vip.add", {"address": "10.0.0.1/24", "device": "eth1"}), "vip.address: 10.0.0.1 already exists on eth0"),
     (("vip.add", {"address": "10.0.0.5", "device": "eth1"}), "vip.address: expected an address with prefix length"),
     (("vip.add", {"address": "10.0.0.5/33", "device": "eth1"}), "expected 1 to 32, got 33"),
     (("vip.add", {"address": "10.0.0.5/24", "device": "a/b"}), "device: expected the name of an interface"),
@@ -230,7 +230,7 @@ def test_one_change_that_needs_more_ids_than_there_are(config: Config, monkeypat
     document["farm"] += [  # type: ignore[operator]
         {"name": f"more{port}", "vip": "10.0.0.1", "port": port} for port in (1, 2)
     ]
-    with pytest.raises(InvalidInput, match="farm: all 4 farm ids are in use or were until now; remove farms first"):
+    with pytest.raises(InvalidInput, match="farm: all 4 farm ids are in use or not released yet; remove farms first"):
         replace_from_document(config, document)
 
 
@@ -244,11 +244,11 @@ def test_backends_of_different_farms_never_share_an_id(config: Config) -> None:
 
 def test_limits(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "MAX_FARMS", 4)
-    with pytest.raises(InvalidInput, match="farm: this node has room for 3 farms, and this would make 4"):
+    with pytest.raises(InvalidInput, match="farm: this node supports at most 3 farms, and the change would make 4"):
         change(config, *add())
     monkeypatch.setattr(validation, "MAX_FARMS", MAX_FARMS)
     monkeypatch.setattr(validation, "MAX_BACKENDS", 3)
-    with pytest.raises(InvalidInput, match="backend: this node has room for 2 backends, and this would make 3"):
+    with pytest.raises(InvalidInput, match="backend: this node supports at most 2 backends, and the change would make 3"):
         change(config, *backend())
     monkeypatch.setattr(validation, "MAX_BACKENDS", MAX_BACKENDS)
     monkeypatch.setattr(validation, "MAX_BACKENDS_PER_FARM", 2)

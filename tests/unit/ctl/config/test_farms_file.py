@@ -63,9 +63,9 @@ port = 80
     [
         ('1.2"\nport = 80', '1.2"\nport = 70000', 'farm "web".backend[1].port: expected a port from 1 to 65535, got 70000'),
         ('1.2"\nport = 80', '1.2"\nprot = 80', 'farm "web".backend[1].prot: no such setting; did you mean "port"?'),
-        ('1.2"\nport = 80', '1.2"\nport = "80"', 'farm "web".backend[1].port: expected an integer, got the text "80"'),
+        ('1.2"\nport = 80', '1.2"\nport = "80"', 'farm "web".backend[1].port: expected an integer, got the string "80"'),
         ('"10.0.1.2"', '"::9"', 'farm "web".backend[1].address: expected an IPv4 address'),
-        ('"10.0.1.2"', '"10.0.1.1"', 'farm "web".backend[1]: the farm has a backend 10.0.1.1:80 already'),
+        ('"10.0.1.2"', '"10.0.1.1"', 'farm "web".backend[1]: the farm already has backend 10.0.1.1:80'),
         ('vip = "10.0.0.1"', 'vip = "10.0.0.2"', 'farm "web".vip: 10.0.0.2 is not one of the virtual addresses'),
         (
             "port = 80\n\n[[farm.b",
@@ -76,7 +76,7 @@ port = 80
         ('name = "web"\n', "", "farm[0].name: is missing"),
         ("[[vip]]", "[[vips]]", 'vips: no such setting; did you mean "vip"?'),
         ("[[vip]]", "[vip]", "vip: expected a list of tables ([[vip]]), got a table"),
-        ("port = 80\n\n[[farm.b", 'port = 80\nmode = "dsr"\n\n[[farm.b', 'farm "web".mode: dsr is not served by this version'),
+        ("port = 80\n\n[[farm.b", 'port = 80\nmode = "dsr"\n\n[[farm.b', 'farm "web".mode: dsr is not supported'),
         (
             "[[vip]]",
             "[[farm]]\nname='api'\nvip='10.0.0.1'\nport='70-90'\n[[vip]]",

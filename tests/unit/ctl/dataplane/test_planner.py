@@ -238,7 +238,7 @@ def test_no_room_is_an_error_and_plans_nothing(small_table: int) -> None:
     farms: list[Command] = [("farm.add", {"name": f"f{n}", "vip": "10.0.0.1", "port": n}) for n in (1, 2, 3)]
     config = configured(VIP, *farms)
     config = configured(*(backend(f"f{n}", n) for n in (1, 2, 3)), config=config)
-    with pytest.raises(XlbError, match=r"slot table is full: no room for farm f3"):
+    with pytest.raises(XlbError, match=r"slot map is full: no slots for farm f3"):
         plan(empty, config, frozenset())
 
 

@@ -62,7 +62,7 @@ def test_a_new_backend_serves_until_its_first_failure() -> None:
     assert transition == Transition(number, "web", "10.0.1.1", 8080, False, "connection refused")
     assert clock.checks.down == {number}
     transition = (clock.result(True), clock.result(True))[1]
-    assert transition is not None and transition.up and transition.reason == "2 checks in a row succeeded"
+    assert transition is not None and transition.up and transition.reason == "2 successes in a row"
 
 
 def test_a_backend_that_was_down_before_a_restart_begins_down() -> None:

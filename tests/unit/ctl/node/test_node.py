@@ -438,7 +438,7 @@ def test_a_missing_node_file_is_named(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_second_daemon_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
     with (
         locked_run_dir(tmp_path / "run"),
-        pytest.raises(XlbError, match=rf"another xlbd \(pid {os.getpid()}\) runs on {tmp_path}/run"),
+        pytest.raises(XlbError, match=rf"another xlbd \(pid {os.getpid()}\) uses run_dir {tmp_path}/run"),
         locked_run_dir(tmp_path / "run"),
     ):
         pass

@@ -62,7 +62,7 @@ def test_every_cut_is_noticed() -> None:
 def test_a_newer_format_is_refused_and_kept(tmp_path: Path) -> None:
     document = json.loads(encode(SETTINGS)) | {"version": FORMAT_VERSION + 1}
     (tmp_path / "cluster.json").write_text(json.dumps(document))
-    with pytest.raises(XlbError, match=rf"{tmp_path}/cluster.json: written in format 2 by a later xlb.*upgrade xlb; nothing"):
+    with pytest.raises(XlbError, match=rf"{tmp_path}/cluster.json: written in format 2 by a newer xlb.*upgrade xlb; nothing"):
         ClusterFile(tmp_path).load()
     assert (tmp_path / "cluster.json").exists()
 

@@ -58,15 +58,15 @@ def test_every_setting_of_the_contract() -> None:
         ("[dat]\n", 'dat: no such setting; did you mean "data"? (in /etc/node.toml)'),
         ("", "data.interfaces: is missing; expected the interfaces that carry traffic"),
         ("[data]\ninterfaces = []", 'data.interfaces: expected at least one interface, e.g. ["eth0"]'),
-        ('[data]\ninterfaces = "eth0"', 'data.interfaces: expected a list of texts, got the text "eth0"'),
-        ("[data]\ninterfaces = [1]", "data.interfaces: expected a list of texts"),
+        ('[data]\ninterfaces = "eth0"', 'data.interfaces: expected a list of strings, got the string "eth0"'),
+        ("[data]\ninterfaces = [1]", "data.interfaces: expected a list of strings"),
         ('[data]\ninterfaces = ["eth0", "eth0"]', 'data.interfaces: "eth0" is listed twice'),
         ('[data]\ninterfaces = ["a name too long for it"]', "data.interfaces: expected the name of an interface"),
-        (LEAST + 'xdp_mode = "fast"', 'data.xdp_mode: expected auto or native or generic, got the text "fast"'),
+        (LEAST + 'xdp_mode = "fast"', 'data.xdp_mode: expected auto or native or generic, got the string "fast"'),
         (LEAST + "max_flows = 10", "data.max_flows: expected 1024 to 33554432, got 10"),
         (LEAST + "max_flows = 99999999", "data.max_flows: expected 1024 to 33554432"),
-        (LEAST + 'max_flows = "many"', 'data.max_flows: expected an integer from 1024 to 33554432, got the text "many"'),
-        (LEAST + "[cluster]\nlease_ms = 350", "cluster.takeover_ms: expected at least 355 (lease_ms + 5), got 350; else both"),
+        (LEAST + 'max_flows = "many"', 'data.max_flows: expected an integer from 1024 to 33554432, got the string "many"'),
+        (LEAST + "[cluster]\nlease_ms = 350", "cluster.takeover_ms: expected at least 355 (lease_ms + 5), got 350"),
         (LEAST + "[cluster]\nlease_ms = 400", "cluster.takeover_ms: expected at least 405"),
         (LEAST + "[cluster]\nheartbeat_ms = 300", "cluster.heartbeat_ms: expected less than lease_ms (300), got 300"),
         (LEAST + "[cluster]\npriority = 255", "cluster.priority: expected 1 to 254, got 255"),
@@ -74,7 +74,7 @@ def test_every_setting_of_the_contract() -> None:
         (LEAST + '[cluster]\ngateway = "gw"', "cluster.gateway: expected an IP address"),
         (LEAST + '[node]\nrun_dir = "run"', 'node.run_dir: expected an absolute path like /run/xlb, got "run"'),
         (LEAST + '[node]\nname = "l b"', "node.name: expected 1 to 64 letters"),
-        (LEAST + "[node]\nname = 1", "node.name: expected a text, got 1"),
+        (LEAST + "[node]\nname = 1", "node.name: expected a string, got 1"),
         ("node = 3\n" + LEAST, "node: expected a table of settings, got 3"),
         ("[data", "/etc/node.toml: is not valid TOML"),
     ],
@@ -88,7 +88,7 @@ def test_mistakes_get_a_sentence(text: str, sentence: str) -> None:
 
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(
-        XlbError, match=r"there is no node file .*node\.toml; make one \(or name yours with --config\)"
+        XlbError, match=r"node file .*node\.toml does not exist; create it, or name another with --config"
     ) as caught:
         load(tmp_path / "node.toml")
     assert 'interfaces = ["eth0"]' in str(caught.value)

@@ -107,7 +107,7 @@ def test_a_file_cut_at_any_byte_is_kept_and_the_last_good_one_used(tmp_path: Pat
         assert report.config == small(2)
         assert report.kept is not None and report.kept.read_bytes() == whole[:length]
         assert report.kept.name.startswith(CORRUPT) and not store.path.exists()
-        assert f"is kept as {report.kept}: started with generation 2, the last good one" in report.message
+        assert f"saved as {report.kept}: started with generation 2, the last good one" in report.message
     again = store.load()
     assert again.config == small(2) and "is missing" in again.message
 
@@ -137,7 +137,7 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.path.write_text(json.dumps({"xlb": "farms", "version": FORMAT_VERSION + 1}) + "\n")
     with pytest.raises(
-        XlbError, match=r"farms\.jsonl: written in format 2 by a later xlb; .* upgrade xlb, or move the file away"
+        XlbError, match=r"farms\.jsonl: written in format 2 by a newer xlb; .* upgrade xlb, or move the file away"
     ):
         store.load()
     assert [path.name for path in tmp_path.iterdir()] == [FILE]

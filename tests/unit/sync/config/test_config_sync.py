@@ -126,7 +126,7 @@ def test_a_change_under_way_is_not_lost_in_silence() -> None:
     machine = serving()
     machine.change(1, b"mine", 0)
     (answer,) = machine.serve(0)
-    assert isinstance(answer, Answer) and not answer.ok and "stopped serving" in answer.message
+    assert isinstance(answer, Answer) and not answer.ok and "no longer active" in answer.message
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=200))

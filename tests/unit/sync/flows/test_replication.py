@@ -91,7 +91,7 @@ def test_too_many_changes_start_a_new_snapshot() -> None:
     for _ in range(30):
         effects += machine.changes(4, 1, b"x", 4)
     assert next(effect for effect in effects if isinstance(effect, StepChanged)) == StepChanged(
-        False, "a new snapshot is sent: more changes than the peer takes"
+        False, "sending a new snapshot: the queue of changes is full"
     )
     assert machine.session == 2 and not machine.in_step and machine.resyncs == 1
 
@@ -153,7 +153,7 @@ def test_a_refusal_is_said_and_ends_the_stream() -> None:
     refusal = acks(Receiver(2, LIMITS).block(block(1, Kind.BEGIN), 0))[0]
     effects = sender.acknowledged(refusal, 2)
     assert effects == [
-        StepChanged(False, "the peer refuses the flows: its layout 0x1 is not this node's 0x2: upgrade both nodes"),
+        StepChanged(False, "the peer refuses the flows: flow layout 0x1, expected 0x2: install the same version on both nodes"),
     ]
     assert not sender.running and sender.changes(4, 1, b"x", 3) == []
 

@@ -352,7 +352,7 @@ def test_another_layout_is_refused_with_the_remedy() -> None:
     world = serving()
     world.b.engine.receiver.layout ^= 1
     world.until(lambda: world.a.said, "refusal")
-    assert "upgrade both nodes" in world.a.said[0][1] and not world.a.engine.sender.running
+    assert "install the same version on both nodes" in world.a.said[0][1] and not world.a.engine.sender.running
 
 
 @settings(max_examples=20, deadline=None)

@@ -167,17 +167,18 @@ def test_create_join_check_and_destroy_on_the_command_line(tmp_path: Path) -> No
         assert (code, err) == (0, "") and set(json.loads(out)) == {"token"}
         words = ("cluster", "join", "--local", two.address, json.loads(out)["token"])
         code, out, err = xlbctl(two, *words, input="n\n")
-        assert code != 0 and "0 farms and 1 VIP of lb2 will be removed, a copy is kept there: 10.0.0.200. Go on?" in err
+        assert code != 0
+        assert "0 farms and 1 VIP of lb2 will be removed, a backup copy is saved there: 10.0.0.200. Continue?" in err
         assert len(two.call("vip.list")) == 1
         code, out, err = xlbctl(two, *words, "--no-check", input="y\n")
-        assert code == 0 and "lb2 is the backup of lb1\nits own farms are kept in " in out
+        assert code == 0 and "lb2 is the backup of lb1\nits own farms are saved in " in out
         code, out, _ = xlbctl(two, "cluster", "check")
         assert code == 1  # on loopback nothing answers for VRRP, and the fake cluster interface takes no ping
         lines = [line.split() for line in out.splitlines()]
         assert lines[0] == ["CHECK", "RESULT", "FINDING", "REMEDY"] and lines[1][:2] == ["peer", "ok"]
         code, out, err = xlbctl(two, "cluster", "destroy", input="y\n")
-        assert code == 0 and "End the pair of lb2 and lb1?" in err
-        assert "the pair with lb1 is ended; this node is empty now" in out
+        assert code == 0 and "Destroy the pair of lb2 and lb1?" in err
+        assert "the pair with lb1 is destroyed; this node has no farms now" in out
 
 
 def test_the_peer_that_does_not_answer_fails_the_check(tmp_path: Path) -> None:

@@ -235,4 +235,4 @@ def test_a_bug_in_a_probe_is_a_failed_probe(tmp_path: Path) -> None:
     servers.probe = broken  # type: ignore[method-assign, assignment]
     runner = run_checks(tmp_path, servers, config_of(1), lambda runner, _: bool(runner.checks.down))
     status = runner.checks.status(1)
-    assert status is not None and "the check itself failed" in status.last_error
+    assert status is not None and "internal error of the check" in status.last_error

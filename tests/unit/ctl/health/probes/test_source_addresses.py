@@ -52,7 +52,7 @@ def test_the_kernels_choice_stands_unless_it_is_a_guarded_vip() -> None:
 
 def test_a_node_with_vips_alone_is_told_what_to_do() -> None:
     lonely = sources(Vip("127.0.0.1", 8, "lo"))
-    with pytest.raises(XlbError, match=r"lo has no address but VIPs.*ip address add ADDRESS/PREFIX dev lo"):
+    with pytest.raises(XlbError, match=r"lo has only VIPs.*ip address add ADDRESS/PREFIX dev lo"):
         asyncio.run(lonely.towards("127.0.0.1"))
 
 
