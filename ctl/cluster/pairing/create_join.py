@@ -181,6 +181,7 @@ class Pairing:
             pair = self._membership.required_configuration()
             own, peer = pair.settings.own.name, pair.settings.peer.name
             if serves and pair.serving:
+                # A peer of version 0.1.0 has no codes: it searches this message for "serves too", and keeps the pair then.
                 raise XlbError(
                     f"{own} serves too at this moment; try again when xlbctl cluster status shows one active node",
                     Code.PEER_SERVES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
@@ -331,6 +332,17 @@ def test_destroy_on_the_backup(pair: tuple[Site, Site]) -> None:
     unchanged(one, two)
     assert farms(one) == ["web"] and farms(two) == []
     assert Path(ended["kept"]).exists()
+
+
+def test_the_peer_cannot_end_the_pair_as_active_node_while_this_node_is_active(pair: tuple[Site, Site]) -> None:
+    one, two = pair
+    configuration = two.daemon.node.parts.membership.configuration
+    assert configuration is not None
+    asked = asyncio.run_coroutine_threadsafe(configuration.ask("cluster.leave", {"serves": True}), two.daemon.loop)
+    with refused(Code.PEER_SERVES) as caught:
+        asked.result(10)
+    assert "serves too" in str(caught.value), "what a peer of version 0.1.0 decides by"
+    assert one.status["role"] == "active" and farms(one) == farms(two) == ["web"]
 
 
 def test_destroy_without_the_peer_says_what_is_left_to_do(pair: tuple[Site, Site]) -> None:
