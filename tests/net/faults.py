@@ -212,7 +212,7 @@ class Observer:
     def _terms(self) -> set[str]:
         """Every epoch that either daemon has served with, by its log."""
         logs = (node.log.read_text(errors="replace") for node in self.rig.nodes if node.log.exists())
-        return {epoch for log in logs for epoch in re.findall(r"active with epoch (\d+): ", log)}
+        return {epoch for log in logs for epoch in re.findall(r"(?:active|serving) with epoch (\d+): ", log)}
 
     def _said(self, frame: Spoken) -> str:
         return f"{(frame.at_ns - self.struck_ns) / NS_PER_MS:.1f} ms after the fault {frame.node} said {frame.head.hex(' ', 2)}"

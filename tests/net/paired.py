@@ -9,12 +9,14 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ctl.state.cluster_file import ClusterFile, ClusterSettings, Member
 from sync.transport import Keys
 from tests.net.serving import PORTS, VIPS, Serving
 from tests.rig import VIP4, HeldConnections, Layout, Node, Rig
+from tests.tree import TREE
 from tests.wait import wait_until
 
 TIMING = {"heartbeat_ms": 10, "lease_ms": 30, "takeover_ms": 36}
@@ -97,8 +99,13 @@ PAIR = Layout(nodes=2)
 
 
 @contextmanager
-def paired(layout: Layout = PAIR, cluster: Mapping[str, Any] = TIMING, *, apart: bool = False) -> Iterator[PairSite]:
-    """Build, pair, start, wait until in step, and take down. apart: one processor for each daemon, where there are two."""
+def paired(
+    layout: Layout = PAIR, cluster: Mapping[str, Any] = TIMING, *, apart: bool = False, tree: Path = TREE
+) -> Iterator[PairSite]:
+    """Build, pair, start, wait until in step, and take down.
+
+    apart: one processor for each daemon, where there are two. tree: of the daemons' code, see `Node.tree`.
+    """
     with Rig(layout) as rig:
         write_pair(rig, cluster)
         processors = sorted(os.sched_getaffinity(0))
@@ -106,5 +113,6 @@ def paired(layout: Layout = PAIR, cluster: Mapping[str, Any] = TIMING, *, apart:
             for node, processor in zip(rig.nodes, processors, strict=False):
                 node.processor = processor
         for node in rig.nodes:
+            node.tree = tree
             node.start()
         yield PairSite(rig)

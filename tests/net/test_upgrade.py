@@ -1,0 +1,274 @@
+"""From 0.1.0 to this version: state and pins are adopted, and a pair of both versions works as a pair of one.
+
+Each test of the pair runs in both directions, 0.1.0 active and this version active, and begins by restarting nodes with
+the other version one after the other, as docs/OPERATIONS.md describes an upgrade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpf.loading.loader import BUILD_LINK, PROGRAM, RESETTABLE
+from ctl.errors import XlbError
+from tests.earlier import code_of
+from tests.net.faults import FAULTS, Cost, Observer, ProbeFarm
+from tests.net.paired import PairSite, paired
+from tests.net.serving import PORTS, VIPS, Serving
+from tests.rig import VIP4, VIP6, HeldConnections, Layout, Node, Rig
+from tests.tree import TREE
+from tests.wait import wait_until
+
+HELD = 300
+WITHOUT_PAST = RESETTABLE | {"new_pair_v4", "new_pair_v6"}  # the latter are 0.1.0's names of scratch_v4, scratch_v6
+HEALTH_CHECK = {"kind": "http", "path": "/health", "interval_ms": 500, "timeout_ms": 300, "rise": 2, "fall": 1}
+TIMES = {"heartbeat_ms": 40, "lease_ms": 120, "takeover_ms": 140}
+"""As in test_pair.py: slow enough for a machine that runs other tests at the same time."""
+
+
+@pytest.fixture(scope="module")
+def old_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return code_of("0.1.0", tmp_path_factory.mktemp("0.1.0"))
+
+
+def restart(node: Node, tree: Path) -> None:
+    """Stop the daemon as a package upgrade does, and start the one of `tree`."""
+    assert node.stop() == 0, node.tail()
+    node.tree = tree
+    node.start()
+
+
+# --- one node ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def single(old_code: Path) -> Iterator[Serving]:
+    """A node of 0.1.0 with farms, one of which has a backend that its health check took out."""
+    with Rig(Layout()) as rig:
+        rig.node.tree = old_code
+        rig.node.start()
+        site = Serving(rig)
+        site.add_farm("tcp", 4, scheduler="roundrobin")  # no hash to derive a lost flow from
+        site.add_farm("tcp", 6)
+        site.add_farm("udp")
+        site.add_farm("http", health=HEALTH_CHECK)
+        rig.backend("b1").say("sick")
+        wait_until(lambda: site.state("http4", "b1") == "down", "the health check")
+        yield site
+
+
+def pins(node: Node) -> dict[str, int]:
+    """The pinned maps by name; a map that keeps its number keeps its entries."""
+    return {path.name: path.stat().st_ino for path in node.bpf_dir.iterdir() if path.name not in (PROGRAM, BUILD_LINK)}
+
+
+def adopted(site: Serving, tree: Path, held: list[HeldConnections]) -> dict[str, Any]:
+    """Restart the node with the code of `tree` and check that nothing is lost; returns its status."""
+    farms, before = site.node.call("config.export"), pins(site.node)
+    restart(site.node, tree)
+    after = pins(site.node)
+    lost = sorted(name for name in before if name not in WITHOUT_PAST and after.get(name) != before[name])
+    assert lost == [], "maps that were made again, without their entries"
+    assert site.node.call("config.export") == farms
+    assert site.state("http4", "b1") == "down", "known to be down before the first check"
+    for each in held:
+        assert site.rig.client.run(each.confirm()) == 0
+        assert (each.broken, each.wrong_bytes) == ([], 0)
+    assert site.node.call("conn.count", farm="tcp4")["total"] >= HELD
+    assert site.node.call("conn.count", farm="tcp6")["total"] >= HELD
+    assert not site.http().error and not site.udp().error
+    addresses = site.node.namespace.run("ip", "-o", "address", "show").stdout
+    assert VIP4 in addresses and VIP6 in addresses
+    status: dict[str, Any] = site.node.call("status")
+    return status
+
+
+def test_a_single_node_is_upgraded_and_downgraded(single: Serving, old_code: Path) -> None:
+    held = [HeldConnections(VIPS[family], PORTS["tcp"], HELD) for family in (4, 6)]
+    for each in held:
+        single.rig.client.run(each.open())
+    assert adopted(single, TREE, held)["pins"]["origin"] in ("adopted", "upgraded")
+    single.node.xlbctl("farm", "set", "udp4", "--scheduler", "source")  # stored by this version, read by 0.1.0
+    adopted(single, old_code, held)
+    adopted(single, TREE, held)
+    for each in held:
+        single.rig.client.run(each.close())
+
+
+# --- a pair ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair(old_code: Path) -> Iterator[PairSite]:
+    """Starts as a pair of 0.1.0."""
+    with paired(cluster=TIMES, tree=old_code) as site:
+        site.add_farm("tcp")
+        with ProbeFarm(site.rig, site.node):
+            yield site
+
+
+def upgrade(site: PairSite, node: Node, tree: Path) -> None:
+    """Restart `node` with the code of `tree`, and wait until both nodes are in step."""
+    if node.tree != tree:
+        restart(node, tree)
+        site.settle()
+
+
+def arrange(site: PairSite, active: Path, backup: Path) -> None:
+    """Have one node run each version, `active` on the active one."""
+    site.settle()
+    if (site.node.tree, site.other.tree) == (active, backup):
+        return
+    upgrade(site, site.other, active)
+    site.node.xlbctl("cluster", "switchover")
+    site.settle()
+    upgrade(site, site.other, backup)
+    assert (site.node.tree, site.other.tree) == (active, backup)
+
+
+@pytest.fixture(scope="module", params=["0.1.0 is active", "this version is active"])
+def active_version(request: pytest.FixtureRequest) -> str:
+    """Of the module, so that the tests of one direction follow each other and restart no node between them."""
+    return str(request.param)
+
+
+@pytest.fixture
+def mixed(active_version: str, pair: PairSite, old_code: Path) -> PairSite:
+    """The pair, with a different version on each node."""
+    active, backup = (old_code, TREE) if active_version == "0.1.0 is active" else (TREE, old_code)
+    arrange(pair, active, backup)
+    return pair
+
+
+def farm_names(exported: dict[str, Any]) -> set[str]:
+    return {farm["name"] for farm in exported["farm"]}
+
+
+def in_force_on_both(site: PairSite) -> dict[str, Any]:
+    """Wait until both nodes run and store the same configuration, and return it."""
+
+    def same() -> bool:
+        one, other = (node.call("config.export") for node in site.rig.nodes)
+        return bool(one == other)
+
+    wait_until(same, "the same configuration on both nodes")
+    one, other = ((node.state_dir / "farms.jsonl").read_bytes() for node in site.rig.nodes)
+    assert one == other
+    exported: dict[str, Any] = site.node.call("config.export")
+    return exported
+
+
+def assert_harmless(cost: Cost) -> None:
+    assert cost.both_ms == 0, cost
+    assert cost.harmless, cost
+
+
+def test_a_pair_is_upgraded_node_by_node(pair: PairSite, old_code: Path) -> None:
+    arrange(pair, old_code, old_code)
+    before = in_force_on_both(pair)
+    with pair.holding(HELD) as held, Observer(pair.rig, held) as observer:
+        first, second = pair.node, pair.other
+        upgrade(pair, second, TREE)
+        assert pair.node is first, "the restart of a backup moves nothing"
+        observer.strike(FAULTS["SIGTERM"], first)  # which hands over
+        first.tree = TREE
+        first.start()
+        pair.settle()
+        assert_harmless(observer.cost())
+        assert pair.node is second
+    assert in_force_on_both(pair) == before
+
+
+def test_the_nodes_know_each_other(mixed: PairSite) -> None:
+    active, backup = (mixed.status(node) for node in (mixed.node, mixed.other))
+    for status, peer in ((active, backup), (backup, active)):
+        assert status["peer"]["alive"]
+        assert (status["peer"]["name"], status["peer"]["role"]) == (peer["node"], peer["role"])
+        assert status["paths"]["cluster"]
+        assert status["epoch"] == active["epoch"]
+        assert status["sync"]["protected"] == 1
+    wait_until(lambda: mixed.status(mixed.other)["paths"]["data"], "VRRP advertisements of the active node")
+
+
+@pytest.mark.parametrize("asked", ["the active node", "the backup"])
+def test_configuration_changes_on_either_node(mixed: PairSite, asked: str) -> None:
+    node = mixed.node if asked == "the active node" else mixed.other
+    before = in_force_on_both(mixed)
+    node.xlbctl("vip", "add", f"{VIP6}/64", "--dev", "eth0")
+    node.xlbctl("farm", "add", "web", "--vip", VIP6, "--port", "80", "--scheduler", "source")
+    node.xlbctl("backend", "add", "web", "[fd77::21]:8080", "--weight", "3")
+    node.xlbctl("backend", "drain", "web", "[fd77::21]:8080")
+    changed = in_force_on_both(mixed)
+    web = next(farm for farm in changed["farm"] if farm["name"] == "web")
+    assert (web["scheduler"], web["backend"][0]["weight"], web["backend"][0]["draining"]) == ("source", 3, True)
+    assert VIP6 in mixed.addresses(mixed.node) and VIP6 not in mixed.addresses(mixed.other)
+    node.call("config.apply", document=before)
+    assert in_force_on_both(mixed) == before
+
+
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("farm.add", {"name": "web", "vip": VIP4, "port": 70000}),
+    ("farm.add", {"name": "web", "vip": VIP6, "port": 80}),
+    ("farm.delete", {"name": "nowhere"}),
+    ("backend.add", {"farm": "tcp4", "address": "10.77.0.21", "port": PORTS["tcp"]}),
+    ("vip.add", {"address": "10.77.0.111/24", "device": "nodev0"}),
+    ("config.apply", {"document": {"farm": [{"name": "web", "vip": VIP4, "port": 80, "scheduler": "fast"}]}}),
+]
+
+
+def test_refused_changes_are_reported_alike_on_either_node(mixed: PairSite) -> None:
+    """The active node's error reaches the asker of the backup with its kind, message and key."""
+    before = in_force_on_both(mixed)
+    for command, arguments in REFUSED:
+        direct, forwarded = (refusal(node, command, arguments) for node in (mixed.node, mixed.other))
+        assert forwarded == direct, command
+        assert all(direct[:2]), command
+    assert in_force_on_both(mixed) == before
+
+
+def refusal(node: Node, command: str, arguments: dict[str, Any]) -> tuple[str, str, str]:
+    """Kind, message and key of the error with which `node` refuses a command."""
+    with pytest.raises(XlbError) as caught:
+        node.call(command, **arguments)
+    return caught.value.kind, str(caught.value), caught.value.key
+
+
+def test_a_change_during_the_upgrade_of_the_backup(mixed: PairSite) -> None:
+    """The backup is away, as while its package is upgraded; it takes the change over when it is back."""
+    assert mixed.other.stop() == 0
+    changed = mixed.node.xlbctl("farm", "add", "late", "--vip", VIP4, "--port", "99")
+    assert mixed.other.name in changed.stderr, "the answer names the absent peer"
+    mixed.other.start()
+    mixed.settle()
+    assert "late" in farm_names(in_force_on_both(mixed))
+    mixed.node.call("farm.delete", name="late")
+    in_force_on_both(mixed)
+    assert not [path for node in mixed.rig.nodes for path in node.state_dir.glob("farms.conflict-*")]
+
+
+def test_switchover_to_the_other_version_and_back(mixed: PairSite) -> None:
+    first, second = mixed.node, mixed.other
+    with mixed.holding(HELD) as held:
+        for node, successor in ((first, second), (second, first)):
+            with Observer(mixed.rig, held) as observer:
+                observer.strike(FAULTS["switchover"], node)
+                assert_harmless(observer.cost())
+            mixed.settle()
+            assert mixed.node is successor
+
+
+def test_takeover_after_silence(mixed: PairSite) -> None:
+    """Both lease and takeover time of the other version hold: a node that is killed is replaced, and never two answer."""
+    first, second = mixed.node, mixed.other
+    epoch = mixed.status(first)["epoch"]
+    with mixed.holding(HELD) as held:
+        with Observer(mixed.rig, held) as observer:
+            observer.strike(FAULTS["kill -9"], first)
+            assert_harmless(observer.cost())
+        first.start()
+        mixed.settle()
+        assert mixed.node is second
+        assert mixed.status(second)["epoch"] > epoch
