@@ -1,7 +1,7 @@
-"""What a skipped test means: visible everywhere (-ra), and a failure where XLB_NO_SKIP=1 says every privilege is there.
+"""Skipped tests are visible everywhere (-ra), and failures where XLB_NO_SKIP=1 states that every privilege is available.
 
-Also how hypothesis searches: by hand with new examples each time and no eye on the clock, in CI always with the same, so that
-a run says something about the change it runs for.
+Also how hypothesis searches: interactively with new examples each time and without a time limit, in CI always with the same
+examples, so that a failure is caused by the change under test.
 """
 
 from __future__ import annotations

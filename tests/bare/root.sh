@@ -39,7 +39,7 @@ in_root() {
         ' bash "$ROOT" "$PWD" "$1" < /dev/null
 }
 
-# timed NAME COMMAND… — runs the command and says how long it took.
+# timed NAME COMMAND… — runs the command and prints how long it took.
 timed() {
     local name=$1 start=$SECONDS; shift
     "$@" || { printf 'bare: %s FAILED after %d s\n' "$name" $((SECONDS - start)) >&2; return 1; }

@@ -37,7 +37,7 @@ def run(*args: str, input: str | bytes | None = None) -> tuple[int, str, str]:
 
 
 class Terminal:
-    """A program on a terminal of its own, `rows` by `columns`; use as a context manager, it kills what is left."""
+    """A program on a terminal of its own, `rows` by `columns`; use it as a context manager, which kills the program."""
 
     def __init__(self, command: Sequence[str | Path], rows: int = 24, columns: int = 140, **environment: str) -> None:
         self.output = ""
@@ -69,7 +69,7 @@ class Terminal:
         os.close(self._master)
 
     def expect(self, pattern: str, within_s: float = 20.0) -> re.Match[str]:
-        """Wait until the output since the last match matches `pattern`; fails with what was shown instead."""
+        """Wait until the output since the last match matches `pattern`; the failure shows the output."""
         deadline = time.monotonic() + within_s
         while (found := re.search(pattern, self.output)) is None:
             left = deadline - time.monotonic()
@@ -79,7 +79,7 @@ class Terminal:
 
     @property
     def line_mode(self) -> bool:
-        """Whether keys are echoed and come by the line, as a shell wants its terminal."""
+        """Whether keys are echoed and arrive by line, as a shell expects of its terminal."""
         wanted = termios.ECHO | termios.ICANON
         return bool(termios.tcgetattr(self._master)[3] & wanted == wanted)
 
@@ -88,14 +88,14 @@ class Terminal:
         os.write(self._master, keys.encode())
 
     def wait(self, within_s: float = 20.0) -> int:
-        """Return the exit code; what was written until then is in `output`."""
+        """Wait for the exit and return its code; `output` has what was written until then."""
         deadline = time.monotonic() + within_s
         while (left := deadline - time.monotonic()) > 0 and self._read(left):
             pass
         return self.process.wait(max(0.1, deadline - time.monotonic()))
 
     def _read(self, seconds: float) -> bool:
-        """Read something; False after so many seconds or at the end."""
+        """Read more output; False after `seconds` or at its end."""
         if not select.select([self._master], [], [], seconds)[0]:
             return False
         try:

@@ -56,7 +56,7 @@ class FakeAttacher:
 
 @dataclass(frozen=True, slots=True)
 class RunningDaemon:
-    """A daemon in a thread. `plane` and `network` may be looked at while nothing is being changed."""
+    """A daemon in a thread. Tests may read `plane` and `network` while no change is in progress."""
 
     socket_path: Path
     config: Path
@@ -91,7 +91,7 @@ class RunningDaemon:
 
 
 def write_node_file(directory: Path) -> NodeSettings:
-    """A node file whose directories lie below `directory`; returns it checked."""
+    """Write a node file whose directories are below `directory`; returns its settings."""
     for name in ("state", "run", "bpf"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     path = directory / "node.toml"
@@ -104,7 +104,7 @@ def write_node_file(directory: Path) -> NodeSettings:
 def running_daemon(
     directory: Path, plane: FakePlane | None = None, network: FakeNetwork | None = None, detach: bool = False
 ) -> Iterator[RunningDaemon]:
-    """Start a daemon whose files lie in `directory`; it is stopped at the end.
+    """Start a daemon whose files are in `directory`; stop it at the end.
 
     Given the plane of an earlier one, it is a restart that adopts pins. Raises what the node raises when it cannot start.
     """

@@ -1,7 +1,7 @@
-"""The layouts of the maps that the fake plane has, as clang laid them out: from layouts.json beside this file.
+"""The layouts of the maps that the fake plane has, as clang laid them out: from layouts.json in this directory.
 
 `python -m tests.bpf.make_layouts` writes the file (as root: the compiler creates the maps to describe them), and
-tests/bpf/test_plane.py compares it with what the compiler reports now.
+tests/bpf/test_plane_contract.py compares it with what the compiler reports now.
 """
 
 from __future__ import annotations

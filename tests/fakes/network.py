@@ -36,7 +36,7 @@ class FakeReadyAddresses:
 
 
 class FakeNetwork:
-    """Interfaces eth0 and eth1; everything is on eth0's link unless `gateways` names a way."""
+    """Interfaces eth0 and eth1; every destination is on eth0's link unless `gateways` names its gateway."""
 
     def __init__(self) -> None:
         self.links = {

@@ -69,7 +69,7 @@ def network(address: str) -> FakeNetwork:
 
 @contextlib.contextmanager
 def site(directory: Path, name: str, address: str, cluster: str = "", plane: FakePlane | None = None) -> Iterator[Site]:
-    """A node that runs; given the plane of an earlier one, it is a restart."""
+    """A running node; given the plane of an earlier one, it restarts that node."""
     directory.mkdir(exist_ok=True)
     if plane is not None:
         plane.closed = False
@@ -83,7 +83,7 @@ def site(directory: Path, name: str, address: str, cluster: str = "", plane: Fak
 
 
 def addresses() -> tuple[str, str]:
-    """Two loopback addresses that no other test, nor another run of the tests, has."""
+    """Two loopback addresses that no other test uses, in this process or another."""
     number = os.getpid() % 200 * 256 + next(_numbers)
     base = f"127.{1 + number // 256 % 250}.{number % 256}"
     return f"{base}.1", f"{base}.2"

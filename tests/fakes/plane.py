@@ -1,6 +1,6 @@
 """A data plane in memory that refuses every illegal operation, so that a wrong plan fails a unit test.
 
-Stricter than the kernel: it also refuses what would be legal but wrong, such as overwriting slots a listener still uses.
+Stricter than the kernel: it also refuses what is legal but wrong, such as overwriting slots that a listener uses.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class FakeRing:
         self.closed = False
 
     def put(self, records: Array) -> None:
-        """What XDP does; records beyond the capacity are lost and counted."""
-        room = self.capacity - len(self.records)
-        self.lost += max(0, len(records) - room)
-        self.records = np.concatenate([self.records, records[:room]]).astype(self.records.dtype)
+        """Append records, as XDP does; those beyond the capacity are lost and counted."""
+        free = self.capacity - len(self.records)
+        self.lost += max(0, len(records) - free)
+        self.records = np.concatenate([self.records, records[:free]]).astype(self.records.dtype)
 
     def backlog(self) -> int:
         _require(not self.closed, "a closed ring is asked for its backlog")
@@ -187,7 +187,7 @@ class FakePlane:
         self.slots[offset : offset + len(backends)] = backends
 
     def live_backends(self) -> set[int]:
-        """Ids that some listener may pick now."""
+        """Ids of backends that a listener may select."""
         return {number for key in self.listeners for number in self.turn(key)}
 
     def turn(self, key: ServiceKey) -> list[int]:
@@ -240,7 +240,7 @@ class FakePlane:
         return key_dtype(family), flow_dtype(family)
 
     def flow_events(self, family: str) -> FakeRing:
-        self.rings[family].closed = False  # a mapping of its own each time
+        self.rings[family].closed = False  # as the kernel plane, which maps the ring once more
         return self.rings[family]
 
     def encode_flow_keys(self, family: str, tuples: Sequence[FlowTuple]) -> Array:
@@ -259,7 +259,7 @@ class FakePlane:
         return self._update("flows", family, keys, values)
 
     def put_embryonic(self, family: str, keys: Array, values: Array) -> int:
-        """What XDP does on a new connection; only tests need it."""
+        """Insert embryonic flows, as XDP does for a new connection."""
         return self._update("embryonic", family, keys, values)
 
     def _update(self, flow_map: str, family: str, keys: Array, values: Array) -> int:

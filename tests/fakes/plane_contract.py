@@ -1,7 +1,7 @@
 """What every data plane does, as tests: the kernel's maps and the fake plane of the unit tests must agree on it.
 
 A test module derives a class `Test…` from PlaneContract and has a fixture `subject`, which makes an empty plane. All operations
-here are legal ones: the fake refuses more than the kernel does, and says so in its own tests. tests/bpf/test_plane_contract.py
+here are legal ones: the fake refuses more than the kernel does, which other tests cover. tests/bpf/test_plane_contract.py
 and tests/unit/bpf/test_plane_contract.py run it.
 """
 

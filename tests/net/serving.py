@@ -47,7 +47,7 @@ class Serving:
         for backend in self.rig.backends:
             if backend.process is None:
                 backend.start()
-            backend.say("well")
+            backend.set_health("well")
             self.rig.mend(backend.name)
 
     def backend(self, farm: str, name: str) -> dict[str, Any]:

@@ -113,12 +113,12 @@ def test_a_udp_client_is_moved_off_a_dead_backend(site: Serving) -> None:
 def test_a_backend_that_answers_an_error_status_is_taken_out(site: Serving) -> None:
     site.add_farm("http", health=QUICK_HTTP)
     wait_until(lambda: site.state("http4", "b3") == "up", "b3 up")
-    site.rig.backend("b3").say("sick")
+    site.rig.backend("b3").set_health("sick")
     wait_until(lambda: site.state("http4", "b3") == "down", "b3 noticed as sick")
     assert "503" in site.backend("http4", "b3")["last_error"]
     tally = site.rig.client.run(repeat(lambda: http_get(VIPS[4], PORTS["http"]), 100, Tally()))
     assert set(tally.by_backend) == {"b1", "b2"}
-    site.rig.backend("b3").say("well")
+    site.rig.backend("b3").set_health("well")
     wait_until(lambda: site.state("http4", "b3") == "up", "b3 back by itself")
 
 

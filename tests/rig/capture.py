@@ -1,8 +1,7 @@
-"""Which node speaks for a VIP, from frames the switch hands to everybody else: the proof that never two answer.
+"""Which node sends as a VIP, from the frames that leave the switch: the proof that two nodes never answer at once.
 
-The kernel filters and keeps the frames, so that a capture costs next to nothing while a fault is measured. A frame counts
-when it has the VIP as source address, or tells neighbours whose the VIP is (ARP, neighbour advertisement); its source MAC
-names the node.
+The kernel filters and stores the frames, so that a capture costs almost nothing while a fault is measured. A frame counts
+if its source address is the VIP, or if it announces the VIP (ARP, neighbour advertisement); its source MAC names the node.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ class Spoken:
 
 
 def overlap_ms(spoken: list[Spoken], changes: int = 1) -> float:
-    """For how long two nodes answered, in a capture, ordered by time, over at most so many changes of the serving node.
+    """How long two nodes answered, in a capture ordered by time with at most `moves` changes of the active node.
 
-    Nodes that take turns as often as the VIPs moved do not overlap. Else from the first frame of the node that spoke second to
-    the last frame of the one that spoke first; 0 if it had none so late.
+    Nodes that alternate as often as the VIPs moved do not overlap. Otherwise the overlap lasts from the first frame of the
+    second sender to the last frame of the first sender; 0 if that frame came earlier.
     """
     turns = sum(before.node != after.node for before, after in itertools.pairwise(spoken))
     if turns <= changes:
@@ -59,7 +58,7 @@ def overlap_ms(spoken: list[Spoken], changes: int = 1) -> float:
 
 
 def last_turns(spoken: list[Spoken], count: int) -> list[Spoken]:
-    """The first frame of each of the last `count` turns: what a node said first when it spoke again."""
+    """The first frame of each of the last `count` turns, in which one node sent without the other."""
     turns = [after for before, after in itertools.pairwise(spoken) if before.node != after.node]
     return turns[-count:]
 
@@ -67,7 +66,7 @@ def last_turns(spoken: list[Spoken], count: int) -> list[Spoken]:
 class Capture:
     """From construction to `stop`: frames that leave the switch by `ports`, sent by a node as one of `addresses`.
 
-    nodes: name by MAC address. What a node says into a cable that is cut reaches nobody and does not count.
+    nodes: name by MAC address. Frames sent into a cut cable reach no host and do not count.
     """
 
     def __init__(self, switch: Namespace, ports: Sequence[str], nodes: Mapping[bytes, str], *addresses: str) -> None:
@@ -105,11 +104,11 @@ class Capture:
 
     @property
     def last(self) -> str:
-        """The node that spoke last, as of a moment ago; empty: none."""
+        """The node that sent the last frame; empty: none."""
         return self._spoken[-1].node if self._spoken else ""
 
     def stop(self) -> list[Spoken]:
-        """In the order of time. Raises AssertionError if a frame was lost: a capture with holes proves nothing."""
+        """The frames, ordered by time. Raises AssertionError if a frame was lost: a capture with holes proves nothing."""
         self._end()
         lost = sum(struct.unpack("II", tap.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))[1] for tap in self._taps)
         self.close()
@@ -121,7 +120,7 @@ class Capture:
         self._thread.join()
 
     def close(self) -> None:
-        """End without a result; may be called again."""
+        """Stop without a result; may be called again."""
         self._end()
         for tap in self._taps:
             tap.close()
@@ -136,7 +135,7 @@ def _tap(port: str, address: str) -> socket.socket:
     return tap
 
 
-# --- classic BPF: each step says where to go on if a value at a place is, or is not, the one wanted ---------------------------
+# --- classic BPF: each step compares a value and states where the program continues ---------------------------
 
 
 def _speaks4(address: str) -> list[bytes]:

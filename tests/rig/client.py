@@ -1,7 +1,7 @@
 """The rig's client: checked traffic from inside its namespace, counted by what really arrived.
 
 An asyncio loop in a thread that lives in the client's namespace. Its coroutines report plain counts; what a count should be is
-the test's business. Every wait has a deadline; nothing is tried twice behind the caller's back.
+the test's business. Every wait has a timeout; no request is repeated implicitly.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Client:
         self._loop.run_forever()
 
     def start(self, work: Coroutine[Any, Any, T]) -> Any:
-        """Begin `work` and return its concurrent.futures.Future."""
+        """Start `work` and return its concurrent.futures.Future."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Coroutine[Any, Any, T], deadline_s: float = 60) -> T:
@@ -58,12 +58,12 @@ class Client:
             self._thread.join(5)
 
 
-# --- one question, one answer --------------------------------------------------------------------------------
+# --- one request, one answer --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one request or connection. Times in seconds of time.monotonic()."""
+    """The outcome of one request or connection. Times in seconds of time.monotonic()."""
 
     started: float
     took_s: float
@@ -127,7 +127,7 @@ class _Greeted(asyncio.Protocol):
 
 
 async def tcp_connect(address: str, port: int, timeout_s: float = 5, source: str = "") -> Answer:
-    """Connect to a TCP echo, read who answers, reset."""
+    """Connect to a TCP echo, read which backend answers, reset."""
     started = time.monotonic()
     loop = asyncio.get_running_loop()
     one = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -169,7 +169,7 @@ async def udp_exchange(address: str, port: int, data: bytes = b"?", timeout_s: f
 
 @dataclass(slots=True)
 class Tally:
-    """What many requests came to. `answers` keeps each failure and, if asked for, every answer."""
+    """The outcome of many requests. `answers` keeps each failure and, if asked for, every answer."""
 
     by_backend: Counter[str] = field(default_factory=Counter)
     failures: list[Answer] = field(default_factory=list)
@@ -184,7 +184,7 @@ class Tally:
             self.by_backend[answer.backend] += 1
 
     def stop(self) -> None:
-        """Ask a `repeat` that counts here to begin no more requests."""
+        """Make the `repeat` that counts here start no more requests."""
         self.stopped = True
 
     def shares(self) -> dict[str, float]:
@@ -268,12 +268,12 @@ class HeldConnections:
         self.address, self.port, self.count, self.size, self.pause_s = address, port, count, size, pause_s
         self.connections: list[_Held] = []
         self.wrong_bytes = 0
-        self.slowest_s = 0.0  # the longest round trip; set it to 0 where a new measurement begins
+        self.slowest_s = 0.0  # the longest round trip; set it to 0 where a new measurement starts
         self._greeted = 0
         self._changed = asyncio.Event()
 
     async def open(self, concurrency: int = 100) -> HeldConnections:
-        """Connect all and wait until every backend has named itself. Raises OSError if one cannot be had."""
+        """Connect all and wait until every backend has named itself. Raises OSError if one fails."""
         loop = asyncio.get_running_loop()
         places = asyncio.Semaphore(concurrency)
 
@@ -300,7 +300,7 @@ class HeldConnections:
             await self._changed.wait()
 
     async def confirm(self, deadline_s: float = 15) -> int:
-        """Wait for two more complete round trips on every connection; returns how many connections did not manage.
+        """Wait for two more complete round trips on every connection; returns on how many connections they did not complete.
 
         The second one began after the call.
         """
@@ -364,7 +364,7 @@ async def transfer(address: str, port: int, length: int, number: int = 0) -> tup
 
 
 class Prober:
-    """Opens a new connection at a fixed pace, whatever became of the ones before, to measure an outage."""
+    """Opens a new connection at a fixed pace, whether or not earlier ones succeeded, to measure an outage."""
 
     def __init__(self, ask: Callable[[], Coroutine[Any, Any, Answer]], interval_s: float = 0.005) -> None:
         self.ask, self.interval_s = ask, interval_s

@@ -58,7 +58,7 @@ class Namespace:
             self._fd = -1
 
     def enter(self) -> None:
-        """Move the calling thread into the namespace, for good."""
+        """Move the calling thread into the namespace permanently."""
         if _libc.setns(self._fd, _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), f"cannot enter network namespace {self.name}")
 
@@ -129,8 +129,8 @@ class Namespace:
     def plain_checksums(self, device: str, *, merge: bool = False) -> None:
         """Make `device` send finished checksums and, unless `merge`, never join received frames into larger ones.
 
-        XDP sees frames as they cross the veth: a checksum left to the hardware, or a frame larger than the MTU, would come
-        out broken.
+        XDP sees frames as they cross the veth: a checksum left to the hardware, or a frame larger than the MTU, would be
+        corrupt.
         """
 
         def switch_off() -> None:

@@ -1,4 +1,4 @@
-"""A node of the rig: the real xlbd in a namespace, with files of its own, and the real xlbctl beside it."""
+"""A node of the rig: the real xlbd in a namespace, with its own files, and the real xlbctl."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Refused(AssertionError):
 
 
 class Node:
-    """One xlbd with its directories. Starting and stopping is explicit, so that tests can do it again and again."""
+    """One xlbd with its directories. Starting and stopping is explicit, so that tests can do it repeatedly."""
 
     def __init__(self, name: str, namespace: Namespace, directory: Path, bpf_dir: Path) -> None:
         self.name, self.namespace, self.directory, self.bpf_dir = name, namespace, directory, bpf_dir
@@ -48,7 +48,7 @@ class Node:
         self.run_dir.mkdir()
 
     def configure(self, interfaces: tuple[str, ...], xdp_mode: str, max_flows: int, extra: str = "") -> None:
-        """Write the node file; `extra` is TOML put behind it."""
+        """Write the node file; `extra` is TOML appended to it."""
         names = ", ".join(f'"{interface}"' for interface in interfaces)
         self.config.write_text(
             f'[node]\nname = "{self.name}"\nstate_dir = "{self.state_dir}"\n'
@@ -57,7 +57,7 @@ class Node:
         )
 
     def start(self, *options: str, deadline_s: float = 30) -> Node:
-        """Start xlbd with `options` and wait until it says that it is ready, as it would to systemd."""
+        """Start xlbd with `options` and wait for its readiness notification, as systemd would."""
         assert self.process is None or self.process.poll() is not None, f"{self.name} runs already"
         began = time.monotonic()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
@@ -82,7 +82,7 @@ class Node:
         return [*pinned, *_command("xlbd", "ctl.daemon"), "--config", str(self.config), *options]
 
     def start_refused(self, *prefix: str, deadline_s: float = 20) -> tuple[int, str]:
-        """Start xlbd, behind `prefix` on the command line, where it must not come up: its exit status and what it logged."""
+        """Start xlbd, with `prefix` before it on the command line, where it must fail: its exit status and its log."""
         done = self.namespace.run(
             *prefix, *self.xlbd_command(), check=False, timeout_s=deadline_s, environment={"PYTHONPATH": str(self.tree)}
         )

@@ -1,6 +1,6 @@
 """Bytes that name their place: each 8-byte word of a stream holds the connection's number and the word's position.
 
-So a byte that is lost, repeated, or belongs to another connection is noticed. Decides nothing else.
+So a byte that is lost, repeated, or belongs to another connection is detected. Decides nothing else.
 """
 
 from __future__ import annotations

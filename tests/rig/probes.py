@@ -1,7 +1,7 @@
-"""New connections at a steady pace for measuring outages to the millisecond; who opens them is tests.rig.probe_process.
+"""New connections at a steady pace to measure outages to the millisecond; tests.rig.probe_process opens them.
 
 Decides what counts as an outage. A probe is good when its handshake was complete within half a second; a lost SYN, which the
-client's kernel repeats after a second, is not, however well the repetition fares.
+client's kernel repeats after a second, is not, even if the repetition succeeds.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Times = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What became of the attempts of a time: each when it began and how long it took, in ns; took < 0: it failed."""
+    """The attempts of a period: when each started and how long it took, in ns; took < 0: it failed."""
 
     began: Times
     took: Times
 
     def between(self, since_ns: int, until_ns: int) -> Probed:
-        """The attempts that began then."""
+        """The attempts that started then."""
         inside = (self.began >= since_ns) & (self.began < until_ns)
         return Probed(self.began[inside], self.took[inside])
 
@@ -43,12 +43,12 @@ class Probed:
 
     @property
     def slowest_ms(self) -> float:
-        """The longest a connection that came about took."""
+        """The longest time to establish a connection."""
         return float(self.took.max(initial=0)) / 1e6
 
     @property
     def outage_ms(self) -> float:
-        """The longest time without the begin, or without the end, of a good probe; infinite when there are not two."""
+        """The longest time without the start, or without the end, of a good probe; infinite if there are fewer than two."""
         good = self.took >= 0
         if np.count_nonzero(good) < 2:
             return float("inf")
@@ -58,7 +58,7 @@ class Probed:
 
 
 class Acceptor:
-    """Takes the probes' connections on a backend and closes them; what a probe measures is the way there."""
+    """Accepts the probes' connections on a backend and closes them; a probe measures the path to it."""
 
     def __init__(self, namespace: Namespace, port: int = PROBE_PORT) -> None:
         self._process = namespace.popen([sys.executable, "-S", _SCRIPT, "accept", str(port)], stdout=subprocess.PIPE)
@@ -98,7 +98,7 @@ class Probes:
         return Probed(pairs[order, 0], pairs[order, 1])
 
     def stop(self) -> Probed:
-        """Begin no more, wait for those under way, return all."""
+        """Start no more, wait for those in progress, return all."""
         if self._process.poll() is None:
             self._in.close()
             self._process.wait(10)
@@ -108,7 +108,7 @@ class Probes:
         return self.so_far()
 
     def close(self) -> None:
-        """End at once, whatever is under way."""
+        """Stop at once, whatever is in progress."""
         if self._process.poll() is None:
             self._process.kill()
         self.stop()

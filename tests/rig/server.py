@@ -2,8 +2,8 @@
 
     server.py NAME HTTP_PORT TCP_PORT UDP_PORT
 
-Every answer begins with a line `NAME PEER_ADDRESS PEER_PORT`, so that a client learns who served it and as whom the
-backend saw it. Says `ready` on stdout when it listens. Lines on stdin steer the health answer: `sick` or `well`.
+Every answer begins with a line `NAME PEER_ADDRESS PEER_PORT`, so that a client learns which backend answered and
+which source address it saw. Prints `ready` on stdout when it listens. Lines on stdin set the health answer: `sick` or `well`.
 GET /health answers 200 or, when sick, 503; GET /bytes/N answers N bytes; anything else the first line alone.
 """
 

@@ -1,7 +1,7 @@
 """A real OpenSSH server in a namespace of the rig, with a root password of its own.
 
-It sees copies of /etc/passwd and /etc/shadow in a private mount namespace: the machine's own are not touched, and what was
-mounted is gone with the process.
+It sees copies of /etc/passwd and /etc/shadow in a private mount namespace: the machine's own are not touched, and the
+mounts disappear with the process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ exec "$2" -D -e -f "$1/sshd_config"
 
 
 def why_no_sshd() -> str:
-    """Why there can be none here; empty if there can."""
+    """Why the server cannot run here; empty if it can."""
     missing = [str(path) for path in (SSHD,) if not path.exists()]
     missing += [tool for tool in ("ssh-keygen", "openssl", "unshare") if shutil.which(tool) is None]
     return f"missing: {', '.join(missing)} (packages openssh-server, openssh-client, openssl)" if missing else ""

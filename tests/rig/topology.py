@@ -8,8 +8,8 @@
                       │ ha0 (with two nodes)
                    ───┴───  cluster  10.99.0.0/24
 
-What a rig makes is gone when its process is, however it ends: namespaces live by descriptors, processes die with their
-parent, and a reaper that waits for the end of a pipe removes directories and pins.
+Everything a rig makes disappears with its process, whatever the exit: namespaces exist while descriptors are open,
+processes die with their parent, and a reaper that waits for the end of a pipe removes directories and pins.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Layout:
 
     interfaces: 1, packets leave a node by the interface they came in by; 2, backends sit behind the node's second one.
     routed: backends send what is for the client through node lb1, as mode dnat needs.
-    xdp_mode: what the nodes' files say. plain_driver: the node's eth0 is a macvlan, which has no native XDP.
+    xdp_mode: as in the node files. plain_driver: the node's eth0 is a macvlan, which has no native XDP.
     """
 
     backends: int = 3
@@ -93,7 +93,7 @@ class Backend:
     def wait_ready(self) -> None:
         self._expect("ready")
 
-    def say(self, word: str) -> None:
+    def set_health(self, word: str) -> None:
         """`sick` or `well`: what GET /health answers from now on."""
         assert self.process is not None and self.process.stdin is not None
         self.process.stdin.write(word + "\n")
@@ -105,7 +105,7 @@ class Backend:
         out: IO[str] | None = self.process.stdout
         assert out is not None
         line = out.readline().strip()
-        assert line == word, f"backend {self.name} said {line!r} instead of {word!r}"
+        assert line == word, f"backend {self.name} answered {line!r} instead of {word!r}"
 
     def kill(self) -> None:
         """SIGKILL: the kernel resets its connections."""
@@ -120,13 +120,13 @@ class Backend:
 
 
 class Rig:
-    """Use as a context manager. Nodes are configured but not started; backends serve, the client is ready."""
+    """Use as a context manager. Nodes are configured but not started; backends answer, the client is ready."""
 
     def __init__(self, layout: Layout = Layout()) -> None:
         self.layout = layout
         self.id = f"{os.getpid()}-{secrets.token_hex(3)}"
         self.directory = Path(tempfile.mkdtemp(prefix=f"xlb-rig-{self.id}-"))
-        self.directory.chmod(0o755)  # what keeps others out is the daemon's business
+        self.directory.chmod(0o755)  # the daemon sets the permissions of what is inside
         self.namespaces: dict[str, Namespace] = {}
         self.nodes: list[Node] = []
         self.backends: list[Backend] = []
@@ -156,7 +156,7 @@ class Rig:
     # --- building ------------------------------------------------------------------------------------------------
 
     def _start_reaper(self) -> subprocess.Popen[bytes]:
-        """Removes directories and pins when this process closes its end of the pipe, by whatever way it ends."""
+        """Removes directories and pins when this process closes its end of the pipe, whatever its exit."""
         script = 'trap \'\' INT TERM HUP; cat; rm -rf -- "$1" "$2"*'
         return subprocess.Popen(
             ["sh", "-c", script, "rig-reaper", str(self.directory), str(self._pins)],
@@ -277,10 +277,10 @@ class Rig:
             self.switch.run("bridge", "link", "set", "dev", port, "state", "forwarding")
             self._silent.remove(port)
 
-    # --- the end -------------------------------------------------------------------------------------------------
+    # --- removal -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Stop everything and remove every trace; may be called again."""
+        """Stop everything and remove all files and pins; may be called again."""
         for node in self.nodes:
             node.close()
         for backend in self.backends:

@@ -1,4 +1,4 @@
-"""The virtual machines and hosts beside them, made once. Without the machines each test is skipped with the reason."""
+"""The virtual machines and the hosts on their network, made once. Without the machines each test is skipped with the reason."""
 
 from __future__ import annotations
 

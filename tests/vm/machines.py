@@ -28,7 +28,7 @@ from tests.wait import wait_until
 WORK = TREE / "vagrant" / "work"
 DATA_ADDRESS = {"lb1": "10.99.0.11", "lb2": "10.99.0.12"}
 BOOT_S = 240
-"""Until a machine that boots answers ssh, emulated and on a busy host."""
+"""Time for a machine to boot and answer ssh, emulated and on a busy host."""
 
 
 def why_not() -> str:
@@ -54,12 +54,12 @@ class Machine:
         command = f"sudo bash -euo pipefail -c {shlex.quote(script)}"
         done = subprocess.run([*self._ssh, command], input=stdin, capture_output=True, timeout=timeout_s, check=False)
         if check and done.returncode:
-            said = (done.stdout + done.stderr).decode(errors="replace")
-            raise AssertionError(f"{self.name}: {script!r} exited {done.returncode}\n{said}")
+            output = (done.stdout + done.stderr).decode(errors="replace")
+            raise AssertionError(f"{self.name}: {script!r} exited {done.returncode}\n{output}")
         return done.stdout.decode(errors="replace")
 
     def ask(self, *command: str) -> Any:
-        """What xlbctl answers, as data."""
+        """The JSON document that xlbctl prints."""
         return json.loads(self.run(f"xlbctl {shlex.join(command)} --output json"))
 
     def answers(self) -> bool:
@@ -72,7 +72,7 @@ class Machine:
         self.run(f"cat > {shlex.quote(target)}", stdin=source.read_bytes())
 
     def cut_power(self) -> None:
-        """As pulling the plug: nothing is written, closed or said any more."""
+        """Cut its power: nothing more is written, closed or sent."""
         self.disconnect()
         if _by_libvirt():
             _virsh("destroy", f"xlb_{self.name}")
@@ -90,7 +90,7 @@ class Machine:
         wait_until(self.answers, f"{self.name} answers", BOOT_S, every_s=1)
 
     def disconnect(self) -> None:
-        """Forget the shared connection, which a machine that went away would leave hanging."""
+        """Close the shared connection, which would hang after the machine is off."""
         subprocess.run([*self._ssh[:-1], "-O", "exit", self.name], capture_output=True, check=False, timeout=30)
 
 

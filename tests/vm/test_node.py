@@ -1,6 +1,6 @@
 """Each machine as a node of its own: installed by apt, run by systemd, on Debian's kernel and virtio.
 
-The tests tell one story in order: start, serve, restart, crash, power cut, purge; an upgrade is in test_pair.py.
+The tests are the steps of one sequence: start, serve, restart, crash, power cut, purge; an upgrade is in test_pair.py.
 """
 
 from __future__ import annotations

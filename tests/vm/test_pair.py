@@ -23,8 +23,8 @@ CLUSTER_ADDRESS = {"lb1": "10.98.0.11", "lb2": "10.98.0.12"}
 HELD = 100
 NODE_FILE = 's/^interfaces = .*/interfaces = ["eth1"]/; s/^max_flows = .*/max_flows = 65536/'
 TIMES = "\n[cluster]\nheartbeat_ms = 300\nlease_ms = 1200\ntakeover_ms = 1350"
-"""An emulated processor that shares two real ones stands still for longer than the 300 ms of a default lease, and
-walks through tables for a million connections in seconds."""
+"""An emulated processor that shares two real ones stalls for longer than the 300 ms of a default lease, and
+walks through maps of a million connections in seconds."""
 
 IN_STEP_S = 120
 APT = "DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends"
@@ -58,7 +58,7 @@ class Pair:
 
 
 def _status(machine: Machine) -> dict[str, Any]:
-    """What the node says of itself; empty while its daemon does not answer."""
+    """The node's cluster status; empty while its daemon does not answer."""
     try:
         answer: dict[str, Any] = machine.ask("cluster", "status")
     except AssertionError:
@@ -107,8 +107,8 @@ def _all_continue(client: Client, held: HeldConnections) -> None:
 
 def test_cluster_check_passes(pair: Pair) -> None:
     for machine in pair.machines:
-        said = machine.run("xlbctl cluster check")  # which exits 1 if one fails
-        assert "Operation not permitted" not in said, "the unit forbids what a check needs"
+        findings = machine.run("xlbctl cluster check")  # which exits 1 if one fails
+        assert "Operation not permitted" not in findings, "the unit forbids what a check needs"
 
 
 def test_power_cut_breaks_nothing(pair: Pair, client: Client, held: HeldConnections) -> None:
@@ -132,7 +132,7 @@ def test_switchover_breaks_nothing(pair: Pair, client: Client, held: HeldConnect
 
 
 def test_upgrade_of_both_breaks_nothing(pair: Pair, client: Client, held: HeldConnections, next_package: Path) -> None:
-    """The backup first, as one does; then the active, whose backup takes over meanwhile or not."""
+    """The backup first, as an operator does; then the active, whose backup may take over meanwhile."""
     active = pair.active()
     for machine in (pair.other(active), active):
         machine.copy(next_package, "/root/next.deb")
