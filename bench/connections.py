@@ -1,4 +1,4 @@
-"""Held connections with checked payload across a restart and a kill -9 of xlbd: how many broke, how many bytes were wrong.
+"""Held connections with checked payload across a restart and a kill -9 of xlbd: how many ended, how many bytes were wrong.
 
     .venv/bin/python -m bench.connections [--connections 1000] [--runs 1] [--generic]
 

@@ -1,6 +1,6 @@
 """Times what the control plane computes, without kernel or network: `python -m bench.control [--json] [--runs N]`.
 
-Prints minimum and median in milliseconds beside the target. Run on an idle core (`taskset -c 1`) for numbers to quote.
+Prints minimum and median in milliseconds with the target. Run on an idle core (`taskset -c 1`) for numbers to quote.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Measured:
 
 
 class NoSync(Files):
-    """Everything but the wait for the disk."""
+    """Everything except the wait for the disk."""
 
     def write_synced(self, path: Path, content: bytes) -> None:
         path.write_bytes(content)

@@ -5,7 +5,7 @@
 `repeat` does not restore the packet between runs, so the program under test is tail-called by a small one that first
 writes the original packet, and for "among N flows" gives it the next of N client addresses in an order that defeats
 prefetching. The same small program tail-calling an empty one is the harness, subtracted from every line. Each figure is the
-minimum of `--runs` runs: other work on the machine only ever adds.
+minimum of `--runs` runs: other work on the machine can only increase it.
 
 Two more lines compare `flows` with and without preallocation, by a map of the same layout: see docs/adr/0002.
 """

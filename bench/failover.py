@@ -3,12 +3,12 @@
     sudo .venv/bin/python -m bench.failover [--runs 20] [--faults cut,"kill -9"] [--connections 2000] [--json]
 
 Two nodes, two backends, a client and a switch in network namespaces. A process opens a new connection every millisecond and
-the held connections exchange payload all the time. Per run: quiet, the fault, and the time until everything goes on.
+the held connections exchange payload all the time. Per run: a quiet time, the fault, and the time until traffic continues.
 
-outage: the longest time in which no new connection was begun (or came about) among those that were answered within half a
-second; delay: the slowest new connection that did come about; stalled: the slowest round trip of a held connection; both
-answered: from the successor's first frame as the VIP to the last frame of the node that served, on the switch's ports; noise:
-the outage the same prober sees when nothing is wrong; unrest: how often the VIPs moved when nothing was wrong, because this
+outage: the longest time in which no new connection was started (or established) among those that were answered within half
+a second; delay: the slowest new connection that was established; stalled: the slowest round trip of a held connection; both
+answered: from the successor's first frame as the VIP to the last frame of the former active node, on the switch's ports;
+noise: the outage the same prober measures without a fault; unrest: how often the VIPs moved without a fault, because this
 machine kept a daemon from running for longer than its lease. "cut" takes the carrier away, data cable first; where the
 daemon sees that before the second cable is gone it hands over at once. "silent cut" lets the frames of both
 vanish at one moment.
@@ -40,7 +40,7 @@ SPREAD_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A fault at a timing, with the worst that is acceptable; infinite: not asked for."""
+    """A fault at a timing, with its limits; infinite: no limit."""
 
     fault: Fault
     timing: dict[str, int]
@@ -78,7 +78,7 @@ class Result:
 
     case: Case
     costs: list[Cost]
-    unrest: int  # how often the VIPs moved although nothing was done to anybody
+    unrest: int  # how often the VIPs moved without a fault
 
     def worst(self, name: str) -> float:
         return float(max(getattr(cost, name) for cost in self.costs))
@@ -169,7 +169,7 @@ def _held(site: PairSite, count: int) -> Iterator[HeldConnections]:
 
 
 def _measure(site: PairSite, fault: Fault, held: HeldConnections) -> tuple[Cost, int]:
-    """What it cost, and how often the VIPs moved by themselves before, which begins the run again."""
+    """Its cost, and how often the VIPs moved before the fault, which restarts the run."""
     for unrest in range(MAX_UNREST):
         try:
             return _measure_once(site, fault, held), unrest
@@ -185,7 +185,7 @@ def _measure_once(site: PairSite, fault: Fault, held: HeldConnections) -> Cost:
     with Observer(site.rig, held) as observer:
         observer.strike(fault, struck)
         if fault.name == "SIGSTOP":
-            fault.heal(site.rig, struck)  # what it does when it wakes up is part of the fault
+            fault.heal(site.rig, struck)  # its actions after it wakes up are part of the fault
             observer.good(300)
         cost = observer.cost()
     if fault.name != "SIGSTOP":

@@ -1,13 +1,13 @@
-"""Whether work that fills both daemons makes a heartbeat late enough for a takeover that nobody needed.
+"""Whether heavy work in both daemons delays a heartbeat so much that an unnecessary takeover follows.
 
     sudo .venv/bin/python -m bench.heartbeats [--minutes 10] [--flows 1000000] [--farms 1000] [--json]
 
-A pair with heartbeats every 20 ms (lease 60, takeover 70). Three things happen at once, again and again: the backup's daemon
-is killed and started, and gets every flow anew; every connection on the active is listed (as many as an answer holds, all
-of them counted); 1,000 farms are applied and taken away. The active never fails, so it must serve at the end, nobody may have
-taken over and no lease may have run out. Each daemon has one processor of its own, as on a machine of its own: real-time
-threads of two daemons would wait for each other. Prints how often each was done and how late the active's event loop was at
-worst.
+A pair with heartbeats every 20 ms (lease 60, takeover 70). Three jobs run repeatedly at the same time: the backup's daemon is
+killed and started, and receives a snapshot of every flow; every connection on the active is listed (as many as an answer
+holds, all of them counted); 1,000 farms are applied and removed. The active never fails, so it must be active at the end, no
+takeover may have happened and no lease may have expired. Each daemon has its own processor, as on its own machine: real-time
+threads of two daemons would wait for each other. Prints how often each job ran and the worst delay of the active's event
+loop.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SIGNS = ("lease expired", "silent on every heartbeat path")
 
 @dataclass(slots=True)
 class Outcome:
-    """What was done and what came of it."""
+    """What was done, and its results."""
 
     seconds: float
     done: dict[str, int]
@@ -60,7 +60,7 @@ class Outcome:
 
 
 class Load:
-    """Three jobs in threads, each again and again until `stop`."""
+    """Three jobs in threads, each repeated until `stop`."""
 
     def __init__(self, site: PairSite, farms: int) -> None:
         self.active, self.backup = site.node, site.other
@@ -141,12 +141,12 @@ def measure(seconds: float, flows: int, farms: int) -> Outcome:
         load = Load(site, farms)
         load.run(seconds)
         took_s = time.monotonic() - began
-        said = "".join(node.log.read_text()[logged[node.name] :] for node in site.rig.nodes)
-        lost, taken = (said.count(sign) for sign in SIGNS)
+        logs = "".join(node.log.read_text()[logged[node.name] :] for node in site.rig.nodes)
+        lost, taken = (logs.count(sign) for sign in SIGNS)
         if site.status(load.active)["role"] != "active":
             load.errors.append(f"{load.active.name} does not serve any more")
         if lost or taken:
-            print(*(line for line in said.splitlines() if any(sign in line for sign in SIGNS)), sep="\n", file=sys.stderr)
+            print(*(line for line in logs.splitlines() if any(sign in line for sign in SIGNS)), sep="\n", file=sys.stderr)
         if held.broken or held.wrong_bytes:
             load.errors.append(f"{len(held.broken)} held connections broken, {held.wrong_bytes} bytes wrong")
         late_ms = float(load.active.call("stats")["loop_lag"]["worst"])

@@ -30,7 +30,7 @@ FIRST_ADDRESS, ADDRESSES = 101, 120
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One line of the table: values in `unit`, and the limit the median shall keep."""
+    """One line of the table: values in `unit`, and the limit of the median."""
 
     name: str
     unit: str
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def measure(node: Node, farms: int, backends: int, runs: int) -> list[Measure]:
-    """Everything, in an order in which one run prepares the next."""
+    """Run everything, in an order in which each run prepares the next."""
     cold, load = [], []
     for _ in range(runs):
         node.start(deadline_s=DEADLINE_S)
@@ -168,7 +168,7 @@ def _answers(socket_path: Path) -> bool:
 
 
 def _forget(node: Node) -> None:
-    """Stop and take the pins away, so that the next start begins from nothing."""
+    """Stop and remove the pins, so that the next start compiles and loads everything."""
     node.stop()
     for path in node.bpf_dir.iterdir():
         path.unlink()

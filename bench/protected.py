@@ -1,10 +1,10 @@
-"""Which connections survive a fault, by their age: clients open new ones all the time while the serving node fails.
+"""Which connections survive a fault, by their age: clients open new ones continuously while the active node fails.
 
     sudo .venv/bin/python -m bench.protected [--runs 10] [--connections 3000] [--json]
 
 Held connections with checked payload are opened as fast as one client process can; when two thirds are open the active node's
-daemon is killed, or its cables are cut at one moment. A connection is protected if it then goes on, every byte right. Target:
-99.9 % of those older than 100 ms. The younger ones and those begun during the outage are shown beside them.
+daemon is killed, or its cables are cut at one moment. A connection is protected if it then continues with every byte correct.
+Target: 99.9 % of those older than 100 ms. Younger ones and those started during the outage are shown in the same table.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def _run(site: PairSite, fault: Fault, count: int) -> Ages:
     wait_until(lambda: len(held.connections) > count * 2 // 3, "two thirds are open", every_s=0.001)
     opened, struck_s = len(held.connections), time.monotonic()
     fault.strike(site.rig, struck)
-    wait_until(lambda: successor.call("cluster.status")["role"] == "active", "the peer serves")
-    with suppress(TimeoutError):  # a young one may never be greeted
+    wait_until(lambda: successor.call("cluster.status")["role"] == "active", "the peer to be active")
+    with suppress(TimeoutError):  # a new one may never receive the greeting
         opening.result(OPEN_S)
     opening.cancel()
     rounds = {each: each.rounds for each in held.connections}

@@ -1,12 +1,11 @@
-"""Flow replication between two processes: real pinned tables, real rings, CURVE over loopback TCP.
+"""Flow replication between two processes: real pinned maps, real rings, CURVE over loopback TCP.
 
     sudo .venv/bin/python -m bench.replication [--json] [--flows 1000000] [--seconds 10] [--runs 3]
 
-Three processes share the machine: the active node's replicator, the backup's, and this one, which plays the data plane: a
+Three processes share the machine: the active node's replicator, the backup's, and this one, which acts as the data plane: a
 small BPF program writes flow events into the active's ring at a set rate. What is measured: the time until a joining peer
-has every flow (empty table, and once more with a full one); changes applied per second and lag at two rates, where lag is
-from before a record is written to after it is in the peer's table; how late each event loop wakes every 10 ms meanwhile.
-from tests.wait import wait_until
+has every flow (with an empty map, and again with a full one); changes applied per second and lag at two rates, where lag is
+from before a record is written until after it is in the peer's map; how late each event loop wakes every 10 ms meanwhile.
 """
 
 from __future__ import annotations
@@ -63,16 +62,16 @@ CHUNK = 65536
 
 @dataclass(slots=True)
 class Watch:
-    """What a node's process notices about itself."""
+    """What a node's process records about itself."""
 
     in_step_s: float = 0.0
     late_ms: list[float] = field(default_factory=list)
     applied: list[tuple[float, int]] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
 
     def step_changed(self, in_step: bool, why: str) -> None:
         self.in_step_s = time.monotonic() if in_step else 0.0
-        self.said.append(why)
+        self.reasons.append(why)
 
 
 def run_node(role: str, pins: Path, layouts: Layouts, keys: Keys, peer_public: str, port: int, control: Connection) -> None:
@@ -173,7 +172,7 @@ class Bench:
         return self.controls[role].recv()
 
     def fill(self) -> None:
-        """Put `flows` connections into the active's table."""
+        """Write `flows` connections into the active's map."""
         key, flow = _pattern(self.plane)
         for first in range(0, self.flows, CHUNK):
             clients = np.arange(first, min(first + CHUNK, self.flows), dtype=np.uint32) + 0x0A000000
@@ -187,10 +186,10 @@ class Bench:
             reply["flags"] = 0
             for each in ((reply_keys, reply), (keys, values)):
                 if self.plane.update_flows("v4", *each) != len(raw):
-                    raise SystemExit("the active's table is too small")
+                    raise SystemExit("the active's map is too small")
 
     def join(self) -> dict[str, Any]:
-        """The peer appears; how long until the active knows that it has everything."""
+        """Connect the peer; measures until the active node knows that the peer has every flow."""
         cpu = {role: self.ask(role, "watch") for role in ADDRESSES}
         self.ask("backup", "present", True)
         started = self.ask("active", "present", True)
@@ -208,7 +207,7 @@ class Bench:
             self.ask(role, "present", False)
 
     def stream(self, per_second: int, seconds: float) -> dict[str, Any]:
-        """Write changes at a rate; what of it the peer had when."""
+        """Write changes at a rate; measures when the peer had applied them."""
         cpu = {role: self.ask(role, "watch") for role in ADDRESSES}
         before = self.ask("backup", "report")[1].applied_records
         resyncs = self.ask("active", "report")[1].resyncs
@@ -264,7 +263,7 @@ def _pattern(plane: KernelPlane) -> tuple[Array, Array]:
 
 @contextmanager
 def _generator(pins: Path, plane: KernelPlane, flows: int) -> Iterator[tuple[Any, Any]]:
-    """A function that writes so many events, and one that says how many there have been."""
+    """A function that writes a number of events, and one that returns how many were written."""
     source = flatten.flatten(Path(__file__).parent / "flow_events.c")
     sizes = compile.c_sizes(
         flows + flows // 8, loader.Build(pins, pins, flows + flows // 8).max_embryonic, {"replication": True}

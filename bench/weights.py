@@ -1,4 +1,4 @@
-"""How exactly weights 1:2:3 are honoured by new connections, for each scheduler that weighs.
+"""How exactly weights 1:2:3 are honoured by new connections, for each scheduler with weights.
 
     .venv/bin/python -m bench.weights [--connections 30000]
 

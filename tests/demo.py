@@ -1,7 +1,7 @@
 """`make demo`: two nodes become a pair, balance real traffic between network namespaces, and fail in turn.
 
-Types the commands a person would type, and counts what really came back. Exits 1 if anything failed that xlb answers for: a
-held connection that breaks, a byte that is wrong, a moment in which both nodes answer, or an outage beyond a second.
+Types the commands a person would type, and counts what really came back. Exits 1 if xlb failed: a held
+connection that ends, a byte that is wrong, both nodes answering at once, or an outage longer than a second.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ DATAGRAMS = 400
 HELD = 1000
 WEIGHTS = {"b1": 1, "b2": 2, "b3": 3}
 SHARE_TOLERANCE = 0.04
-"""Of a share: with so many requests chance alone exceeds it about once in a million demos."""
+"""Tolerance of a share: with this many requests, chance alone exceeds it about once in a million demos."""
 TIMES = {"heartbeat_ms": 40, "lease_ms": 120, "takeover_ms": 140}
-"""Faster than the default, slower than the fastest: a laptop that does other things beside is no reason to fail."""
+"""Faster than the default, slower than the fastest: a laptop with other work to do must not make the demo fail."""
 OUTAGE_MS = 1000
 
 PICTURE = f"""\
@@ -68,7 +68,7 @@ ACTS = (
 
 
 class Demo:
-    """The story; each step prints what it does and adds to what the final table says."""
+    """The demo; each step prints what it does and adds to the final table."""
 
     def __init__(self, rig: Rig, console: Console) -> None:
         self.rig, self.console = rig, console
@@ -79,17 +79,17 @@ class Demo:
         self.costs: list[tuple[str, Node, Cost]] = []
         self.faults: list[str] = []
 
-    # --- saying ----------------------------------------------------------------------------------------------
+    # --- output ----------------------------------------------------------------------------------------------
 
     def title(self, text: str) -> None:
         self.console.print()
         self.console.print(Rule(f"[bold]{text}", align="left", style="dim"))
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         self.console.print(text, highlight=False)
 
     def xlbctl(self, line: str, node: Node | None = None, shown: str = "") -> str:
-        """Type a command on a node; `shown` stands for what is too long to print."""
+        """Type a command on a node; `shown` replaces what is too long to print."""
         node = node or self.one
         self.console.print(
             f"[dim]{node.name} #[/] [bold cyan]xlbctl {escape(shown or line)}[/]", highlight=False, soft_wrap=True
@@ -101,11 +101,11 @@ class Demo:
 
     def check(self, good: bool, text: str) -> None:
         """A line of outcome; a bad one makes the demo fail."""
-        self.say(f"  [green]✓[/] {text}" if good else f"  [bold red]✗ {text}[/]")
+        self.print(f"  [green]✓[/] {text}" if good else f"  [bold red]✗ {text}[/]")
         if not good:
             self.faults.append(text)
 
-    # --- doing -----------------------------------------------------------------------------------------------
+    # --- progress -----------------------------------------------------------------------------------------------
 
     def follow(self, what: str, tally: Tally, total: int, running: Any) -> None:
         """Draw a progress bar until `running` is over."""
@@ -125,7 +125,7 @@ class Demo:
         return f"{self.rig.backend(name).address4}:{port}"
 
     def settle(self) -> Node:
-        """Wait until one node serves and the other could take over with every connection; returns the one that serves."""
+        """Wait until one node is active and its backup could take over with every connection; returns the active one."""
 
         def serving() -> Node | None:
             found = {node.name: node.call("cluster.status") for node in self.rig.nodes}
@@ -141,16 +141,16 @@ class Demo:
 
     def start_nodes(self, rig_s: float) -> None:
         self.title("A network and two nodes")
-        self.say(PICTURE)
-        self.say("")
-        self.say(f"  network namespaces, cables and three servers ready after {rig_s:.1f} s")
+        self.print(PICTURE)
+        self.print("")
+        self.print(f"  network namespaces, cables and three servers ready after {rig_s:.1f} s")
         for node in self.rig.nodes:
             interfaces = ("eth0",)
             lines = "".join(f"{key} = {value}\n" for key, value in TIMES.items())
             node.configure(interfaces, self.rig.layout.xdp_mode, self.rig.layout.max_flows, f"[cluster]\n{lines}")
             node.start()
             mode = node.call("status")["interfaces"][0]["xdp_mode"]
-            self.say(f"  {node.name}: xlbd compiled, loaded and attached {mode} XDP after {node.started_in_s:.1f} s")
+            self.print(f"  {node.name}: xlbd compiled, loaded and attached {mode} XDP after {node.started_in_s:.1f} s")
 
     def configure(self) -> None:
         self.title("Three farms on lb1, which is alone")
@@ -160,7 +160,7 @@ class Demo:
         self.xlbctl(f"farm add echo-udp --vip {VIP4} --port {UDP_PORT} --proto udp")
         for name, weight in WEIGHTS.items():
             self.xlbctl(f"backend add web {self.backend_address(name, HTTP_PORT)} --weight {weight}")
-        self.say("  [dim]and so on for the other two farms[/]")
+        self.print("  [dim]and so on for the other two farms[/]")
         for farm, port in (("echo", TCP_PORT), ("echo-udp", UDP_PORT)):
             for name in WEIGHTS:
                 self.one.call("backend.add", farm=farm, address=self.rig.backend(name).address4, port=port)
@@ -174,7 +174,7 @@ class Demo:
         for name, share in self.tally.shares().items():
             fair = WEIGHTS[name] / sum(WEIGHTS.values())
             good = abs(share - fair) <= SHARE_TOLERANCE
-            self.check(good, f"{name} got {share:.1%} of the requests; its weight says {fair:.1%}")
+            self.check(good, f"{name} got {share:.1%} of the requests; its share by weight is {fair:.1%}")
         self.check(not self.tally.failures, f"{len(self.tally.failures)} requests failed")
         self.check(not self.datagrams.failures, f"{len(self.datagrams.failures)} UDP exchanges failed")
 
@@ -194,17 +194,17 @@ class Demo:
             f"cluster join --local 10.99.0.2 {token[:12]}…",
         )
         self.settle()
-        self.say(f"\n  lb2 has every connection; joining, checking and that took {time.monotonic() - began:.1f} s")
+        self.print(f"\n  lb2 has every connection; joining, checking and that took {time.monotonic() - began:.1f} s")
         self.xlbctl("cluster status", self.two)
         self.check(self.undisturbed(), "the held connections did not notice")
 
     def undisturbed(self) -> bool:
-        """Whether every held connection does a round trip now."""
+        """Whether every held connection completes a round trip now."""
         silent = self.rig.client.run(self.held.confirm())
         return silent == 0 and not self.held.broken and self.held.wrong_bytes == 0
 
     def act(self, name: str, title: str, short: str) -> None:
-        """One fault of the node that serves: strike, watch, heal, judge."""
+        """One fault of the active node: apply, watch, heal, judge."""
         fault, struck = FAULTS[name], self.settle()
         self.title(title.format(node=struck.name))
         with self.watching() as tick, Observer(self.rig, self.held, interval_ms=2, tick=tick) as observer:
@@ -235,7 +235,7 @@ class Demo:
             yield lambda observer: live.update(self.glance(observer))
 
     def glance(self, observer: Observer) -> Text:
-        speaker, silent_ms = observer.speaker or "nobody yet", observer.silent_ms
+        speaker, silent_ms = observer.speaker or "no node yet", observer.silent_ms
         colour = "green" if silent_ms < 20 else "red"
         alive = HELD - len(self.held.broken)
         return Text.from_markup(
@@ -248,7 +248,7 @@ class Demo:
     def summary(self) -> int:
         self.title("What happened")
         self.console.print(self.cost_table())
-        self.say(
+        self.print(
             f"  {self.tally.done + self.datagrams.done:,} requests and exchanges, "
             f"{len(self.tally.failures) + len(self.datagrams.failures)} failed; "
             f"{self.held.round_trips:,} round trips on {HELD:,} held connections, {len(self.held.broken)} broken"
@@ -256,13 +256,13 @@ class Demo:
         self.rig.client.run(self.held.close())
         took_s = time.monotonic() - self.began
         if self.faults:
-            self.say(f"\n[bold red]{len(self.faults)} checks failed[/] in {took_s:.0f} s:")
+            self.print(f"\n[bold red]{len(self.faults)} checks failed[/] in {took_s:.0f} s:")
             for fault in self.faults:
-                self.say(f"  {fault}")
+                self.print(f"  {fault}")
             for node in self.rig.nodes:
                 self.console.out(f"{node.name}:\n{node.tail()}", highlight=False)
         else:
-            self.say(f"\n[bold green]Everything held[/] ({took_s:.0f} s).")
+            self.print(f"\n[bold green]Everything held[/] ({took_s:.0f} s).")
         return 1 if self.faults else 0
 
     def cost_table(self) -> Table:

@@ -1,6 +1,6 @@
-"""The faults a pair must survive, and an observer that says what each cost: outage, connections, who answered.
+"""The faults a pair must survive, and an observer that measures each: outage, connections, which node answered.
 
-Decides what is measured and how; what a result should be is the business of the test, the benchmark or the demo.
+Decides what is measured and how. The test, the benchmark or the demo decides what a result should be.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tests.wait import wait_until
 
 NS_PER_MS = 1_000_000
 BEFORE_NS = 100 * NS_PER_MS
-"""An outage may begin a little before the fault is known to have struck."""
+"""An outage may start shortly before the fault is known to have happened."""
 FOR_EVER_NS = 1 << 62
 MOST_STRAY = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens to the node that serves. `heal` makes it a backup again, `moves`: the other node serves afterwards.
+    """What happens to the active node. `heal` makes it a backup again; `moves`: its peer is active afterwards.
 
-    splits: without a vote both serve until it is healed, as nobody hears one of them; what the healing costs is no part of it.
+    splits: without a vote both nodes are active until the fault is healed; the cost of healing is not part of the fault.
     """
 
     name: str
@@ -70,9 +70,9 @@ def _stop(node: Node) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one fault cost. `noise_ms`: the outage the prober saw in the quiet time before, when nothing was wrong.
+    """What one fault cost. `noise_ms`: the outage the prober measured in the quiet time before the fault.
 
-    last_ms, first_ms: from the fault to the last frame of the node that served and to the first of its successor; 0: none.
+    last_ms, first_ms: from the fault to the last frame of the former active node and to the first of its successor; 0: none.
     """
 
     outage_ms: float
@@ -87,16 +87,16 @@ class Cost:
     both_ms: float
     last_ms: float
     first_ms: float
-    stray: tuple[str, ...] = ()  # what was said out of turn
+    stray: tuple[str, ...] = ()  # frames sent out of turn
 
     @property
     def harmless(self) -> bool:
-        """Nothing was lost and never did two nodes answer, however long the outage was."""
+        """No connection was lost and two nodes never answered at once, however long the outage was."""
         return not (self.broken or self.silent or self.wrong_bytes or self.both_ms)
 
 
 class NotServing(AssertionError):
-    """The node to be struck gave the VIPs away by itself: on an overloaded machine its lease expired."""
+    """The active node lost the VIPs before the fault: on an overloaded machine its lease expired."""
 
 
 class Observer:
@@ -114,7 +114,7 @@ class Observer:
         quiet_probes: int = 500,
         tick: Callable[[Observer], None] = lambda observer: None,
     ) -> None:
-        """tick: called again and again while something is waited for."""
+        """tick: called repeatedly while the observer waits."""
         self.rig, self.held, self._tick = rig, held, tick
         self.struck_ns = 0
         self._broken_before, self._wrong_before = len(held.broken), held.wrong_bytes
@@ -133,7 +133,7 @@ class Observer:
         self.capture.close()
 
     def strike(self, fault: Fault, node: Node, good_after: int = 300) -> None:
-        """Let it happen to `node`, and wait until `good_after` new connections have been made since somebody serves."""
+        """Apply the fault to `node`, and wait until `good_after` new connections were made after a node became active."""
         role = node.call("cluster.status")["role"]
         if role != "active":
             raise NotServing(f"{node.name} is {role} already, before any fault\n{node.tail()}")
@@ -142,15 +142,15 @@ class Observer:
         if fault.moves:
             successor = next(other for other in self.rig.nodes if other is not node)
 
-            def serves() -> bool:
+            def is_active() -> bool:
                 self._tick(self)
                 return bool(successor.call("cluster.status")["role"] == "active")
 
-            wait_until(serves, f"{successor.name} takes over")
+            wait_until(is_active, f"{successor.name} takes over")
         self.good(good_after)
 
     def good(self, count: int) -> None:
-        """Wait for so many new connections that begin from now on."""
+        """Wait for `count` new connections that start from now on."""
         self._good_since(time.monotonic_ns(), count, "new connections after the fault")
 
     def _good_since(self, since_ns: int, count: int, what: str) -> None:
@@ -161,16 +161,16 @@ class Observer:
 
         wait_until(enough, what)
 
-    # What can be seen meanwhile.
+    # What can be observed meanwhile.
 
     @property
     def speaker(self) -> str:
-        """The node whose frame as the VIP came last; empty: none yet."""
+        """The node that sent the last frame as the VIP; empty: none yet."""
         return self.capture.last
 
     @property
     def silent_ms(self) -> float:
-        """How long ago the last new connection began that has come about."""
+        """How long ago the last established connection was started."""
         probed = self.probes.so_far()
         good = probed.began[probed.took >= 0]
         return (time.monotonic_ns() - int(good.max(initial=self._begun_ns))) / NS_PER_MS
@@ -184,7 +184,7 @@ class Observer:
         return max(self.silent_ms, ended if ended != float("inf") else 0.0)
 
     def cost(self) -> Cost:
-        """End the observation and say what came of it."""
+        """Stop the observation and return its result."""
         probed = self.probed = self.probes.stop()
         silent = self.rig.client.run(self.held.confirm())
         spoken = self.capture.stop()
@@ -210,12 +210,12 @@ class Observer:
         )
 
     def _terms(self) -> set[str]:
-        """Every epoch that either daemon has served with, by its log."""
+        """Every epoch in which either daemon was active, by its log."""
         logs = (node.log.read_text(errors="replace") for node in self.rig.nodes if node.log.exists())
         return {epoch for log in logs for epoch in re.findall(r"(?:active|serving) with epoch (\d+): ", log)}
 
     def _said(self, frame: Spoken) -> str:
-        return f"{(frame.at_ns - self.struck_ns) / NS_PER_MS:.1f} ms after the fault {frame.node} said {frame.head.hex(' ', 2)}"
+        return f"{(frame.at_ns - self.struck_ns) / NS_PER_MS:.1f} ms after the fault {frame.node} sent {frame.head.hex(' ', 2)}"
 
     def _turns(self, spoken: list[Spoken]) -> tuple[float, float]:
         if not spoken:
@@ -227,7 +227,7 @@ class Observer:
 
 
 def capture(rig: Rig, *addresses: str) -> Capture:
-    """What the client and the backends get to hear of either node as these VIPs, from now on."""
+    """Captures of the frames that the client and the backends receive from these VIPs, from now on."""
     ports = ["client-eth0", *(f"{backend.name}-eth0" for backend in rig.backends if rig.layout.interfaces == 1)]
     return Capture(rig.switch, ports, {node.namespace.mac("eth0"): node.name for node in rig.nodes}, *addresses)
 
@@ -236,7 +236,7 @@ class ProbeFarm:
     """A farm whose backends take the probes' connections. Use as a context manager around everything that probes."""
 
     def __init__(self, rig: Rig, serving: Node, vip: str = VIP4, acceptors: bool = True) -> None:
-        """acceptors: False where another farm's are there already; they take both families."""
+        """acceptors: False if another farm's exist already; they accept both families."""
         name = "probe6" if ":" in vip else "probe4"
         serving.call("farm.add", name=name, vip=vip, port=PROBE_PORT)
         for backend in rig.backends:

@@ -1,6 +1,6 @@
-"""A table full of connections without a client for each: for what depends on how many there are.
+"""A map full of connections without a client for each: for behaviour that depends on their number.
 
-They are written into the kernel's table as copies of one real connection, with other addresses; no packet ever belongs to them.
+They are written into the kernel's map as copies of one real connection, with other addresses; no packet belongs to them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FIRST_CLIENT, FIRST_BACKEND = 0x0AC80000, 0x0BC80000  # 10.200.0.0, 11.200.0.0 a
 
 
 def put_connections(node: Node, count: int) -> None:
-    """Write `count` connections into a node's table as if clients had opened them; it must hold one to farm tcp4."""
+    """Write `count` connections into a node's map as if clients had opened them; it must have one to farm tcp4."""
     layouts = layout.load(node.run_dir)
     assert layouts is not None
     plane = KernelPlane(node.bpf_dir, layouts)
@@ -27,7 +27,7 @@ def put_connections(node: Node, count: int) -> None:
         for first in range(0, count, CHUNK):
             numbers = np.arange(first, min(first + CHUNK, count), dtype=np.uint32)
             for each in _copies(key, value, numbers):
-                assert plane.update_flows("v4", *each) == len(numbers), f"{node.name} has no room for {count} connections"
+                assert plane.update_flows("v4", *each) == len(numbers), f"{node.name} cannot hold {count} connections"
     finally:
         plane.close()
 

@@ -24,7 +24,7 @@ DEFAULT_TIMING = {"heartbeat_ms": 100, "lease_ms": 300, "takeover_ms": 350}
 
 
 def pair_members() -> tuple[ClusterSettings, ClusterSettings]:
-    """What cluster.json of lb1 and of lb2 says."""
+    """The contents of cluster.json of lb1 and of lb2."""
     keys = [Keys.generate(), Keys.generate()]
     members = [
         Member(f"lb{number}", f"10.99.0.{number}", f"10.77.0.{number}", 110 - 10 * number, key.public)
@@ -52,7 +52,7 @@ def _toml(value: object) -> str:
 
 
 class PairSite(Serving):
-    """Both nodes started and in step. `node` is the one that serves, `other` the one that stands by; both change with time."""
+    """Both nodes started and in step. `node` is the active one, `other` the backup; both change with time."""
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
@@ -60,7 +60,7 @@ class PairSite(Serving):
         self.node.call("vip.add", address=f"{VIP4}/24", device="eth0")
 
     def settle(self, deadline_s: float = 15) -> None:
-        """Wait until one node serves and the other could take over with every flow."""
+        """Wait until one node is active and its backup could take over with every flow."""
         wait_until(self._in_step, "one active, one backup in step", deadline_s)
 
     def _in_step(self) -> bool:
@@ -76,7 +76,7 @@ class PairSite(Serving):
 
     @contextmanager
     def holding(self, count: int, family: int = 4) -> Iterator[HeldConnections]:
-        """So many checked connections through the pair, all known to both nodes."""
+        """Hold `count` checked connections through the pair, all known to both nodes."""
         self.settle()
         held = HeldConnections(VIPS[family], PORTS["tcp"], count)
         self.rig.client.run(held.open())
@@ -86,7 +86,7 @@ class PairSite(Serving):
         self.rig.client.run(held.close())
 
     def status(self, node: Node) -> dict[str, Any]:
-        """What `cluster status` says on a node that answers."""
+        """`cluster status` of a node that answers."""
         status: dict[str, Any] = node.call("cluster.status")
         return status
 

@@ -1,4 +1,4 @@
-"""A rig whose node serves: the farms the net tests use, set up through the control socket."""
+"""A rig whose node is active: the farms the net tests use, set up through the control socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BACKEND_PORTS = {"http": HTTP_PORT, "tcp": TCP_PORT, "udp": UDP_PORT}
 
 
 class Serving:
-    """A started node with both VIPs, and short names for what tests ask of it."""
+    """A started node with both VIPs, and short names for its operations in tests."""
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
@@ -51,7 +51,7 @@ class Serving:
             self.rig.mend(backend.name)
 
     def backend(self, farm: str, name: str) -> dict[str, Any]:
-        """What `farm show` says of backend `name`."""
+        """The state of backend `name` in `farm show`."""
         addresses = {self.rig.backend(name).address4, self.rig.backend(name).address6}
         found: dict[str, Any] = next(b for b in self.node.call("farm.show", name=farm)["backends"] if b["address"] in addresses)
         return found
@@ -80,14 +80,14 @@ SIMPLE = Layout()
 
 @contextmanager
 def serving(layout: Layout = SIMPLE) -> Iterator[Serving]:
-    """Build, start, serve, and take down."""
+    """Build and start a node with its VIPs, and take it down."""
     with Rig(layout) as rig:
         rig.node.start()
         yield Serving(rig)
 
 
 def copy_of_the_code(tree: Path) -> Path:
-    """What `Node.tree` may be set to, to run another version of xlbd; returns `tree`."""
+    """Copy the code to `tree`, which `Node.tree` may name to run another version of xlbd; returns `tree`."""
     here = TREE
     for package in ("bpf", "ctl", "sync"):
         shutil.copytree(here / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))

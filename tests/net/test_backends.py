@@ -1,4 +1,4 @@
-"""Backends come, go, drain, fall ill and get weights while clients keep asking."""
+"""Backends are added, removed, drained, fail and get weights while clients send requests."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_dead_backend_is_taken_out_and_comes_back_by_itself(site: Serving, fam
 
 
 def test_a_udp_client_is_moved_off_a_dead_backend(site: Serving) -> None:
-    """A UDP client does not notice a death and goes on with the same ports: its flow must not outlive the backend."""
+    """A UDP client does not notice the failure and continues with the same ports: its flow must not outlive the backend."""
     site.add_farm("udp", health=QUICK_TCP | {"port": BACKEND_PORTS["tcp"]})
     before = {port: site.udp(source_port=port).backend for port in range(3000, 3020)}
     assert set(before.values()) == {"b1", "b2", "b3"}
@@ -107,7 +107,9 @@ def test_a_udp_client_is_moved_off_a_dead_backend(site: Serving) -> None:
     wait_until(lambda: all(not site.udp(timeout_s=0.3, source_port=port).error for port in before), "every client served again")
     after = {port: site.udp(source_port=port).backend for port in before}
     assert set(after.values()) == {"b2", "b3"}
-    assert all(after[port] == backend for port, backend in before.items() if backend != "b1"), "nobody else was moved"
+    assert all(after[port] == backend for port, backend in before.items() if backend != "b1"), (
+        "a client of another backend was moved"
+    )
 
 
 def test_a_backend_that_answers_an_error_status_is_taken_out(site: Serving) -> None:
@@ -148,7 +150,7 @@ def test_lower_tiers_serve_only_while_no_higher_one_is_up(site: Serving) -> None
 
 @pytest.mark.parametrize("policy", ["drop", "all"])
 def test_what_happens_when_all_backends_are_down(site: Serving, policy: str) -> None:
-    """The health check asks a port nobody listens on, so the servers themselves still answer."""
+    """The health check probes a port without listener, so the servers themselves still answer."""
     site.add_farm("tcp", all_down=policy, health=QUICK_TCP | {"port": 9})
     wait_until(lambda: all(site.state("tcp4", name) == "down" for name in ("b1", "b2", "b3")), "all backends down")
     if policy == "all":

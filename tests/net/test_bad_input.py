@@ -1,4 +1,4 @@
-"""What a real node refuses: one sentence that names the thing and the remedy, the right status, and nothing changed."""
+"""What a real node refuses: one message that names the thing and the remedy, the right status, and no change."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bare() -> Iterator[Rig]:
 
 
 def one_sentence(text: str) -> str:
-    """The last line, which must be the complaint; a traceback is never an answer to bad input."""
+    """The last line, which must be the message; a traceback is never an answer to bad input."""
     assert "Traceback" not in text, text
     return text.strip().splitlines()[-1]
 
@@ -53,8 +53,8 @@ def test_a_vip_on_a_missing_interface(site: Serving) -> None:
 
 
 @pytest.mark.may_skip
-def test_control_socket_for_somebody_without_the_right(site: Serving, nobody: tuple[str, ...]) -> None:
-    done = site.rig.node.namespace.run(*nobody, *site.node.xlbctl_command("farm", "list"), check=False)
+def test_control_socket_without_permission(site: Serving, unprivileged: tuple[str, ...]) -> None:
+    done = site.rig.node.namespace.run(*unprivileged, *site.node.xlbctl_command("farm", "list"), check=False)
     assert done.returncode == 1
     assert "xlb" in one_sentence(done.stderr)
 
@@ -100,7 +100,7 @@ def test_messages_that_are_no_request_harm_nobody(site: Serving, message: bytes)
         if len(message) > MAX_MESSAGE_BYTES:
             assert monitor.poll(10_000), "the daemon closes the connection"
         else:
-            assert stranger.poll(10_000), "the daemon says what is wrong"
+            assert stranger.poll(10_000), "the daemon must answer with an error"
             answer = msgpack.unpackb(stranger.recv())
             assert (answer["ok"], answer["error"]["kind"]) == (False, "invalid")
             assert "msgpack" in answer["error"]["message"]
@@ -118,8 +118,8 @@ def resident(site: Serving) -> int:
 
 
 @pytest.mark.may_skip
-def test_no_privilege(bare: Rig, nobody: tuple[str, ...]) -> None:
-    code, log = bare.node.start_refused(*nobody)
+def test_no_privilege(bare: Rig, unprivileged: tuple[str, ...]) -> None:
+    code, log = bare.node.start_refused(*unprivileged)
     assert code == 1
     assert one_sentence(log)
 
@@ -155,8 +155,8 @@ def test_wrong_node_files(bare: Rig, good: str, bad: str, named: str, code: int)
 
 
 @pytest.fixture(scope="module")
-def nobody(bare: Rig) -> tuple[str, ...]:
-    """The command prefix that gives all rights up; skips where the code may only be read with them."""
+def unprivileged(bare: Rig) -> tuple[str, ...]:
+    """The command prefix that drops all privileges; skips if the code can be read only with them."""
     probe = bare.node.namespace.run(*AS_NOBODY, *bare.node.xlbctl_command("--help"), check=False)
     if probe.returncode:
         pytest.skip("an unprivileged user cannot read this checkout")
@@ -165,7 +165,7 @@ def nobody(bare: Rig) -> tuple[str, ...]:
 
 @pytest.fixture
 def stopped() -> Iterator[Serving]:
-    """A node with farms whose daemon is stopped while its data plane goes on serving."""
+    """A node with farms whose daemon is stopped while its data plane continues to forward."""
     with serving(Layout(backends=1)) as serve:
         serve.add_farm("tcp")
         serve.add_farm("http")
@@ -218,4 +218,4 @@ def test_a_truncated_state_file_is_kept_and_the_last_good_state_served(stopped: 
     assert stopped.tcp().error == ""
     assert "farms.jsonl" in node.tail()
     (kept,) = (path for path in node.state_dir.iterdir() if path.read_bytes() == whole[:-20])
-    assert str(kept) in node.tail(), "the log says where what was damaged is kept"
+    assert str(kept) in node.tail(), "the log names the copy of the damaged file"

@@ -1,6 +1,6 @@
-"""`xlbctl cluster create` as a person types it, against a real OpenSSH server on the other node; then what the pair is worth.
+"""`xlbctl cluster create` as typed by a person, against a real OpenSSH server on the peer; then the pair under faults.
 
-Each refusal is judged by its sentence, its exit code and by both nodes being what they were.
+A test of a refusal checks its message, its exit code and that both nodes are unchanged.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tests.rig import VIP4, VIP6, Layout, Node, Rig
 from tests.rig.sshd import SshServer, why_no_sshd
 from tests.wait import wait_until
 
-LOCAL, PEER, NOBODY = "10.99.0.1", "10.99.0.2", "10.99.0.77"
+LOCAL, PEER, ABSENT = "10.99.0.1", "10.99.0.2", "10.99.0.77"
 PASSWORD = "correct horse battery staple"
 
 
 class Site(Serving):
-    """Two nodes that run, the second one with an SSH server and a farm of its own."""
+    """Two running nodes, the second one with an SSH server and its own farm."""
 
     def __init__(self, rig: Rig, home: Path) -> None:
         super().__init__(rig)
@@ -47,17 +47,17 @@ class Site(Serving):
     def create(
         self, *arguments: str, password: str = PASSWORD, peer: str = PEER, remote: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """The same without a terminal: the password comes by a pipe."""
+        """The same without a terminal: the password comes through a pipe."""
         environment = {"HOME": str(self.home), "PYTHONPATH": str(self.one.tree)}
         words = self.command(*arguments, peer=peer, remote=remote)
         return self.one.namespace.run(*words, stdin=f"{password}\n", check=False, environment=environment)
 
-    def refused(self, sentence: str, *arguments: str, code: int = 1, **how: str) -> None:
-        """Fails unless the command is refused with this sentence and nothing has changed."""
+    def refused(self, message: str, *arguments: str, code: int = 1, **how: str) -> None:
+        """Fails unless the command is refused with this message and nothing has changed."""
         before = self.observed()
         done = self.create(*arguments, **how)
         assert done.returncode == code, done.stderr
-        assert sentence in done.stderr.splitlines()[-1], done.stderr
+        assert message in done.stderr.splitlines()[-1], done.stderr
         assert self.observed() == before
 
     def observed(self) -> list[Any]:
@@ -92,7 +92,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def test_nobody_at_the_address(site: Site) -> None:
-    site.refused(f"{NOBODY} port 22 cannot be reached by SSH: No route to host; check the address", "--yes", peer=NOBODY)
+    site.refused(f"{ABSENT} port 22 cannot be reached by SSH: No route to host; check the address", "--yes", peer=ABSENT)
 
 
 def test_no_ssh_server_at_the_port(site: Site) -> None:
@@ -111,9 +111,9 @@ def test_a_changed_host_key_is_refused_even_if_it_is_named(site: Site) -> None:
     site.sshd.stop()
     site.sshd.new_key()
     site.sshd.start()
-    sentence = f"the host key of {PEER} has changed to {site.sshd.fingerprint}: somebody may sit between the nodes"
-    site.refused(sentence, "--yes")
-    site.refused(sentence, "--yes", "--accept-host-key", site.sshd.fingerprint)
+    message = f"the host key of {PEER} has changed to {site.sshd.fingerprint}: somebody may sit between the nodes"
+    site.refused(message, "--yes")
+    site.refused(message, "--yes", "--accept-host-key", site.sshd.fingerprint)
 
 
 def test_a_wrong_password(site: Site) -> None:
@@ -133,8 +133,8 @@ def test_another_version_there(site: Site) -> None:
 
 def test_what_would_be_removed_must_be_confirmed(site: Site) -> None:
     site.know(site.sshd.public_key)
-    sentence = "1 farm and 1 VIP of lb2 will be removed, a backup copy is saved there: old, 10.77.0.200. Confirm with --yes"
-    site.refused(sentence, code=2)
+    message = "1 farm and 1 VIP of lb2 will be removed, a backup copy is saved there: old, 10.77.0.200. Confirm with --yes"
+    site.refused(message, code=2)
 
 
 def test_a_person_creates_the_pair_and_clients_do_not_notice(site: Site) -> None:
@@ -202,8 +202,8 @@ def test_every_check_passes_on_both_nodes(site: Site) -> None:
             "MTU of eth0",
             "XDP on lb1 eth0",
         )
-        ways = [f"VRRP {way} {a} to {b}" for way in ("unicast", "multicast") for a, b in (("lb1", "lb2"), ("lb2", "lb1"))]
-        for name in (*good, *ways, "duplicate VIPs", f"cluster interface of {other}"):
+        vrrp = [f"VRRP {kind} {a} to {b}" for kind in ("unicast", "multicast") for a, b in (("lb1", "lb2"), ("lb2", "lb1"))]
+        for name in (*good, *vrrp, "duplicate VIPs", f"cluster interface of {other}"):
             assert found[name]["status"] == "ok", found[name]
 
 

@@ -1,4 +1,4 @@
-"""What was acknowledged is never lost: the active node is killed while somebody changes the configuration."""
+"""An acknowledged change is never lost: the active node is killed while a client changes the configuration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def site() -> Iterator[PairSite]:
 
 
 def stored_weight(node: Node) -> int:
-    """What the node's disk says, whatever its daemon does."""
+    """The configuration on the node's disk, whatever its daemon does."""
     return decode((node.state_dir / "farms.jsonl").read_bytes()).farms["web"].backends[0].weight
 
 

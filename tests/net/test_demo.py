@@ -1,4 +1,4 @@
-"""`make demo` is the first thing a visitor runs: it must pass, and read well where it is not a terminal."""
+"""`make demo` is the first thing a visitor runs: it must pass, and be readable when its output is not a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pair with a gateway as tie-breaker: of two nodes that do not hear each other only the one that reaches it serves."""
+"""A pair with a gateway as tie-breaker: of two nodes without contact, only the one that reaches it becomes active."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMES = {"heartbeat_ms": 40, "lease_ms": 120, "takeover_ms": 140}
 OUTAGE_MS = 1000
 LONG_MS = 10 * TIMES["takeover_ms"]
 GATEWAY = "10.77.0.254"
-"""A second address of the client, which can go away while the client goes on."""
+"""A second address of the client, which can be removed while the client continues."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_vips_move_with_the_vote(site: PairSite, held: HeldConnections, name
     with Observer(site.rig, held) as observer:
         observer.strike(fault, struck)
         if name == "silent cut":
-            wait_until(lambda: site.status(struck)["role"] == "backup", "the node that is cut off serves no longer")
+            wait_until(lambda: site.status(struck)["role"] == "backup", "the isolated node to be the backup")
         fault.heal(site.rig, struck)
         cost = observer.cost()
     assert cost.harmless, cost

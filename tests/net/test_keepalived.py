@@ -1,6 +1,6 @@
-"""A real keepalived as VRRPv3 peer, beside a serving node with xlb's program on the wire: each understands the other.
+"""A real keepalived as VRRPv3 peer, on the network of an active node with xlb's program attached: each understands the other.
 
-keepalived runs where the client is, the node's half is the socket class the pair uses, driven here in the node's namespace.
+keepalived runs in the client's namespace; the node's half is the pair's socket class, driven in the node's namespace.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PEER = {4: CLIENT4, 6: CLIENT6}
 # What only keepalived carries when it is master. RFC 9568 (5.2.9) wants a link-local one first in IPv6.
 FLOATING = {4: ("10.77.0.150",), 6: ("fe80::150", "fd77::150")}
 
-ways = pytest.mark.parametrize("multicast", [False, True], ids=["unicast", "multicast"])
+both_modes = pytest.mark.parametrize("multicast", [False, True], ids=["unicast", "multicast"])
 both_families = pytest.mark.parametrize("family", [4, 6])
 
 
@@ -73,7 +73,7 @@ class Keepalived:
             )
 
     def _config(self, family: int, multicast: bool, interval_ms: int) -> str:
-        way = (
+        mode = (
             f"mcast_src_ip {PEER[family]}"
             if multicast
             else f"unicast_src_ip {PEER[family]}\n unicast_ttl 255\n unicast_peer {{\n  {NODE[family]}\n }}"
@@ -82,7 +82,7 @@ class Keepalived:
         return (
             "global_defs {\n vrrp_version 3\n script_user root\n}\n"
             f"vrrp_instance pair {{\n state BACKUP\n interface eth0\n virtual_router_id {ROUTER_ID}\n"
-            f" priority {THEIR_PRIORITY}\n advert_int {interval_ms / 1000}\n {way}\n"
+            f" priority {THEIR_PRIORITY}\n advert_int {interval_ms / 1000}\n {mode}\n"
             f' virtual_ipaddress {{\n  {addresses}\n }}\n notify "/bin/sh {self._script()}"\n}}\n'
         )
 
@@ -102,7 +102,7 @@ class Keepalived:
         return f" {self._floating}/" in shown
 
     def wait_for(self, state: str, deadline_s: float = 10) -> None:
-        """Until the state it entered last is this one, and its address is as the state says."""
+        """Wait until the state it entered last is this one, and its address matches."""
         try:
             wait_until(
                 lambda: self.history[-1:] == [state] and self.carries_the_address is (state == "MASTER"),
@@ -132,7 +132,7 @@ def keepalived(site: Serving, family: int, multicast: bool, interval_ms: int = I
 
 
 class Advertiser:
-    """The pair's VRRP socket in the node's namespace, on a loop of its own; sends at `priority` while it is not None."""
+    """The pair's VRRP socket in the node's namespace, on its own loop; sends at `priority` while it is not None."""
 
     def __init__(self, site: Serving, family: int, multicast: bool, interval_ms: int = INTERVAL_MS) -> None:
         self.heard: list[int] = []
@@ -178,11 +178,11 @@ class Advertiser:
     def resign(self) -> None:
         """Priority 0, once, and silence."""
 
-        async def say() -> None:
+        async def send() -> None:
             self._socket.send(vrrp_codec.RESIGN_PRIORITY)
 
         self.advertise(None)
-        self._loop.run(say())
+        self._loop.run(send())
 
     @property
     def counts(self) -> VrrpCounts:
@@ -210,7 +210,7 @@ def advertiser(site: Serving, family: int, multicast: bool, interval_ms: int = I
 
 
 @both_families
-@ways
+@both_modes
 def test_keepalived_follows_our_advertisements(site: Serving, family: int, multicast: bool) -> None:
     with advertiser(site, family, multicast) as ours:
         ours.advertise(GREATER)
@@ -236,7 +236,7 @@ def test_keepalived_takes_over_at_once_when_we_resign(site: Serving, family: int
             began = time.monotonic()
             ours.resign()
             theirs.wait_for("MASTER")
-            # Its skew is (256 - 100) / 256 intervals; had it not understood, three intervals and that.
+            # Its skew is (256 - 100) / 256 intervals; without the resignation it would wait three intervals more.
             assert time.monotonic() - began < 2 * SLOW_INTERVAL_MS / 1000
 
 
@@ -254,7 +254,7 @@ def test_keepalived_stays_master_against_a_smaller_priority(site: Serving, famil
 
 
 @both_families
-@ways
+@both_modes
 def test_we_hear_keepalived_and_its_resignation(site: Serving, family: int, multicast: bool) -> None:
     with advertiser(site, family, multicast) as ours:
         with keepalived(site, family, multicast) as theirs:
@@ -266,11 +266,11 @@ def test_we_hear_keepalived_and_its_resignation(site: Serving, family: int, mult
         assert (ours.counts.malformed, ours.counts.foreign) == (0, 0)
 
 
-# --- what others see on the wire ---------------------------------------------------------------------------------
+# --- what other hosts see ---------------------------------------------------------------------------------
 
 
 @both_families
-@ways
+@both_modes
 def test_scapy_and_tcpdump_read_our_advertisements(site: Serving, family: int, multicast: bool) -> None:
     targets = {PEER[family], *([vrrp_codec.GROUP_V6 if family == 6 else vrrp_codec.GROUP_V4] if multicast else [])}
     file = site.rig.directory / f"{family}{multicast}.pcap"

@@ -51,7 +51,7 @@ def test_addresses_come_and_go(wire: Wire) -> None:
 
     def scenario() -> None:
         wire.network.add_addresses(ours)
-        wire.network.add_addresses(ours)  # there already: no error
+        wire.network.add_addresses(ours)  # exists already: no error
         assert wire.network.addresses() >= set(ours)
         wire.network.remove_addresses(ours)
         wire.network.remove_addresses(ours)
@@ -82,8 +82,8 @@ def test_interfaces_are_described(wire: Wire) -> None:
 
 def test_routes_are_found_in_bulk(wire: Wire) -> None:
     index = wire.here.interface_index("eth0")
-    ways = wire.here.call(lambda: wire.network.routes(["10.66.0.7", "10.99.1.1", "fd99::5", "192.0.2.1", "10.66.0.1"]))
-    assert ways == [Route(index, ""), Route(index, "10.66.0.2"), Route(index, "fd66::2"), None, None]
+    routes = wire.here.call(lambda: wire.network.routes(["10.66.0.7", "10.99.1.1", "fd99::5", "192.0.2.1", "10.66.0.1"]))
+    assert routes == [Route(index, ""), Route(index, "10.66.0.2"), Route(index, "fd66::2"), None, None]
 
 
 def test_announcements_are_heard(wire: Wire) -> None:
@@ -120,7 +120,7 @@ def test_neighbours_are_resolved_without_traffic_and_stay_so(wire: Wire) -> None
 
 
 def test_a_flushed_neighbour_is_resolved_again_by_itself(wire: Wire) -> None:
-    """The gateway of a backend behind it, and a backend on the link: flushed, and nobody sends a packet."""
+    """The gateway of a backend behind it, and a backend on the link: flushed, and no host sends a packet."""
     servers = (Backend(id=1, address="10.99.0.1", port=80), Backend(id=2, address="fd66::2", port=80))
     farms = {"web": Farm(id=1, name="web", vip="10.66.0.100", port=80, port_last=80, backends=servers)}
     mac = "02:00:00:00:00:55"
@@ -149,7 +149,7 @@ def test_a_flushed_neighbour_is_resolved_again_by_itself(wire: Wire) -> None:
 
 
 class Heard:
-    """What the watcher called."""
+    """Records the watcher's calls."""
 
     def __init__(self) -> None:
         self.bumps = 0
@@ -178,7 +178,7 @@ Step = tuple[Callable[[], object], str]  # condition, and what is awaited
 
 
 def watching(wire: Wire, steps: Callable[[Heard], Iterator[Step]]) -> None:
-    """Run the generator of conditions `steps` while the watcher runs in `here`; each is waited for."""
+    """Run the watcher in `here` and wait for each condition of the generator `steps`."""
 
     async def scenario() -> None:
         heard = Heard()
@@ -197,7 +197,7 @@ def test_the_watcher_hears_what_matters(wire: Wire) -> None:
     wire.here.ip(*(f"neigh replace 10.66.0.{each} lladdr 02:00:00:00:00:55 dev eth0 nud reachable" for each in (2, 9)))
 
     def steps(heard: Heard) -> Iterator[tuple[Callable[[], bool], str]]:
-        # Confirmed again and again; the loss of another one, which changes no next hop, shows that all was read.
+        # Confirmed repeatedly; the loss of another one, which changes no next hop, shows that all was read.
         for state in ("stale", "reachable", "delay", "stale"):
             wire.here.ip(f"neigh replace 10.66.0.2 lladdr 02:00:00:00:00:55 dev eth0 nud {state}")
         wire.here.ip("neigh del 10.66.0.9 dev eth0")

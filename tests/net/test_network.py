@@ -1,4 +1,4 @@
-"""The network around the node changes; the VIP stays private; what `xlbctl` says is what happens on the wire."""
+"""The network around the node changes; the VIP stays private; `xlbctl` shows what happens on the network."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def test_no_packet_is_lost_when_the_node_forgets_its_neighbours(site: Serving, f
 
 
 def test_a_next_hop_is_asked_for_in_the_nodes_own_name(site: Serving) -> None:
-    """In the VIP's, every neighbour would take it for an announcement, and it is repeated after the VIP has moved away."""
-    nobody = "10.77.0.222"
+    """With the VIP as its source, neighbours would read it as an announcement, also when it is repeated after the VIP moved."""
+    absent = "10.77.0.222"
     client = site.rig.client.namespace
     asked = client.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806)))
     with closing(asked):
         asked.settimeout(5)
         datagram = UDP(sport=4444, dport=PORTS["udp"]) / b"?"
-        frame = Ether(src=client.mac("eth0"), dst=site.node.namespace.mac("eth0")) / IP(src=nobody, dst=VIPS[4]) / datagram
+        frame = Ether(src=client.mac("eth0"), dst=site.node.namespace.mac("eth0")) / IP(src=absent, dst=VIPS[4]) / datagram
         asked.bind(("eth0", 0x0806))
         asked.send(bytes(frame))
-        while (request := ARP(asked.recv(1514)[14:])).pdst != nobody:
+        while (request := ARP(asked.recv(1514)[14:])).pdst != absent:
             pass
         assert (request.op, request.psrc) == (1, "10.77.0.1")
 
@@ -75,7 +75,7 @@ def test_a_backend_that_changes_its_mac_keeps_its_connections(site: Serving) -> 
     backend.ip("link set eth0 address 02:00:00:00:b1:b1", "neigh flush dev eth0")
 
     def speak() -> None:
-        """Anything that makes the backend ask for the node's MAC, and so tell its own."""
+        """Any packet that makes the backend ask for the node's MAC, and so announce its own."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
             one.sendto(b"", ("10.77.0.1", 9))
 
@@ -101,7 +101,7 @@ def test_held_connections_continue_after_a_link_flap(site: Serving, host: str) -
 def test_ipv6_and_ipv4_vips_survive_a_link_flap(site: Serving, family: int) -> None:
     site.rig.cut("lb1")
     site.rig.mend("lb1")
-    wait_until(lambda: not site.udp(family, timeout_s=0.3).error, "the VIP serves again")
+    wait_until(lambda: not site.udp(family, timeout_s=0.3).error, "the VIP to answer again")
 
 
 @both_families
@@ -175,7 +175,7 @@ def test_the_vip_answers_echo_requests(site: Serving, family: int) -> None:
 
 @both_families
 def test_an_icmp_error_of_a_backend_reaches_the_client(site: Serving, family: int) -> None:
-    """A closed UDP port on the backend is a refused one for the client."""
+    """A closed UDP port on the backend is reported as refused to the client."""
     name = site.add_farm("udp", family, name=f"closed{family}", port=4444)
     for backend in site.node.call("farm.show", name=name)["backends"]:
         site.node.call("backend.remove", farm=name, address=backend["address"], port=backend["port"])
@@ -287,7 +287,7 @@ def test_stopping_detaches_nothing_unless_asked() -> None:
 
 @both_families
 def test_the_node_itself_does_not_speak_as_the_vip(site: Serving, family: int) -> None:
-    """Answers to what the node asks would be taken for packets of a farm, and the guard would drop them."""
+    """Answers to the node's own requests would look like packets of a farm, and the guard would drop them."""
 
     def source() -> str:
         with socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as one:
@@ -317,7 +317,7 @@ def test_backends_see_the_address_the_farm_names(site: Serving, family: int) -> 
     assert tally.failures == []
     assert set(tally.by_backend) == {"b1", "b2", "b3"}
     assert peers == {seen}
-    assert site.counters()["pass_neighbour"] > before["pass_neighbour"], "nobody had to ask for the address"
+    assert site.counters()["pass_neighbour"] > before["pass_neighbour"], "no neighbour asked for the address"
     refused = site.node.xlbctl("vip", "delete", seen, expect=1)
     assert "hidden" in refused.stderr
     site.node.call("farm.delete", name="hidden")

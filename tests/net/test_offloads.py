@@ -63,8 +63,8 @@ def test_members_of_a_bridge_are_found_and_another_hosts_end_is_not() -> None:
         for device in ("p0", "p1", "q0"):
             here.run("ethtool", "-K", device, "gro", "on")
         network = KernelNetwork()
-        said = here.call(lambda: network.keep_frames_whole(["br0", "p0"]))
-        assert sorted(sentence.split(":")[0] for sentence in said) == [
+        messages = here.call(lambda: network.keep_frames_whole(["br0", "p0"]))
+        assert sorted(message.split(":")[0] for message in messages) == [
             "switched rx-gro off on p0",
             "switched rx-gro off on p1",
         ]

@@ -1,4 +1,4 @@
-"""A real pair under the faults a site has: who serves afterwards, what clients lose, and that never two nodes answer."""
+"""A real pair under faults: which node is active afterwards, what clients lose, and that two nodes never answer at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.wait import wait_until
 
 HELD = 200
 TIMES = {"heartbeat_ms": 40, "lease_ms": 120, "takeover_ms": 140}
-"""Slow enough for a machine that runs other tests beside; how fast a pair can be is the benchmarks' business."""
+"""Slow enough for a machine that runs other tests at the same time; the benchmarks measure how fast a pair can be."""
 
 OUTAGE_MS = 1000
 
@@ -66,12 +66,12 @@ def mend_cluster(rig: Rig, node: Node) -> None:
 
 
 def test_a_cut_of_the_cluster_link_alone_changes_nothing(site: PairSite, held: HeldConnections) -> None:
-    """VRRP on the data network goes on saying who serves."""
+    """VRRP on the data network still shows which node is active."""
     serving, other = site.node, site.other
     epoch = site.status(serving)["epoch"]
     with Observer(site.rig, held) as observer:
         observer.strike(Fault("cluster link", cut_cluster, mend_cluster, moves=False), serving)
-        wait_until(lambda: not site.status(other)["paths"]["cluster"], "the silence to be noticed")
+        wait_until(lambda: not site.status(other)["paths"]["cluster"], "the peer to be detected as silent")
         observer.good(300)
         assert site.status(other)["paths"]["data"]
         assert site.status(other)["role"] == "backup"
@@ -91,10 +91,10 @@ def test_a_lost_carrier_hands_the_vips_over(site: PairSite, held: HeldConnection
         assert "no carrier on eth0" in site.status(struck)["why"]
         why = site.status(site.node)["why"]
         loud.heal(site.rig, struck)
-        wait_until(lambda: site.status(struck)["role"] == "backup", "the carrier to be noticed", 15)
+        wait_until(lambda: site.status(struck)["role"] == "backup", "the lost carrier to be detected", 15)
         cost = observer.cost()
     assert cost.harmless, cost
-    assert "silent" not in why, "nobody waited for silence"
+    assert "silent" not in why, "the peer waited for a time-out"
 
 
 def test_maintenance_by_the_real_command(site: PairSite, held: HeldConnections) -> None:
@@ -115,7 +115,7 @@ def test_a_backup_that_dies_is_not_missed(site: PairSite, held: HeldConnections)
     serving, other = site.node, site.other
     epoch = site.status(serving)["epoch"]
     other.kill()
-    wait_until(lambda: not site.status(serving)["peer"]["alive"], "its silence to be noticed")
+    wait_until(lambda: not site.status(serving)["peer"]["alive"], "the peer to be detected as silent")
     assert site.rig.client.run(held.confirm()) == 0
     assert (site.status(serving)["role"], site.status(serving)["epoch"]) == ("active", epoch)
     other.start()
@@ -124,7 +124,7 @@ def test_a_backup_that_dies_is_not_missed(site: PairSite, held: HeldConnections)
 
 
 def test_both_stopped_at_once_are_one_active_again(site: PairSite, held: HeldConnections) -> None:
-    """As after a hypervisor's hiccup: both leases have run out, both nodes find out, one of them serves."""
+    """As after a hypervisor's hiccup: both leases have expired, both nodes notice, and one of them becomes active."""
     for node in site.rig.nodes:
         node.signal(signal.SIGSTOP)
     for node in site.rig.nodes:

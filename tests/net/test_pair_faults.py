@@ -1,4 +1,4 @@
-"""What a pair loses and keeps beyond the faults of its serving node: IPv6, a backup that goes and comes, a big table."""
+"""What a pair loses and keeps beyond the faults of its active node: IPv6, a backup that leaves and returns, a large map."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_what_happens_to_the_backup_costs_clients_nothing(site: PairSite, name: 
 
 
 def reboot(node: Node) -> None:
-    """What a machine that loses power loses: its processes, its pins and what lies under /run."""
+    """What a machine loses with its power: its processes, its pins and the files under /run."""
     node.kill()
     node.namespace.run("ip", "link", "set", "dev", "eth0", "xdpdrv", "off")
     for directory in (node.bpf_dir, node.run_dir):

@@ -1,4 +1,4 @@
-"""Backends whose way back leads through the pair: their gateway is a floating address, and moves with the VIPs."""
+"""Backends whose return path is through the pair: their gateway is a floating address, and moves with the VIPs."""
 
 from __future__ import annotations
 

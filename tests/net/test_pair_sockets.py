@@ -191,7 +191,7 @@ def test_addresses_are_moved_in_bulk_and_refusals_named(cable: tuple[Namespace, 
 
 
 def test_a_vip_of_version_6_is_deprecated_from_birth(cable: tuple[Namespace, Namespace]) -> None:
-    """Else the kernel would prefer it as the source of what the node says itself."""
+    """Otherwise the kernel would prefer it as the source of the node's own packets."""
     one, _ = cable
 
     def scene() -> None:

@@ -1,4 +1,4 @@
-"""The daemon may stop, crash or be upgraded: connections that exist do not notice."""
+"""The daemon may stop, crash or be upgraded: existing connections continue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rig itself: what it promises to the tests that stand on it."""
+"""The rig itself: what the tests that use it rely on."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_two_nodes_are_joined_by_a_cluster_link() -> None:
 
 
 def test_the_shell_has_every_host_as_a_command() -> None:
-    """`python -m tests.rig`, with a script where a person would type."""
+    """`python -m tests.rig`, with a script as its input."""
     script = f"client curl -s --max-time 5 http://{VIP4}/\nxlbctl farm list\nlb1 ip -br addr show eth0\nexit\n"
     done = subprocess.run(
         [sys.executable, "-m", "tests.rig"], input=script, capture_output=True, text=True, timeout=60, check=True

@@ -1,4 +1,4 @@
-"""Health checks of a node that carries VIPs before, or without, an address of its own: the guard drops answers to a VIP."""
+"""Health checks of a node that carries VIPs before, or without, its own address: the guard drops answers to a VIP."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def site() -> Iterator[Serving]:
 def test_checks_leave_from_an_address_of_the_nodes_own(site: Serving, family: int, kind: str) -> None:
     farm = site.add_farm("http", family, health=QUICK | {"kind": kind})
     remedy = "ip address add ADDRESS/PREFIX dev eth0"
-    wait_until(lambda: remedy in site.backend(farm, "b1")["last_error"], "the check says why it cannot be answered")
+    wait_until(lambda: remedy in site.backend(farm, "b1")["last_error"], "the check to name the missing source address")
     wait_until(lambda: site.state(farm, "b1") == "down", "the backend is out")
     address = site.rig.backends[0].address4 if family == 4 else site.rig.backends[0].address6
     (finding,) = [each for each in site.node.call("doctor") if each["name"] == f"checks of {address}"]

@@ -1,4 +1,4 @@
-"""Real TCP and UDP through the node, each way it can be wired: every byte is checked at both ends."""
+"""Real TCP and UDP through the node, in each wiring: every byte is checked at both ends."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ def test_udp_without_a_checksum_is_balanced(site: Serving) -> None:
 
 @both_families
 def test_packets_went_through_xdp_in_the_mode_asked_for(site: Serving, family: int) -> None:
-    way = "forward_tx" if site.rig.layout.interfaces == 1 else "forward_redirect"
+    counter = "forward_tx" if site.rig.layout.interfaces == 1 else "forward_redirect"
     before = site.counters()
     assert site.rig.client.run(transfer(VIPS[family], PORTS["tcp"], 1_000_000)) == (1_000_000, 0)
     after = site.counters()
-    assert after[way] - before[way] > 1_000_000 / 1500 * 2
+    assert after[counter] - before[counter] > 1_000_000 / 1500 * 2
     dropped = {name: after[name] - before[name] for name in after if name.startswith("drop") and after[name] != before[name]}
     assert dropped == {}
     modes = {interface["xdp_mode"] for interface in site.node.call("status")["interfaces"]}
@@ -130,7 +130,7 @@ def test_the_source_port_is_kept_where_it_is_free(site: Serving, family: int) ->
 
 
 def test_two_clients_with_one_port_are_kept_apart(site: Serving) -> None:
-    """In mode snat both would leave as VIP and that port: the second one gets another port."""
+    """In mode snat both would leave with the VIP and that port: the second one gets another port."""
     second = "10.77.0.11"
     namespace = site.rig.client.namespace
     namespace.ip(f"addr replace {second}/24 dev eth0")
@@ -167,6 +167,6 @@ def test_a_port_range_keeps_the_offset(site: Serving) -> None:
     site.node.call("farm.add", name="range", vip=VIPS[4], port="6000-6020", mode=mode)
     site.node.call("backend.add", farm="range", address=site.rig.backends[1].address4, port=TCP_PORT - 10)
     assert site.rig.client.run(tcp_connect(VIPS[4], 6010)).backend == "b2"
-    assert "[Errno 111]" in site.rig.client.run(tcp_connect(VIPS[4], 6011)).error, "nobody listens there on the backend"
+    assert "[Errno 111]" in site.rig.client.run(tcp_connect(VIPS[4], 6011)).error, "the backend has no listener on that port"
     assert site.rig.client.run(tcp_connect(VIPS[4], 6021, timeout_s=0.3)).error == "TimeoutError", "outside of the range"
     site.node.call("farm.delete", name="range")

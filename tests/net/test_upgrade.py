@@ -55,7 +55,7 @@ def single(old_code: Path) -> Iterator[Serving]:
         site.add_farm("tcp", 6)
         site.add_farm("udp")
         site.add_farm("http", health=HEALTH_CHECK)
-        rig.backend("b1").say("sick")
+        rig.backend("b1").set_health("sick")
         wait_until(lambda: site.state("http4", "b1") == "down", "the health check")
         yield site
 

@@ -76,7 +76,7 @@ def why_not() -> str:
 
 
 class Backend:
-    """A backend's namespace and the process that serves in it."""
+    """A backend's namespace and its server process."""
 
     def __init__(self, name: str, namespace: Namespace, address4: str, address6: str) -> None:
         self.name, self.namespace, self.address4, self.address6 = name, namespace, address4, address6

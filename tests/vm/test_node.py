@@ -114,7 +114,7 @@ def test_systemd_restarts_a_killed_daemon(lb1: Machine, client: Client) -> None:
 def test_power_cut_and_reboot(lb1: Machine, client: Client) -> None:
     lb1.cut_power()
     lb1.power_on()
-    wait_until(lambda: _serves(lb1), "xlbd serves after the reboot", 120, every_s=1)
+    wait_until(lambda: _serves(lb1), "xlbd to answer after the reboot", 120, every_s=1)
     assert not _get(client, VIP["lb1"], 50).failures
 
 

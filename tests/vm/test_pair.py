@@ -126,7 +126,7 @@ def test_power_cut_breaks_nothing(pair: Pair, client: Client, held: HeldConnecti
 def test_switchover_breaks_nothing(pair: Pair, client: Client, held: HeldConnections) -> None:
     before = pair.active()
     before.run("xlbctl cluster switchover")
-    wait_until(lambda: _status(pair.other(before)).get("role") == "active", "the peer serves", 60, every_s=0.5)
+    wait_until(lambda: _status(pair.other(before)).get("role") == "active", "the peer to be active", 60, every_s=0.5)
     _all_continue(client, held)
     pair.wait_in_step()
 
