@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("xlb", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ)
 settings.load_profile("xlb")
 
+pytest.register_assert_rewrite("tests.fakes.plane_contract", "tests.fakes.network_contract")  # tests, in no test module
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C in processes that would inherit it
 

@@ -12,14 +12,17 @@ class FakeReadyAddresses:
     """Implements `ctl.network.network.ReadyAddresses`."""
 
     def __init__(self, network: FakeNetwork, addresses: Sequence[InterfaceAddress]) -> None:
-        self._network, self.addresses, self.closed = network, tuple(addresses), False
+        self._network, self.closed = network, False
+        self.addresses = tuple(each for each in addresses if each.device in network.links)
+        unknown = [each for each in addresses if each.device not in network.links]
+        self._unknown = [f"cannot add {each.address}: there is no interface {each.device}" for each in unknown]
 
     def add(self) -> list[str]:
         assert not self.closed
         if self._network.refuse_addresses:
-            return [f"cannot add {each.address}: refused by the test" for each in self.addresses]
+            return [*self._unknown, *(f"cannot add {each.address}: refused by the test" for each in self.addresses)]
         self._network.present |= set(self.addresses)
-        return []
+        return list(self._unknown)
 
     def remove(self) -> list[str]:
         assert not self.closed
@@ -76,7 +79,7 @@ class FakeNetwork:
         self.present -= set(addresses)
 
     def ready(self, addresses: Sequence[InterfaceAddress]) -> FakeReadyAddresses:
-        return FakeReadyAddresses(self, [each for each in addresses if each.device in self.links])
+        return FakeReadyAddresses(self, addresses)
 
     def announce(self, addresses: Sequence[InterfaceAddress]) -> None:
         assert self.present >= set(addresses), f"{addresses} announced before they were added"

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 
 from ctl.config.model import Backend, Config, Farm
 from ctl.errors import XlbError
-from ctl.network.kernel.kernel_network import KernelNetwork
 from ctl.network.neighbours import NextHopKeeper
 from ctl.network.network import InterfaceAddress, NetworkEvents, Route
+from tests.net.cable import Cable, joined
 from tests.rig import why_not
-from tests.rig.namespaces import Namespace
 from tests.wait import wait_until, wait_until_async
 
 PEERS = ("10.66.0.2", "fd66::2")
@@ -23,129 +22,112 @@ PEERS = ("10.66.0.2", "fd66::2")
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "")
 
 
-@dataclass
-class Wire:
-    """Namespace `here` has eth0 with .1, `there` eth0 with .2; a gateway .2 leads to 10.99.0.0/16."""
-
-    here: Namespace
-    there: Namespace
-    network: KernelNetwork = field(default_factory=KernelNetwork)
-
-
 @pytest.fixture
-def wire() -> Iterator[Wire]:
-    here, there = Namespace("here"), Namespace("there")
-    try:
-        here.ip(f"link add eth0 type veth peer name eth0 netns {there.path}", "link set eth0 up")
-        there.ip("link set eth0 up", "addr add 10.66.0.2/24 dev eth0", "addr add fd66::2/64 dev eth0 nodad")
-        here.ip("addr add 10.66.0.1/24 dev eth0", "addr add fd66::1/64 dev eth0 nodad")
-        here.ip("route add 10.99.0.0/16 via 10.66.0.2", "route add fd99::/64 via fd66::2")
-        yield Wire(here, there)
-    finally:
-        here.close()
-        there.close()
+def cable() -> Iterator[Cable]:
+    with joined() as made:
+        yield made
 
 
-def test_addresses_come_and_go(wire: Wire) -> None:
+def test_addresses_come_and_go(cable: Cable) -> None:
     ours = [InterfaceAddress("eth0", "10.66.0.100", 24), InterfaceAddress("eth0", "fd66::100", 64)]
 
     def scenario() -> None:
-        wire.network.add_addresses(ours)
-        wire.network.add_addresses(ours)  # exists already: no error
-        assert wire.network.addresses() >= set(ours)
-        wire.network.remove_addresses(ours)
-        wire.network.remove_addresses(ours)
-        assert not wire.network.addresses() & set(ours)
+        cable.network.add_addresses(ours)
+        cable.network.add_addresses(ours)  # exists already: no error
+        assert cable.network.addresses() >= set(ours)
+        cable.network.remove_addresses(ours)
+        cable.network.remove_addresses(ours)
+        assert not cable.network.addresses() & set(ours)
         with pytest.raises(XlbError, match=r"cannot add 10\.66\.0\.100/24 on nothing0"):
-            wire.network.add_addresses([InterfaceAddress("nothing0", "10.66.0.100", 24)])
+            cable.network.add_addresses([InterfaceAddress("nothing0", "10.66.0.100", 24)])
 
-    wire.here.call(scenario)
+    cable.here.call(scenario)
 
 
-def test_ipv6_addresses_are_usable_at_once(wire: Wire) -> None:
-    wire.here.sysctl({"net.ipv6.conf.eth0.accept_dad": 1, "net.ipv6.conf.all.accept_dad": 1})
+def test_ipv6_addresses_are_usable_at_once(cable: Cable) -> None:
+    cable.here.sysctl({"net.ipv6.conf.eth0.accept_dad": 1, "net.ipv6.conf.all.accept_dad": 1})
 
     def scenario() -> None:
-        wire.network.add_addresses([InterfaceAddress("eth0", "fd66::100", 64)])
+        cable.network.add_addresses([InterfaceAddress("eth0", "fd66::100", 64)])
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
             probe.bind(("fd66::100", 0))  # EADDRNOTAVAIL while tentative
 
-    wire.here.call(scenario)
+    cable.here.call(scenario)
 
 
-def test_interfaces_are_described(wire: Wire) -> None:
-    eth0 = wire.here.call(wire.network.interfaces)["eth0"]
+def test_interfaces_are_described(cable: Cable) -> None:
+    eth0 = cable.here.call(cable.network.interfaces)["eth0"]
     assert (eth0.up, eth0.carrier, eth0.driver, eth0.mtu) == (True, True, "veth", 1500)
-    wire.there.ip("link set eth0 down")
-    assert not wire.here.call(wire.network.interfaces)["eth0"].carrier
+    cable.there.ip("link set eth0 down")
+    assert not cable.here.call(cable.network.interfaces)["eth0"].carrier
 
 
-def test_routes_are_found_in_bulk(wire: Wire) -> None:
-    index = wire.here.interface_index("eth0")
-    routes = wire.here.call(lambda: wire.network.routes(["10.66.0.7", "10.99.1.1", "fd99::5", "192.0.2.1", "10.66.0.1"]))
+def test_routes_are_found_in_bulk(cable: Cable) -> None:
+    index = cable.here.interface_index("eth0")
+    routes = cable.here.call(lambda: cable.network.routes(["10.66.0.7", "10.99.1.1", "fd99::5", "192.0.2.1", "10.66.0.1"]))
     assert routes == [Route(index, ""), Route(index, "10.66.0.2"), Route(index, "fd66::2"), None, None]
 
 
-def test_announcements_are_heard(wire: Wire) -> None:
+def test_announcements_are_heard(cable: Cable) -> None:
     """The other side's cache follows a gratuitous ARP and an unsolicited advertisement."""
     ours = [InterfaceAddress("eth0", "10.66.0.100", 24), InterfaceAddress("eth0", "fd66::100", 64)]
     stale = "02:00:00:00:00:99"
-    wire.there.ip(*(f"neigh replace {each.address} lladdr {stale} dev eth0 nud stale" for each in ours))
-    mac = wire.here.call(wire.network.interfaces)["eth0"].mac
+    cable.there.ip(*(f"neigh replace {each.address} lladdr {stale} dev eth0 nud stale" for each in ours))
+    mac = cable.here.call(cable.network.interfaces)["eth0"].mac
 
     def known() -> dict[str, str]:
-        return {each.address: each.mac for each in wire.there.call(wire.network.neighbours)}
+        return {each.address: each.mac for each in cable.there.call(cable.network.neighbours)}
 
     assert known()["10.66.0.100"] == stale
-    wire.here.call(lambda: wire.network.add_addresses(ours))
-    wire.here.call(lambda: wire.network.announce(ours))
+    cable.here.call(lambda: cable.network.add_addresses(ours))
+    cable.here.call(lambda: cable.network.announce(ours))
     wait_until(lambda: all(known()[each.address] == mac for each in ours), "the caches to follow")
 
 
-def resolved(wire: Wire) -> set[str]:
-    return {each.address for each in wire.here.call(wire.network.neighbours) if each.resolved and each.mac}
+def resolved(cable: Cable) -> set[str]:
+    return {each.address for each in cable.here.call(cable.network.neighbours) if each.resolved and each.mac}
 
 
-def test_neighbours_are_resolved_without_traffic_and_stay_so(wire: Wire) -> None:
-    index = wire.here.interface_index("eth0")
+def test_neighbours_are_resolved_without_traffic_and_stay_so(cable: Cable) -> None:
+    index = cable.here.interface_index("eth0")
     kept = [(index, peer) for peer in PEERS]
-    assert not resolved(wire) & set(PEERS)
-    wire.here.call(lambda: wire.network.keep_resolved(kept))
-    wait_until(lambda: resolved(wire) >= set(PEERS), "both to be resolved")
-    assert not wire.network.needs_repeating, "this kernel probes managed neighbours by itself"
-    shown = wire.here.run("ip", "-d", "neigh", "show", "dev", "eth0").stdout
+    assert not resolved(cable) & set(PEERS)
+    cable.here.call(lambda: cable.network.keep_resolved(kept))
+    wait_until(lambda: resolved(cable) >= set(PEERS), "both to be resolved")
+    assert not cable.network.needs_repeating, "this kernel probes managed neighbours by itself"
+    shown = cable.here.run("ip", "-d", "neigh", "show", "dev", "eth0").stdout
     assert shown.count("managed") == 2, shown
-    wire.here.call(lambda: wire.network.release(kept))
-    assert "managed" not in wire.here.run("ip", "-d", "neigh", "show", "dev", "eth0").stdout
+    cable.here.call(lambda: cable.network.release(kept))
+    assert "managed" not in cable.here.run("ip", "-d", "neigh", "show", "dev", "eth0").stdout
 
 
-def test_a_flushed_neighbour_is_resolved_again_by_itself(wire: Wire) -> None:
+def test_a_flushed_neighbour_is_resolved_again_by_itself(cable: Cable) -> None:
     """The gateway of a backend behind it, and a backend on the link: flushed, and no host sends a packet."""
     servers = (Backend(id=1, address="10.99.0.1", port=80), Backend(id=2, address="fd66::2", port=80))
     farms = {"web": Farm(id=1, name="web", vip="10.66.0.100", port=80, port_last=80, backends=servers)}
     mac = "02:00:00:00:00:55"
 
     def macs() -> dict[str, str]:
-        return {each.address: each.mac for each in wire.network.neighbours() if each.resolved}
+        return {each.address: each.mac for each in cable.network.neighbours() if each.resolved}
 
     async def until(condition: Callable[[dict[str, str]], bool], what: str) -> None:
         await asyncio.to_thread(wait_until, lambda: condition(macs()), what)
 
     async def scenario() -> None:
-        keeper = NextHopKeeper(wire.network, lambda: Config(farms=farms))
+        keeper = NextHopKeeper(cable.network, lambda: Config(farms=farms))
         heard = Heard()
-        wire.network.watch(replace(heard.events(), neighbour_lost=keeper.lost))
+        cable.network.watch(replace(heard.events(), neighbour_lost=keeper.lost))
         running = asyncio.ensure_future(keeper.run())
         keeper.wake()
         await until(lambda known: known.keys() >= set(PEERS), "the peers to be resolved")
-        wire.there.ip(f"link set eth0 address {mac}")
-        wire.here.ip("neigh flush dev eth0")
+        cable.there.ip(f"link set eth0 address {mac}")
+        cable.here.ip("neigh flush dev eth0")
         await until(lambda known: all(known.get(peer) == mac for peer in PEERS), "the new MAC address")
         running.cancel()
-        wire.network.close()
+        cable.network.close()
 
     # Threads the loop starts stay in the namespace of the thread that starts them.
-    wire.here.call(lambda: asyncio.run(scenario()))
+    cable.here.call(lambda: asyncio.run(scenario()))
 
 
 class Heard:
@@ -177,56 +159,56 @@ class Heard:
 Step = tuple[Callable[[], object], str]  # condition, and what is awaited
 
 
-def watching(wire: Wire, steps: Callable[[Heard], Iterator[Step]]) -> None:
+def watching(cable: Cable, steps: Callable[[Heard], Iterator[Step]]) -> None:
     """Run the watcher in `here` and wait for each condition of the generator `steps`."""
 
     async def scenario() -> None:
         heard = Heard()
-        wire.network.watch(heard.events())
+        cable.network.watch(heard.events())
         try:
             for condition, what in steps(heard):
                 await wait_until_async(condition, what)
         finally:
-            wire.network.close()
+            cable.network.close()
 
-    wire.here.call(lambda: asyncio.run(scenario()))
+    cable.here.call(lambda: asyncio.run(scenario()))
 
 
-def test_the_watcher_hears_what_matters(wire: Wire) -> None:
-    index = wire.here.interface_index("eth0")
-    wire.here.ip(*(f"neigh replace 10.66.0.{each} lladdr 02:00:00:00:00:55 dev eth0 nud reachable" for each in (2, 9)))
+def test_the_watcher_hears_what_matters(cable: Cable) -> None:
+    index = cable.here.interface_index("eth0")
+    cable.here.ip(*(f"neigh replace 10.66.0.{each} lladdr 02:00:00:00:00:55 dev eth0 nud reachable" for each in (2, 9)))
 
     def steps(heard: Heard) -> Iterator[tuple[Callable[[], bool], str]]:
         # Confirmed repeatedly; the loss of another one, which changes no next hop, shows that all was read.
         for state in ("stale", "reachable", "delay", "stale"):
-            wire.here.ip(f"neigh replace 10.66.0.2 lladdr 02:00:00:00:00:55 dev eth0 nud {state}")
-        wire.here.ip("neigh del 10.66.0.9 dev eth0")
+            cable.here.ip(f"neigh replace 10.66.0.2 lladdr 02:00:00:00:00:55 dev eth0 nud {state}")
+        cable.here.ip("neigh del 10.66.0.9 dev eth0")
         yield lambda: "10.66.0.9" in heard.lost, "a lost neighbour"
-        watcher = wire.network._watcher
+        watcher = cable.network._watcher
         assert watcher is not None and not watcher._bump_pending and heard.bumps == 0
-        wire.here.ip("route add 10.98.0.0/16 via 10.66.0.2")
+        cable.here.ip("route add 10.98.0.0/16 via 10.66.0.2")
         yield lambda: heard.routes == 1 and heard.bumps == 1, "a route"
-        wire.here.ip("neigh replace 10.66.0.2 lladdr 02:00:00:00:00:56 dev eth0 nud reachable")
+        cable.here.ip("neigh replace 10.66.0.2 lladdr 02:00:00:00:00:56 dev eth0 nud reachable")
         yield lambda: heard.bumps == 2, "a new MAC"
-        wire.here.ip("neigh del 10.66.0.2 dev eth0")
+        cable.here.ip("neigh del 10.66.0.2 dev eth0")
         yield lambda: "10.66.0.2" in heard.lost, "another lost neighbour"
-        wire.here.ip("addr del 10.66.0.1/24 dev eth0")
+        cable.here.ip("addr del 10.66.0.1/24 dev eth0")
         yield lambda: "10.66.0.1" in heard.addresses, "a lost address"
-        wire.there.ip("link set eth0 down")
+        cable.there.ip("link set eth0 down")
         yield lambda: ("eth0", "down") in heard.links, "a lost carrier"
-        wire.there.ip("link set eth0 up")
+        cable.there.ip("link set eth0 up")
         yield lambda: ("eth0", "up") in heard.links, "a carrier that came back"
-        wire.here.ip("link del eth0")
+        cable.here.ip("link del eth0")
         yield lambda: ("eth0", "gone") in heard.links, "an interface that went"
-        wire.here.ip("link add eth0 type veth peer name peer0")
+        cable.here.ip("link add eth0 type veth peer name peer0")
         yield lambda: ("eth0", "new") in heard.links, "and one that came"
 
-    watching(wire, steps)
-    assert wire.here.interface_index("eth0") != index
+    watching(cable, steps)
+    assert cable.here.interface_index("eth0") != index
 
 
-def test_forwarding_is_set_and_reported(wire: Wire) -> None:
-    wire.here.sysctl({"net.ipv4.ip_forward": 0, "net.ipv6.conf.all.forwarding": 0})
-    assert wire.here.call(lambda: wire.network.forwarding_problems(["eth0"]))
-    assert wire.here.call(lambda: wire.network.enable_forwarding(["eth0"]))
-    assert wire.here.call(lambda: wire.network.forwarding_problems(["eth0"])) == []
+def test_forwarding_is_set_and_reported(cable: Cable) -> None:
+    cable.here.sysctl({"net.ipv4.ip_forward": 0, "net.ipv6.conf.all.forwarding": 0})
+    assert cable.here.call(lambda: cable.network.forwarding_problems(["eth0"]))
+    assert cable.here.call(lambda: cable.network.enable_forwarding(["eth0"]))
+    assert cable.here.call(lambda: cable.network.forwarding_problems(["eth0"])) == []
