@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 
 import ctl.cluster.pairing.create_join
 from ctl.cluster.pairing.exchange import Token
+from ctl.cluster.peer_questions import PeerQuestions
 from ctl.config import farms_file
 from ctl.errors import Code, InvalidInput, XlbError
 from ctl.state.cluster_file import PAIRING_PORT, ClusterFile
@@ -388,3 +389,27 @@ def test_the_cluster_file_is_what_both_know(pair: tuple[Site, Site]) -> None:
     documents = [json.loads((each.directory / "state/cluster.json").read_text()) for each in pair]
     assert documents[0]["own"] == documents[1]["peer"] and documents[0]["peer"] == documents[1]["own"]
     assert documents[0]["own"]["priority"] == 100 and documents[1]["own"]["priority"] == 50
+
+
+@pytest.mark.parametrize("code", [Code.PEER_SERVES, Code.UNCODED])
+def test_destroy_is_refused_when_the_peer_may_be_active_too(
+    pair: tuple[Site, Site], code: Code, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer of version 0.1.0 gives no cause."""
+    monkeypatch.setattr(PeerQuestions, "answer", refusing(code))
+    with refused(code):
+        pair[0].call("cluster.destroy")
+    assert pair[0].status["peer"]["name"] == "lb2" and ClusterFile(pair[0].directory / "state").load() is not None
+
+
+def test_destroy_goes_ahead_without_a_peer_that_can_leave(pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PeerQuestions, "answer", refusing(Code.DISK_FULL))
+    assert "xlbctl cluster destroy on lb2" in pair[0].call("cluster.destroy")["warning"]
+    unchanged(pair[0])
+
+
+def refusing(code: Code) -> Callable[..., Awaitable[Any]]:
+    async def answer(*_: object) -> Any:
+        raise XlbError("a message that may change", code)
+
+    return answer
