@@ -1,6 +1,6 @@
 """Asks the daemon: one request, one answer, over its control socket, with a deadline.
 
-Decides how a request is framed and what each way of getting no answer is called. Must not know what commands exist.
+Decides how a request is framed and which error each kind of missing answer is. Must not know what commands exist.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Client:
         """Connect; raises XlbError if no daemon listens there or this user may not ask it."""
         self.socket_path = socket_path
         self.timeout_ms = timeout_ms
-        self.note = ""  # what the daemon wants people to know beside the last result
+        self.note = ""  # what an operator should know in addition to the last result
         self._ids = itertools.count(1)
         _require_listener(socket_path)
         self._context = zmq.Context(io_threads=1)
@@ -49,7 +49,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Give the connection up; an answer still under way is lost."""
+        """Close the connection; an answer that has not arrived is lost."""
         self._socket.close(0)
         self._context.term()
 
@@ -74,7 +74,7 @@ class Client:
         raise _error_of(answer.get("error"))
 
     def _answer_to(self, request_id: int, command: str) -> dict[str, Any]:
-        """Wait for the answer with this id; answers to requests given up earlier are skipped."""
+        """Wait for the answer with this id; answers to requests that timed out earlier are skipped."""
         deadline = monotonic() + self.timeout_ms / 1000
         while True:
             left_ms = max(0, round((deadline - monotonic()) * 1000))
@@ -121,14 +121,14 @@ def _unpack(data: bytes, socket_path: Path) -> dict[str, Any]:
 
 
 def _require_listener(socket_path: Path) -> None:
-    """Knock with a plain connect: ZeroMQ would retry in silence where the kernel says at once what is wrong."""
+    """Try a plain connect first: ZeroMQ would retry without a message where the kernel reports the cause at once."""
     if len(os.fsencode(socket_path)) > _MAX_UNIX_PATH_BYTES:
         raise InvalidInput(
             f"{socket_path} is longer than the {_MAX_UNIX_PATH_BYTES} bytes a socket's path may have", "node.run_dir"
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as knock:
         code = knock.connect_ex(os.fspath(socket_path))
-    if code in (0, errno.EAGAIN):  # EAGAIN: somebody listens, with a long queue
+    if code in (0, errno.EAGAIN):  # EAGAIN: a daemon listens, and its queue is full
         return
     if code in (errno.EACCES, errno.EPERM):
         raise XlbError(

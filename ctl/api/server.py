@@ -55,7 +55,7 @@ _UNPACKING: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One command of a client. `id` is echoed, so a client can tell answers apart."""
+    """One command of a client. `id` is echoed, so that a client can match answers."""
 
     id: int
     command: str
@@ -74,7 +74,7 @@ class ApiCounts:
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """A result, and a sentence the person who asked should read with it; empty: none."""
+    """A result, and a note for the operator; empty: none."""
 
     result: Any
     note: str
@@ -89,9 +89,9 @@ class MalformedRequest(Exception):
 
 
 def decode_request(payload: bytes) -> Request:
-    """Read one request; a big one in pieces, so that in a thread it holds up nobody.
+    """Read one request; a big one in pieces, so that in a thread it does not hold up the loop.
 
-    Raises MalformedRequest with a sentence for anything that is not exactly {"v", "id", "cmd", "args"}.
+    Raises MalformedRequest with a message for anything that is not exactly {"v", "id", "cmd", "args"}.
     """
     try:
         document = _unpack(payload) if len(payload) > SMALL_MESSAGE_BYTES else msgpack.unpackb(payload, **_UNPACKING)
@@ -192,7 +192,7 @@ def _pack_map_header(length: int) -> bytes:
 
 
 class ApiServer:
-    """Serves one control socket until closed. Requests run concurrently, at most MAX_REQUESTS_IN_FLIGHT at a time."""
+    """Answers one control socket until closed. Requests run concurrently, at most MAX_REQUESTS_IN_FLIGHT at a time."""
 
     def __init__(self, path: Path, dispatch: Dispatch, big_message: Callable[[], None] = lambda: None) -> None:
         """`big_message` is called after a request or an answer of more than BIG_MESSAGE_BYTES."""
@@ -231,7 +231,7 @@ class ApiServer:
         self._reader = asyncio.get_running_loop().create_task(self._read(server))
 
     async def close(self) -> None:
-        """Stop reading, let the requests under way finish for a moment, and remove the socket."""
+        """Stop reading, give pending requests a moment to finish, and remove the socket."""
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
@@ -305,7 +305,7 @@ class ApiServer:
         return answer
 
     def _complain(self, message: str) -> None:
-        """Count a malformed message and log one per interval, so that a mad client cannot fill the disk."""
+        """Count a malformed message and log one per interval, so that a faulty client cannot fill the disk."""
         self.counts.malformed += 1
         now = time.monotonic()
         if now >= self._next_complaint:

@@ -1,6 +1,6 @@
 """The farm configuration of a pair on this node: carries out what `sync.config.config_sync` decides.
 
-Decides no version and no winner. Turns changes into documents, documents into files and tables, and messages into events
+Decides no version and no winner. Turns changes into documents, documents into files and maps, and messages into events
 of the machine. Effects run one after the other in a task of their own; whatever takes long (making, encoding, decoding,
 fsync, planning) runs in threads.
 """
@@ -58,7 +58,7 @@ class Host(Protocol):
 class ConfigReplica:
     """A pair's `ctl.node.transaction.Recorder`. Create on a running loop, `connect`, then `start`; `close` once.
 
-    serving_epoch: the term this node serves in at this moment, 0 when it does not serve.
+    serving_epoch: the epoch in which this node is active at this moment, 0 when it is not.
     """
 
     def __init__(self, host: Host, pair_id: str, peer: str, state_dir: Path, serving_epoch: Callable[[], int]) -> None:
@@ -114,15 +114,15 @@ class ConfigReplica:
             task.add_done_callback(_report)
 
     async def close(self) -> None:
-        """Stop. A change under way is carried out to its end on this node and its asker learns that the pair ended."""
+        """Stop. A change in progress is completed on this node, and its caller gets CHANGE_INTERRUPTED."""
         self._closed = True
-        self._settled.set()  # what waits to begin learns it too
+        self._settled.set()  # a change that waits to begin is refused
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for request, future in self._asked.items():
             if not future.done():
-                ended = "the pair ended while the change was under way"
+                ended = "the pair ended during the change"
                 future.set_result(config_sync.Answer(request, False, False, ended, Why.INTERRUPTED))
 
     # --- changes -------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ class ConfigReplica:
             self._perform(self._sync.offered(document))
 
     def _read(self, document: Document) -> Record:
-        """The record of a document. Raises DamagedRecord for one that is not what the document says. Blocks."""
+        """The record of a document. Raises DamagedRecord when its header differs from the document. Blocks."""
         config = self._decoder.decode(document.body)
         if config.pair != self.pair_id:
             raise DamagedRecord("it belongs to another pair")
@@ -211,7 +211,7 @@ class ConfigReplica:
     # --- effects -------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        """The machine must know the term before anything else it is told."""
+        """The machine must know the epoch before any other event."""
         epoch = self._serving_epoch()
         if epoch != self._sync.epoch:
             self._perform(self._sync.serve(epoch))
@@ -266,7 +266,7 @@ class ConfigReplica:
             await self._host.adopt(config)
 
     def _keep(self, document: Document, winner: Version) -> bool:
-        """Blocking. The other side of a split stays beside the configuration."""
+        """Save the losing side of a split as a file next to the configuration. Blocks."""
         epoch, generation = document.version
         path, files = self._state_dir / f"farms.conflict-{epoch}-{generation}.jsonl", Files()
         text = "this node's configuration %s and %s's %s have a common origin only: %s is in force, this node's is kept as %s"

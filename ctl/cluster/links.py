@@ -1,7 +1,7 @@
-"""The ways to the peer: encrypted channels on the cluster network, VRRP on the data network; and to the gateway that votes.
+"""Links to the peer: encrypted channels on the cluster network, VRRP on the data network; and to the tie-breaking gateway.
 
-Does I/O; decides only that a way which cannot be opened is tried again: at boot an address may be there later than the
-daemon. Heartbeats have a link with a thread of its own, so that neither flows nor configurations stand in front of them.
+Does I/O; decides only that a link that cannot be opened is tried again: at boot an address may appear later than the
+daemon. Heartbeats have a link with a thread of its own, so that neither flows nor configurations delay them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Who is told what arrives; each is called on the loop."""
+    """The receivers of what arrives; each is called on the loop."""
 
     heartbeat: Callable[[Heartbeat], None]
     advert: Callable[[int, bool], None]
@@ -42,7 +42,7 @@ class Heard:
 
 @dataclass(slots=True)
 class WireCounts:
-    """Beside the channels' own."""
+    """In addition to the channels' own."""
 
     malformed: int = 0  # on the control channel
 
@@ -70,7 +70,7 @@ class PairWires:
         self._closed = False
 
     def open(self, heard: Heard) -> None:
-        """Open every way that can be; the others are tried again each second, and complained about once."""
+        """Open every link that can be opened; the others are tried again each second, and logged once."""
         self._retry = None
         if self._closed:
             return
@@ -116,7 +116,7 @@ class PairWires:
             self.gateway = GatewayProbe(gateway, interfaces[0] if len(interfaces) == 1 else "", heard.vote)
 
     def close_soon(self) -> None:
-        """Nothing is read any more from now on."""
+        """Stop reading at once."""
         self._closed = True
         if self._retry is not None:
             self._retry.cancel()
@@ -146,7 +146,7 @@ class PairWires:
             self.gateway.ask(asked_ns)
 
     def send_flows(self, message: bytes) -> bool:
-        """Queue a message of the replicator; False if there is no room or no connection."""
+        """Queue a message of the replicator; False if the queue is full or there is no connection."""
         return self.flows is not None and self.flows.send(message)
 
     def send_configuration(self, message: bytes) -> bool:

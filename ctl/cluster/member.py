@@ -1,7 +1,7 @@
-"""Everything that makes a running node half of a pair, put together: machine, ways to the peer, flows, configuration.
+"""One node's half of a pair, composed: failover machine, links to the peer, flow and configuration replication.
 
-Decides the order in which the parts begin and end, and what `cluster status` shows of them. A node has one of these while it is
-in a pair and none while it is single; entering and leaving happens in a running daemon.
+Decides the order in which the parts start and stop, and what `cluster status` shows of them. A node has one of these while it
+is in a pair and none while it is single; it enters and leaves a pair in a running daemon.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PairMember:
         self._undo: list[Callable[[], object]] = []  # what `end` must undo, in reverse
 
     async def begin(self, founding: bool) -> None:
-        """Become half of the pair: fenced; or `founding` it as the node that serves already and goes on without a pause.
+        """Become half of the pair: fenced; or `founding` it as the active node, without a pause.
 
         Raises XlbError with nothing left open.
         """
@@ -127,17 +127,17 @@ class PairMember:
         links = self._parts.network.interfaces()
         return [name for name in self._parts.settings.cluster.track if name not in links or not links[name].carrier]
 
-    # --- what the node tells ---------------------------------------------------------------------------------
+    # --- notifications from the node ---------------------------------------------------------------------------------
 
     def link_changed(self, name: str, state: str) -> None:
-        """An interface went up, down or away, or came back (as `NetworkEvents.link_changed` says)."""
+        """An interface went up, down or away, or came back (see `NetworkEvents.link_changed`)."""
         if name in self._parts.settings.cluster.track:
             self.pair.carrier_changed(name, state in ("up", "new"))
 
     # --- what operators ask ----------------------------------------------------------------------------------
 
     async def switchover(self) -> None:
-        """Make the other node serve; asked on the backup, this one. Raises XlbError saying why not."""
+        """Make the peer active; on the backup, this node. Raises XlbError with the cause of a refusal."""
         if self.pair.machine.serving:
             await self._asked("switchover", lambda: self.pair.handle(SwitchoverRequested()))
         elif self.pair.machine.role is Role.BACKUP:
@@ -149,7 +149,7 @@ class PairMember:
             )
 
     async def failback(self) -> None:
-        """Make the node with the higher priority serve, if it does not. Raises XlbError saying why not."""
+        """Make the node with the higher priority active, if it is not. Raises XlbError with the cause of a refusal."""
         machine, heard = self.pair.machine, self.pair.heard
         if heard is None:
             raise XlbError(
@@ -160,16 +160,16 @@ class PairMember:
             await self.switchover()
 
     async def _switchover_asked(self, _: dict[str, Any]) -> None:
-        """The peer's operator wants the VIPs there."""
+        """An operator on the peer asks for a switchover to it."""
         await self._asked("switchover", lambda: self.pair.handle(SwitchoverRequested()))
 
     async def maintenance(self, on: bool, force: bool) -> None:
-        """Take this node out of service, or put it back. Raises XlbError saying why not."""
+        """Take this node out of service, or put it back. Raises XlbError with the cause of a refusal."""
         await self._asked("maintenance", lambda: self.pair.handle(MaintenanceRequested(on, force)))
         await self.pair.stored()
 
     async def shut_down(self) -> None:
-        """Hand over if the peer can serve, else close the lease; comes to an end in any case."""
+        """Hand over if the peer can take over, else close the lease; returns in any case."""
         try:
             await asyncio.wait_for(self.pair.shut_down(), REQUEST_BOUND_S)
         except (XlbError, TimeoutError) as error:
@@ -179,18 +179,18 @@ class PairMember:
         try:
             await asyncio.wait_for(self.pair.requests.ask(request, put), REQUEST_BOUND_S)
         except TimeoutError:
-            raise XlbError(f"no answer within {REQUEST_BOUND_S:g} s; xlbctl cluster status shows what became of it") from None
+            raise XlbError(f"no answer within {REQUEST_BOUND_S:g} s; see the outcome with xlbctl cluster status") from None
 
     # --- what others see -------------------------------------------------------------------------------------
 
     @property
     def role(self) -> Role:
-        """What this node is. One that has stopped serving for good counts as backup."""
+        """This node's role. One that has left service for good counts as backup."""
         role = self.pair.machine.role
         return Role.BACKUP if role is Role.LEFT else role
 
     def serving_epoch(self) -> int:
-        """The term this node serves in; 0: it does not."""
+        """The epoch in which this node is active; 0: it is not."""
         return self.pair.machine.epoch if self.pair.machine.serving else 0
 
     def status(self) -> dict[str, Any]:
@@ -267,7 +267,7 @@ class PairMember:
 
 
 def failover_config(node: NodeSettings, cluster: ClusterSettings) -> FailoverConfig:
-    """What the machine is told about this node. Raises InvalidInput naming the node file's key."""
+    """The failover machine's settings for this node. Raises InvalidInput naming the node file's key."""
     section = node.cluster
     timing = Timing.from_ms(section.heartbeat_ms, section.lease_ms, section.takeover_ms)
     try:

@@ -69,7 +69,7 @@ class Membership:
     # --- start and stop ------------------------------------------------------------------------------------------
 
     def open_lease(self) -> None:
-        """On a single node: from now on it is active, for ever."""
+        """On a single node: open the lease without an end."""
         self._parts.plane.set_lease(LEASE_FOREVER_NS, SINGLE_EPOCH)
 
     def fence(self) -> None:
@@ -81,13 +81,13 @@ class Membership:
         deadline_ns, epoch = plane.lease()
         if deadline_ns > time.monotonic_ns() + lease_ms * 1_000_000:
             plane.set_lease(0, epoch)
-        self._parts.addresses.pair(serving=False)  # before anything is added: that would also be announced
+        self._parts.addresses.pair(serving=False)  # before any address is added: that would also be announced
 
     async def begin(self, cluster: ClusterSettings, founding: bool = False) -> None:
         """Become half of the pair. Raises XlbError, with the addresses as in a pair and no member."""
         member = self._make_member(cluster)
         self._parts.addresses.pair(serving=founding)
-        await self._follow_addresses()  # makes ready what a takeover needs
+        await self._follow_addresses()  # prepares what a takeover needs
         await member.begin(founding)
         self._member = member
 

@@ -1,7 +1,7 @@
-"""What operators asked the failover machine for, and who waits for the outcome.
+"""Requests of operators to the failover machine, and the callers that wait for the outcome.
 
-Decides whose answer an answer is: one that comes while a request is being handed to the machine belongs to that request; a
-later one to all who wait for a request of that name.
+Decides which request an outcome belongs to: one that comes while a request is handed to the machine belongs to that request, a
+later one to every waiting request of that name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Requests:
         self._asking: asyncio.Future[None] | None = None
 
     async def ask(self, request: str, put: Callable[[], None]) -> None:
-        """Hand a request to the machine with `put` and wait until it is done. Raises XlbError saying why it is not."""
+        """Hand a request to the machine with `put` and wait until it is done. Raises XlbError with the cause of a refusal."""
         if len(self._waiting) >= MAX_WAITING:
             raise XlbError(f"{len(self._waiting)} requests are waiting already; try again in a moment", Code.BUSY)
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -38,15 +38,15 @@ class Requests:
             self._waiting.remove(entry)
 
     def completed(self, request: str) -> bool:
-        """Returns whether anybody had asked for it."""
+        """Returns whether a caller waits for it."""
         return self._answer(request, "")
 
     def refused(self, request: str, why: str) -> bool:
-        """Returns whether anybody had asked for it."""
+        """Returns whether a caller waits for it."""
         return self._answer(request, why)
 
     def end(self, why: str) -> None:
-        """Nobody will be answered any more."""
+        """Refuse every waiting request."""
         for _, answer in self._waiting:
             _set(answer, why)
 

@@ -1,4 +1,4 @@
-"""A pair's configuration on this node: how it begins, what the peer may ask for, and changes passed to the node that serves.
+"""A pair's configuration on this node: its start, the peer's questions, and changes forwarded to the active node.
 
 Decides which commands the peer may ask for and where a change goes. How a change is stored twice is decided in
 `ctl.cluster.config_replication` and `sync.config.config_sync`.
@@ -54,7 +54,7 @@ class PairConfiguration:
     async def prepare(self) -> None:
         """Make the node's configuration the pair's: the creator's becomes it, the joiner's is set aside.
 
-        Also after a crash between the two: whose configuration it is stands in the configuration. Raises XlbError.
+        Also after a crash between the two: the configuration names its pair. Raises XlbError.
         """
         config = self._changes.config
         if config.pair == self.settings.pair_id:
@@ -64,7 +64,7 @@ class PairConfiguration:
         await self._changes.commit(lambda config: config_for_pair(config, self.settings))
 
     async def start(self) -> None:
-        """Begin to replicate: from here on the node's changes are the pair's."""
+        """Start replication: from here on the node's changes are the pair's."""
         self.replica.connect(self.link)
         await self._changes.record_with(self.replica, self.replica.start)
 
@@ -87,14 +87,14 @@ class PairConfiguration:
         return await self.link.ask(command, arguments, timeout_s)
 
     async def forward(self, command: str, arguments: dict[str, Any]) -> Any:
-        """Have the serving node make a change, and wait until it is in force here too."""
+        """Have the active node make a change, and wait until it is in force here too."""
         own, peer = self.settings.own.name, self.settings.peer.name
         try:
             answer = await self.ask("change", {"command": command, "arguments": arguments}, FORWARD_TIMEOUT_S)
         except XlbError as error:
             if error.code != Code.PEER_UNREACHABLE:
                 raise
-            why = f"{own} does not serve, and {peer}, which accepts changes then, is not connected"
+            why = f"{own} is not active, and {peer}, which accepts changes then, is not connected"
             raise XlbError(f"{why}: nothing was changed; see xlbctl cluster status", Code.PEER_UNREACHABLE) from None
         epoch, generation = answer["version"]
         await self._follow((epoch, generation))
@@ -119,7 +119,7 @@ class PairConfiguration:
         if not self.serving:
             names = f"{self.settings.own.name} nor {self.settings.peer.name}"
             raise XlbError(
-                f"neither {names} serves at this moment; try again in a second, or see xlbctl cluster status",
+                f"neither {names} is active at this moment; try again in a second, or see xlbctl cluster status",
                 Code.NO_ACTIVE_NODE,
             )
         outcome = await self._run_change(str(command), arguments)
@@ -128,7 +128,7 @@ class PairConfiguration:
 
 
 def config_for_pair(config: Config, settings: ClusterSettings) -> Config:
-    """What a node begins the pair with: the creator its configuration, as the pair's first version; the joiner nothing."""
+    """A node's first configuration in the pair: the creator's own, as the pair's first version; the joiner's is empty."""
     if settings.creator:
         return replace(config, pair=settings.pair_id, epoch=0, history=(), generation=config.generation + 1)
     return Config(hash_seed=config.hash_seed, pair=settings.pair_id)

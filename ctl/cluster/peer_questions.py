@@ -1,4 +1,4 @@
-"""What the peer may ask of this node beside heartbeats, flows and documents: a handler for each question's name.
+"""The questions the peer may ask of this node, and the handler of each.
 
 Must not know what any question means; the parts register what they answer.
 """

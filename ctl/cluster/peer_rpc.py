@@ -1,6 +1,6 @@
-"""What the two daemons say to each other beside heartbeats and flows: configurations, forwarded commands, questions.
+"""Messages between the daemons other than heartbeats and flows: configurations, forwarded commands, questions.
 
-Runs on a channel of its own, so that a document of megabytes never stands in front of a heartbeat. Decides what is a
+Runs on a channel of its own, so that a document of megabytes never delays a heartbeat. Decides what is a
 well-formed message and which answer belongs to which question; must not know what any of them means. The channel is
 authenticated, yet a malformed message is counted and dropped: the peer may have a bug.
 """
@@ -22,14 +22,14 @@ from sync.config.config_sync import MAX_HISTORY, Document, Version
 from sync.transport import ChannelBounds
 
 MAX_DOCUMENT_BYTES = 16 << 20
-"""Three times what the largest configuration the tables allow takes."""
+"""Three times the size of the largest configuration that the maps can hold."""
 
 BOUNDS = ChannelBounds(queued_messages=16, message_bytes=MAX_DOCUMENT_BYTES + 65536)
 MAX_QUESTIONS_IN_FLIGHT = 32
 MAX_COMMAND_LENGTH = 64
 ANSWER_TIMEOUT_S = 10.0
 CONNECT_S = 1.0
-"""So long a question or an answer waits for a connection that is being made, or for room."""
+"""How long a question or an answer waits for a connection, or for space in the queue."""
 CONNECT_POLL_S = 0.02
 MAX_NUMBER = 2**63
 
@@ -78,7 +78,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a question: a result, or the error that refused it."""
+    """The outcome of a question: a result, or the error that refused it."""
 
     id: int
     result: Any = None
@@ -207,9 +207,7 @@ class PeerLink:
     async def ask(self, command: str, arguments: dict[str, Any], timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
         """The peer's result of `command`. Raises the InvalidInput or XlbError it raised there, XlbError when unanswered."""
         if len(self._asked) >= MAX_QUESTIONS_IN_FLIGHT:
-            raise XlbError(
-                f"{len(self._asked)} requests to {self.peer} are under way already; try again in a moment", Code.BUSY
-            )
+            raise XlbError(f"{len(self._asked)} requests to {self.peer} are pending already; try again in a moment", Code.BUSY)
         number = secrets.randbelow(MAX_NUMBER)
         data = encode(Question(number, command, arguments))
         if len(data) > MAX_MESSAGE_BYTES + 4096:
@@ -229,7 +227,7 @@ class PeerLink:
         return _result(answer)
 
     async def close(self) -> None:
-        """Give up what is under way; askers are told so."""
+        """Stop. Pending questions end with PEER_SILENT."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

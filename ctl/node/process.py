@@ -1,6 +1,6 @@
 """The daemon's process once its options are read: data plane, event loop, signals.
 
-Decides the order of starting and stopping. What a node does stands in `ctl.node.node`.
+Decides the order of starting and stopping. What a node does is in `ctl.node.node`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger("ctl")
 
 
 def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
-    """Serve until SIGTERM or SIGINT. Raises XlbError, with nothing changed, when the node cannot be started."""
+    """Run until SIGTERM or SIGINT. Raises XlbError, with nothing changed, when the node cannot be started."""
     _require_interfaces(settings.data.interfaces)
     build = _build_for(settings, ClusterFile(settings.node.state_dir).load() is not None)
     serving = False
@@ -52,7 +52,7 @@ def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
         asyncio.run(_serve(settings, plane, Origin(loaded.how, loaded.took_ms), detach, started))
     except (PlaneError, XlbError) as error:
         if loaded is not None and loaded.how == "built" and not serving:
-            loader.remove_pins(settings.node.bpf_dir)  # there were none before this start, which changes nothing
+            loader.remove_pins(settings.node.bpf_dir)  # there were none before this start, so it changes nothing
         if isinstance(error, XlbError):
             raise
         if error.log:
@@ -93,15 +93,15 @@ async def _serve(settings: NodeSettings, plane: KernelPlane, origin: Origin, det
         await asyncio.to_thread(memory.give_back)
         failure = await _first(stop, node.failed)
         if failure:
-            raise XlbError(f"{failure}; the data plane goes on serving, start xlbd again")
+            raise XlbError(f"{failure}; the data plane keeps forwarding; start xlbd again")
         clean = True
-        log.info("stopping%s", "" if detach or node.in_pair else "; the data plane goes on serving")
+        log.info("stopping%s", "" if detach or node.in_pair else "; the data plane keeps forwarding")
     finally:
-        await node.stop(detach and clean)  # a daemon that fails takes nothing away from what serves
+        await node.stop(detach and clean)  # a daemon that fails leaves the data plane in place
 
 
 async def _first(stop: asyncio.Event, failed: asyncio.Future[str]) -> str:
-    """Wait for either; returns what failed, or "" for a wish to stop."""
+    """Wait for either; returns what failed, or "" when the daemon is to stop."""
     failed.add_done_callback(lambda _: stop.set())
     await stop.wait()
     return failed.result() if failed.done() else ""

@@ -1,7 +1,7 @@
-"""The configuration this node runs with, and everything that follows it: tables, addresses, checks, neighbours, flows.
+"""The configuration this node runs with, and everything that follows it: maps, addresses, checks, neighbours, flows.
 
 Decides what a change and a health transition lead to, and that what the kernel refuses is tried again. How a change is made is
-decided in `ctl.node.transaction`. Must not know whether there is a peer, nor who asked for a change.
+decided in `ctl.node.transaction`. Must not know whether there is a peer, nor where a change came from.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class RunningConfiguration:
         if len(after_change) >= MANY_BACKENDS:
             memory.settle()
         gone = before_change - after_change
-        if gone:  # what was removed serves no longer; draining is how one lets connections finish
+        if gone:  # connections to removed backends end; draining lets them finish
             self._remove_flows(FlowSelection(backends=gone))
         self._changed()
 
@@ -85,12 +85,12 @@ class RunningConfiguration:
         """A backend went up or down."""
         self._replan_wanted.set()
         if not transition.up:
-            # A UDP client would talk to the dead backend for as long as it goes on; TCP notices and connects anew, and
-            # a connection may outlive a failed check.
+            # A UDP client would send to the dead backend until its flow expires. TCP notices and reconnects, and an
+            # established connection may survive a failed check.
             self._remove_flows(FlowSelection(backends=frozenset({transition.backend_id}), protocol=Protocol.UDP))
 
     async def run(self) -> None:
-        """Make the tables follow the backends' health, until cancelled."""
+        """Make the maps follow the backends' health, until cancelled."""
         while True:
             await self._replan_wanted.wait()
             self._replan_wanted.clear()
@@ -119,7 +119,7 @@ class RunningConfiguration:
     # --- addresses -------------------------------------------------------------------------------------------
 
     async def follow_addresses(self) -> None:
-        """Put back the VIPs' addresses that are missing; on a node that stands by, make ready what a takeover needs."""
+        """Put back the VIPs' addresses that are missing; on a backup, prepare what a takeover needs."""
         try:
             await self._transaction.follow_addresses()
         except (XlbError, OSError) as error:
@@ -133,7 +133,7 @@ class RunningConfiguration:
     def address_lost(self, _index: int, address: str) -> None:
         """An address was removed from its interface."""
         if address in self._transaction.config.vips and self._addresses.serving:
-            log.warning("vip %s was removed from its interface by somebody else; putting it back", address)
+            log.warning("vip %s was removed from its interface by another program; restoring it", address)
             self._supervisor.run(self.follow_addresses(), "addresses")
 
 

@@ -111,7 +111,7 @@ def test_a_changed_host_key_is_refused_even_if_it_is_named(site: Site) -> None:
     site.sshd.stop()
     site.sshd.new_key()
     site.sshd.start()
-    message = f"the host key of {PEER} has changed to {site.sshd.fingerprint}: somebody may sit between the nodes"
+    message = f"the host key of {PEER} has changed to {site.sshd.fingerprint}: another machine may intercept"
     site.refused(message, "--yes")
     site.refused(message, "--yes", "--accept-host-key", site.sshd.fingerprint)
 

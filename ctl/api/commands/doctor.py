@@ -172,7 +172,7 @@ def _forwarding(node: ExaminedNode) -> Iterator[Finding]:
 
 def _addresses(node: ExaminedNode) -> Iterator[Finding]:
     if not node.addresses.serving:
-        yield Finding("vips", True, f"{len(node.config.vips)} ready, none on its interface: this node does not serve")
+        yield Finding("vips", True, f"{len(node.config.vips)} ready, none on its interface: this node is not active")
         return
     missing = sorted(wanted(node.config) - node.network.addresses(), key=lambda each: each.address)
     for each in missing[:_SHOWN]:
@@ -210,8 +210,8 @@ def _sources(node: ExaminedNode) -> Iterator[Finding]:
     yield from failing[:_SHOWN]
 
 
-def _message_and_remedy(sentence: str) -> tuple[str, str]:
-    message, _, remedy = sentence.partition(": ")
+def _message_and_remedy(problem: str) -> tuple[str, str]:
+    message, _, remedy = problem.partition(": ")
     return message, remedy
 
 
@@ -280,7 +280,7 @@ def _tables(node: ExaminedNode) -> Iterator[Finding]:
 def _drops(node: ExaminedNode) -> Iterator[Finding]:
     counters = node.plane.counters()
     reasons = {counter.name: counter.reason for counter in constants.COUNTERS}
-    # In a pair the fence drops what it is there to drop, and the journal says when the lease ran out.
+    # In a pair the fence drops packets on purpose, and the journal has the time a lease expired.
     notable = [name for name in NOTABLE_DROPS if name != "drop_fenced" or not node.in_pair()]
     for name in notable:
         packets = counters.get(name, (0, 0))[0]

@@ -80,7 +80,7 @@ def examine(facts: Facts) -> Iterator[Finding]:
             remedy = "use an interface whose driver has native XDP; generic mode is several times slower"
             yield Finding(name, WARN, f"{each['xdp_mode']}, driver {each['driver'] or 'unknown'}", remedy)
         else:
-            yield Finding(name, FAIL, "the program is not attached", f"xlbctl doctor on {node} says why")
+            yield Finding(name, FAIL, "the program is not attached", f"xlbctl doctor on {node} shows the cause")
 
 
 def judge_interface(facts: Facts) -> Finding:
@@ -90,7 +90,7 @@ def judge_interface(facts: Facts) -> Finding:
     if not device:
         return Finding(name, FAIL, "the cluster address is on no interface", f"configure it on {node}")
     if any(each["name"] == device for each in facts["data"]):
-        remedy = "give the cluster a cable of its own: a cut of the shared one cannot be told from a dead peer"
+        remedy = "give the cluster a cable of its own: a cut of the shared one looks like a dead peer"
         return Finding(name, WARN, f"{device} carries clients' traffic as well", remedy)
     return Finding(name, OK, f"{device}, its own")
 
@@ -102,7 +102,7 @@ def _equal(name: str, key: str, one: Facts, two: Facts, remedy: str) -> Finding:
 
 
 def _times(one: Facts, two: Facts) -> Iterator[Finding]:
-    """Two nodes with different times never serve at once all the same; the one with the longer lease is waited for."""
+    """Nodes with different times are never active at once either: a takeover waits for the longer lease."""
     mine, its = one["times"], two.get("times")  # not known to an earlier version, which is another finding
     if its is None:
         return
@@ -162,16 +162,16 @@ def judge_ping(peer: str, device: str, answered: bool) -> Finding:
 
 
 def judge_vrrp(sender: str, hearer: str, heard: Mapping[str, bool] | str) -> Iterator[Finding]:
-    """Adverts from one node to the other; a string says why they could not be tried."""
-    for way in ("unicast", "multicast"):
-        name = f"VRRP {way} {sender} to {hearer}"
+    """Advertisements from one node to the other; a string is the cause why they were not tried."""
+    for mode in ("unicast", "multicast"):
+        name = f"VRRP {mode} {sender} to {hearer}"
         if isinstance(heard, str):
             yield Finding(
                 name, FAIL, heard, "give both nodes an address on the first data interface, then create the pair again"
             )
-        elif heard.get(way):
+        elif heard.get(mode):
             yield Finding(name, OK, "passes")
-        elif way == "unicast":
+        elif mode == "unicast":
             remedy = "let IP protocol 112 pass between the two data addresses; takeover then rests on the cluster link alone"
             yield Finding(name, FAIL, "does not pass", remedy)
         else:
@@ -180,14 +180,14 @@ def judge_vrrp(sender: str, hearer: str, heard: Mapping[str, bool] | str) -> Ite
 
 
 def judge_duplicates(vips: int, found: Mapping[str, str] | str) -> Iterator[Finding]:
-    """Who else has a VIP: address to MAC; a string says why it is not known."""
+    """Other owners of a VIP: address to MAC; a string is the cause why they are not known."""
     if isinstance(found, str):
-        yield Finding("duplicate VIPs", WARN, found, "run xlbctl cluster check on the node that serves")
+        yield Finding("duplicate VIPs", WARN, found, "run xlbctl cluster check on the active node")
     elif not found:
-        yield Finding("duplicate VIPs", OK, f"nobody else has one of the {vips}" if vips else "there are no VIPs yet")
+        yield Finding("duplicate VIPs", OK, f"no other machine has one of the {vips}" if vips else "there are no VIPs yet")
     else:
         for address, mac in sorted(found.items()):
-            remedy = "find the machine by its MAC in the switch and take the address off it"
+            remedy = "find the machine by its MAC in the switch and remove the address from it"
             yield Finding("duplicate VIPs", FAIL, f"{address} is answered by {mac} too", remedy)
 
 
@@ -313,7 +313,7 @@ class ClusterCheck:
         await _blocking(network_probes.send_adverts, *self._vrrp_ends(), router_id, PROBE_S)
 
     async def _duplicates_where_served(self) -> Mapping[str, str] | str:
-        """Only the serving node can tell: to the other one, the serving node's own answers look like a stranger's."""
+        """Only the active node can find duplicates: the backup would take the active node's answers for a stranger's."""
         pair = self.membership.configuration
         assert pair is not None
         if pair.serving:
@@ -345,7 +345,7 @@ async def _blocking(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def _or_reason(work: Any) -> Any:
-    """What comes of it, or the sentence why nothing does."""
+    """Its result, or the message of its error."""
     try:
         return await work
     except XlbError as error:

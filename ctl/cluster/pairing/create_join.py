@@ -1,7 +1,7 @@
 """The daemon's part of `xlbctl cluster create | join | destroy`: from single node to half of a pair and back.
 
-Decides the order of the steps, so that a failure at any of them leaves both nodes as they were or says what is left to do.
-What is said between the nodes is decided in `ctl.cluster.pairing.exchange`; what a pair does in `ctl.cluster.driver`.
+Decides the order of the steps, so that after a failure both nodes are as they were, or the message names what is left to do.
+The messages between the nodes are decided in `ctl.cluster.pairing.exchange`; what a pair does in `ctl.cluster.driver`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ctl.cluster.pairing.exchange import (
     Token,
     check_own_address,
 )
-from ctl.cluster.pairing.sockets import Door, Knock
+from ctl.cluster.pairing.sockets import JoinConnection, Listener
 from ctl.cluster.parts import Changes
 from ctl.cluster.peer_questions import PeerQuestions
 from ctl.config.fields import Fields
@@ -54,7 +54,7 @@ class Pairing:
 
     def __init__(self, settings: NodeSettings, network: Network, changes: Changes, membership: Membership) -> None:
         self._settings, self._network, self._changes, self._membership = settings, network, changes, membership
-        self._door: Door | None = None
+        self._listener: Listener | None = None
         self._task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
 
@@ -65,7 +65,7 @@ class Pairing:
     # --- create --------------------------------------------------------------------------------------------------
 
     async def create(self, arguments: dict[str, Any]) -> Any:
-        """local, peer: the addresses on the cluster network. Opens the door and returns the token for it."""
+        """local, peer: the addresses on the cluster network. Starts to listen and returns the token for it."""
         fields = Fields(arguments, "", ("local", "peer"))
         async with self._lock:
             self._membership.require_single()
@@ -75,29 +75,29 @@ class Pairing:
                 raise InvalidInput(f"{peer} is this node's own address; give the other node's", "--peer")
             if (":" in peer) != (":" in local):
                 raise InvalidInput(f"{local} and {peer} are of different families; use IPv4 or IPv6 for both", "--peer")
-            await self._shut_door()
+            await self._stop_listening()
             keys = Keys.generate()
             token = Token(local, PAIRING_PORT, keys.public, secrets.token_bytes(SECRET_BYTES))
             own = await self._candidate(local, keys)
             expires_ns = time.monotonic_ns() + TOKEN_LIFE_S * 1_000_000_000
             invitation = Invitation(token, keys, own, secrets.token_hex(16), expires_ns, peer)
-            door = Door(invitation, keys, self._found)
+            listener = Listener(invitation, keys, self._found)
             try:
-                door.open()
+                listener.open()
             except XlbError:
-                await door.close()
+                await listener.close()
                 raise
-            self._door = door
+            self._listener = listener
         log.info("waiting %d min at %s port %d for %s to join", TOKEN_LIFE_S // 60, local, PAIRING_PORT, peer)
         return {"token": token.text(), "expires_s": TOKEN_LIFE_S, "node": own.member.name, "version": package_version()}
 
     async def cancel(self, _: dict[str, Any]) -> Any:
         """Void the token that is outstanding, if any."""
         async with self._lock:
-            await self._shut_door()
+            await self._stop_listening()
 
     async def _found(self, settings: ClusterSettings) -> None:
-        """The other node has stored the pair: this one follows and serves on as its active node."""
+        """The other node has stored the pair: this one stores it too and stays active."""
         async with self._lock:
             self._membership.require_single()
             await self._enter(settings)
@@ -132,12 +132,12 @@ class Pairing:
 
     async def _apply(self, token: Token, keys: Keys, local: str, application: Application) -> dict[str, Any]:
         own_config = self._changes.config
-        async with Knock(token, keys, local) as knock:
-            settings, stored = application.accepted(await knock.ask(application.join), int(time.time()))
+        async with JoinConnection(token, keys, local) as connection:
+            settings, stored = application.accepted(await connection.ask(application.join), int(time.time()))
             await asyncio.to_thread(self._store, settings)
             peer = settings.peer.name
             try:
-                application.done(await knock.ask(stored, timeout_s=20.0))
+                application.done(await connection.ask(stored, timeout_s=20.0))
             except XlbError as error:
                 await asyncio.to_thread(self._file.remove)
                 look = f"if xlbctl cluster status on {peer} names this node as its peer, run xlbctl cluster destroy there"
@@ -150,7 +150,7 @@ class Pairing:
             await self._membership.enter(settings)
         except (XlbError, OSError) as error:
             raise XlbError(
-                f"the pair exists, but this node cannot take part yet: {error}; put that right, then restart xlbd",
+                f"the pair exists, but this node cannot take part yet: {error}; correct that, then restart xlbd",
                 code_of(error, Code.KERNEL_REFUSED),
             ) from error
         return {"node": settings.own.name, "peer": peer, "kept": str(kept) if kept else None, **contents(own_config)}
@@ -163,19 +163,19 @@ class Pairing:
     # --- destroy -------------------------------------------------------------------------------------------------
 
     async def destroy(self, _: dict[str, Any]) -> Any:
-        """End the pair on both nodes: the one that serves goes on as a single node, the other keeps a copy of its farms."""
+        """End the pair on both nodes: the active one becomes a single node, the other keeps a backup copy of its farms."""
         async with self._lock:
             pair = self._membership.required_configuration()
             peer, serves, before = pair.settings.peer.name, pair.serving, self._changes.config
-            # Whoever does not go on with the VIPs gives them up first, and for good: it may take over until it has.
+            # The node that does not keep the VIPs gives them up first: until then it could take over.
             kept = None if serves else await self._give_up(pair)
-            warning = await self._tell_peer(pair, serves)
+            warning = await self._end_on_peer(pair, serves)
             await self._leave()
             removed = Config() if serves else before
             return {"peer": peer, "serves": serves, "kept": kept, "warning": warning, **contents(removed)}
 
     async def _peer_leaves(self, arguments: dict[str, Any]) -> Any:
-        """The peer ends the pair. `serves`: it goes on serving, so this node does not."""
+        """The peer ends the pair. `serves`: it stays active, so this node gives up the VIPs."""
         serves = arguments.get("serves") is True
         async with self._lock:
             pair = self._membership.required_configuration()
@@ -183,7 +183,7 @@ class Pairing:
             if serves and pair.serving:
                 # A peer of version 0.1.0 has no codes: it searches this message for "serves too", and keeps the pair then.
                 raise XlbError(
-                    f"{own} serves too at this moment; try again when xlbctl cluster status shows one active node",
+                    f"{own} is active too at this moment; try again when xlbctl cluster status shows one active node",
                     Code.PEER_SERVES,
                 )
             log.warning("%s ends the pair", peer)
@@ -191,8 +191,8 @@ class Pairing:
             self._task = asyncio.get_running_loop().create_task(self._leave_after_answer(), name="leaving the pair")
             return {"kept": kept}
 
-    async def _tell_peer(self, pair: PairConfiguration, serves: bool) -> str:
-        """Returns what people must know when it could not be told."""
+    async def _end_on_peer(self, pair: PairConfiguration, serves: bool) -> str:
+        """Returns a warning when the peer did not confirm."""
         peer = pair.settings.peer.name
         try:
             await pair.ask("cluster.leave", {"serves": serves}, LEAVE_TIMEOUT_S)
@@ -202,7 +202,7 @@ class Pairing:
             remedy = f"run xlbctl cluster destroy on {peer} before it is connected again"
             if serves:
                 remedy += ", or it will take over the same virtual addresses"
-            return f"{peer} could not be told ({error}): {remedy}"
+            return f"{peer} did not confirm the end of the pair ({error}): {remedy}"
         return ""
 
     async def _give_up(self, pair: PairConfiguration) -> str | None:
@@ -215,7 +215,7 @@ class Pairing:
         return str(kept) if kept else None
 
     async def _leave_after_answer(self) -> None:
-        """Leaving closes the way by which the answer goes."""
+        """Leaving closes the link that carries the answer."""
         await asyncio.sleep(ANSWER_LEAVES_S)
         async with self._lock:
             if self._membership.member is not None:
@@ -229,7 +229,7 @@ class Pairing:
         """The daemon stops."""
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._shut_door()
+        await self._stop_listening()
 
     # --- what the steps share ------------------------------------------------------------------------------------
 
@@ -242,20 +242,20 @@ class Pairing:
         return ClusterFile(self._state_dir)
 
     def _store(self, settings: ClusterSettings) -> None:
-        """Of an earlier pair nothing counts in this one, neither its terms nor that this node was in maintenance. Blocks."""
+        """Store the pair, and forget the epochs and the maintenance mode of an earlier one. Blocks."""
         terms = EpochFile(self._state_dir)
         try:
             terms.remove()
         except OSError as error:
             raise XlbError(
-                f"cannot remove {terms.path}: {error.strerror}; look after the disk and repeat it", storage_code(error)
+                f"cannot remove {terms.path}: {error.strerror}; check the disk and repeat the command", storage_code(error)
             ) from error
         self._file.save(settings)
 
-    async def _shut_door(self) -> None:
-        door, self._door = self._door, None
-        if door is not None:
-            await door.close()
+    async def _stop_listening(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await listener.close()
 
     async def _own_address(self, text: str) -> str:
         """Raises InvalidInput naming the addresses there are, when this node does not have the one given."""
@@ -279,7 +279,7 @@ class Pairing:
         )
 
     def _data_address(self) -> str:
-        """What VRRP is sent from: the first lasting address of the first data interface, IPv4 if there is one. Blocks."""
+        """Source of VRRP: the first address of the first data interface that is no VIP, IPv4 if there is one. Blocks."""
         device = self._settings.data.interfaces[0]
         vips = {each.address for each in wanted(self._changes.config)}
         found = [each.address for each in self._network.addresses() if each.device == device and each.address not in vips]

@@ -44,7 +44,7 @@ NEW_TOKEN = "make a new one with xlbctl cluster create --token-only"
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What whoever may join must have. Its text is a password until it is used."""
+    """What a node needs to join. Its string is a password until it is used."""
 
     address: str
     port: int
@@ -55,7 +55,7 @@ class Token:
         address = ip_address(self.address).packed
         key = self.public_key.encode()
         body = struct.pack("!BH", len(address), self.port) + address + key + self.secret
-        body += hashlib.sha256(body).digest()[:4]  # tells a mistyped token from a wrong one
+        body += hashlib.sha256(body).digest()[:4]  # distinguishes a mistyped token from a wrong one
         return TOKEN_PREFIX + base64.urlsafe_b64encode(body).decode().rstrip("=")
 
     @staticmethod
@@ -93,7 +93,7 @@ class Fitting:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One node as it introduces itself. `priority_given`: it stands in the node file, so it is not changed."""
+    """One node as it introduces itself. `priority_given`: the node file sets it, so it is not changed."""
 
     member: Member
     priority_given: bool
@@ -105,14 +105,14 @@ class NotProven(Exception):
 
 
 class Transcript:
-    """What has been said, and the proofs over it. Both ends keep one."""
+    """The messages exchanged so far, and the proofs over them. Both ends keep one."""
 
     def __init__(self, token: Token, joiner_key: str) -> None:
         self._secret = token.secret
         self._hash = hashlib.sha256(f"xlb pairing {PROTOCOL_VERSION}\n{token.public_key}\n{joiner_key}\n".encode()).digest()
 
     def seal(self, label: str, body: dict[str, Any], key: str = "") -> bytes:
-        """A message to send; it becomes part of what was said."""
+        """A message to send; it becomes part of the transcript."""
         packed = msgpack.packb(body, use_bin_type=True)
         message: bytes = msgpack.packb([label, key, packed, self._proof(label, packed)], use_bin_type=True)
         self._say(label, packed)
@@ -161,7 +161,7 @@ def _unpack_body(packed: bytes) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What to send back. `note`: a sentence for the log, empty when there is nothing to say."""
+    """What to send back. `note`: a message for the log; empty: none."""
 
     message: bytes
     note: str = ""
@@ -201,7 +201,7 @@ class Invitation:
         return None
 
     def received(self, message: bytes, now_ns: int, created_s: int) -> Reply | Agreed:
-        """Take in a message of whoever connected. created_s: seconds since 1970, for the cluster file."""
+        """Handle a message of a client. created_s: seconds since 1970, for the cluster file."""
         if message and message == self._last[0]:
             return Reply(self._last[1])
         try:
@@ -215,17 +215,17 @@ class Invitation:
             raise NotProven
         except NotProven:
             self.wrong_proofs += 1
-            return Reply(DENIED, f"somebody tried to join with a wrong token ({self.wrong_proofs} of {MAX_WRONG_PROOFS})")
+            return Reply(DENIED, f"join refused: wrong token ({self.wrong_proofs} of {MAX_WRONG_PROOFS})")
 
     def completed(self) -> bytes:
-        """The pair exists: what tells the joiner."""
+        """The pair exists: the message to the joiner."""
         assert self._transcript is not None
         self.used = True
         self._last = self._last[0], self._transcript.seal("done", {})
         return self._last[1]
 
     def failed(self, cause: XlbError) -> bytes:
-        """The creator could not store the pair: what tells the joiner."""
+        """The creator could not store the pair: the message to the joiner."""
         assert self._transcript is not None
         self._agreed = None
         self._last = self._last[0], self._transcript.seal("refused", _refusal(cause))
@@ -235,7 +235,7 @@ class Invitation:
         transcript = Transcript(self.token, key)
         _, body = transcript.open(message, "join")
         if over := self.over(now_ns):
-            return Reply(transcript.seal("refused", _refusal(over)), f"a node tried to join: {over}")
+            return Reply(transcript.seal("refused", _refusal(over)), f"join refused: {over}")
         try:
             joiner = _candidate(body)
             if joiner.member.public_key != key:
@@ -250,7 +250,7 @@ class Invitation:
             self._agreed = ClusterSettings(self._pair_id, own, peer, self._keys.secret, creator=True, created_s=0)
         except XlbError as error:
             refusal = _refusal(error)
-            return Reply(transcript.seal("refused", refusal), f"a node that wanted to join was refused: {refusal['reason']}")
+            return Reply(transcript.seal("refused", refusal), f"join refused: {refusal['reason']}")
         self._transcript = transcript
         answer = {"pair_id": self._pair_id, "priority": peer.priority, **_introduction(replace(self._own, member=own))}
         return Reply(transcript.seal("accepted", answer), f"{peer.name} at {peer.cluster_address} joins")
@@ -280,7 +280,7 @@ class Application:
         return settings, self._transcript.seal("stored", {})
 
     def done(self, answer: bytes) -> None:
-        """Raises XlbError unless the creator says that the pair exists."""
+        """Raises XlbError unless the creator confirms that the pair exists."""
         self._open(answer, "done")
 
     def _open(self, answer: bytes, wanted: str) -> dict[str, Any]:
@@ -315,7 +315,7 @@ def agree(creator: Candidate, joiner: Candidate) -> tuple[Member, Member]:
 
 
 def why_unfit(one: Fitting, two: Fitting, one_name: str, two_name: str) -> str:
-    """Why the two nodes' programs or times do not fit: a sentence with the remedy; empty if they do."""
+    """Why the two nodes' programs or times do not fit, with the remedy; empty if they do."""
     for what, name, remedy in (
         ("the pairing protocol", "protocol", "install the same version on both"),
         ("xlb", "version", "install the same version on both"),
@@ -332,7 +332,7 @@ def why_unfit(one: Fitting, two: Fitting, one_name: str, two_name: str) -> str:
 
 
 def _with_priorities(creator: Candidate, joiner: Candidate) -> tuple[Member, Member]:
-    """Priorities that stand in node files stay; the others are chosen to differ, the creator's the higher."""
+    """Priorities that node files set stay; the others are chosen to differ, the creator's the higher."""
     one, two = creator.member, joiner.member
     if not creator.priority_given and not joiner.priority_given:
         return replace(one, priority=CREATOR_PRIORITY), replace(two, priority=JOINER_PRIORITY)
@@ -344,7 +344,7 @@ def _with_priorities(creator: Candidate, joiner: Candidate) -> tuple[Member, Mem
 
 
 def _beside(priority: int, step: int) -> int:
-    """A priority other than this one, `step` away where there is room."""
+    """A priority other than this one, `step` away where the range allows."""
     return priority + step if 1 <= priority + step < MAX_PRIORITY else priority - step
 
 
@@ -373,7 +373,7 @@ def _candidate(body: dict[str, Any]) -> Candidate:
 
 
 def _refusal(error: XlbError) -> dict[str, str]:
-    """What tells the joiner. Its own part of a pair is "peer" here, which means nothing to it."""
+    """The refusal sent to the joiner. On this node "peer" is the joiner itself, so that key is left out."""
     return {"reason": error.detail if error.key == "peer" else str(error), "code": str(error.code)}
 
 

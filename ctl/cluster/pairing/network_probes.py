@@ -25,7 +25,7 @@ _IPV6_RECVPKTINFO, _IPV6_PKTINFO = 49, 50
 
 
 def arp_probe(address: str, mac: bytes) -> bytes:
-    """RFC 5227 section 2.1.1: who has it, asked by nobody, so that no cache changes."""
+    """RFC 5227 section 2.1.1: an ARP probe with an empty sender address, so that no cache changes."""
     arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + bytes(4) + bytes(6) + socket.inet_aton(address)
     return (b"\xff" * 6 + mac + struct.pack("!H", ETH_P_ARP) + arp).ljust(60, b"\0")
 
@@ -53,7 +53,7 @@ def claimed_by(frame: bytes) -> tuple[str, str] | None:
 
 
 def find_duplicates(device: str, own_mac: str, addresses: Sequence[str], seconds: float) -> dict[str, str]:
-    """Which of the addresses somebody else on the link has: address to MAC. Raises OSError."""
+    """Addresses that another machine on the link has: address to MAC. Raises OSError."""
     mac = bytes.fromhex(own_mac.replace(":", ""))
     wanted, found = set(addresses[:MAX_PROBED]), dict[str, str]()
     with ExitStack() as stack:
@@ -81,7 +81,7 @@ def _vrrp_socket(own: str) -> socket.socket:
 
 
 def send_adverts(own: str, peer: str, device: str, router_id: int, seconds: float) -> None:
-    """Advertise to the peer and to the group for so long, under a router id that nobody uses. Raises OSError."""
+    """Advertise to the peer and to the group for `seconds`, under an unused router id. Raises OSError."""
     six = ":" in own
     group = vrrp_codec.GROUP_V6 if six else vrrp_codec.GROUP_V4
     with _vrrp_socket(own) as link:

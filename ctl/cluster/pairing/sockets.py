@@ -1,6 +1,6 @@
-"""The sockets of pairing: the creator's door, open while a token is outstanding, and the joiner's way to it.
+"""The sockets of pairing: the creator listens while a token is valid, the joiner connects.
 
-Decides nothing about what is said (`ctl.cluster.pairing.exchange` does); bounds how much is listened to and for how long.
+Decides no message (`ctl.cluster.pairing.exchange` does); bounds what is read and for how long.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from sync.transport import Keys
 
 DOMAIN = "xlb-pairing"
 HANDSHAKE_TIMEOUT_MS = 2000
-LAST_WORDS_S = 10.0
-"""The door stays open so long after the pair was made, for a joiner that has not heard so."""
+LINGER_S = 10.0
+"""How long the creator listens after the pair was made, for a joiner that missed the confirmation."""
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 10.0
@@ -58,7 +58,7 @@ def _host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-class Door:
+class Listener:
     """Listens for the node that has the token. Create on a running loop, `open`, `close` once."""
 
     def __init__(self, invitation: Invitation, keys: Keys, store: StorePair) -> None:
@@ -73,7 +73,7 @@ class Door:
         """Raises XlbError naming the address when it cannot be bound."""
         token = self.invitation.token
         self._authenticator.start()
-        # Any key may knock; without proof of the token its messages have no effect.
+        # Any key may connect; without proof of the token its messages have no effect.
         self._authenticator.configure_curve(domain=DOMAIN, location=CURVE_ALLOW_ANY)
         socket = _socket(self._context, zmq.ROUTER, self._keys, token.address)
         socket.set(zmq.CURVE_SERVER, 1)
@@ -112,9 +112,9 @@ class Door:
                     with contextlib.suppress(zmq.ZMQError):
                         await socket.send_multipart([frames[0], answer], flags=zmq.NOBLOCK)
                 if self.invitation.over(time.monotonic_ns()):
-                    deadline_ns = min(deadline_ns, time.monotonic_ns() + int(LAST_WORDS_S * 1e9))
+                    deadline_ns = min(deadline_ns, time.monotonic_ns() + int(LINGER_S * 1e9))
             if not self.invitation.used:
-                log.info("the token for joining has ended unused")
+                log.info("join token expired unused")
         finally:
             socket.close(0)
             asyncio.get_running_loop().call_soon(self._stop)
@@ -133,8 +133,8 @@ class Door:
         return self.invitation.completed()
 
 
-class Knock:
-    """The joiner's connection to the door of `token`. Use as an asynchronous context manager on a running loop."""
+class JoinConnection:
+    """The joiner's connection to the creator of `token`. Use as an asynchronous context manager on a running loop."""
 
     def __init__(self, token: Token, keys: Keys, local: str) -> None:
         self._token, self._keys, self._local = token, keys, local
@@ -142,8 +142,8 @@ class Knock:
         self._socket: zmq.asyncio.Socket | None = None
 
     async def __aenter__(self) -> Self:
-        """Raises XlbError saying why the door cannot be reached."""
-        await _look(self._local, self._token)
+        """Raises XlbError with the cause when the creator cannot be reached."""
+        await _require_listener(self._local, self._token)
         self._socket = _socket(self._context, zmq.DEALER, self._keys, self._token.address)
         self._socket.set(zmq.CURVE_SERVERKEY, self._token.public_key.encode())
         self._socket.connect(f"tcp://{_host(self._local)}:0;{_host(self._token.address)}:{self._token.port}")
@@ -155,7 +155,7 @@ class Knock:
         self._context.destroy(linger=0)
 
     async def ask(self, message: bytes, timeout_s: float = ANSWER_TIMEOUT_S) -> bytes:
-        """Send until an answer comes: the door answers a repeated message as it did before. Raises XlbError."""
+        """Send until an answer comes: the creator answers a repeated message as before. Raises XlbError."""
         assert self._socket is not None
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
@@ -170,8 +170,8 @@ class Knock:
         )
 
 
-async def _look(local: str, token: Token) -> None:
-    """ZeroMQ connects in silence for ever; the kernel says at once what is wrong."""
+async def _require_listener(local: str, token: Token) -> None:
+    """Try a plain connect first: ZeroMQ would retry without a message, the kernel reports the cause at once."""
     where = f"{token.address} port {token.port}"
     try:
         _, writer = await asyncio.wait_for(
@@ -185,9 +185,8 @@ async def _look(local: str, token: Token) -> None:
     except OSError as error:
         if error.errno == errno.ECONNREFUSED:
             remedy = "make a new one with xlbctl cluster create --token-only"
-            raise XlbError(
-                f"nobody waits at {where}: the token was used, has expired or was replaced; {remedy}", Code.CREATOR_UNREACHABLE
-            ) from None
+            message = f"no node listens at {where}: the token was used, has expired or was replaced; {remedy}"
+            raise XlbError(message, Code.CREATOR_UNREACHABLE) from None
         raise XlbError(
             f"{where} cannot be reached from {local}: {os.strerror(error.errno) if error.errno else error}",
             Code.CREATOR_UNREACHABLE,

@@ -86,10 +86,10 @@ async def _lines(stream: Any, progress: Callable[[str], None] | None = None) -> 
 
 @contextlib.asynccontextmanager
 async def logged_in(target: Target, password: str, believe: Callable[[str], bool]) -> AsyncIterator[Peer]:
-    """Log in as root. password: empty, to use the keys of who runs this.
+    """Log in as root. password: empty, to use the SSH keys of the user.
 
     believe: asked with the fingerprint of a host key that is not known; True takes it, and it is remembered.
-    Raises XlbError with one sentence for each way this fails; nothing was changed on the peer then.
+    Raises XlbError with a message for each cause; nothing was changed on the peer then.
     """
     key = await _host_key(target, believe)
     keys: dict[str, Any] = {} if not password else {"client_keys": None, "agent_path": None}
@@ -134,7 +134,7 @@ async def _host_key(target: Target, believe: Callable[[str], bool]) -> Any:
     if known:
         remedy = f"if it was reinstalled, remove the old key with: ssh-keygen -R '{target.entry}'"
         raise XlbError(
-            f"the host key of {target.host} has changed to {fingerprint}: somebody may sit between the nodes; {remedy}",
+            f"the host key of {target.host} has changed to {fingerprint}: another machine may intercept; {remedy}",
             Code.HOST_KEY_CHANGED,
         )
     if not believe(fingerprint):

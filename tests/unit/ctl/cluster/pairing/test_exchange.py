@@ -59,7 +59,7 @@ def refusal(own: Candidate = ONE, joiner: Candidate = TWO) -> str:
     assert isinstance(outcome, Reply)
     with pytest.raises(XlbError) as caught:
         knock.accepted(outcome.message, CREATED_S)
-    assert outcome.note == f"a node that wanted to join was refused: {caught.value}"
+    assert outcome.note == f"join refused: {caught.value}"
     return str(caught.value)
 
 
