@@ -183,7 +183,7 @@ class Pairing:
             if serves and pair.serving:
                 # A peer of version 0.1.0 has no codes: it searches this message for "serves too", and keeps the pair then.
                 raise XlbError(
-                    f"{own} is active too at this moment; try again when xlbctl cluster status shows one active node",
+                    f"{own} serves too at this moment; try again when xlbctl cluster status shows one active node",
                     Code.PEER_SERVES,
                 )
             log.warning("%s ends the pair", peer)
