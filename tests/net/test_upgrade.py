@@ -189,7 +189,7 @@ def test_the_nodes_know_each_other(mixed: PairSite) -> None:
         assert (status["peer"]["name"], status["peer"]["role"]) == (peer["node"], peer["role"])
         assert status["paths"]["cluster"]
         assert status["epoch"] == active["epoch"]
-        assert status["sync"]["protected"] == 1
+        assert status["sync"]["in_step"]
     wait_until(lambda: mixed.status(mixed.other)["paths"]["data"], "VRRP advertisements of the active node")
 
 
