@@ -17,7 +17,7 @@ SOURCES = sorted(path for top in ("bpf", "ctl", "sync") for path in (TREE / top)
 DECIDING = {"startswith", "endswith", "removeprefix", "removesuffix", "find", "index", "count", "partition", "rpartition"}
 
 
-def test_codes_are_snake_case_and_each_has_a_line_of_meaning() -> None:
+def test_codes_are_snake_case_and_each_has_a_description() -> None:
     for code in Code:
         assert re.fullmatch(r"[a-z]+(_[a-z]+)*", code), code
         assert code.meaning and "\n" not in code.meaning and not code.meaning.endswith(".")
@@ -49,7 +49,7 @@ def test_the_code_of_a_cause_is_kept() -> None:
     assert storage_code(OSError(errno.EACCES, "")) == Code.STORAGE_FAILED
 
 
-# --- no decision by text ---------------------------------------------------------------------------------------------
+# --- no decision by message ------------------------------------------------------------------------------------------
 
 
 def decisions_by_text(source: str) -> Iterator[int]:
@@ -72,7 +72,7 @@ def decisions_by_text(source: str) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(TREE)))
-def test_nothing_is_decided_by_the_text_of_an_error(path: Path) -> None:
+def test_no_code_decides_by_an_error_message(path: Path) -> None:
     assert list(decisions_by_text(path.read_text())) == []
 
 
@@ -87,6 +87,6 @@ def test_nothing_is_decided_by_the_text_of_an_error(path: Path) -> None:
         'if error.detail.startswith("x"): raise',
     ],
 )
-def test_a_decision_by_text_is_found(decision: str) -> None:
+def test_a_decision_by_message_is_found(decision: str) -> None:
     assert list(decisions_by_text(f"try:\n    f()\nexcept XlbError as error:\n    {decision}\n"))
     assert not list(decisions_by_text("try:\n    f()\nexcept XlbError as error:\n    if error.code == Code.BUSY: raise\n"))

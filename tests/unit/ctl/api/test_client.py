@@ -1,4 +1,4 @@
-"""The control client against daemons that are absent, silent, garbled or gone."""
+"""The control client against daemons that are absent or silent, send garbage, or die."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE_MS = 10_000
 
 @contextmanager
 def answering(path: Path, answers: Callable[[dict[str, Any]], list[bytes]]) -> Iterator[None]:
-    """A daemon that answers each request with what `answers` makes of it, until it gets "stop"."""
+    """A daemon that answers each request with `answers(request)` until it receives "stop"."""
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.LINGER, 0)
@@ -58,7 +58,7 @@ def pack(request: dict[str, Any], **fields: Any) -> bytes:
     return packed
 
 
-def test_a_result_is_returned_and_the_request_is_what_the_protocol_says(tmp_path: Path) -> None:
+def test_a_result_is_returned_and_the_request_follows_the_protocol(tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
 
     def answers(request: dict[str, Any]) -> list[bytes]:
@@ -115,7 +115,7 @@ def test_errors_keep_their_kind_and_key(
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\xc1", b"hello", msgpack.packb([1, 2]), b"\x81"])
-def test_an_answer_that_is_none_is_an_error_that_names_the_socket(tmp_path: Path, garbage: bytes) -> None:
+def test_an_invalid_answer_is_an_error_that_names_the_socket(tmp_path: Path, garbage: bytes) -> None:
     with (
         answering(tmp_path / "s", lambda request: [garbage]),
         Client(tmp_path / "s", PATIENCE_MS) as client,
@@ -124,7 +124,7 @@ def test_an_answer_that_is_none_is_an_error_that_names_the_socket(tmp_path: Path
         client.call("x")
 
 
-def test_a_silent_daemon_is_given_up_and_a_change_called_unknown(tmp_path: Path) -> None:
+def test_a_silent_daemon_times_out_and_the_outcome_of_a_change_is_unknown(tmp_path: Path) -> None:
     with (
         answering(tmp_path / "s", lambda request: []),
         Client(tmp_path / "s", timeout_ms=30) as client,
@@ -133,8 +133,8 @@ def test_a_silent_daemon_is_given_up_and_a_change_called_unknown(tmp_path: Path)
         client.call("farm.add")
 
 
-def test_a_daemon_that_dies_meanwhile_is_noticed_before_the_deadline(tmp_path: Path) -> None:
-    """It listens, takes the connection and goes: nobody would ever answer."""
+def test_a_daemon_that_dies_while_answering_is_detected_before_the_deadline(tmp_path: Path) -> None:
+    """It accepts the connection and exits without an answer."""
     path = tmp_path / "s"
     server = socket.socket(socket.AF_UNIX)
     server.bind(os.fspath(path))
@@ -181,8 +181,8 @@ def test_a_request_over_the_daemons_limit_is_not_sent(tmp_path: Path) -> None:
         client.call("x", {"value": "x" * MAX_MESSAGE_BYTES})
 
 
-def test_permission_denied_says_who_may(tmp_path: Path) -> None:
-    """As a user without rights, in a child: the tests may run as root."""
+def test_permission_denied_names_the_required_group(tmp_path: Path) -> None:
+    """As an unprivileged user in a child process: the tests may run as root."""
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.fspath(path))
@@ -194,7 +194,7 @@ def test_permission_denied_says_who_may(tmp_path: Path) -> None:
         if child == 0:
             try:
                 os.close(read)
-                os.chdir(tmp_path)  # the directories above are not for everybody
+                os.chdir(tmp_path)  # the parent directories are not readable by every user
                 if os.getuid() == 0:
                     os.setgroups([])
                     os.setgid(65534)

@@ -1,4 +1,4 @@
-"""The control socket: what is a request, what is too much, and that nothing sent to it harms the daemon."""
+"""The control socket: valid requests, limits, and input that must not harm the daemon."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_good_request_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"v": 2}, "protocol version 1"),
         ({"id": -1}, "id: expected"),
@@ -55,8 +55,8 @@ def test_a_good_request_is_read() -> None:
         ({"args": {"a": 1}, "more": 1}, "unknown key 'more'"),
     ],
 )
-def test_a_wrong_request_is_named(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(MalformedRequest, match=said):
+def test_a_wrong_request_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(MalformedRequest, match=message):
         decode_request(msgpack.packb(GOOD | change))
 
 
@@ -69,8 +69,8 @@ def test_a_wrong_request_is_named(change: dict[str, Any], said: str) -> None:
         msgpack.packb([GOOD]),
         msgpack.packb(GOOD) + b"x",
         msgpack.packb(GOOD)[:-1],
-        b"\x91" * 100_000,  # arrays in arrays, deeper than any stack
-        b"\xdd\xff\xff\xff\xff",  # an array that claims four thousand million elements
+        b"\x91" * 100_000,  # nested arrays, deeper than any stack
+        b"\xdd\xff\xff\xff\xff",  # an array header that claims 4 billion elements
         msgpack.packb({1: 2}, strict_types=True),
         msgpack.packb(msgpack.ExtType(5, b"x")),
     ],
@@ -81,7 +81,7 @@ def test_what_is_no_request_is_refused(payload: bytes) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_do_more_than_be_refused(payload: bytes) -> None:
+def test_random_bytes_are_refused(payload: bytes) -> None:
     with contextlib.suppress(MalformedRequest):
         assert isinstance(decode_request(payload), Request)
 
@@ -94,7 +94,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["v", "id", "cmd", "args", "x"]), JSON))
-def test_no_map_does_more_than_be_refused(document: dict[str, Any]) -> None:
+def test_random_maps_are_refused(document: dict[str, Any]) -> None:
     try:
         request = decode_request(msgpack.packb(document))
     except MalformedRequest:
@@ -104,7 +104,7 @@ def test_no_map_does_more_than_be_refused(document: dict[str, Any]) -> None:
 
 
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=4), st.data())
-def test_a_big_request_is_read_as_a_small_one(arguments: dict[str, Any], data: st.DataObject) -> None:
+def test_a_large_request_is_parsed_like_a_small_one(arguments: dict[str, Any], data: st.DataObject) -> None:
     payload = msgpack.packb(GOOD | {"args": {**arguments, "filling": "x" * SMALL_MESSAGE_BYTES}})
     assert decode_request(payload).arguments == msgpack.unpackb(payload)["args"]
     length = data.draw(st.integers(SMALL_MESSAGE_BYTES + 1, len(payload) - 1) | st.just(len(payload) + 1))
@@ -112,7 +112,7 @@ def test_a_big_request_is_read_as_a_small_one(arguments: dict[str, Any], data: s
         decode_request((payload + b"\0")[:length])
 
 
-def test_a_big_request_has_no_keys_but_strings() -> None:
+def test_a_large_request_has_string_keys_only() -> None:
     with pytest.raises(MalformedRequest, match="int is not allowed"):
         decode_request(msgpack.packb(GOOD | {"args": {1: "x" * SMALL_MESSAGE_BYTES}}))
 
@@ -120,7 +120,7 @@ def test_a_big_request_has_no_keys_but_strings() -> None:
 @given(JSON | st.lists(st.integers(0, 9), min_size=250, max_size=700))
 def test_an_answer_packed_in_slices_is_the_same(result: Any) -> None:
     for value in (result, {"rows": result, "n": 1}):
-        packed = asyncio.run(result_answer(3, copy.deepcopy(value)))  # which uses long lists up
+        packed = asyncio.run(result_answer(3, copy.deepcopy(value)))  # which consumes long lists
         assert msgpack.unpackb(packed) == {"id": 3, "ok": True, "result": value}
 
 
@@ -184,12 +184,12 @@ def test_a_message_that_is_too_long_is_not_read(daemon: RunningDaemon, dealer: z
     with zmq.Context() as context, context.socket(zmq.DEALER) as other:
         other.setsockopt(zmq.LINGER, 0)
         other.connect(f"ipc://{daemon.socket_path}")
-        assert ask(other)["ok"], "others are served"
+        assert ask(other)["ok"], "others are answered"
     assert daemon.node.parts.api.counts.malformed == before, "it was not even read"
     dealer.disable_monitor()
 
 
-def test_xlbctl_says_itself_that_a_message_is_too_long(daemon: RunningDaemon) -> None:
+def test_xlbctl_reports_a_message_that_is_too_long_without_sending_it(daemon: RunningDaemon) -> None:
     with Client(daemon.socket_path) as client, refused(Code.REQUEST_TOO_LONG):
         client.call("config.apply", {"document": {"x": "y" * MAX_MESSAGE_BYTES}})
 
@@ -212,7 +212,7 @@ def test_xlbctl_says_itself_that_a_message_is_too_long(daemon: RunningDaemon) ->
         ("vip.add", {"address": "10.0.0.1/24", "device": "eth9"}, "vip.10.0.0.1.device", Code.UNKNOWN_INTERFACE),
     ],
 )
-def test_wrong_commands_get_one_sentence(
+def test_wrong_commands_get_a_one_line_message(
     dealer: zmq.Socket[bytes], command: str, arguments: dict[str, Any], key: str, code: Code
 ) -> None:
     error = ask(dealer, cmd=command, args=arguments)["error"]
@@ -241,7 +241,7 @@ def test_a_bug_in_a_command_is_answered_and_does_not_stop_the_server(tmp_path: P
         server.start()
         try:
             return [
-                await asyncio.to_thread(one_question, tmp_path / "sock", GOOD | {"cmd": command})
+                await asyncio.to_thread(one_request, tmp_path / "sock", GOOD | {"cmd": command})
                 for command in ("bug", "big", "ok")
             ]
         finally:
@@ -254,7 +254,7 @@ def test_a_bug_in_a_command_is_answered_and_does_not_stop_the_server(tmp_path: P
     assert not (tmp_path / "sock").exists()
 
 
-def one_question(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+def one_request(path: Path, document: dict[str, Any]) -> dict[str, Any]:
     with zmq.Context() as context, context.socket(zmq.DEALER) as connection:
         connection.setsockopt(zmq.LINGER, 0)
         connection.connect(f"ipc://{path}")
@@ -278,7 +278,7 @@ def test_requests_in_flight_are_bounded(tmp_path: Path) -> None:
         server = ApiServer(tmp_path / "sock", dispatch)
         server.start()
         try:
-            await asyncio.to_thread(many_questions, tmp_path / "sock", 300)
+            await asyncio.to_thread(many_requests, tmp_path / "sock", 300)
         finally:
             await server.close()
 
@@ -286,7 +286,7 @@ def test_requests_in_flight_are_bounded(tmp_path: Path) -> None:
     assert 1 < most <= MAX_REQUESTS_IN_FLIGHT
 
 
-def many_questions(path: Path, number: int) -> None:
+def many_requests(path: Path, number: int) -> None:
     with zmq.Context() as context, context.socket(zmq.DEALER) as connection:
         connection.setsockopt(zmq.LINGER, 0)
         connection.setsockopt(zmq.SNDHWM, 0)
@@ -295,13 +295,13 @@ def many_questions(path: Path, number: int) -> None:
         answered = []
         for each in range(number):
             connection.send(msgpack.packb(GOOD | {"id": each}))
-            if each >= MAX_QUEUED_MESSAGES // 2:  # of more, answers may be dropped when this process gets no processor
+            if each >= MAX_QUEUED_MESSAGES // 2:  # with more, answers may be dropped when this process is not scheduled
                 answered.append(receive(connection)["id"])
         answered += [receive(connection)["id"] for _ in range(number - len(answered))]
         assert sorted(answered) == list(range(number))
 
 
-def test_a_path_that_cannot_be_bound_is_one_sentence(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_bound_gives_a_one_line_message(tmp_path: Path) -> None:
     async def dispatch(_command: str, _arguments: dict[str, Any]) -> None: ...
 
     async def scenario() -> None:

@@ -1,4 +1,4 @@
-"""Each wrong thing people type gets one sentence that names it, the right exit code, and changes nothing."""
+"""Each invalid input gets one message that names it, the right exit code, and changes nothing."""
 
 from __future__ import annotations
 
@@ -110,26 +110,26 @@ def xlbctl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Xlbctl]:
         yield call
 
 
-@pytest.mark.parametrize(("arguments", "exit_code", "sentence"), CASES, ids=[case[0] for case in CASES])
-def test_command(xlbctl: Xlbctl, arguments: str, exit_code: int, sentence: str) -> None:
+@pytest.mark.parametrize(("arguments", "exit_code", "message"), CASES, ids=[case[0] for case in CASES])
+def test_command(xlbctl: Xlbctl, arguments: str, exit_code: int, message: str) -> None:
     before = xlbctl("export")
     code, out, err = xlbctl(*arguments.split())
     assert (code, out) == (exit_code, "")
-    assert sentence in err
+    assert message in err
     assert err.startswith("xlbctl: ") and err.endswith("\n") and err.count("\n") == 1
     assert xlbctl("export") == before
 
 
 @pytest.mark.parametrize("command", ["apply", "diff"])
-@pytest.mark.parametrize(("content", "sentence"), FILES, ids=[case[1] for case in FILES])
-def test_farms_file(xlbctl: Xlbctl, tmp_path: Path, content: bytes, sentence: str, command: str) -> None:
+@pytest.mark.parametrize(("content", "message"), FILES, ids=[case[1] for case in FILES])
+def test_farms_file(xlbctl: Xlbctl, tmp_path: Path, content: bytes, message: str, command: str) -> None:
     before = xlbctl("export")
     file = tmp_path / "farms.toml"
     file.write_bytes(content)
     for source, name, given in ((str(file), str(file), None), ("-", "standard input", content)):
         code, out, err = xlbctl(command, "-f", source, input=given)
         assert (code, out) == (2, "")
-        assert sentence in err and name in err
+        assert message in err and name in err
         assert err.startswith("xlbctl: ") and err.count("\n") == 1
     assert xlbctl("export") == before
 

@@ -1,4 +1,4 @@
-"""xlbctl against a real daemon on a fake data plane: what people and programs see of each command."""
+"""xlbctl against a real daemon on a fake data plane: plain and JSON output of each command."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def daemon(tmp_path: Path) -> Iterator[RunningDaemon]:
 
 @pytest.fixture
 def xlbctl(daemon: RunningDaemon) -> Xlbctl:
-    """Run a command that must succeed without a word on stderr; returns its stdout."""
+    """Run a command that must succeed with an empty stderr; returns its stdout."""
 
     def call(*args: str, **options: Any) -> str:
         code, out, err = run("--config", str(daemon.config), *args, **options)
@@ -92,7 +92,7 @@ def test_farm_show_as_json_has_what_the_contract_promises(xlbctl: Xlbctl) -> Non
 
 
 @pytest.mark.usefixtures("web")
-def test_farm_show_for_people(xlbctl: Xlbctl) -> None:
+def test_farm_show_as_plain_output(xlbctl: Xlbctl) -> None:
     lines = xlbctl("farm", "show", "web").splitlines()
     assert lines[:4] == [
         "farm          web",
@@ -107,7 +107,7 @@ def test_farm_show_for_people(xlbctl: Xlbctl) -> None:
 
 
 @pytest.mark.usefixtures("web")
-def test_farm_show_says_how_backends_are_checked(xlbctl: Xlbctl) -> None:
+def test_farm_show_shows_how_backends_are_checked(xlbctl: Xlbctl) -> None:
     assert "health check  none" in xlbctl("farm", "show", "web").splitlines()
     xlbctl("farm", "set", "web", "--check", "http", "--check-path", "/ok", "--check-fall", "5")
     (line,) = (line for line in xlbctl("farm", "show", "web").splitlines() if line.startswith("health check"))
@@ -116,8 +116,8 @@ def test_farm_show_says_how_backends_are_checked(xlbctl: Xlbctl) -> None:
 
 
 @pytest.mark.usefixtures("web")
-def test_farm_show_says_why_a_backend_is_down_and_since_when(xlbctl: Xlbctl) -> None:
-    with socket.socket() as closed:  # bound and not listening: nobody else gets the port, and connections are refused
+def test_farm_show_shows_why_a_backend_is_down_and_since_when(xlbctl: Xlbctl) -> None:
+    with socket.socket() as closed:  # bound but not listening: no other process gets the port, and connections are refused
         closed.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{closed.getsockname()[1]}"
         xlbctl("backend", "add", "web", endpoint)
@@ -250,7 +250,7 @@ def test_stats_status_version_doctor(daemon: RunningDaemon, xlbctl: Xlbctl) -> N
 
 
 @pytest.mark.usefixtures("web")
-def test_prometheus_text(xlbctl: Xlbctl) -> None:
+def test_prometheus_format(xlbctl: Xlbctl) -> None:
     lines = xlbctl("stats", "--prometheus").splitlines()
     assert 'xlb_packets_total{verdict="drop_fenced",kind="drop"} 0' in lines
     assert 'xlb_backend_up{farm="web",backend="10.77.0.11:8080"} 1' in lines
@@ -261,7 +261,7 @@ def test_prometheus_text(xlbctl: Xlbctl) -> None:
 
 
 @pytest.mark.usefixtures("web")
-def test_completion_asks_the_daemon(daemon: RunningDaemon) -> None:
+def test_completion_queries_the_daemon(daemon: RunningDaemon) -> None:
     def complete(words: str, index: int) -> list[str]:
         typed = {"COMP_WORDS": f"xlbctl {words}", "COMP_CWORD": str(index), "_XLBCTL_COMPLETE": "bash_complete"}
         environment = {**os.environ, **typed, "XLB_CONFIG": str(daemon.config)}
@@ -276,7 +276,7 @@ def test_completion_asks_the_daemon(daemon: RunningDaemon) -> None:
 
 
 @pytest.mark.usefixtures("web")
-def test_a_terminal_gets_colours_unless_it_wants_none(daemon: RunningDaemon) -> None:
+def test_a_terminal_gets_colours_unless_disabled(daemon: RunningDaemon) -> None:
     command = [*XLBCTL, "--config", str(daemon.config), "farm", "list"]
     with Terminal(command) as terminal:
         terminal.expect("\x1b\\[[0-9;]*32mup")
@@ -319,7 +319,7 @@ def test_top_on_a_terminal(daemon: RunningDaemon) -> None:
 
 
 @pytest.mark.usefixtures("web")
-def test_top_fits_a_small_terminal_and_says_what_is_hidden(daemon: RunningDaemon) -> None:
+def test_top_fits_a_small_terminal_and_counts_hidden_rows(daemon: RunningDaemon) -> None:
     with Terminal([*XLBCTL, "--config", str(daemon.config), "top", "--interval", "0.05"], rows=10) as terminal:
         terminal.expect(r"1 more line")
         terminal.type("\x03")
@@ -362,7 +362,7 @@ def test_ctrl_c_while_waiting_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("web")
-def test_a_reader_that_goes_away_is_no_error_message(daemon: RunningDaemon) -> None:
+def test_a_closed_pipe_prints_no_error(daemon: RunningDaemon) -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as broken:
@@ -372,8 +372,8 @@ def test_a_reader_that_goes_away_is_no_error_message(daemon: RunningDaemon) -> N
     assert done.stderr == ""
 
 
-def test_a_short_command_does_not_pay_for_the_long_ones(daemon: RunningDaemon) -> None:
-    """Start-up time, without a clock: what takes long to import is not imported."""
+def test_a_short_command_does_not_import_slow_modules(daemon: RunningDaemon) -> None:
+    """Start-up time, without a clock: modules that are slow to import are not imported."""
     script = (
         "import sys\nfrom ctl.cli.main import main\n"
         "try: main(sys.argv[1:])\n"

@@ -1,4 +1,4 @@
-"""The help: complete, with examples that parse, defaults that are shown, and suggestions for what was mistyped."""
+"""The help: complete, with examples that parse, shown defaults, and suggestions for mistyped words."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_command_of_the_contract_is_there() -> None:
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS, ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
-def test_help_has_a_sentence_and_examples(path: tuple[str, ...], command: click.Command) -> None:
+def test_help_has_a_summary_and_examples(path: tuple[str, ...], command: click.Command) -> None:
     code, out, err = run(*path, "--help")
     assert (code, err) == (0, "")
     assert command.help and command.help.strip().split("\n\n")[0].rstrip().endswith((".", "'."))
@@ -59,7 +59,7 @@ def test_help_has_a_sentence_and_examples(path: tuple[str, ...], command: click.
 
 
 @pytest.mark.parametrize("example", dict.fromkeys(EXAMPLES))
-def test_examples_get_as_far_as_asking_the_daemon(example: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_examples_parse_and_reach_the_daemon(example: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def call(session: Session, command: str, **args: Any) -> NoReturn:
         raise XlbError("was asked")
 

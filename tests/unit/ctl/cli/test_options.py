@@ -1,4 +1,4 @@
-"""What xlbctl accepts as an address, an endpoint, ports, a connection."""
+"""The addresses, endpoints, ports and connections that xlbctl accepts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_endpoint(text: str, expected: tuple[str, int]) -> None:
         ("[10.0.0.1:80", "not an"),
     ],
 )
-def test_what_is_no_endpoint(text: str, why: str) -> None:
+def test_an_invalid_endpoint_is_refused(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         options.parse_endpoint(text)
 
@@ -58,7 +58,7 @@ def test_an_endpoint_survives_formatting(address: ipaddress.IPv4Address | ipaddr
 
 
 @given(st.text())
-def test_any_text_is_an_endpoint_or_a_sentence(text: str) -> None:
+def test_any_string_is_an_endpoint_or_an_error_message(text: str) -> None:
     try:
         _, port = options.parse_endpoint(text)
     except ValueError as error:
@@ -95,7 +95,7 @@ def test_connection_ipv6() -> None:
         ("192.0.2.7:1 -> [2001:db8::1]:80", "mixes IPv4 and IPv6"),
     ],
 )
-def test_what_is_no_connection(text: str, why: str) -> None:
+def test_an_invalid_connection_is_refused(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         options.parse_connection(text)
 

@@ -62,10 +62,10 @@ def test_a_reset_counter_counts_from_zero() -> None:
     assert change.counters == {"forward_tx": 7}
 
 
-@pytest.mark.parametrize(("serving", "data"), [(False, "no"), (True, "not expected (this node is active)")])
-def test_the_node_that_serves_is_not_to_hear_advertisements(serving: bool, data: str) -> None:
+@pytest.mark.parametrize(("active", "data"), [(False, "no"), (True, "not expected (this node is active)")])
+def test_the_active_node_does_not_expect_advertisements(active: bool, data: str) -> None:
     peer = {"name": "lb2", "role": "backup", "alive": True, "last_heard_ms": 40}
     for heard in (False, True):
-        fields = dict(peer_fields(peer, None, {"cluster": True, "data": heard}, serving))
+        fields = dict(peer_fields(peer, None, {"cluster": True, "data": heard}, active))
         assert fields["heartbeats"] == f"cluster yes, data {'yes' if heard else data}"
-    assert dict(peer_fields(peer, None, {"cluster": False, "data": True}, serving))["heartbeats"] == "cluster no, data yes"
+    assert dict(peer_fields(peer, None, {"cluster": False, "data": True}, active))["heartbeats"] == "cluster no, data yes"

@@ -1,4 +1,4 @@
-"""What a frame of `top` shows for given answers of the daemon."""
+"""The frame that `top` shows for given answers of the daemon."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def counters(**packets: int) -> list[dict[str, Any]]:
 
 
 def farm(name: str, *packets: int) -> dict[str, Any]:
-    """A farm whose backends have had so many packets of 100 bytes and a tenth as many connections."""
+    """A farm; each backend has the given number of 100-byte packets and a tenth as many connections."""
     backends = [
         {"address": "10.0.0.1", "port": 81 + number, "weight": 1, "state": "up", "connections": 5, **counts(each)}
         for number, each in enumerate(packets)
@@ -31,7 +31,7 @@ def counts(packets: int) -> dict[str, int]:
 
 
 def screen() -> Screen:
-    """Two seconds in which "busy" had 4000 packets, three quarters of them by its second backend, and "idle" 20."""
+    """Two seconds in which "busy" had 4000 packets, three quarters of them on its second backend, and "idle" had 20."""
     before = sample(0.0, counters(drop_fenced=0, drop_no_backend=0), [farm("idle", 0), farm("busy", 0, 0)])
     farms, counted = [farm("idle", 20), farm("busy", 1000, 3000)], counters(drop_fenced=10, drop_no_backend=30, pass_not_ip=9)
     after = sample(2.0, counted, farms)

@@ -1,4 +1,4 @@
-"""Traffic's arrival after a takeover: announced again until it comes, and never for ever."""
+"""Client traffic after a takeover: the addresses are announced until it arrives, a bounded number of times."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ctl.cluster.after_takeover import FIRST_CHECK_NS, GIVE_UP_NS, AnnounceAgain
 SINCE_NS = 7_000_000_000
 
 
-def test_traffic_that_comes_at_once_needs_no_more_announcements() -> None:
+def test_immediate_client_traffic_stops_announcements() -> None:
     arrival = Arrival(SINCE_NS, 100)
     assert arrival.check_at_ns == SINCE_NS + FIRST_CHECK_NS
     assert arrival.check(SINCE_NS + FIRST_CHECK_NS, 103, expected=True) == Arrived(3, FIRST_CHECK_NS, 0)
     assert arrival.check_at_ns is None
 
 
-def test_silence_is_answered_by_announcements_further_and_further_apart() -> None:
+def test_missing_client_traffic_repeats_announcements_with_backoff() -> None:
     arrival, at = Arrival(SINCE_NS, 100), list[int]()
     while len(at) < 5:
         assert arrival.check_at_ns is not None
@@ -34,7 +34,7 @@ def arrival_after(verdict: object) -> int:
     return verdict.after_ns
 
 
-def test_it_gives_up_and_says_whether_anything_was_to_be_expected() -> None:
+def test_it_gives_up_and_reports_whether_traffic_was_expected() -> None:
     for expected in (True, False):
         arrival, checks = Arrival(SINCE_NS, 100), 0
         while True:

@@ -1,4 +1,4 @@
-"""Two nodes' configurations over an imaginary wire: stored on both, named when not, adopted, kept after a split."""
+"""Two nodes' configurations over a simulated link: stored on both, reported when not, adopted, saved after a split brain."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Host:
 
 
 class Side:
-    """One node: its host, replica and end of the wire."""
+    """One node: its host, its replica and its end of the link."""
 
     def __init__(self, directory: Path, peer: str) -> None:
         self.directory, self.peer = directory, peer
@@ -168,19 +168,19 @@ def test_an_absent_peer_is_named_and_catches_up(tmp_path: Path) -> None:
     scene(test, tmp_path)
 
 
-def test_a_silent_peer_is_noticed(tmp_path: Path) -> None:
+def test_a_silent_peer_is_reported(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
         two.connected = False
         done = await one.change(add_vip(1))
         assert "lb2 has not confirmed it" in done.note or "lb2 is absent" in done.note
-        await wait_until_async(lambda: one.replica.peer_version is None, "the silence to be noticed")
+        await wait_until_async(lambda: one.replica.peer_version is None, "the silence to be detected")
         assert (await one.change(add_vip(2))).note == "stored on this node only: lb2 is absent"
 
     scene(test, tmp_path)
 
 
-def test_a_node_that_does_not_serve_accepts_nothing(tmp_path: Path) -> None:
+def test_a_node_that_is_not_active_accepts_no_change(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
         with refused(Code.NOT_SERVING):
@@ -190,7 +190,7 @@ def test_a_node_that_does_not_serve_accepts_nothing(tmp_path: Path) -> None:
     scene(test, tmp_path)
 
 
-def test_what_this_kernel_refuses_never_reaches_the_peer(tmp_path: Path) -> None:
+def test_a_change_this_kernel_refuses_is_not_sent_to_the_peer(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
         one.host.network.refuse_addresses = True
@@ -216,7 +216,7 @@ def test_an_invalid_change_changes_nothing(tmp_path: Path) -> None:
     scene(test, tmp_path)
 
 
-def test_many_changes_at_once_are_made_one_after_the_other(tmp_path: Path) -> None:
+def test_concurrent_changes_are_serialised(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
         await asyncio.gather(*(one.change(add_vip(number)) for number in range(1, 11)))
@@ -226,7 +226,7 @@ def test_many_changes_at_once_are_made_one_after_the_other(tmp_path: Path) -> No
     scene(test, tmp_path)
 
 
-def test_after_a_split_the_higher_epoch_wins_and_the_other_version_is_kept(tmp_path: Path, caplog: Any) -> None:
+def test_after_a_split_brain_the_higher_epoch_wins_and_the_losing_version_is_saved(tmp_path: Path, caplog: Any) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
         await one.change(add_vip(1))
@@ -237,7 +237,7 @@ def test_after_a_split_the_higher_epoch_wins_and_the_other_version_is_kept(tmp_p
         await two.change(add_vip(3))
         two.connected = True
         one.epoch = 0
-        await wait_until_async(lambda: version_of(one.host.config) == (3, 2), "the split to heal")
+        await wait_until_async(lambda: version_of(one.host.config) == (3, 2), "the split brain to heal")
         assert list(one.host.config.vips) == ["10.0.0.1", "10.0.0.3"]
         kept = tmp_path / "one" / "farms.conflict-2-2.jsonl"
         assert list(decode_record(kept.read_bytes()).vips) == ["10.0.0.1", "10.0.0.2"]
@@ -263,7 +263,7 @@ def test_an_ancestor_is_replaced_silently(tmp_path: Path) -> None:
     scene(test, tmp_path)
 
 
-def test_a_restart_goes_on_where_the_disk_is(tmp_path: Path) -> None:
+def test_a_restart_continues_from_the_stored_version(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
         await one.change(add_vip(1))
@@ -290,7 +290,7 @@ def test_a_document_of_another_pair_is_refused(tmp_path: Path, caplog: Any) -> N
     scene(test, tmp_path)
 
 
-def test_questions_are_answered_and_errors_keep_their_kind(tmp_path: Path) -> None:
+def test_requests_are_answered_and_errors_keep_their_kind(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         assert await one.link.ask("echo", {"a": [1, 2]}) == ["echo", {"a": [1, 2]}]
         with invalid(Code.LISTENER_IN_USE, "farm.web.port") as caught:
@@ -307,7 +307,7 @@ def test_questions_are_answered_and_errors_keep_their_kind(tmp_path: Path) -> No
     scene(test, tmp_path)
 
 
-def test_an_unanswered_question_ends(tmp_path: Path) -> None:
+def test_an_unanswered_request_times_out(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         two.link.received = lambda data: None  # type: ignore[method-assign]
         with refused(Code.PEER_SILENT):
@@ -332,8 +332,8 @@ MESSAGES = st.one_of(
 )
 
 
-def test_an_error_is_read_by_version_0_1_0_and_one_of_it_has_no_code() -> None:
-    """It takes the error from the fourth field, exactly three strings, and ignores the third."""
+def test_errors_are_compatible_with_version_0_1_0_which_sends_no_code() -> None:
+    """It reads the error from the fourth field, exactly three strings, and ignores the third."""
     refusal = Refusal("invalid", "farm: no such farm", "farm", Code.UNKNOWN_FARM)
     kind, number, ignored, error = msgpack.unpackb(encode(Answer(7, None, refusal)))
     assert (kind, number, error) == ("answer", 7, ["invalid", "farm: no such farm", "farm"])
@@ -343,7 +343,7 @@ def test_an_error_is_read_by_version_0_1_0_and_one_of_it_has_no_code() -> None:
 
 
 @given(MESSAGES)
-def test_every_message_survives_the_wire_and_no_cut_one_does(message: Any) -> None:
+def test_messages_survive_encoding_and_truncated_ones_are_refused(message: Any) -> None:
     data = encode(message)
     assert decode(data) == message
     for length in range(len(data)):
@@ -363,7 +363,7 @@ def test_every_message_survives_the_wire_and_no_cut_one_does(message: Any) -> No
         ),
     )
 )
-def test_no_bytes_raise_anything_else(data: bytes) -> None:
+def test_random_bytes_raise_only_the_declared_error(data: bytes) -> None:
     heard: list[Any] = []
 
     async def run() -> None:
@@ -395,6 +395,6 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
         {"not": "a list"},
     ],
 )
-def test_what_is_out_of_bounds_is_no_message(fields: Any) -> None:
+def test_values_out_of_bounds_are_refused(fields: Any) -> None:
     with pytest.raises(MalformedMessage):
         decode(msgpack.packb(fields))

@@ -1,4 +1,4 @@
-"""Two daemons that are a pair: the real machines, the real cluster link over loopback, fake kernels."""
+"""Two daemons that are a pair: the real state machines and cluster link over loopback, fake kernels."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from tests.wait import wait_until, wait_until_async
 VIP = InterfaceAddress("eth0", "10.77.0.100", 24)
 CONFIG = Config(generation=1, vips={VIP.address: Vip(VIP.address, VIP.prefix_length, VIP.device, True)})
 ADDRESS = "10.77.0.100/24"
-FAST = "heartbeat_ms = 60\nlease_ms = 600\ntakeover_ms = 700"  # wide enough for two daemons in one ordinary process
+FAST = "heartbeat_ms = 60\nlease_ms = 600\ntakeover_ms = 700"  # long enough for two daemons in one process
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[Site, Site]]:
-    """lb1 serves one VIP, lb2 stands by in step."""
+    """lb1 is active with one VIP, lb2 is a backup in step."""
     with paired_sites(tmp_path, {0: FAST, 1: FAST}, ADDRESS) as both:
         yield both
 
@@ -52,7 +52,7 @@ def is_open(one: Site) -> bool:
 # --- roles ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_creator_goes_on_serving_without_a_pause(tmp_path: Path) -> None:
+def test_the_creator_stays_active_without_interruption(tmp_path: Path) -> None:
     with two_sites(tmp_path, cluster={0: FAST, 1: FAST}) as (one, two):
         one.call("vip.add", address=ADDRESS, device="eth0")
         leases: list[tuple[int, int]] = []
@@ -77,19 +77,17 @@ def test_only_the_active_node_carries_the_addresses_and_an_open_lease(pair: tupl
     assert is_open(one) and not is_open(two)
     assert VIP in one.daemon.network.present and VIP not in two.daemon.network.present
     assert not two.daemon.network.announced
-    assert two.daemon.farms.vips.keys() == {"10.77.0.100"}, "the backup's tables are those of the active node"
+    assert two.daemon.farms.vips.keys() == {"10.77.0.100"}, "the backup's maps are those of the active node"
 
 
-def test_doctor_is_content_with_a_backup_and_with_packets_that_were_fenced(
-    pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_accepts_a_backup_and_fenced_packets(pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
     for node in pair:
         counted = node.daemon.plane.counters() | {"drop_fenced": (3, 180)}
         monkeypatch.setattr(node.daemon.plane, "counters", lambda counted=counted: counted)
         findings = {each["name"]: each["ok"] for each in node.call("doctor")}
         assert (findings["vips"], findings["drops"]) == (True, True)
     pair[0].call("cluster.destroy")
-    assert "drop_fenced" in {each["name"] for each in pair[0].call("doctor")}, "a single node's lease never runs out"
+    assert "drop_fenced" in {each["name"] for each in pair[0].call("doctor")}, "a single node's lease never expires"
 
 
 @pytest.mark.parametrize("asked_on", [0, 1])
@@ -98,7 +96,7 @@ def test_switchover_from_either_node(pair: tuple[Site, Site], asked_on: int, mon
     one, two = pair
     before = one.status["epoch"]
     pair[asked_on].call("cluster.switchover")
-    wait_until(lambda: two.status["role"] == "active", "the other node to serve")
+    wait_until(lambda: two.status["role"] == "active", "the peer to become active")
     in_step(two, one)
     assert two.status["epoch"] > before
     assert VIP in two.daemon.network.present and VIP not in one.daemon.network.present
@@ -107,7 +105,7 @@ def test_switchover_from_either_node(pair: tuple[Site, Site], asked_on: int, mon
     wait_until(lambda: one.daemon.plane.lease()[0] == 0, "the end of forwarding what came late")
 
 
-def test_a_switchover_to_a_node_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_switchover_to_an_absent_node_is_refused(tmp_path: Path) -> None:
     with pair_without(tmp_path, 1, FAST, ADDRESS) as (one, _):
         wait_until(lambda: not one.status["peer"]["alive"], "the end of the peer")
         with refused(Code.FAILOVER_REFUSED):
@@ -115,20 +113,20 @@ def test_a_switchover_to_a_node_that_is_not_there_is_refused(tmp_path: Path) -> 
         assert one.status["role"] == "active" and is_open(one)
 
 
-def test_a_peer_that_dies_is_replaced(pair: tuple[Site, Site]) -> None:
+def test_the_backup_takes_over_from_a_dead_peer(pair: tuple[Site, Site]) -> None:
     one, two = pair
-    one.daemon.on_loop(one.member.pair.stop)  # as kill -9: it sends nothing more
+    one.daemon.on_loop(one.member.pair.stop)  # like kill -9: it sends no further packet
     wait_until(lambda: two.status["role"] == "active", "takeover")
     assert is_open(two)
     assert "silent on every heartbeat path" in two.status["why"]
     assert VIP in two.daemon.network.present and VIP in two.daemon.network.announced
-    assert not is_open(one), "the dead node's lease ran out by itself before"
+    assert not is_open(one), "the dead node's lease expired by itself before"
 
 
-def test_maintenance_hands_over_stays_over_a_restart_and_ends(pair: tuple[Site, Site]) -> None:
+def test_maintenance_hands_over_survives_a_restart_and_ends(pair: tuple[Site, Site]) -> None:
     one, two = pair
     assert one.call("cluster.maintenance", on=True)["role"] == "maintenance"
-    wait_until(lambda: two.status["role"] == "active", "the other node to serve")
+    wait_until(lambda: two.status["role"] == "active", "the peer to become active")
     assert EpochFile(one.directory / "state").load()[0].maintenance
     with refused(Code.FAILOVER_REFUSED):
         two.call("cluster.switchover")
@@ -147,7 +145,7 @@ def test_maintenance_without_a_peer_needs_force(pair: tuple[Site, Site]) -> None
     assert one.status["role"] == "maintenance" and not is_open(one)
 
 
-def test_failback_goes_to_the_higher_priority_and_is_no_change_when_it_serves(tmp_path: Path) -> None:
+def test_failback_goes_to_the_higher_priority_and_does_nothing_when_it_is_active(tmp_path: Path) -> None:
     with paired_sites(tmp_path, {0: f"{FAST}\npriority = 100", 1: f"{FAST}\npriority = 200"}, ADDRESS) as (one, two):
         one.call("cluster.failback")
         wait_until(lambda: two.status["role"] == "active", "the preferred node to serve")
@@ -160,12 +158,12 @@ def test_failback_goes_to_the_higher_priority_and_is_no_change_when_it_serves(tm
 def test_a_stopped_daemon_hands_over_first(tmp_path: Path) -> None:
     with pair_without(tmp_path, 0, FAST, ADDRESS) as (one, two):
         assert two.status["role"] == "active"
-        assert "granted the claim" in two.status["why"], "handed over, not found silent"
+        assert "granted the claim" in two.status["why"], "handed over, not timed out"
         assert VIP not in one.daemon.network.present
         assert one.daemon.plane.lease()[0] == 0
 
 
-def test_a_restarted_node_begins_fenced_and_announces_nothing(tmp_path: Path) -> None:
+def test_a_restarted_node_starts_fenced_and_announces_nothing(tmp_path: Path) -> None:
     with (
         pair_without(tmp_path, 0, FAST, ADDRESS) as (one, two),
         site(tmp_path / "1", "lb1", one.address, FAST, one.daemon.plane) as again,
@@ -176,7 +174,9 @@ def test_a_restarted_node_begins_fenced_and_announces_nothing(tmp_path: Path) ->
         assert not is_open(again)
 
 
-def test_times_raised_on_one_node_are_waited_for_and_told_by_check(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_times_raised_on_one_node_are_waited_for_and_reported_by_check(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "ctl.cluster.effects")
     raised = "heartbeat_ms = 60\nlease_ms = 900\ntakeover_ms = 1000"
     with pair_without(tmp_path, 0, FAST) as (one, two):
@@ -195,26 +195,26 @@ def test_times_raised_on_one_node_are_waited_for_and_told_by_check(tmp_path: Pat
     assert "lb1 has lease_ms 900, this node 600: takeovers here wait 912 ms; make both node files equal" in caplog.text
 
 
-def test_the_lease_of_a_single_past_is_closed_before_anything_else(tmp_path: Path) -> None:
+def test_the_lease_left_by_a_single_node_is_closed_first(tmp_path: Path) -> None:
     with two_sites(tmp_path, cluster={0: FAST, 1: FAST}) as (one, two):
         join(one, two)
     plane = one.daemon.plane
-    plane.set_lease(LEASE_FOREVER_NS, 0)  # the daemon died between writing cluster.json and entering the pair
+    plane.set_lease(LEASE_FOREVER_NS, 0)  # the daemon died after writing cluster.json and before entering the pair
     with site(tmp_path / "1", "lb1", one.address, FAST, plane):
         assert plane.lease()[0] != LEASE_FOREVER_NS
 
 
-def test_a_lost_carrier_moves_the_vips_and_its_return_does_not(pair: tuple[Site, Site]) -> None:
+def test_carrier_loss_moves_the_vips_and_its_return_does_not(pair: tuple[Site, Site]) -> None:
     one, two = pair
     member = one.member
     one.daemon.on_loop(member.pair.carrier_changed, "eth0", False)
-    wait_until(lambda: two.status["role"] == "active", "the other node to serve")
+    wait_until(lambda: two.status["role"] == "active", "the peer to become active")
     assert one.status["role"] == "fault" and "no carrier on eth0" in one.status["why"]
     one.daemon.on_loop(member.pair.carrier_changed, "eth0", True)
     in_step(two, one)
 
 
-def test_a_failing_effect_ends_the_daemon(pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_effect_stops_the_daemon(pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = pair
 
     def broken(_: Heartbeat) -> None:
@@ -224,13 +224,13 @@ def test_a_failing_effect_ends_the_daemon(pair: tuple[Site, Site], monkeypatch: 
     monkeypatch.setattr(member.wires, "send_heartbeat", broken)
     wait_until(lambda: one.daemon.node.failed.done(), "the daemon to give up")
     assert "a bug" in one.daemon.node.failed.result()
-    wait_until(lambda: two.status["role"] == "active", "the other node to serve")
+    wait_until(lambda: two.status["role"] == "active", "the peer to become active")
 
 
 # --- status ---------------------------------------------------------------------------------------------------------
 
 
-def test_status_has_what_the_contract_says(pair: tuple[Site, Site]) -> None:
+def test_status_has_the_fields_of_the_contract(pair: tuple[Site, Site]) -> None:
     one, two = pair
     for answer, role, peer_role in ((one.status, "active", "backup"), (two.status, "backup", "active")):
         assert json.loads(json.dumps(answer)) == answer
@@ -272,11 +272,11 @@ def test_times_that_do_not_fit_are_named(pair: tuple[Site, Site], change: str, k
     assert caught.value.key == key
 
 
-# --- the order of things --------------------------------------------------------------------------------------------
+# --- order of effects -----------------------------------------------------------------------------------------------
 
 
 class SilentWires:
-    """Sends nowhere."""
+    """Discards what it sends."""
 
     def __init__(self) -> None:
         self.adverts: list[int] = []
@@ -296,7 +296,7 @@ class SilentWires:
 
 
 class NoFlows:
-    """Applies when it is told to."""
+    """Applies received flows when the test releases it."""
 
     def __init__(self) -> None:
         self.waiting: list[Any] = []
@@ -339,7 +339,7 @@ class Bench:
         self.pair._run()
 
 
-def test_nothing_void_is_carried_out(tmp_path: Path) -> None:
+def test_void_effects_are_not_performed(tmp_path: Path) -> None:
     async def scene() -> None:
         bench = Bench(tmp_path)
         now = time.monotonic_ns()
@@ -352,7 +352,7 @@ def test_nothing_void_is_carried_out(tmp_path: Path) -> None:
     asyncio.run(scene())
 
 
-def test_serving_waits_for_received_flows_but_not_for_ever(tmp_path: Path) -> None:
+def test_activation_waits_for_received_flows_within_a_bound(tmp_path: Path) -> None:
     async def scene() -> None:
         bench = Bench(tmp_path)
         bench.pair.start()
@@ -388,8 +388,8 @@ def test_after_a_hand_over_the_addresses_are_gone_before_the_kernel_may_forward(
     asyncio.run(scene())
 
 
-def test_an_address_is_not_removed_by_a_decision_that_is_out_of_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread that makes the interfaces follow was overtaken by a takeover."""
+def test_an_outdated_decision_does_not_remove_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A takeover happened while the thread that reconciles the interfaces was waiting."""
     network = FakeNetwork()
     vips = VipAddresses(network, tmp_path)
     vips.pair(serving=True)
@@ -415,7 +415,7 @@ def test_an_address_is_not_removed_by_a_decision_that_is_out_of_date(tmp_path: P
     assert network.present
 
 
-def test_requests_are_answered_one_by_one() -> None:
+def test_requests_are_answered_one_at_a_time() -> None:
     async def scene() -> None:
         requests = Requests()
         first = asyncio.ensure_future(requests.ask("switchover", lambda: None))
@@ -435,5 +435,5 @@ def test_requests_are_answered_one_by_one() -> None:
     asyncio.run(scene())
 
 
-def test_a_role_is_what_the_contract_knows() -> None:
+def test_every_role_is_one_of_the_contract() -> None:
     assert {role.value for role in Role} - {"left"} == {"active", "backup", "fault", "maintenance"}

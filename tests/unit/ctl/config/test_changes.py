@@ -1,4 +1,4 @@
-"""What each command makes of a configuration, and the sentence for each thing that cannot be."""
+"""The configuration that each command produces, and the message for each invalid one."""
 
 from __future__ import annotations
 
@@ -114,14 +114,14 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("request_", "sentence"), BAD, ids=[sentence[:60] for _, sentence in BAD])
-def test_bad_input_gets_a_sentence_and_changes_nothing(
-    config: Config, request_: tuple[str, dict[str, object]], sentence: str
+@pytest.mark.parametrize(("request_", "message"), BAD, ids=[message[:60] for _, message in BAD])
+def test_invalid_input_gets_a_message_and_changes_nothing(
+    config: Config, request_: tuple[str, dict[str, object]], message: str
 ) -> None:
     before = to_document(config)
     with pytest.raises(InvalidInput) as caught:
         change(config, *request_)
-    assert sentence in str(caught.value)
+    assert message in str(caught.value)
     assert caught.value.exit_code == 2
     assert to_document(config) == before
 
@@ -139,7 +139,7 @@ def test_defaults_are_those_of_the_contract(config: Config) -> None:
     assert (farm.backends[1].weight, farm.backends[1].priority, farm.backends[1].draining) == (1, 0, False)
 
 
-def test_other_protocols_and_vips_do_not_overlap(config: Config) -> None:
+def test_listeners_of_different_protocols_or_vips_do_not_overlap(config: Config) -> None:
     assert change(config, *add(port=80, proto="udp")).farms["new"].port == 80
     assert change(config, *add(port=8000, vip="2001:db8::1")).farms["new"].port == 8000
 
@@ -213,7 +213,7 @@ def test_ids_of_one_change_are_new_even_when_all_is_replaced(config: Config) -> 
     assert not {farm.id for farm in made.farms.values()} & {farm.id for farm in config.farms.values()}
 
 
-def test_a_freed_id_rests_and_is_found_again_after_a_lap(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_freed_id_is_reused_only_after_all_others(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes, "MAX_FARMS", 7)  # ids 1 to 6, three in use
     seen = []
     for _ in range(9):
@@ -224,7 +224,7 @@ def test_a_freed_id_rests_and_is_found_again_after_a_lap(config: Config, monkeyp
     assert set(seen[:3]) == set(range(1, 7)) - taken, "a free id is used again only after all others"
 
 
-def test_one_change_that_needs_more_ids_than_there_are(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_that_needs_more_ids_than_exist_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes, "MAX_FARMS", 5)
     document = to_document(config)
     document["farm"] += [  # type: ignore[operator]
@@ -274,7 +274,7 @@ NAMES = st.sampled_from(
 
 @settings(max_examples=250, deadline=None)
 @given(st.sampled_from(sorted(CHANGES)), st.dictionaries(NAMES | st.text(max_size=6), JUNK, max_size=6))
-def test_no_arguments_of_any_kind_raise_anything_else(command: str, arguments: dict[str, object]) -> None:
+def test_random_arguments_raise_only_invalid_input(command: str, arguments: dict[str, object]) -> None:
     config = change(Config(), "vip.add", {"address": "10.0.0.1/24", "device": "eth0"})
     config = change(config, "farm.add", {"name": "web", "vip": "10.0.0.1", "port": 80})
     config = change(config, "backend.add", {"farm": "web", "address": "10.0.1.1", "port": 80})

@@ -1,4 +1,4 @@
-"""The farms file: what is written is read back, and errors lead to the spot."""
+"""The farms file: exports can be applied again, and errors name the position."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_what_is_exported_is_what_is_applied(config: Config) -> None:
 @settings(deadline=None)
 @example({"a": '\x7f\x00"\\\u2028\n'})
 @given(st.dictionaries(st.sampled_from(["a", "b", "c_d"]), st.text() | st.integers() | st.booleans(), max_size=3))
-def test_any_text_survives_toml(values: dict[str, object]) -> None:
+def test_any_string_survives_toml(values: dict[str, object]) -> None:
     document = {"table": [values | {"deeper": {"list": [values]}}]}
     assert tomllib.loads(to_text(document)) == document
 
@@ -59,7 +59,7 @@ port = 80
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "sentence"),
+    ("old", "new", "message"),
     [
         ('1.2"\nport = 80', '1.2"\nport = 70000', 'farm "web".backend[1].port: expected a port from 1 to 65535, got 70000'),
         ('1.2"\nport = 80', '1.2"\nprot = 80', 'farm "web".backend[1].prot: no such setting; did you mean "port"?'),
@@ -91,13 +91,13 @@ port = 80
         ),
     ],
 )
-def test_errors_lead_to_the_spot(old: str, new: str, sentence: str) -> None:
+def test_errors_name_the_position(old: str, new: str, message: str) -> None:
     parse(parse_text(GOOD, "farms.toml"))
     text = GOOD.replace(old, new, 1)
     assert text != GOOD
     with pytest.raises(InvalidInput) as caught:
         parse(parse_text(text, "farms.toml"))
-    assert sentence in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_documented_example_is_valid_and_shows_every_setting() -> None:

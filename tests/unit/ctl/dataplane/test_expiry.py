@@ -1,4 +1,4 @@
-"""Which flows go and which stay, over all states, across the wrap of the tick, and never one direction without the other."""
+"""Which flows expire: in all states, across the wrap of the tick, and always both directions together."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def raw(address: str) -> np.void:
 
 
 def connection(forward: tuple[int, float], reply: tuple[int, float], now: int = NOW) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values of a SNAT connection's two entries; each given as (state, seconds since its last packet)."""
+    """Keys and values of a SNAT connection's two flows; each given as (state, seconds since its last packet)."""
     keys, values = np.zeros(2, key_dtype("v4")), np.zeros(2, flow_dtype("v4"))
     keys["protocol"] = 6
     keys[0] = (raw("192.0.2.1"), raw("10.0.0.1"), 40000, 80, 6, 0)
@@ -48,7 +48,7 @@ def connection(forward: tuple[int, float], reply: tuple[int, float], now: int = 
 
 
 def sweep(keys: np.ndarray, values: np.ndarray, now: int = NOW, timeouts: np.ndarray = TIMEOUTS) -> set[int]:
-    """The rows that a sweep deletes, as the daemon would go about it."""
+    """The rows that a sweep of the daemon deletes."""
     place = {key.tobytes(): row for row, key in enumerate(keys)}
     chosen = np.flatnonzero(expiry.candidates(values, now, timeouts))
     pairs = expiry.pair_keys(keys[chosen], values[chosen])
@@ -58,7 +58,7 @@ def sweep(keys: np.ndarray, values: np.ndarray, now: int = NOW, timeouts: np.nda
     return {*chosen[gone].tolist(), *(row for row, go in zip(rows, pair_gone, strict=True) if go)}
 
 
-def test_each_entry_is_the_other_ones_pair() -> None:
+def test_forward_and_reply_flow_refer_to_each_other() -> None:
     keys, values = connection((SEEN, 0), (SEEN, 0))
     assert expiry.pair_keys(keys, values).tobytes() == keys[::-1].tobytes()
 
@@ -78,32 +78,32 @@ def test_each_entry_is_the_other_ones_pair() -> None:
     ],
 )
 @pytest.mark.parametrize("now", [NOW, 50, 2**32 - 1])
-def test_silence_each_state_allows(forward: int, reply: int, kept_s: int, now: int) -> None:
-    for quiet in (1.0, 0.9):  # the more recent direction decides
+def test_idle_time_allowed_in_each_state(forward: int, reply: int, kept_s: int, now: int) -> None:
+    for quiet in (1.0, 0.9):  # the more recent flow decides
         before, after = kept_s - 1, kept_s + 1
         assert sweep(*connection((forward, before), (reply, before + 5 * (quiet < 1)), now), now) == set()
         assert sweep(*connection((forward, after), (reply, after + 5 * (quiet < 1)), now), now) == {0, 1}
 
 
-def test_a_busy_direction_keeps_both() -> None:
+def test_a_busy_flow_keeps_both_directions() -> None:
     assert sweep(*connection((SEEN, 5000), (SEEN, 1))) == set()
     assert sweep(*connection((SEEN, 1), (0, 5000))) == set()
 
 
-def test_an_entry_without_its_other_half_goes_by_itself() -> None:
+def test_a_flow_without_its_reverse_flow_expires_alone() -> None:
     keys, values = connection((SEEN, 40), (SEEN, 40))
     assert sweep(keys[:1], values[:1]) == set(), "a candidate only after the farm's timeout"
     keys, values = connection((SEEN, 901), (SEEN, 0))
     assert sweep(keys[:1], values[:1]) == {0}
 
 
-def test_a_pair_that_belongs_to_another_connection_is_left_alone() -> None:
+def test_a_reverse_flow_of_another_connection_is_kept() -> None:
     keys, values = connection((SEEN, 901), (SEEN, 1))
-    values["destination_port"][1] = 40001  # the reply tuple serves another client now
+    values["destination_port"][1] = 40001  # the reply tuple belongs to another client now
     assert sweep(keys, values) == {0}
 
 
-def test_a_packet_after_the_clock_was_read_is_not_ancient() -> None:
+def test_a_packet_newer_than_the_clock_reading_does_not_expire() -> None:
     keys, values = connection((SEEN, 0), (SEEN, 0))
     values["last_seen"] = NOW + 3
     assert sweep(keys, values) == set()

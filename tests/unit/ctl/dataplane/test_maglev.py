@@ -1,4 +1,4 @@
-"""Properties of slot tables: full, fair, stable under change, and the same wherever they are computed."""
+"""Properties of Maglev lookup tables: full, fair, stable under change, and equal on every node."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_slot_is_filled_and_shares_follow_weights(weights: list[int]) -> N
 
 @settings(max_examples=40, deadline=None)
 @given(WEIGHTS, st.randoms(use_true_random=False), st.integers(1, 1000))
-def test_neither_order_nor_ids_decide(weights: list[int], random, shift: int) -> None:  # type: ignore[no-untyped-def]
+def test_the_result_depends_on_neither_order_nor_ids(weights: list[int], random, shift: int) -> None:  # type: ignore[no-untyped-def]
     servers = backends(*weights)
     shuffled = [Backend(server.id + shift, server.address, server.port, server.weight) for server in servers]
     random.shuffle(shuffled)
@@ -73,13 +73,13 @@ def test_a_changed_weight_moves_little_else() -> None:
     assert (before != after).mean() <= 0.10
 
 
-def test_one_backend_owns_all() -> None:
+def test_a_single_backend_owns_every_slot() -> None:
     assert set(lookup_table(backends(0, 7), 1021).tolist()) == {2}
     assert turn_order(backends(0, 7)).tolist() == [2]
 
 
 @pytest.mark.parametrize("function", [turn_order, lambda servers: lookup_table(servers, 1021)])
-def test_no_weight_at_all_is_refused(function) -> None:  # type: ignore[no-untyped-def]
+def test_a_total_weight_of_zero_is_refused(function) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="no backend carries weight"):
         function(backends(0, 0))
 
@@ -91,12 +91,12 @@ def test_the_same_in_every_process() -> None:
         "print(hashlib.sha256(lookup_table(servers, 4093).tobytes() + turn_order(servers).tobytes()).hexdigest())"
     )
     golden = "7e96018afea1f22c1c803813b84e908e54eb9dafebe49177c04b5799ad76335c"
-    said = set()
+    hashes = set()
     for seed in ("0", "1", "random"):
         environment = os.environ | {"PYTHONHASHSEED": seed}
         result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
-        said.add(result.stdout.strip())
-    assert said == {golden}, "nodes of different versions would disagree about running connections: is that meant?"
+        hashes.add(result.stdout.strip())
+    assert hashes == {golden}, "nodes of different versions would disagree about existing connections: is that intended?"
 
 
 def test_table_sizes_are_primes_and_hold_enough_slots_per_unit() -> None:
@@ -112,7 +112,7 @@ def test_table_sizes_are_primes_and_hold_enough_slots_per_unit() -> None:
     assert table_size(backends(1, 65535)) == 65537
     assert SLOTS_PER_UNIT * 10 <= 1021
     fullest = MAX_FARMS * -(-TABLE_SIZES[0] // SLOTS_PER_CHUNK)
-    assert 2 * fullest <= MAX_SLOT_CHUNKS, "all small farms there can be must be replaceable at once, as after a restart"
+    assert 2 * fullest <= MAX_SLOT_CHUNKS, "the maximum number of small farms must be replaceable at once, as after a restart"
 
 
 @settings(max_examples=80, deadline=None)
@@ -128,12 +128,12 @@ def test_turns_are_exact_and_spread(weights: list[int]) -> None:
         if len(turns) > 1:
             gap = len(order) / len(turns)
             longest = max(after - before for before, after in pairwise([*turns.tolist(), int(turns[0]) + len(order)]))
-            assert longest <= 2 * gap + len(servers), "a backend must not wait long and then serve in a burst"
+            assert longest <= 2 * gap + len(servers), "a backend must not wait long and then get a burst of connections"
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 65535), min_size=1, max_size=40))
-def test_turn_orders_are_bounded_and_keep_everyone(weights: list[int]) -> None:
+def test_turn_orders_are_bounded_and_include_every_backend(weights: list[int]) -> None:
     servers = backends(*weights)
     order = turn_order(servers)
     assert len(order) <= MAX_TURNS + len(servers)

@@ -1,4 +1,4 @@
-"""Planning rounds against a plane that refuses illegal operations: same result as from scratch, nothing in use touched."""
+"""Planning rounds on a plane that refuses illegal operations: same result as from scratch, no slot in use is changed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def backend(farm: str, last: int, **more: object) -> Command:
 def settle(
     plane: FakePlane, state: PlannerState, config: Config, down: frozenset[int] = frozenset()
 ) -> tuple[PlannerState, list[Operation]]:
-    """Plan and execute until complete; checks after each round that freed slots rest for a round."""
+    """Plan and execute until complete; check after each round that freed slots stay unused for a round."""
     done: list[Operation] = []
     for _ in range(50):
         result = plan(state, config, down)
@@ -67,24 +67,24 @@ def check_rest(before: PlannerState, result: Plan, table_chunks: int = MAX_SLOT_
 
 
 def meaning(plane: FakePlane) -> object:
-    """What the tables say, whatever the offsets."""
-    said = {}
+    """The content of the maps, independent of slot offsets."""
+    services = {}
     for key, value in plane.services().items():
-        said[key] = (replace(value, slot_offset=0), [plane.backends[number] for number in plane.turn(key)])
-    return said, plane.vips()
+        services[key] = (replace(value, slot_offset=0), [plane.backends[number] for number in plane.turn(key)])
+    return services, plane.vips()
 
 
 def kinds(operations: Sequence[Operation]) -> list[str]:
     return [type(each).__name__ for each in operations]
 
 
-def test_a_farm_appears_slots_first_service_last() -> None:
+def test_a_farm_is_added_slots_first_service_last() -> None:
     plane = FakePlane()
     _, operations = settle(plane, PlannerState(), configured(VIP, WEB, backend("web", 1)))
     assert kinds(operations) == ["ZeroTraffic", "PutBackend", "PutSlots", "PutVip", "PutService"]
 
 
-def test_what_has_not_changed_costs_nothing() -> None:
+def test_an_unchanged_configuration_plans_nothing() -> None:
     plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
     state, _ = settle(plane, PlannerState(), config)
     assert plan(state, config, frozenset()) == Plan((), state, True)
@@ -109,7 +109,7 @@ def test_a_change_of_mode_keeps_the_slots() -> None:
     assert kinds(operations) == ["PutService"]
 
 
-def test_a_moved_listener_keeps_its_slots_and_is_never_missing() -> None:
+def test_a_moved_listener_keeps_its_slots_and_is_always_present() -> None:
     plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
     state, _ = settle(plane, PlannerState(), config)
     state, operations = settle(plane, state, configured(("farm.set", {"name": "web", "port": 81}), config=config))
@@ -117,14 +117,14 @@ def test_a_moved_listener_keeps_its_slots_and_is_never_missing() -> None:
     assert state.resting == ()
 
 
-def test_ranges_are_asked_only_while_there_are_some() -> None:
+def test_ranges_are_looked_up_only_while_some_exist() -> None:
     plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
     state, _ = settle(plane, PlannerState(), config)
     ranged = configured(("farm.set", {"name": "web", "port": "80-90"}), config=config)
     state, _ = settle(plane, state, ranged)
     assert plane.vips() == {"10.0.0.1": VipFlag.RANGES}
     state, operations = settle(plane, state, configured(("farm.set", {"name": "web", "port": 80}), config=ranged))
-    assert kinds(operations) == ["PutService", "DeleteService", "PutVip"], "the range serves until the single port does"
+    assert kinds(operations) == ["PutService", "DeleteService", "PutVip"], "the range stays until the single port is added"
     assert plane.vips() == {"10.0.0.1": 0}
 
 
@@ -198,7 +198,7 @@ def test_restart_keeps_traffic_and_removes_what_is_stale() -> None:
     assert DeleteService(ServiceKey("10.0.0.1", 81, 81, 6)) in result.operations
 
 
-def test_kernel_services_that_cannot_be_true_are_replaced_without_touching_their_slots() -> None:
+def test_impossible_kernel_services_are_replaced_without_touching_their_slots() -> None:
     plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
     settle(plane, PlannerState(), config)
     ((key, value),) = plane.services().items()
@@ -227,13 +227,13 @@ def test_a_reused_id_waits_until_no_service_uses_it_and_its_counters_are_zeroed(
 
 @pytest.fixture
 def small_table(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Room for two farms' tables and nothing more."""
+    """A capacity of exactly two farms' lookup tables."""
     chunks = 2 * -(-509 // SLOTS_PER_CHUNK)
     monkeypatch.setattr(planner, "MAX_SLOT_CHUNKS", chunks)
     return chunks
 
 
-def test_no_room_is_an_error_and_plans_nothing(small_table: int) -> None:
+def test_exhausted_slots_are_an_error_and_plan_nothing(small_table: int) -> None:
     empty = PlannerState(free=((0, small_table),))
     farms: list[Command] = [("farm.add", {"name": f"f{n}", "vip": "10.0.0.1", "port": n}) for n in (1, 2, 3)]
     config = configured(VIP, *farms)
@@ -251,13 +251,13 @@ def test_farms_wait_for_space_that_a_round_frees(small_table: int) -> None:
     config = configured(("backend.remove", {"farm": "web", "address": "10.0.1.2", "port": 80}), config=config)
     second = plan(first.state, config, frozenset())
     plane.apply(second.operations)
-    assert not second.complete, "the new run of web took the last room"
+    assert not second.complete, "the new slots of web used the last space"
     third = plan(second.state, config, frozenset())
     plane.apply(third.operations)
     assert third.complete and len(plane.services()) == 2
 
 
-def test_after_a_restart_farms_that_wait_for_space_keep_serving(small_table: int) -> None:
+def test_after_a_restart_farms_that_wait_for_space_keep_forwarding(small_table: int) -> None:
     config = configured(
         VIP, WEB, backend("web", 1), ("farm.add", {"name": "api", "vip": "10.0.0.1", "port": 81}), backend("api", 2)
     )
@@ -276,7 +276,7 @@ def test_after_a_restart_farms_that_wait_for_space_keep_serving(small_table: int
 
 @pytest.fixture
 def starved(small_table: int) -> tuple[FakePlane, Plan, Config, Config]:
-    """Farm first took the port of farm web, which moved, changed its backends and found no room for them."""
+    """Farm first took the port of farm web, which moved, changed its backends and found no space for them."""
     plane = FakePlane()
     before = configured(VIP, ("farm.add", {"name": "first", "vip": "10.0.0.1", "port": 81}), WEB, backend("web", 1))
     state, _ = settle_small(plane, PlannerState(free=((0, small_table),)), before)
@@ -289,7 +289,7 @@ def starved(small_table: int) -> tuple[FakePlane, Plan, Config, Config]:
 
 
 def settle_small(plane: FakePlane, state: PlannerState, config: Config) -> tuple[PlannerState, int]:
-    """Plan and execute until complete in the small table; how many rounds it took."""
+    """Plan and execute until complete with the small capacity; returns the number of rounds."""
     chunks = sum(length for _, length in (*state.free, *state.resting))
     chunks += sum(-(-value.slot_count // SLOTS_PER_CHUNK) for value in state.services.values())
     for number in range(1, 6):
@@ -377,10 +377,10 @@ STEPS = st.lists(
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
-def test_any_history_ends_where_planning_from_scratch_does(
+def test_any_history_gives_the_result_of_planning_from_scratch(
     steps: list[tuple[list[tuple[str, dict[str, object]]], frozenset[int], bool]],
 ) -> None:
-    """Several changes may meet in one round; some rounds begin with a restart that only knows what the kernel holds."""
+    """One round may combine several changes; some rounds start with a restart that only knows the kernel's maps."""
     plane, state = FakePlane(), PlannerState()
     config = configured(VIP, ("vip.add", {"address": "10.0.0.2/24", "device": "eth0"}))
     for commands, down, restart in steps:
@@ -399,10 +399,10 @@ def test_any_history_ends_where_planning_from_scratch_does(
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS, st.sampled_from([3, 4]))
-def test_any_history_in_a_table_that_is_too_small(
+def test_any_history_with_too_few_slots(
     steps: list[tuple[list[tuple[str, dict[str, object]]], frozenset[int], bool]], tables: int
 ) -> None:
-    """Rounds are executed one by one, changes arriving between them; what finds no room is refused and changes nothing."""
+    """Rounds are executed one by one, with changes between them; a change without enough space is refused."""
     chunks = tables * -(-509 // SLOTS_PER_CHUNK)
     plane, state = FakePlane(), PlannerState(free=((0, chunks),))
     wanted = applied = configured(VIP, ("vip.add", {"address": "10.0.0.2/24", "device": "eth0"}))

@@ -17,7 +17,7 @@ def chunks(runs: tuple[Run, ...]) -> set[int]:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 10 * SLOTS_PER_CHUNK)), max_size=40))
-def test_runs_never_overlap_and_nothing_is_lost(steps: list[tuple[bool, int]]) -> None:
+def test_allocations_never_overlap_and_no_slot_is_lost(steps: list[tuple[bool, int]]) -> None:
     space, held = SlotSpace([(0, CHUNKS)]), list[Run]()
     for give_back, number in steps:
         if give_back and held:
@@ -37,7 +37,7 @@ def test_runs_never_overlap_and_nothing_is_lost(steps: list[tuple[bool, int]]) -
 
 
 @given(st.lists(st.tuples(st.integers(0, CHUNKS), st.integers(1, 10)), max_size=6))
-def test_reserved_runs_are_not_free(runs: list[Run]) -> None:
+def test_reserved_ranges_are_not_free(runs: list[Run]) -> None:
     space = SlotSpace([(0, CHUNKS)])
     for run in runs:
         space.reserve(run)
@@ -46,11 +46,11 @@ def test_reserved_runs_are_not_free(runs: list[Run]) -> None:
 
 
 @pytest.mark.parametrize("run", [(0, 1), (3, 4), (9, 1), (2, 2)])
-def test_what_is_free_cannot_be_released(run: Run) -> None:
+def test_free_slots_cannot_be_released(run: Run) -> None:
     with pytest.raises(ValueError, match="overlaps the free"):
         SlotSpace([(0, 3), (6, 4)]).release(run)
 
 
-def test_a_service_without_slots_has_no_run() -> None:
+def test_a_service_without_slots_has_no_range() -> None:
     assert run_of(16, 0) is None
     assert run_of(16, 17) == (1, 2)

@@ -1,4 +1,4 @@
-"""Health checks: who is probed when, and what results lead to."""
+"""Health checks: which backend is probed when, and the effect of results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Clock:
         return self.checks.finish(probe, ok, "" if ok else error, self.now_ms)
 
     def results(self, text: str) -> str:
-        """ "+" and "-" in; "U" or "D" where that turned the backend, "." elsewhere."""
+        """ "+" and "-" in; "U" or "D" where that changed the backend's state, "." elsewhere."""
         turned = []
         for each in text:
             transition = self.result(each == "+")
@@ -54,7 +54,7 @@ def test_rise_and_fall() -> None:
     assert clock.results("--+--+") == "......"
 
 
-def test_a_new_backend_serves_until_its_first_failure() -> None:
+def test_a_new_backend_is_up_until_its_first_failure() -> None:
     clock = Clock(configured())
     (number,) = (backend.id for backend in configured().farms["web"].backends)
     assert clock.checks.down == frozenset()
@@ -65,14 +65,14 @@ def test_a_new_backend_serves_until_its_first_failure() -> None:
     assert transition is not None and transition.up and transition.reason == "2 successes in a row"
 
 
-def test_a_backend_that_was_down_before_a_restart_begins_down() -> None:
+def test_a_backend_that_was_down_before_a_restart_starts_down() -> None:
     (number,) = (backend.id for backend in configured().farms["web"].backends)
     clock = Clock(configured(), HealthChecks({number, 999}))
     assert clock.checks.down == {number}
     assert clock.results("-++") == "..U"
 
 
-def test_status_tells_what_and_when() -> None:
+def test_status_gives_the_state_and_its_time() -> None:
     config = configured()
     number = config.farms["web"].backends[0].id
     clock = Clock(config)
@@ -88,7 +88,7 @@ def test_status_tells_what_and_when() -> None:
     assert clock.checks.status(12345) is None
 
 
-def test_farms_that_are_not_checked_have_no_say() -> None:
+def test_farms_without_health_checks_do_not_count() -> None:
     config = configured()
     clock = Clock(config)
     clock.result(False)
@@ -105,13 +105,13 @@ def test_farms_that_are_not_checked_have_no_say() -> None:
         assert clock.checks.down == frozenset() and clock.checks.due(10**9, 10) == ()
 
 
-def test_results_for_an_older_question_are_ignored() -> None:
+def test_results_of_an_older_check_are_ignored() -> None:
     config = configured()
     clock = Clock(config)
     (probe,) = clock.checks.due(10_000, 10)
     assert clock.checks.due(10_000, 10) == (), "in flight"
-    asked_anew = change(config, "farm.set", {"name": "web", "health": {"port": 9}})
-    clock.checks.configure(asked_anew, 10_000)
+    changed = change(config, "farm.set", {"name": "web", "health": {"port": 9}})
+    clock.checks.configure(changed, 10_000)
     assert clock.checks.finish(probe, False, "old", 10_001) is None
     old = probe
     (probe,) = clock.checks.due(20_000, 10)
@@ -130,7 +130,7 @@ def test_other_thresholds_keep_the_state() -> None:
     assert clock.checks.down and clock.results("+") == "U"
 
 
-def test_a_shorter_interval_counts_at_once() -> None:
+def test_a_shorter_interval_applies_immediately() -> None:
     config = configured(interval_ms=600_000)
     clock = Clock(config)
     clock.result(True)
@@ -162,12 +162,12 @@ def test_slow_answers_do_not_shift_the_schedule() -> None:
         assert clock.checks.next_due_ms() == due + 1000
 
 
-def test_limit_leaves_the_rest_for_later() -> None:
+def test_checks_beyond_the_limit_are_postponed() -> None:
     clock = Clock(configured(number=5))
     assert len(clock.checks.due(5000, 3)) == 3 and len(clock.checks.due(5000, 3)) == 2
 
 
-def test_a_long_pause_is_not_made_up_for() -> None:
+def test_checks_missed_in_a_long_pause_are_skipped() -> None:
     clock = Clock(configured())
     clock.result(True)
     clock.now_ms = 1_000_000
@@ -179,7 +179,7 @@ def test_a_long_pause_is_not_made_up_for() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 700)), max_size=60))
 def test_the_schedule_stays_bounded_and_down_follows_results(steps: list[tuple[int, bool, int]]) -> None:
-    """Whatever happens, each checked backend is either waiting once or in flight once."""
+    """In every history each checked backend is either scheduled once or in flight once."""
     configs = [configured(0), configured(1), configured(3), configured(3, interval_ms=700)]
     checks, now, flying = HealthChecks(), 0, list[Probe]()
     for kind, ok, pause in steps:

@@ -1,4 +1,4 @@
-"""What the daemon says to systemd and the journal, and its small background parts."""
+"""The daemon's messages to systemd and the journal, and its small background parts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEADLINE_S = 10.0
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_systemd_is_told(tmp_path: Path, abstract: bool) -> None:
+def test_systemd_is_notified(tmp_path: Path, abstract: bool) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         name = f"@xlb-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
         manager.bind("\0" + name[1:] if abstract else name)
@@ -38,14 +38,14 @@ def test_systemd_is_told(tmp_path: Path, abstract: bool) -> None:
         notifier.alive()
         notifier.stopping()
         notifier.close()
-        notifier.alive()  # nobody to tell any more: no error
+        notifier.alive()  # systemd's socket is gone: no error
         assert [manager.recv(100) for _ in range(3)] == [b"READY=1\nSTATUS=single node lb1", b"WATCHDOG=1", b"STOPPING=1"]
 
 
 def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     Notifier().ready("x")
-    Notifier(str(tmp_path / "nobody")).ready("x")
+    Notifier(str(tmp_path / "absent")).ready("x")
 
 
 @pytest.mark.parametrize(
@@ -89,12 +89,12 @@ def test_the_journal_gets_priorities() -> None:
     assert logged("debug('quiet')", journal=True) == ""
 
 
-def test_people_get_time_and_level() -> None:
+def test_a_terminal_gets_time_and_level() -> None:
     line = logged("warning('look')", journal=False)
     assert line.endswith(" WARNING look\n") and line.startswith("20")
 
 
-def test_libraries_do_not_bury_our_messages(caplog: pytest.LogCaptureFixture) -> None:
+def test_libraries_log_warnings_only(caplog: pytest.LogCaptureFixture) -> None:
     root = logging.getLogger()
     before = (root.level, root.handlers[:], {name: logging.getLogger(name).level for name in ("ctl", "bpf", "sync")})
     try:
@@ -108,7 +108,7 @@ def test_libraries_do_not_bury_our_messages(caplog: pytest.LogCaptureFixture) ->
             logging.getLogger(name).setLevel(level)
 
 
-def test_loop_lag_shows_what_held_the_loop() -> None:
+def test_loop_lag_shows_what_blocked_the_loop() -> None:
     async def scenario() -> LoopLag:
         lag = LoopLag()
         task = asyncio.ensure_future(lag.run())
@@ -117,7 +117,7 @@ def test_loop_lag_shows_what_held_the_loop() -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + 0.15
         while loop.time() < until:
-            pass  # hold it
+            pass  # block the loop
         await wait_until_async(lambda: lag.worst_ms, "a measured lag")
         task.cancel()
         return lag
@@ -150,7 +150,7 @@ def keep(network: FakeNetwork, config: Config, asked: int) -> NextHopKeeper:
     return asyncio.run(scenario())
 
 
-def test_a_kernel_that_does_not_probe_by_itself_is_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_managed_neighbours_is_asked_periodically(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "REPEAT_S", 0.01)
     network = OldKernelNetwork()
     keep(network, config_of(["10.0.0.1"]), 3)

@@ -1,4 +1,4 @@
-"""The whole daemon on a fake plane and network: what follows from a change, a failure, a restart and the kernel's events."""
+"""The whole daemon on a fake plane and network: changes, failures, restarts and the kernel's notifications."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def add_web(daemon: RunningDaemon, **fields: object) -> None:
         daemon.call("backend.add", farm="web", address=server, port=8080)
 
 
-def serving(plane: FakePlane) -> set[str]:
-    """Addresses that new connections may get."""
+def accepting(plane: FakePlane) -> set[str]:
+    """Backend addresses that may get new connections."""
     return {plane.backends[number][0] for number in plane.live_backends()}
 
 
 # --- changes -------------------------------------------------------------------------------------------------
 
 
-def test_a_change_is_on_disk_in_the_tables_and_on_the_interface_when_it_is_answered(daemon: RunningDaemon) -> None:
-    assert serving(daemon.plane) == set(SERVERS)
+def test_a_change_is_on_disk_in_the_maps_and_on_the_interface_when_it_is_answered(daemon: RunningDaemon) -> None:
+    assert accepting(daemon.plane) == set(SERVERS)
     assert daemon.plane.lease() == (LEASE_FOREVER_NS, 0)
     assert daemon.network.present == {ADDRESS}
     assert daemon.network.announced == [ADDRESS]
@@ -65,32 +65,32 @@ def test_a_change_is_on_disk_in_the_tables_and_on_the_interface_when_it_is_answe
     assert daemon.plane.hash_seed() == daemon.farms.hash_seed != 0
 
 
-def test_draining_and_weights_reach_the_tables(daemon: RunningDaemon) -> None:
+def test_draining_and_weights_reach_the_maps(daemon: RunningDaemon) -> None:
     daemon.call("backend.drain", farm="web", address=SERVERS[0], port=8080)
-    assert serving(daemon.plane) == set(SERVERS[1:])
+    assert accepting(daemon.plane) == set(SERVERS[1:])
     daemon.call("backend.set", farm="web", address=SERVERS[1], port=8080, weight=0)
-    assert serving(daemon.plane) == {SERVERS[2]}
+    assert accepting(daemon.plane) == {SERVERS[2]}
     daemon.call("farm.stop", name="web")
-    assert serving(daemon.plane) == set()
+    assert accepting(daemon.plane) == set()
     daemon.call("farm.start", name="web")
-    assert serving(daemon.plane) == {SERVERS[2]}
+    assert accepting(daemon.plane) == {SERVERS[2]}
 
 
 @pytest.mark.parametrize("failing", [PutService, PutSlots])
-def test_a_change_the_kernel_refuses_is_taken_back_everywhere(daemon: RunningDaemon, failing: type) -> None:
+def test_a_change_the_kernel_refuses_is_rolled_back_everywhere(daemon: RunningDaemon, failing: type) -> None:
     generation = daemon.farms.generation
     stored = (daemon.config.parent / "state" / "farms.jsonl").read_bytes()
     daemon.plane.fail_next = failing
     with pytest.raises(XlbError, match="nothing was changed"):
         daemon.call("backend.add", farm="web", address="10.77.0.14", port=8080)
-    assert serving(daemon.plane) == set(SERVERS)
+    assert accepting(daemon.plane) == set(SERVERS)
     assert daemon.farms.generation == generation
     assert (daemon.config.parent / "state" / "farms.jsonl").read_bytes() == stored
     daemon.call("backend.add", farm="web", address="10.77.0.14", port=8080)
-    assert serving(daemon.plane) == {*SERVERS, "10.77.0.14"}, "and the next one works"
+    assert accepting(daemon.plane) == {*SERVERS, "10.77.0.14"}, "and the next one works"
 
 
-def test_an_address_the_kernel_refuses_takes_the_vip_back(daemon: RunningDaemon) -> None:
+def test_an_address_the_kernel_refuses_rolls_the_vip_back(daemon: RunningDaemon) -> None:
     daemon.network.refuse_addresses = True
     with refused(Code.KERNEL_REFUSED):
         daemon.call("vip.add", address="10.77.0.101/24", device="eth0")
@@ -100,7 +100,7 @@ def test_an_address_the_kernel_refuses_takes_the_vip_back(daemon: RunningDaemon)
 
 def test_a_disk_that_refuses_leaves_everything_as_it_was(daemon: RunningDaemon) -> None:
     state = daemon.config.parent / "state"
-    (state / "farms.jsonl.new").mkdir()  # in the way of the file a save begins with
+    (state / "farms.jsonl.new").mkdir()  # blocks the temporary file of a save
     operations = daemon.plane.operations
     with pytest.raises(XlbError, match=r"farms\.jsonl"):
         daemon.call("farm.delete", name="web")
@@ -114,7 +114,7 @@ def test_a_change_that_changes_nothing_writes_nothing(daemon: RunningDaemon) -> 
     assert (daemon.plane.operations, daemon.farms.generation) == (operations, generation)
 
 
-def test_changes_of_many_clients_are_all_made(daemon: RunningDaemon) -> None:
+def test_changes_of_many_clients_all_succeed(daemon: RunningDaemon) -> None:
     with ThreadPoolExecutor(12) as clients:
         list(clients.map(lambda n: daemon.call("farm.add", name=f"f{n}", vip=VIP, port=1000 + n), range(60)))
     assert len(daemon.call("farm.list")) == 61
@@ -135,9 +135,9 @@ def test_apply_diff_and_export_agree(daemon: RunningDaemon) -> None:
     document["farm"][0]["backend"].pop()
     wanted = daemon.call("config.apply", document=document, dry_run=True)
     assert len(wanted) == 1 and SERVERS[2] in wanted[0]
-    assert serving(daemon.plane) == set(SERVERS), "a dry run changes nothing"
+    assert accepting(daemon.plane) == set(SERVERS), "a dry run changes nothing"
     assert daemon.call("config.apply", document=document) == wanted
-    assert serving(daemon.plane) == set(SERVERS[:2])
+    assert accepting(daemon.plane) == set(SERVERS[:2])
     with pytest.raises(InvalidInput):
         daemon.call("config.apply", document={"farm": [{"name": "web"}]})
     assert daemon.call("config.export") == document
@@ -146,14 +146,14 @@ def test_apply_diff_and_export_agree(daemon: RunningDaemon) -> None:
 # --- addresses -----------------------------------------------------------------------------------------------
 
 
-def test_only_addresses_of_ours_are_taken_away(tmp_path: Path) -> None:
+def test_only_addresses_added_by_the_daemon_are_removed(tmp_path: Path) -> None:
     network = FakeNetwork()
     own = InterfaceAddress("eth0", "10.77.0.1", 24)
     network.present.add(own)
     with running_daemon(tmp_path, network=network) as daemon:
         daemon.call("vip.add", address="10.77.0.1/24", device="eth0")
         daemon.call("vip.add", address=f"{VIP}/24", device="eth0")
-    with running_daemon(tmp_path, network=network) as daemon:  # who remembers across a restart which one was ours
+    with running_daemon(tmp_path, network=network) as daemon:  # it remembers across a restart which address it added
         daemon.call("vip.delete", address="10.77.0.1")
         daemon.call("vip.delete", address=VIP)
     assert network.present == {own}
@@ -163,14 +163,14 @@ def test_stopping_leaves_everything_in_place_unless_asked(tmp_path: Path) -> Non
     plane, network = FakePlane(), FakeNetwork()
     with running_daemon(tmp_path, plane, network) as daemon:
         add_web(daemon)
-    assert serving(plane) == set(SERVERS) and network.present == {ADDRESS} and daemon.attacher.on
+    assert accepting(plane) == set(SERVERS) and network.present == {ADDRESS} and daemon.attacher.on
     plane.closed = False
     with running_daemon(tmp_path, plane, network, detach=True) as daemon:
         assert daemon.attacher.on
     assert network.present == set() and not daemon.attacher.on
 
 
-def test_an_address_somebody_removed_comes_back(daemon: RunningDaemon) -> None:
+def test_an_address_removed_by_others_is_restored(daemon: RunningDaemon) -> None:
     events = daemon.network.events
     assert events is not None
     daemon.network.present.clear()
@@ -201,7 +201,7 @@ def test_a_restart_finds_everything_and_disturbs_nothing(tmp_path: Path) -> None
         assert network.announced == [ADDRESS], "an address that is there is not announced again"
 
 
-def test_a_restart_removes_what_the_store_does_not_know(tmp_path: Path) -> None:
+def test_a_restart_removes_what_is_not_in_the_store(tmp_path: Path) -> None:
     plane = FakePlane()
     with running_daemon(tmp_path / "a", plane) as daemon:
         add_web(daemon)
@@ -236,7 +236,7 @@ def test_a_missing_interface_does_not_keep_the_node_from_starting(tmp_path: Path
         wait_until(lambda: len(network.present) == 1, "the VIP on the interface that came")
 
 
-# --- the kernel's events -------------------------------------------------------------------------------------
+# --- netlink notifications----------------------------------------------------------------------------------
 
 
 def test_next_hops_of_backends_are_kept_resolved(daemon: RunningDaemon) -> None:
@@ -275,7 +275,7 @@ def test_an_interface_that_comes_back_is_attached_again(daemon: RunningDaemon) -
 def put_connection(
     daemon: RunningDaemon, client_port: int, server: str, protocol: Protocol = Protocol.TCP, age: int = 0, state: int = 1
 ) -> None:
-    """Both directions of a snat connection of farm web, as XDP would make them."""
+    """Both flows of a SNAT connection of farm web, as the XDP program creates them."""
     plane = daemon.plane
     number = PROTOCOL_NUMBERS[protocol]
     backend = next(each for each, (address, _) in plane.backends.items() if address == server)
@@ -321,7 +321,7 @@ def test_a_sweep_counts_the_live_and_removes_the_idle(daemon: RunningDaemon) -> 
     assert daemon.call("conn.count") == {"total": 1}
 
 
-def test_connections_of_a_removed_backend_end(daemon: RunningDaemon) -> None:
+def test_connections_of_a_removed_backend_are_deleted(daemon: RunningDaemon) -> None:
     put_connection(daemon, 40001, SERVERS[0])
     put_connection(daemon, 40002, SERVERS[1])
     daemon.call("backend.remove", farm="web", address=SERVERS[0], port=8080)
@@ -340,7 +340,7 @@ def test_a_backend_that_fails_is_taken_out_with_its_udp_flows_only(tmp_path: Pat
         daemon.call("backend.add", farm="web", address="127.0.0.2", port=8080)
         put_connection(daemon, 40001, "127.0.0.2", Protocol.UDP)
         put_connection(daemon, 40002, "127.0.0.2", Protocol.TCP)
-        wait_until(lambda: serving(daemon.plane) == set(), "the backend to be taken out")
+        wait_until(lambda: accepting(daemon.plane) == set(), "the backend to be taken out")
         wait_until(lambda: daemon.call("conn.count")["total"] == 1, "the UDP flow to go")
         assert daemon.call("conn.list")["connections"][0]["protocol"] == "tcp"
         backend = daemon.call("farm.show", name="web")["backends"][0]
@@ -350,12 +350,12 @@ def test_a_backend_that_fails_is_taken_out_with_its_udp_flows_only(tmp_path: Pat
     plane = daemon.plane
     plane.closed = False
     with running_daemon(tmp_path, plane) as daemon:
-        assert serving(plane) == set(), "a restart does not try the dead backend on clients"
+        assert accepting(plane) == set(), "a restart does not try the dead backend on clients"
         daemon.call("farm.set", name="web", health={"kind": "none"})
-        wait_until(lambda: serving(plane) == {"127.0.0.2"}, "an unchecked backend to serve")
+        wait_until(lambda: accepting(plane) == {"127.0.0.2"}, "an unchecked backend to accept connections")
 
 
-# --- conn show for what is not there -------------------------------------------------------------------------
+# --- conn show without a connection -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheduler", ["maglev", "source"])
@@ -388,7 +388,7 @@ def test_conn_show_names_the_backend_the_slots_name(tmp_path: Path, scheduler: s
         ({"protocol": "udp"}, "drop_vip_guard"),
     ],
 )
-def test_conn_show_says_why_not(daemon: RunningDaemon, tuple_change: dict[str, object], verdict: str) -> None:
+def test_conn_show_gives_the_reason_of_a_refusal(daemon: RunningDaemon, tuple_change: dict[str, object], verdict: str) -> None:
     packet = {"source": "192.0.2.1", "source_port": 4000, "destination": VIP, "destination_port": 80} | tuple_change
     shown = daemon.call("conn.show", **packet)
     assert (shown["exists"], shown["verdict"]) == (False, verdict)
@@ -424,15 +424,15 @@ def test_check_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--colour"], 2), (["--log-level", "loud"], 2)])
-def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> None:
+def test_wrong_usage_gives_a_one_line_message(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> None:
     assert run_main(*arguments) == code
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_missing_node_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("--config", "/nonexistent/node.toml") == 1
-    said = capsys.readouterr().err
-    assert "/nonexistent/node.toml" in said and "Traceback" not in said
+    message = capsys.readouterr().err
+    assert "/nonexistent/node.toml" in message and "Traceback" not in message
 
 
 def test_a_second_daemon_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
@@ -446,7 +446,7 @@ def test_a_second_daemon_is_refused_with_the_pid_of_the_first(tmp_path: Path) ->
         assert (tmp_path / "run").stat().st_mode & 0o777 == 0o750
 
 
-def test_the_lock_is_gone_with_the_process(tmp_path: Path) -> None:
+def test_the_lock_ends_with_the_process(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         with locked_run_dir(tmp_path):

@@ -1,4 +1,4 @@
-"""One path for a change, alone or in a pair: encoded once, and the same bytes on both disks and between them."""
+"""One path for a change, single or in a pair: encoded once, and the same bytes on both disks and the link."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[Site, Site]]:
 
 @contextlib.contextmanager
 def encodings() -> Iterator[list[Config]]:
-    """The configurations that are encoded meanwhile, by any node of this process."""
+    """The configurations that any node of this process encodes during the test."""
     made: list[Config] = []
     encode = Encoder.encode
 
@@ -64,7 +64,7 @@ def test_a_change_of_a_pair_is_encoded_once_and_has_the_same_bytes_everywhere(pa
     assert documents[0].version == documents[1].version
 
 
-def test_a_refused_change_is_taken_back_byte_for_byte(pair: tuple[Site, Site]) -> None:
+def test_a_refused_change_is_rolled_back_byte_for_byte(pair: tuple[Site, Site]) -> None:
     pair[0].call("vip.add", **VIP)
     before = stored(pair[0])
     pair[0].daemon.network.refuse_addresses = True

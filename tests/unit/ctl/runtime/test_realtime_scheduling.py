@@ -1,4 +1,4 @@
-"""When a busy real-time process leaves the processors to others, and that no thread of it escapes."""
+"""When a busy real-time process yields the processors, and that this applies to all of its threads."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from ctl.runtime import realtime_scheduling
 
-LATE_S = 0.0001  # what a timer is late
+LATE_S = 0.0001  # how late a timer fires
 
 
 class Clock:
-    """Time that passes only while the loop sleeps; the process uses `share` of it."""
+    """A clock that advances only while the loop sleeps; the process uses `share` of it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
         self.now_s, self.share = 10.001, share
@@ -47,7 +47,7 @@ def test_a_process_that_leaves_enough_does_not_rest(monkeypatch: pytest.MonkeyPa
     assert Clock(monkeypatch, share=0.8 * realtime_scheduling.BUSY_SHARE).run() == []
 
 
-def test_the_rests_leave_more_than_the_kernel_would_take() -> None:
+def test_the_rests_exceed_what_the_kernel_throttles() -> None:
     assert realtime_scheduling.REST_S / realtime_scheduling.PERIOD_S > 0.05
 
 

@@ -1,4 +1,4 @@
-"""state_dir/cluster.json: what is saved is loaded, and what is damaged, newer or impossible is refused with a sentence."""
+"""state_dir/cluster.json: saved settings are loaded; a damaged, newer or impossible file is refused with a message."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_newer_format_is_refused_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / "cluster.json").exists()
 
 
-def test_a_damaged_file_is_no_reason_to_serve_alone(tmp_path: Path) -> None:
+def test_a_damaged_file_does_not_make_the_node_single(tmp_path: Path) -> None:
     (tmp_path / "cluster.json").write_bytes(b"{}")
     with pytest.raises(XlbError, match=r"cluster\.json is damaged: .*create the pair again"):
         ClusterFile(tmp_path).load()
@@ -89,7 +89,7 @@ def test_a_damaged_file_is_no_reason_to_serve_alone(tmp_path: Path) -> None:
         ({"own": replace(SETTINGS.own, cluster_address="lb1.example")}, "own.cluster_address"),
     ],
 )
-def test_what_cannot_be_is_named(change: dict[str, Any], message: str) -> None:
+def test_impossible_values_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         replace(SETTINGS, **change)
 

@@ -1,4 +1,4 @@
-"""The epoch file: survives crashes, names damage, and is written in order however slow the disk is."""
+"""The epoch file: it survives crashes, damage is reported, and a slow disk does not change the order of writes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
         b"[" * 100_000,
     ],
 )
-def test_a_damaged_file_is_kept_beside_and_named(tmp_path: Path, text: bytes) -> None:
+def test_a_damaged_file_is_saved_under_another_name_and_reported(tmp_path: Path, text: bytes) -> None:
     file = EpochFile(tmp_path)
     file.path.write_bytes(text)
     terms, warning = file.load()
@@ -65,14 +65,14 @@ def test_a_file_from_before_leases_were_stored_is_read(tmp_path: Path) -> None:
     assert file.load() == (Terms(7, 9, True), "")
 
 
-def test_leases_and_terms_do_not_overwrite_each_other(tmp_path: Path) -> None:
+def test_leases_and_epochs_do_not_overwrite_each_other(tmp_path: Path) -> None:
     async def scene() -> None:
-        told: list[str] = []
+        completed: list[str] = []
         writer = TermsWriter(EpochFile(tmp_path), Terms())
-        writer.save_leases(Leases(30_000_000, 120_000_000), lambda: told.append("leases"))
-        writer.save(1, 2, lambda: told.append("terms"))
+        writer.save_leases(Leases(30_000_000, 120_000_000), lambda: completed.append("leases"))
+        writer.save(1, 2, lambda: completed.append("epochs"))
         await writer.idle()
-        assert told == ["leases", "terms"]
+        assert completed == ["leases", "epochs"]
         assert EpochFile(tmp_path).load()[0] == Terms(1, 2, False, 30_000_000, 120_000_000)
         writer.close()
 
@@ -80,7 +80,7 @@ def test_leases_and_terms_do_not_overwrite_each_other(tmp_path: Path) -> None:
 
 
 class SlowDisk(Files):
-    """Waits before each write until it is let on; fails while `broken`."""
+    """Waits before each write until the test releases it; fails while `broken`."""
 
     def __init__(self) -> None:
         self.gate = threading.Semaphore(0)
@@ -94,48 +94,48 @@ class SlowDisk(Files):
         super().write_synced(path, content)
 
 
-def test_newer_terms_replace_waiting_ones_and_every_asker_is_told(tmp_path: Path) -> None:
+def test_newer_epochs_replace_queued_ones_and_every_request_completes(tmp_path: Path) -> None:
     async def scene() -> None:
-        disk, told = SlowDisk(), []
+        disk, completed = SlowDisk(), []
         writer = TermsWriter(EpochFile(tmp_path, disk), Terms())
         for number in (2, 4, 6):
-            writer.save(number - 1, number, lambda number=number: told.append(number))  # type: ignore[misc]
+            writer.save(number - 1, number, lambda number=number: completed.append(number))  # type: ignore[misc]
         await asyncio.sleep(0)
-        assert told == []
+        assert completed == []
         disk.gate.release()
         await writer.idle()
-        assert told == [2, 4, 6]
+        assert completed == [2, 4, 6]
         assert EpochFile(tmp_path).load()[0] == Terms(5, 6)
         writer.close()
 
     asyncio.run(scene())
 
 
-def test_terms_that_come_while_the_disk_is_busy_are_written_next(tmp_path: Path) -> None:
+def test_epochs_queued_while_the_disk_is_busy_are_written_next(tmp_path: Path) -> None:
     async def scene() -> None:
-        disk, told = SlowDisk(), []
+        disk, completed = SlowDisk(), []
         writer = TermsWriter(EpochFile(tmp_path, disk), Terms())
-        writer.save(1, 2, lambda: told.append("first"))
-        await asyncio.sleep(0)  # the first write has begun
-        writer.save(3, 4, lambda: told.append("second"))
+        writer.save(1, 2, lambda: completed.append("first"))
+        await asyncio.sleep(0)  # the first write has started
+        writer.save(3, 4, lambda: completed.append("second"))
         disk.gate.release(2)
         await writer.idle()
-        assert told == ["first", "second"]
+        assert completed == ["first", "second"]
         assert EpochFile(tmp_path).load()[0] == Terms(3, 4)
         writer.close()
 
     asyncio.run(scene())
 
 
-def test_a_disk_that_refuses_is_tried_again_until_it_takes_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_write_is_retried_until_it_succeeds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scene() -> None:
-        disk, told = SlowDisk(), []
+        disk, completed = SlowDisk(), []
         disk.broken = 1
         disk.gate.release(2)
         writer = TermsWriter(EpochFile(tmp_path, disk), Terms())
-        writer.save(1, 2, lambda: told.append(2))
+        writer.save(1, 2, lambda: completed.append(2))
         await writer.idle()
-        assert told == [2]
+        assert completed == [2]
         assert EpochFile(tmp_path).load()[0] == Terms(1, 2)
         writer.close()
 

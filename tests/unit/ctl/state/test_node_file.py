@@ -1,4 +1,4 @@
-"""The node file: defaults of the contract, and a sentence for each mistake."""
+"""The node file: defaults of the contract, and a message for each mistake."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_every_setting_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         (LEAST + "max_flow = 9", 'data.max_flow: no such setting; did you mean "max_flows"? (in /etc/node.toml)'),
         ("[dat]\n", 'dat: no such setting; did you mean "data"? (in /etc/node.toml)'),
@@ -79,14 +79,14 @@ def test_every_setting_of_the_contract() -> None:
         ("[data", "/etc/node.toml: is not valid TOML"),
     ],
 )
-def test_mistakes_get_a_sentence(text: str, sentence: str) -> None:
+def test_mistakes_get_a_message(text: str, message: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse(text, "/etc/node.toml", "lb1")
-    assert sentence in str(caught.value)
+    assert message in str(caught.value)
     assert "/etc/node.toml" in str(caught.value) and caught.value.exit_code == 2
 
 
-def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+def test_the_message_for_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(
         XlbError, match=r"node file .*node\.toml does not exist; create it, or name another with --config"
     ) as caught:
@@ -94,7 +94,7 @@ def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     assert 'interfaces = ["eth0"]' in str(caught.value)
 
 
-def test_a_file_that_is_no_file(tmp_path: Path) -> None:
+def test_a_directory_or_a_binary_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(XlbError, match="cannot read the node file"):
         load(tmp_path)
     (tmp_path / "node.toml").write_bytes(b"\xff\xfe")
@@ -102,7 +102,7 @@ def test_a_file_that_is_no_file(tmp_path: Path) -> None:
         load(tmp_path / "node.toml")
 
 
-def test_load_uses_the_machine_s_name(tmp_path: Path) -> None:
+def test_load_uses_the_hostname(tmp_path: Path) -> None:
     path = tmp_path / "node.toml"
     path.write_text(LEAST)
     assert load(path).source == str(path)

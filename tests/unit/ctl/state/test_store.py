@@ -1,4 +1,4 @@
-"""The state file: nothing that was saved is lost, whatever is cut, damaged or interrupted."""
+"""The state file: a saved configuration survives truncation, damage and interrupted writes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def body(generations: int) -> bytes:
     return Encoder().encode(small(generations))
 
 
-def test_a_save_is_taken_back_byte_for_byte(tmp_path: Path) -> None:
+def test_a_save_is_rolled_back_byte_for_byte(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.save(body(2))
     written_by_another_version = body(3).replace(b'"generation":3', b'"generation": 3')
@@ -65,7 +65,7 @@ def test_every_cut_and_every_flipped_byte_is_noticed() -> None:
 @given(
     st.binary(max_size=200) | st.recursive(st.none() | st.integers(), st.lists).map(lambda v: json.dumps(v).encode() + b"\n")
 )
-def test_no_bytes_raise_anything_else(text: bytes) -> None:
+def test_random_bytes_raise_only_the_declared_error(text: bytes) -> None:
     with pytest.raises(DamagedRecord):
         decode(text)
 
@@ -112,7 +112,7 @@ def test_a_file_cut_at_any_byte_is_kept_and_the_last_good_one_used(tmp_path: Pat
     assert again.config == small(2) and "is missing" in again.message
 
 
-def test_without_a_good_one_it_starts_empty_and_says_so(tmp_path: Path) -> None:
+def test_without_an_intact_file_it_starts_empty_and_reports_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.path.write_text("not json\n")
     report = store.load()
@@ -213,7 +213,7 @@ def test_killed_between_any_two_steps(tmp_path: Path, steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", range(STEPS - 1))
-def test_a_full_disk_is_a_sentence_and_keeps_the_old_file(tmp_path: Path, steps: int) -> None:
+def test_a_full_disk_gives_a_message_and_keeps_the_old_file(tmp_path: Path, steps: int) -> None:
     Store(tmp_path).save(body(3))
     with pytest.raises(
         XlbError, match=r"cannot store the configuration in .*farms\.jsonl: No space left on device; nothing was changed"
@@ -223,7 +223,7 @@ def test_a_full_disk_is_a_sentence_and_keeps_the_old_file(tmp_path: Path, steps:
 
 
 class Recorded(Files):
-    """Notes the order of what matters for durability."""
+    """Records the order of the operations that matter for durability."""
 
     def __init__(self) -> None:
         self.order: list[str] = []
@@ -249,7 +249,7 @@ def test_synced_before_the_rename_and_after_it(tmp_path: Path) -> None:
     assert files.order[3:] == ["file synced", f"renamed to {PREVIOUS}", f"renamed to {FILE}", "directory synced"]
 
 
-def test_a_disk_that_does_not_confirm_leaves_no_false_promise(tmp_path: Path) -> None:
+def test_a_failed_fsync_is_reported_as_an_error(tmp_path: Path) -> None:
     Store(tmp_path).save(body(3))
     with pytest.raises(XlbError, match="the change is written, but may not survive a power cut"):
         Store(tmp_path, Interrupted(STEPS - 1, OSError(5, "Input/output error"))).save(body(4))

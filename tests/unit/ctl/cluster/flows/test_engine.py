@@ -1,4 +1,4 @@
-"""Two replication engines on fake planes, joined by a wire that loses, doubles and reorders: the tables become equal."""
+"""Two replication engines on fake planes over a link that loses, duplicates and reorders: the flow maps converge."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ from tests.fakes.plane import FakePlane, flow_dtype
 
 MS = 1_000_000
 PATIENCE_MS = 20_000
-CLOCK_LEAD_NS = 5_000 << TICK_SHIFT  # node B's clock is so far ahead
+CLOCK_LEAD_NS = 5_000 << TICK_SHIFT  # node B's clock is ahead by this
 LOCAL = ("destination_mac", "source_mac", "interface", "next_hop_generation", "mtu")
 
 
 class Side:
-    """One node: plane, engine, and what the engine said."""
+    """One node: plane, engine, and the engine's messages."""
 
     def __init__(self, boot: int, lead_ns: int, offset_ns: int | None) -> None:
         self.boot, self.lead_ns = boot, lead_ns
         self.plane = FakePlane(max_flows=20_000)
         self.sent: deque[bytes] = deque()
-        self.said: list[tuple[bool, str]] = []
+        self.step_changes: list[tuple[bool, str]] = []
         self.flushed: list[int] = []
         self.failures: list[str] = []
-        outlets = Outlets(self.sent.append, lambda *what: self.said.append(what), self.flushed.append, self.failures.append)
+        outlets = Outlets(
+            self.sent.append, lambda *what: self.step_changes.append(what), self.flushed.append, self.failures.append
+        )
         self.engine = ReplicationEngine(self.plane, boot, lambda: offset_ns, outlets)
 
     def establish(self, family: str, *numbers: int, report: bool = True) -> None:
@@ -58,7 +60,7 @@ class Side:
 
 
 class World:
-    """A serves, B follows. `lose`: share of messages lost, and as many doubled and put behind the next one."""
+    """A is active, B is backup. `lose`: share of messages lost; as many are duplicated and delayed past the next one."""
 
     def __init__(self, seed: int = 0, lose: float = 0.0, offset_known: bool = True) -> None:
         self.a = Side(11, 0, -CLOCK_LEAD_NS if offset_known else None)
@@ -109,7 +111,7 @@ class World:
         pytest.fail(f"no {what} within {PATIENCE_MS} ms of simulated time")
 
     def settle(self) -> None:
-        """Until B has applied everything A knows now."""
+        """Run until B has applied every flow that A has now."""
         self.until(lambda: self.a.engine.sender.in_step and self.b.engine.receiver.in_step, "step")
         number = len(self.a.flushed) + 1
         self.a.engine.flush(number, self.clock(self.a))
@@ -117,7 +119,7 @@ class World:
         self.until(lambda: self.b.engine.idle, "end of the sweep")
 
     def check_equal(self) -> None:
-        """Every entry of A stands in B, as B can use it; nothing else does."""
+        """B has every entry of A, translated for B, and no other entry."""
         for family in FAMILIES:
             ours, theirs = self.a.table(family), self.b.table(family)
             assert ours.keys() == theirs.keys()
@@ -129,7 +131,7 @@ class World:
                 assert replica["next_hop_generation"] == 0 and not replica["destination_mac"].any()
 
 
-def serving(seed: int = 0, lose: float = 0.0, offset_known: bool = True) -> World:
+def connected(seed: int = 0, lose: float = 0.0, offset_known: bool = True) -> World:
     world = World(seed, lose, offset_known)
     world.a.engine.serve(1, world.clock(world.a))
     world.meet()
@@ -146,10 +148,12 @@ def test_a_joining_peer_gets_every_flow_and_loses_its_own() -> None:
     world.settle()
     world.check_equal()
     assert world.b.engine.table.counts.swept_entries == 2 * 2 * 2
-    assert [in_step for in_step, _ in world.a.said] == [True] and [in_step for in_step, _ in world.b.said] == [True]
+    assert [in_step for in_step, _ in world.a.step_changes] == [True] and [in_step for in_step, _ in world.b.step_changes] == [
+        True
+    ]
 
 
-def test_what_the_ring_holds_from_before_the_stream_is_old_news() -> None:
+def test_events_older_than_the_stream_are_ignored() -> None:
     world = World()
     world.a.establish("v4", 1, 2)
     world.a.remove("v4", 1)
@@ -159,8 +163,8 @@ def test_what_the_ring_holds_from_before_the_stream_is_old_news() -> None:
     world.check_equal()
 
 
-def test_changes_are_followed() -> None:
-    world = serving()
+def test_deltas_follow_the_snapshot() -> None:
+    world = connected()
     world.settle()
     for family in FAMILIES:
         world.a.establish(family, 1, 2, 3)
@@ -172,7 +176,7 @@ def test_changes_are_followed() -> None:
 
 
 def test_a_closed_connection_is_closed_in_both_directions() -> None:
-    world = serving()
+    world = connected()
     rows = connections("v4", [1], state=int(FlowState.SEEN | FlowState.FIN_HERE))
     rows[3]["state"] = FlowState.SEEN | FlowState.FIN_THERE
     world.a.put("v4", EventType.CLOSED, rows)
@@ -180,7 +184,7 @@ def test_a_closed_connection_is_closed_in_both_directions() -> None:
     world.check_equal()
 
 
-def test_changes_during_the_snapshot_win_over_it() -> None:
+def test_deltas_override_the_snapshot_they_overlap() -> None:
     world = World()
     world.a.establish("v4", *range(5000), report=False)
     world.a.engine.serve(1, world.clock(world.a))
@@ -199,16 +203,16 @@ def test_changes_during_the_snapshot_win_over_it() -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_last_seen_is_translated_to_the_backups_clock(known: bool) -> None:
-    """Without a measured offset the block counts as read just now: here the wire takes a millisecond at most."""
-    world = serving(offset_known=known)
+    """Without a measured offset the block counts as read at its arrival: here the link takes 1 ms at most."""
+    world = connected(offset_known=known)
     world.a.establish("v6", 1)
     world.settle()
     for entry in world.b.table("v6").values():
         assert abs(int(entry["last_seen"]) - 900_000 - (CLOCK_LEAD_NS >> TICK_SHIFT)) <= 1
 
 
-def test_removal_on_purpose_reaches_the_peer_and_a_return_wins() -> None:
-    world = serving()
+def test_an_explicit_removal_reaches_the_peer_and_a_reopened_flow_wins() -> None:
+    world = connected()
     world.a.establish("v4", 1, 2, 3)
     world.settle()
     keys, *_ = connections("v4", [1, 2])
@@ -220,10 +224,10 @@ def test_removal_on_purpose_reaches_the_peer_and_a_return_wins() -> None:
     assert len(world.b.table("v4")) == 4
 
 
-def test_a_full_ring_leads_to_a_new_snapshot() -> None:
-    world = serving()
+def test_a_full_event_ring_starts_a_new_snapshot() -> None:
+    world = connected()
     world.settle()
-    world.a.establish("v4", *range(3000))  # three times the ring
+    world.a.establish("v4", *range(3000))  # three times the ring's capacity
     assert world.a.plane.rings["v4"].lost
     world.until(lambda: world.a.engine.sender.resyncs, "resync")
     world.settle()
@@ -231,8 +235,8 @@ def test_a_full_ring_leads_to_a_new_snapshot() -> None:
     assert world.a.engine.counts.lost_events == 3000 - 1024
 
 
-def test_a_peer_that_comes_back_is_brought_in_step_again() -> None:
-    world = serving()
+def test_a_returning_peer_is_synchronised_again() -> None:
+    world = connected()
     world.a.establish("v4", *range(100))
     world.settle()
     world.part()
@@ -245,8 +249,8 @@ def test_a_peer_that_comes_back_is_brought_in_step_again() -> None:
     world.check_equal()
 
 
-def test_a_peer_that_was_given_up_on_one_side_only_goes_on() -> None:
-    world = serving()
+def test_replication_continues_after_only_one_node_gave_its_peer_up() -> None:
+    world = connected()
     world.settle()
     world.b.engine.peer_present(False, 0, world.clock(world.b))
     world.a.establish("v4", 1)
@@ -257,8 +261,8 @@ def test_a_peer_that_was_given_up_on_one_side_only_goes_on() -> None:
     assert world.a.engine.sender.session == 1
 
 
-def test_a_new_run_of_the_peer_gets_a_new_snapshot_though_it_was_never_missed() -> None:
-    world = serving()
+def test_a_new_incarnation_of_the_peer_gets_a_new_snapshot_even_without_a_timeout() -> None:
+    world = connected()
     world.a.establish("v4", 1)
     world.settle()
     world.b = Side(33, CLOCK_LEAD_NS, CLOCK_LEAD_NS)
@@ -268,8 +272,8 @@ def test_a_new_run_of_the_peer_gets_a_new_snapshot_though_it_was_never_missed() 
     assert world.a.engine.sender.session == 2
 
 
-def test_loss_without_parting_is_made_good() -> None:
-    world = serving()
+def test_lost_messages_are_sent_again_without_a_reconnect() -> None:
+    world = connected()
     world.settle()
     world.cut = True
     world.a.establish("v4", *range(100))
@@ -281,8 +285,8 @@ def test_loss_without_parting_is_made_good() -> None:
     assert world.a.engine.sender.resyncs == 0
 
 
-def test_flush_waits_for_the_peers_table() -> None:
-    world = serving()
+def test_flush_waits_until_the_peers_map_is_updated() -> None:
+    world = connected()
     world.settle()
     world.a.establish("v4", 1)
     world.cut = True
@@ -295,7 +299,7 @@ def test_flush_waits_for_the_peers_table() -> None:
     world.check_equal()
 
 
-def test_a_takeover_waits_for_what_was_received_and_not_for_the_sweep() -> None:
+def test_a_takeover_waits_for_received_flows_and_not_for_the_sweep() -> None:
     world = World()
     world.b.establish("v4", *range(10_000, 15_000), report=False)
     world.a.establish("v4", 1, 2, report=False)
@@ -315,8 +319,8 @@ def test_a_takeover_waits_for_what_was_received_and_not_for_the_sweep() -> None:
     assert done[0] > 6, "the sweep was given up, not finished"
 
 
-def test_late_news_for_a_node_that_serves_adds_and_is_sent_on() -> None:
-    world = serving()
+def test_late_deltas_for_an_active_node_are_added_and_forwarded() -> None:
+    world = connected()
     world.a.establish("v4", 1)
     world.settle()
     world.a.put("v4", EventType.CLOSED, connections("v4", [1], state=int(FlowState.RST)))
@@ -332,11 +336,11 @@ def test_late_news_for_a_node_that_serves_adds_and_is_sent_on() -> None:
     live = [
         message for message in map(message_codec.decode, b.sent) if isinstance(message, Block) and message.kind is Kind.LIVE
     ]
-    # The peer was there, so B's own stream runs: the added connection is in its queue until the peer takes its BEGIN.
+    # The peer was present, so B's own stream runs: the added connection is queued until the peer acknowledges BEGIN.
     assert b.engine.counts.sent_records == 1 and not live
 
 
-def test_a_full_table_is_counted_and_holds_pairs_only() -> None:
+def test_a_full_map_is_counted_and_holds_both_directions_or_none() -> None:
     world = World()
     world.b.plane.max_flows = 50
     world.a.establish("v4", *range(100), report=False)
@@ -349,15 +353,15 @@ def test_a_full_table_is_counted_and_holds_pairs_only() -> None:
 
 
 def test_another_layout_is_refused_with_the_remedy() -> None:
-    world = serving()
+    world = connected()
     world.b.engine.receiver.layout ^= 1
-    world.until(lambda: world.a.said, "refusal")
-    assert "install the same version on both nodes" in world.a.said[0][1] and not world.a.engine.sender.running
+    world.until(lambda: world.a.step_changes, "refusal")
+    assert "install the same version on both nodes" in world.a.step_changes[0][1] and not world.a.engine.sender.running
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32), lose=st.sampled_from([0.0, 0.02, 0.1]))
-def test_whatever_happens_the_tables_become_equal(seed: int, lose: float) -> None:
+def test_the_maps_converge_after_any_faults(seed: int, lose: float) -> None:
     world = World(seed, lose)
     luck = random.Random(seed)
     world.a.establish("v4", *range(0, 300, 2), report=False)
@@ -382,7 +386,7 @@ def test_whatever_happens_the_tables_become_equal(seed: int, lose: float) -> Non
                     world.meet()
             case 7:
                 if luck.random() < 0.1:
-                    world.a.establish(family, *range(1100))  # more than the ring holds
+                    world.a.establish(family, *range(1100))  # exceeds the ring's capacity
         for _ in range(luck.randrange(4)):
             world.round()
     world.lose = 0.0
@@ -401,7 +405,7 @@ def is_dropped(raw: bytes) -> bool:
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
-def test_bytes_that_are_no_message_change_nothing(raw: bytes) -> None:
+def test_invalid_messages_change_nothing(raw: bytes) -> None:
     assert is_dropped(raw)
 
 
@@ -421,7 +425,7 @@ _acknowledgements = st.builds(Acknowledgement, *[_numbers] * 4, *[st.booleans()]
 
 @settings(deadline=None)
 @given(_blocks | _acknowledgements)
-def test_the_wire_gives_back_what_it_was_given(message: Block | Acknowledgement) -> None:
+def test_messages_survive_encoding(message: Block | Acknowledgement) -> None:
     assert message_codec.decode(message_codec.encode(message)) == message
 
 

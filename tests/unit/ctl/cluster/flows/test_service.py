@@ -1,4 +1,4 @@
-"""The replicator's thread and the loop beside it, over the real channel on loopback."""
+"""The replicator's thread and the event loop, over the real channel on loopback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class End:
     def __init__(self, link: Link, own: str, peer: str, port: int, boot: int) -> None:
         self.plane = FakePlane(max_flows=20_000)
         self.boot = boot
-        self.said: list[tuple[bool, str]] = []
+        self.step_changes: list[tuple[bool, str]] = []
         self.threads: set[int] = set()
         channel = link.open(own, peer, port, BULK_BOUNDS, lambda message: self.replicator.message(message))
         self.replicator = Replicator(self.plane, channel.send, boot, lambda: 0, self.count, self.step_changed)
@@ -32,7 +32,7 @@ class End:
 
     def step_changed(self, in_step: bool, why: str) -> None:
         self.threads.add(threading.get_ident())
-        self.said.append((in_step, why))
+        self.step_changes.append((in_step, why))
 
     def keys(self) -> set[bytes]:
         return {key for family in FAMILIES for key in self.plane.flow_maps["flows", family]}
@@ -67,7 +67,7 @@ async def flush(end: End, number: int) -> None:
     await wait_until_async(lambda: done == [number], f"flush {number}")
 
 
-def test_flows_cross_the_link_and_the_status_says_so() -> None:
+def test_flows_cross_the_link_and_the_status_shows_it() -> None:
     async def scene() -> None:
         async with two() as (active, backup):
             fill(active.plane, "v4", range(9000))
@@ -81,7 +81,7 @@ def test_flows_cross_the_link_and_the_status_says_so() -> None:
             assert (status.protected, status.lag_ms, status.resyncs) == (1.0, 0.0, 0)
             assert status.sent_records == backup.replicator.status().applied_records == 9100
             assert backup.replicator.complete and backup.replicator.status().in_step
-            assert active.said[-1][0] and backup.said[-1][0]
+            assert active.step_changes[-1][0] and backup.step_changes[-1][0]
             assert active.threads | backup.threads == {threading.get_ident()}, "callbacks belong on the loop"
 
     asyncio.run(scene())
@@ -128,7 +128,7 @@ def test_removals_and_silent_forward_entries_are_passed_on() -> None:
     asyncio.run(scene())
 
 
-def test_a_peer_that_sends_too_much_is_bounded() -> None:
+def test_the_queue_from_a_flooding_peer_is_bounded() -> None:
     async def scene() -> None:
         async with two() as (active, _):
             for _ in range(QUEUED_MESSAGES + 1000):
@@ -142,7 +142,7 @@ def test_a_peer_that_sends_too_much_is_bounded() -> None:
     asyncio.run(scene())
 
 
-def test_a_link_that_takes_nothing_ends_in_step_once_it_does() -> None:
+def test_a_blocked_link_recovers_in_step() -> None:
     async def scene() -> None:
         async with two() as (active, backup):
             send, taking = active.replicator._send, [False]
@@ -157,14 +157,14 @@ def test_a_link_that_takes_nothing_ends_in_step_once_it_does() -> None:
     asyncio.run(scene())
 
 
-def test_a_failure_in_the_thread_is_said_and_ends_the_step() -> None:
+def test_a_failure_in_the_thread_is_reported_and_clears_in_step() -> None:
     async def scene() -> None:
         async with two() as (active, backup):
             meet(active, backup)
             await wait_until_async(lambda: active.replicator.status().in_step, "step")
             active.plane.rings["v4"].close()
             await wait_until_async(lambda: not active.replicator.status().in_step, "the end of the step")
-            await wait_until_async(lambda: not active.said[-1][0], "the sentence")
-            assert "restart xlbd" in active.said[-1][1]
+            await wait_until_async(lambda: not active.step_changes[-1][0], "the message")
+            assert "restart xlbd" in active.step_changes[-1][1]
 
     asyncio.run(scene())

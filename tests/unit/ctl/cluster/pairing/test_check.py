@@ -1,4 +1,4 @@
-"""What `cluster check` makes of facts, and the frames with which it asks the network."""
+"""The verdicts of `cluster check` on given facts, and the frames it sends to the network."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FACTS: dict[str, Any] = {
 
 
 def judged(one: dict[str, Any] | None = None, two: dict[str, Any] | None = None) -> dict[str, Finding]:
-    """What is found when the two nodes differ from FACTS so. A value that is a map is merged."""
+    """The findings when the nodes' facts are FACTS with these changes. A value that is a map is merged."""
     sides = []
     for name, changes in (("lb1", one or {}), ("lb2", two or {})):
         facts = copy.deepcopy(FACTS) | {"node": name}
@@ -57,7 +57,7 @@ def judged(one: dict[str, Any] | None = None, two: dict[str, Any] | None = None)
     return {finding.name: finding for finding in compare(*sides)}
 
 
-def test_two_equal_nodes_have_nothing_to_remedy() -> None:
+def test_two_equal_nodes_pass_every_check() -> None:
     assert {(finding.status, finding.remedy) for finding in judged().values()} == {(OK, "")}
 
 
@@ -101,7 +101,7 @@ def test_the_offset_of_the_clocks(offset_ms: float | None, status: str) -> None:
     assert judge_offset("lb2", offset_ms).status == status
 
 
-def test_what_the_probes_say() -> None:
+def test_results_of_the_probes() -> None:
     assert judge_ping("lb2", "ha0", True).status == OK and judge_ping("lb2", "ha0", False).status == FAIL
     assert [each.status for each in judge_vrrp("lb1", "lb2", {"unicast": True, "multicast": True})] == [OK, OK]
     assert [each.status for each in judge_vrrp("lb1", "lb2", {"unicast": False, "multicast": False})] == [FAIL, WARN]
@@ -112,14 +112,14 @@ def test_what_the_probes_say() -> None:
     assert thief.status == FAIL and thief.message == "10.0.0.1 is answered by 02:00:00:00:00:99 too"
 
 
-def test_an_arp_probe_is_what_rfc_5227_says() -> None:
+def test_an_arp_probe_follows_rfc_5227() -> None:
     packet = Ether(arp_probe("10.0.0.1", MAC))
     assert (packet.dst, packet.src) == ("ff:ff:ff:ff:ff:ff", "02:00:00:00:00:01")
     assert (packet[ARP].op, packet[ARP].psrc, packet[ARP].pdst) == (1, "0.0.0.0", "10.0.0.1")
-    assert claimed_by(bytes(packet)) == ("0.0.0.0", "02:00:00:00:00:01")  # nobody's address: no claim of a VIP
+    assert claimed_by(bytes(packet)) == ("0.0.0.0", "02:00:00:00:00:01")  # the unspecified address: no claim of a VIP
 
 
-def test_a_solicitation_is_what_rfc_4862_says() -> None:
+def test_a_solicitation_follows_rfc_4862() -> None:
     packet = Ether(solicitation_probe("2001:db8::12:3456", MAC))
     assert (packet.dst, packet[IPv6].src, packet[IPv6].dst) == ("33:33:ff:12:34:56", "::", "ff02::1:ff12:3456")
     assert packet[ICMPv6ND_NS].tgt == "2001:db8::12:3456" and packet[IPv6].hlim == 255
@@ -139,7 +139,7 @@ def test_claims_are_read_from_replies_and_nothing_else() -> None:
     assert claimed_by(solicitation_probe("2001:db8::1", MAC)) is None
 
 
-def test_a_resolver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resolver_that_hangs_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: threading.Event().wait(5))
     assert facts.resolve_error("lb1.example", 0.05) == "no answer within 0.05 s"
 
@@ -151,7 +151,7 @@ def xlbctl(at: Site, *words: str, input: str | None = None) -> tuple[int, str, s
     return run("--config", str(at.daemon.config), *words, input=input)
 
 
-def test_a_single_node_is_checked_by_itself(tmp_path: Path) -> None:
+def test_a_single_node_is_checked_alone(tmp_path: Path) -> None:
     with site(tmp_path / "1", "lb1", "127.200.0.1") as one:
         code, out, err = xlbctl(one, "-o", "json", "cluster", "check")
         assert (code, err) == (0, "")
@@ -173,7 +173,7 @@ def test_create_join_check_and_destroy_on_the_command_line(tmp_path: Path) -> No
         code, out, err = xlbctl(two, *words, "--no-check", input="y\n")
         assert code == 0 and "lb2 is the backup of lb1\nits own farms are saved in " in out
         code, out, _ = xlbctl(two, "cluster", "check")
-        assert code == 1  # on loopback nothing answers for VRRP, and the fake cluster interface takes no ping
+        assert code == 1  # on loopback there is no VRRP, and the fake cluster interface answers no ping
         lines = [line.split() for line in out.splitlines()]
         assert lines[0] == ["CHECK", "RESULT", "FINDING", "REMEDY"] and lines[1][:2] == ["peer", "ok"]
         code, out, err = xlbctl(two, "cluster", "destroy", input="y\n")
@@ -181,7 +181,7 @@ def test_create_join_check_and_destroy_on_the_command_line(tmp_path: Path) -> No
         assert "the pair with lb1 is destroyed; this node has no farms now" in out
 
 
-def test_the_peer_that_does_not_answer_fails_the_check(tmp_path: Path) -> None:
+def test_an_unreachable_peer_fails_the_check(tmp_path: Path) -> None:
     with paired_sites(tmp_path) as (one, two):
         two.cut_links()
         wait_until(lambda: not one.status["peer"]["alive"], "the silence")

@@ -1,4 +1,4 @@
-"""Two whole daemons on fakes: create, join, replicate, forward, destroy, and every way in which that is refused."""
+"""Two whole daemons on fakes: create, join, replicate, forward and destroy, and every reason to refuse them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def unchanged(*of: Site) -> None:
         assert ClusterFile(each.directory / "state").load() is None
 
 
-def test_the_creator_serves_on_and_the_joiner_gets_its_farms(pair: tuple[Site, Site]) -> None:
+def test_the_creator_stays_active_and_the_joiner_gets_its_farms(pair: tuple[Site, Site]) -> None:
     one, two = pair
     assert one.status["role"] == "active" and two.status["role"] == "backup"
     assert farms(two) == ["web"]
@@ -63,7 +63,7 @@ def test_the_creator_serves_on_and_the_joiner_gets_its_farms(pair: tuple[Site, S
     assert two.daemon.plane.hash_seed() == one.daemon.farms.hash_seed
 
 
-def test_the_joiners_own_farms_are_removed_and_kept(nodes: tuple[Site, Site]) -> None:
+def test_the_joiners_own_farms_are_removed_and_saved(nodes: tuple[Site, Site]) -> None:
     one, two = nodes
     two.call("vip.add", address="10.0.0.200/24", device="eth0")
     two.call("farm.add", name="old", vip="10.0.0.200", port=80)
@@ -131,7 +131,7 @@ def test_a_joiner_that_dies_before_its_farms_are_gone_sets_them_aside_when_it_st
     with paired_sites(tmp_path) as (_, two):
         address, plane = two.address, two.daemon.plane
         text = (tmp_path / "2/state/cluster.json").read_bytes()
-    # As a crash right after the cluster file was written would leave it: the farms are still the node's own.
+    # The state after a crash right after the cluster file was written: the farms are still the node's own.
     for path in (tmp_path / "2/state").iterdir():
         path.unlink()
     with site(tmp_path / "2", "lb2", address, plane=plane) as two:
@@ -147,14 +147,14 @@ def test_a_joiner_that_dies_before_its_farms_are_gone_sets_them_aside_when_it_st
 
 def test_a_used_token_is_refused(pair: tuple[Site, Site], tmp_path: Path) -> None:
     one, two = pair
-    token = one.call  # the pair exists: a new token cannot be had either
+    token = one.call  # the pair exists: no new token is issued either
     with refused(Code.PAIR_EXISTS):
         token("cluster.create", local=one.address, peer=two.address)
     with refused(Code.PAIR_EXISTS):
         two.call("cluster.join", local=two.address, token=_some_token(one.address))
 
 
-def test_the_same_token_joins_nobody_twice(tmp_path: Path) -> None:
+def test_a_token_admits_one_joiner(tmp_path: Path) -> None:
     with two_sites(tmp_path) as (one, two):
         token = one.call("cluster.create", local=one.address, peer=two.address)["token"]
         two.call("cluster.join", local=two.address, token=token)
@@ -192,7 +192,7 @@ def test_a_token_of_another_key_gets_no_answer(nodes: tuple[Site, Site], monkeyp
     unchanged(one, two)
 
 
-def test_without_a_token_outstanding_nobody_listens(nodes: tuple[Site, Site]) -> None:
+def test_the_pairing_port_is_closed_without_a_pending_token(nodes: tuple[Site, Site]) -> None:
     one, two = nodes
     token = one.call("cluster.create", local=one.address, peer=two.address)["token"]
     with socket.create_connection((one.address, PAIRING_PORT)):
@@ -222,7 +222,7 @@ def test_a_new_token_voids_the_old_one(nodes: tuple[Site, Site], monkeypatch: py
     two.call("cluster.join", local=two.address, token=new)
 
 
-def test_noise_on_the_pairing_port_does_nothing(nodes: tuple[Site, Site]) -> None:
+def test_random_packets_on_the_pairing_port_do_nothing(nodes: tuple[Site, Site]) -> None:
     one, two = nodes
     token = one.call("cluster.create", local=one.address, peer=two.address)["token"]
     for noise in (b"GET / HTTP/1.0\r\n\r\n", bytes(100_000), b"\xff" * 64):
@@ -231,7 +231,7 @@ def test_noise_on_the_pairing_port_does_nothing(nodes: tuple[Site, Site]) -> Non
     two.call("cluster.join", local=two.address, token=token)
 
 
-# --- what does not fit -----------------------------------------------------------------------------------------------
+# --- mismatches ------------------------------------------------------------------------------------------------------
 
 
 def test_two_nodes_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_another_version_is_refused(nodes: tuple[Site, Site], monkeypatch: pytes
         ("OWN", "fd00::2", "--peer: .* are of different families"),
     ],
 )
-def test_addresses_that_cannot_be_are_named(nodes: tuple[Site, Site], local: str, peer: str, message: str) -> None:
+def test_invalid_addresses_are_named(nodes: tuple[Site, Site], local: str, peer: str, message: str) -> None:
     one, _ = nodes
     with pytest.raises(InvalidInput, match=message):
         one.call("cluster.create", local=local.replace("OWN", one.address), peer=peer.replace("OWN", one.address))
@@ -293,7 +293,7 @@ def test_an_unreachable_creator_is_named(nodes: tuple[Site, Site]) -> None:
         two.call("cluster.join", local=two.address, token=_some_token("127.9.9.9"))
 
 
-def test_a_creator_that_cannot_store_the_pair_leaves_both_as_they_were(nodes: tuple[Site, Site], monkeypatch: Any) -> None:
+def test_a_creator_that_cannot_store_the_pair_leaves_both_nodes_unchanged(nodes: tuple[Site, Site], monkeypatch: Any) -> None:
     one, two = nodes
     two.call("vip.add", **VIP)
     save = ClusterFile.save
@@ -347,7 +347,7 @@ def test_the_peer_cannot_end_the_pair_as_active_node_while_this_node_is_active(p
     assert one.status["role"] == "active" and farms(one) == farms(two) == ["web"]
 
 
-def test_destroy_without_the_peer_says_what_is_left_to_do(pair: tuple[Site, Site]) -> None:
+def test_destroy_without_the_peer_names_the_remaining_step(pair: tuple[Site, Site]) -> None:
     one, two = pair
     two.cut_links()
     wait_until(lambda: not one.status["peer"]["alive"], "the silence")

@@ -1,4 +1,4 @@
-"""The pairing exchange: who is believed, what fits, and that nothing without proof of the token has any effect."""
+"""The pairing exchange: authentication, mismatches, and that messages without proof of the token have no effect."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def reply(outcome: Reply | Agreed) -> bytes:
 
 
 def refusal(own: Candidate = ONE, joiner: Candidate = TWO) -> str:
-    """What both ends say, which must be the same."""
+    """The message of both nodes, which must be the same."""
     door, knock = invitation(own), application(joiner)
     outcome = door.received(knock.join, 0, CREATED_S)
     assert isinstance(outcome, Reply)
@@ -160,7 +160,7 @@ def test_a_failure_of_the_creator_reaches_the_joiner_and_another_try_is_possible
         (replace(TWO, member=replace(TWO.member, name="no good")), "name: expected 1 to 64 letters"),
     ],
 )
-def test_what_does_not_fit_is_refused_on_both_ends_with_the_same_words(joiner: Candidate, message: str) -> None:
+def test_mismatches_are_refused_on_both_nodes_with_the_same_message(joiner: Candidate, message: str) -> None:
     assert message in refusal(joiner=joiner)
 
 
@@ -170,7 +170,7 @@ def test_the_same_priority_in_both_node_files_is_refused() -> None:
 
 
 @given(st.integers(1, 254), st.integers(1, 254), st.booleans(), st.booleans())
-def test_priorities_differ_and_those_that_were_given_stay(one: int, two: int, first: bool, second: bool) -> None:
+def test_priorities_differ_and_configured_ones_are_kept(one: int, two: int, first: bool, second: bool) -> None:
     creator = Candidate(replace(ONE.member, priority=one), first, FITTING)
     joiner = Candidate(replace(TWO.member, priority=two), second, FITTING)
     if first and second and one == two:
@@ -183,7 +183,7 @@ def test_priorities_differ_and_those_that_were_given_stay(one: int, two: int, fi
     assert not second or its.priority == two
 
 
-def test_a_refused_node_can_be_put_right_and_join_with_the_same_token() -> None:
+def test_a_refused_node_can_be_corrected_and_join_with_the_same_token() -> None:
     door = invitation()
     wrong = application(replace(TWO, member=replace(TWO.member, name="lb1")))
     door.received(wrong.join, 0, CREATED_S)
@@ -198,13 +198,13 @@ def test_a_key_that_is_not_the_one_it_was_proven_for_is_denied() -> None:
     assert reply(door.received(forged, 0, CREATED_S)) == DENIED
 
 
-def test_answers_of_another_exchange_are_not_believed() -> None:
+def test_answers_of_another_exchange_are_ignored() -> None:
     door, knock, other = invitation(), application(), application(TWO)
     answer = reply(door.received(knock.join, 0, CREATED_S))
     elsewhere = Application(TOKEN, Keys.generate(), TWO)
     with refused(Code.NOT_PROVEN):
         elsewhere.accepted(answer, CREATED_S)
-    other.accepted(answer, CREATED_S)  # the same keys and words: the same exchange
+    other.accepted(answer, CREATED_S)  # the same keys and messages: the same exchange
 
 
 def test_stored_before_join_is_denied() -> None:
@@ -223,19 +223,19 @@ JOIN = application().join
         lambda change: JOIN[: change[0]] + bytes([JOIN[change[0]] ^ change[1]]) + JOIN[change[0] + 1 :]
     )
 )
-def test_no_bytes_but_the_right_ones_begin_anything(message: bytes) -> None:
+def test_only_a_valid_proof_starts_an_exchange(message: bytes) -> None:
     door = invitation()
     assert reply(door.received(message, 0, CREATED_S)) == DENIED
     assert door._agreed is None and not door.used
 
 
 @given(st.binary(max_size=300))
-def test_no_answer_but_the_right_one_is_believed(answer: bytes) -> None:
+def test_only_the_expected_answer_is_accepted(answer: bytes) -> None:
     with pytest.raises(XlbError):
         application().accepted(answer, CREATED_S)
 
 
-def test_an_introduction_of_another_version_is_refused_in_words() -> None:
+def test_an_introduction_of_another_version_is_refused_with_a_message() -> None:
     door, knock = invitation(), application()
     body = {"member": {"name": "lb2"}, "fitting": {}, "priority_given": False}
     knock._transcript.__init__(TOKEN, KEYS2.public)  # type: ignore[misc]
@@ -245,14 +245,14 @@ def test_an_introduction_of_another_version_is_refused_in_words() -> None:
 
 
 @pytest.mark.parametrize("address", ["10.99.0.1", "fd00::1"])
-def test_a_token_survives_its_text_and_blanks_in_it(address: str) -> None:
+def test_a_token_survives_formatting_and_added_whitespace(address: str) -> None:
     token = replace(TOKEN, address=address)
     assert Token.parse(token.text()) == token
     assert Token.parse(f" {token.text()[:30]}\n{token.text()[30:]} ") == token
 
 
 @given(st.integers(0, len(TOKEN.text()) - 1), st.sampled_from("ABab09-_"))
-def test_a_mistyped_token_is_noticed_before_anything_is_asked(position: int, character: str) -> None:
+def test_a_mistyped_token_is_detected_before_any_packet_is_sent(position: int, character: str) -> None:
     text = TOKEN.text()
     if text[position] == character:
         return
@@ -264,16 +264,16 @@ def test_a_mistyped_token_is_noticed_before_anything_is_asked(position: int, cha
 
 
 @pytest.mark.parametrize("text", ["", "hello", "xlb1-", "xlb1-ä", "xlb1-" + "A" * 600, TOKEN.text()[:-5]])
-def test_what_is_no_token_is_called_so(text: str) -> None:
+def test_an_invalid_token_is_reported_as_such(text: str) -> None:
     with invalid(Code.WRONG_TOKEN, "TOKEN"):
         Token.parse(text)
 
 
-def test_nodes_that_fit_are_not_unfit() -> None:
+def test_matching_nodes_have_no_mismatch() -> None:
     assert why_unfit(FITTING, FITTING, "lb1", "lb2") == ""
 
 
-def test_settings_are_what_the_file_takes() -> None:
+def test_settings_are_accepted_by_the_cluster_file() -> None:
     door, knock = invitation(), application()
     joined, _ = knock.accepted(reply(door.received(knock.join, 0, CREATED_S)), CREATED_S)
     from ctl.state.cluster_file import decode, encode

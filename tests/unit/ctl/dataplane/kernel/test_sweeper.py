@@ -1,4 +1,4 @@
-"""What the sweep tells replication: deletions on purpose, and connections that only their reply direction keeps alive."""
+"""The sweep's reports to replication: explicit deletions, and connections kept alive only by their reply flow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMIT = expiry.to_ticks(expiry.NO_FARM_S)
 
 @dataclass
 class Heard:
-    """A follower that remembers."""
+    """A listener that records the sweep's reports."""
 
     gone: list[tuple[str, bytes]] = field(default_factory=list)
     alive: list[tuple[str, bytes, int]] = field(default_factory=list)
@@ -44,7 +44,7 @@ def aged(plane: FakePlane, number: int, forward_age: int, reply_age: int, state:
     return bytes(rows[0][0].tobytes())
 
 
-def test_a_connection_that_only_its_reply_direction_keeps_is_told_with_its_own_age() -> None:
+def test_a_connection_kept_alive_by_its_reply_flow_is_reported_with_its_own_age() -> None:
     plane = FakePlane()
     one_way = aged(plane, 1, LIMIT, 7)
     aged(plane, 2, LIMIT - 1, 7)
@@ -59,8 +59,8 @@ def test_a_connection_that_only_its_reply_direction_keeps_is_told_with_its_own_a
     made.close()
 
 
-def test_a_replicated_one_is_told_before_the_peer_would_forget_it() -> None:
-    """This node took over: its own patience with the entry is as long as the peer's, so it has to speak earlier."""
+def test_a_replicated_one_is_reported_before_it_expires_on_the_peer() -> None:
+    """This node took over: both nodes have the same timeout for the entry, so it must report the connection earlier."""
     plane = FakePlane()
     key = aged(plane, 1, LIMIT, 7, int(FlowState.SEEN | FlowState.REPLICATED))
     made, heard = sweeper(plane)
@@ -69,7 +69,7 @@ def test_a_replicated_one_is_told_before_the_peer_would_forget_it() -> None:
     made.close()
 
 
-def test_deletions_on_purpose_are_told_by_forward_key() -> None:
+def test_explicit_deletions_are_reported_by_forward_key() -> None:
     plane = FakePlane()
     keys = {("v4", aged(plane, number, 1, 1)) for number in (1, 2)}
     made, heard = sweeper(plane)
@@ -78,7 +78,7 @@ def test_deletions_on_purpose_are_told_by_forward_key() -> None:
     made.close()
 
 
-def test_expiry_is_not_told_because_the_peer_expires_by_itself() -> None:
+def test_expiry_is_not_reported_because_the_peer_expires_flows_itself() -> None:
     plane = FakePlane()
     aged(plane, 1, LIMIT, LIMIT)
     made, heard = sweeper(plane)

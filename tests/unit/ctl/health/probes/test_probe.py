@@ -1,4 +1,4 @@
-"""Probes against real sockets on loopback: every way a backend can fail gets its sentence, and nothing is left behind."""
+"""Probes against real sockets on loopback: every failure of a backend gets its message, and every socket is closed."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def probe_against(check: HealthCheck, serve: Serve | None, host: str = "127.0.0.1") -> str:
-    """What a probe says of a server whose connections `serve` handles; "" when it passes. None: nobody listens."""
+    """The failure that a probe reports for a server with handler `serve`; "" when it passes. None: a closed port."""
 
     async def run() -> str:
         if serve is None:
             with socket.socket() as unused:
                 unused.bind((host, 0))
                 port = unused.getsockname()[1]
-                return await said(check, host, port)
+                return await failure_of(check, host, port)
         server = await asyncio.start_server(serve, host, 0)
         async with server:
-            return await said(check, host, server.sockets[0].getsockname()[1])
+            return await failure_of(check, host, server.sockets[0].getsockname()[1])
 
     return asyncio.run(run())
 
 
-async def said(check: HealthCheck, host: str, port: int) -> str:
+async def failure_of(check: HealthCheck, host: str, port: int) -> str:
     try:
         await probe(check, host, port)
     except ProbeFailed as failure:
@@ -69,7 +69,7 @@ def test_tcp(host: str) -> None:
 
 
 @pytest.mark.parametrize("check", [TCP, HTTP])
-def test_nobody_listens(check: HealthCheck) -> None:
+def test_a_closed_port_is_refused(check: HealthCheck) -> None:
     assert probe_against(check, None).endswith(": connection refused")
 
 
@@ -111,7 +111,7 @@ def test_a_server_that_is_silent_times_out() -> None:
     assert probe_against(check, silent).endswith("within 50 ms")
 
 
-def test_a_server_that_never_ends_its_line_is_cut_off() -> None:
+def test_an_endless_response_line_is_limited() -> None:
     async def endless(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"x" * (MAX_STATUS_LINE_BYTES * 8))
 
@@ -119,7 +119,7 @@ def test_a_server_that_never_ends_its_line_is_cut_off() -> None:
 
 
 @given(st.binary(max_size=60))
-def test_no_bytes_do_more_than_fail_a_probe(line: bytes) -> None:
+def test_random_responses_only_fail_the_probe(line: bytes) -> None:
     with contextlib.suppress(ProbeFailed):
         assert 0 <= parse_status_line(line) <= 999
 
@@ -135,7 +135,7 @@ def config_of(backends: int, interval_ms: int = 10) -> Config:
 
 
 class Servers:
-    """What the fake probes find: ports in `dead` refuse."""
+    """Results of the fake probes: ports in `dead` refuse."""
 
     def __init__(self) -> None:
         self.dead: set[int] = set()
@@ -168,7 +168,7 @@ def run_checks(
     return asyncio.run(scenario())
 
 
-def test_a_backend_goes_down_and_comes_back(tmp_path: Path) -> None:
+def test_a_backend_goes_down_and_up_again(tmp_path: Path) -> None:
     servers = Servers()
     servers.dead = {2}
 
@@ -182,7 +182,7 @@ def test_a_backend_goes_down_and_comes_back(tmp_path: Path) -> None:
     assert status is not None and status.up and status.last_error == "connection refused"
 
 
-def test_thousands_are_checked_by_one_loop(tmp_path: Path) -> None:
+def test_one_loop_checks_thousands_of_backends(tmp_path: Path) -> None:
     servers = Servers()
     servers.dead = set(range(1, 6))
     runner = run_checks(tmp_path, servers, config_of(5000, 1000), lambda runner, _: servers.probes >= 5000)
@@ -201,14 +201,14 @@ def test_probes_in_flight_are_bounded(tmp_path: Path) -> None:
     def until(_runner: CheckRunner, _transitions: list[Transition]) -> bool:
         nonlocal turns
         turns += servers.running >= MAX_PROBES
-        return turns > 2000  # of the loop, in which more could have been started
+        return turns > 2000  # of the event loop, in which more probes could have been started
 
     servers.probe = hang  # type: ignore[method-assign, assignment]
     run_checks(tmp_path, servers, config_of(2 * MAX_PROBES, 10), until)
     assert servers.most == MAX_PROBES
 
 
-def test_what_was_down_is_still_down_after_a_restart(tmp_path: Path) -> None:
+def test_a_down_backend_stays_down_after_a_restart(tmp_path: Path) -> None:
     servers = Servers()
     servers.dead = {2}
     run_checks(tmp_path, servers, config_of(3), lambda runner, _: runner.checks.down == {2}).save_down()
@@ -222,12 +222,12 @@ def test_what_was_down_is_still_down_after_a_restart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, null]", '{"a": 1}', "[1,2"])
-def test_a_damaged_health_file_means_that_nobody_knows(tmp_path: Path, content: str) -> None:
+def test_a_damaged_health_file_means_unknown_health(tmp_path: Path, content: str) -> None:
     (tmp_path / "health.json").write_text(content)
     assert load_down(tmp_path) == frozenset()
 
 
-def test_a_bug_in_a_probe_is_a_failed_probe(tmp_path: Path) -> None:
+def test_an_exception_in_a_probe_is_a_failed_probe(tmp_path: Path) -> None:
     async def broken(_check: HealthCheck, _address: str, _port: int) -> None:
         raise RuntimeError("an accident")
 

@@ -1,4 +1,4 @@
-"""Which address the node speaks from."""
+"""The source address of the node's probes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def at(device: str, address: str, prefix_length: int = 24) -> InterfaceAddress:
         ("fd07::21", [at("eth0", "10.7.0.1"), at("eth0", "fe80::1", 64)], ""),
     ],
 )
-def test_the_nearest_address_that_is_no_vip(target: str, addresses: list[InterfaceAddress], expected: str) -> None:
+def test_the_closest_address_that_is_not_a_vip(target: str, addresses: list[InterfaceAddress], expected: str) -> None:
     assert own_source(target, "eth0", addresses, {VIP}) == expected
 
 
@@ -42,19 +42,19 @@ def sources(vip: Vip, *present: InterfaceAddress) -> OwnSources:
     return OwnSources(network, lambda: config)
 
 
-def test_the_kernels_choice_stands_unless_it_is_a_guarded_vip() -> None:
-    """127.0.0.1 is what the kernel speaks to 127.0.0.1 from, whatever the machine has."""
+def test_the_kernels_choice_is_used_unless_it_is_a_guarded_vip() -> None:
+    """The kernel's source address for 127.0.0.1 is 127.0.0.1 on every machine."""
     loopback = kernel_source("127.0.0.1")
     assert asyncio.run(sources(Vip(VIP, 24, "eth0")).towards("127.0.0.1")) == ""
     assert asyncio.run(sources(Vip(loopback, 8, "lo", guard=False)).towards("127.0.0.1")) == ""
     assert asyncio.run(sources(Vip(loopback, 8, "lo"), at("lo", "10.7.0.1", 32)).towards("127.0.0.1")) == "10.7.0.1"
 
 
-def test_a_node_with_vips_alone_is_told_what_to_do() -> None:
+def test_a_node_with_vips_only_gets_a_remedy() -> None:
     lonely = sources(Vip("127.0.0.1", 8, "lo"))
     with pytest.raises(XlbError, match=r"lo has only VIPs.*ip address add ADDRESS/PREFIX dev lo"):
         asyncio.run(lonely.towards("127.0.0.1"))
 
 
-def test_no_way_is_the_probes_business() -> None:
+def test_a_missing_route_is_reported_by_the_probe() -> None:
     assert kernel_source("255.255.255.255") == ""

@@ -1,4 +1,4 @@
-"""Which devices lie below an interface."""
+"""The lower devices of an interface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def test_ports_and_members_are_below_through_every_level() -> None:
     assert devices_below("eth0", BOND) == []
 
 
-def test_what_is_not_there_has_nothing_below() -> None:
+def test_a_missing_interface_has_no_lower_devices() -> None:
     assert devices_below("eth9", BOND) == []
     assert devices_below("lost0", [Stacked("lost0", 2, below=77)]) == []
 

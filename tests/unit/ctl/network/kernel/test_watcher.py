@@ -1,4 +1,4 @@
-"""Which of the kernel's messages matter, decided without a kernel; frames and sysctls as pure functions."""
+"""Which netlink notifications matter, decided without a kernel; frames and sysctls as pure functions."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def link(name: str = "eth0", up: bool = True, event: str = "RTM_NEWLINK", index:
     return {"event": event, "family": 0, "index": index, "flags": 0x10001 if up else 0x1, "attrs": [("IFLA_IFNAME", name)]}
 
 
-def test_a_neighbour_that_is_confirmed_again_is_no_news() -> None:
+def test_a_neighbour_confirmed_again_is_not_reported() -> None:
     watch = ChangeFilter()
     assert watch.judge(neighbour(REACHABLE)).next_hops
     for state in (STALE, REACHABLE, 8, 16, STALE):
         assert watch.judge(neighbour(state)) == Verdict()
 
 
-def test_a_neighbour_with_another_mac_is_news() -> None:
+def test_a_neighbour_with_a_changed_mac_is_reported() -> None:
     watch = ChangeFilter()
     watch.judge(neighbour(REACHABLE))
     assert watch.judge(neighbour(REACHABLE, OTHER_MAC)).next_hops
     assert not watch.judge(neighbour(STALE, OTHER_MAC)).next_hops
 
 
-def test_a_neighbour_that_fails_and_comes_back_with_the_same_mac_is_no_news() -> None:
+def test_a_neighbour_that_recovers_with_the_same_mac_is_not_reported() -> None:
     watch = ChangeFilter()
     watch.judge(neighbour(REACHABLE))
     assert not watch.judge(neighbour(FAILED, "")).next_hops
@@ -56,7 +56,7 @@ def test_a_neighbour_that_is_deleted_is_reported_and_forgotten() -> None:
     assert watch.judge(neighbour(REACHABLE)).next_hops
 
 
-def test_the_memory_of_neighbours_is_bounded() -> None:
+def test_remembered_neighbours_are_bounded() -> None:
     watch = ChangeFilter()
     for number in range(MAX_KNOWN_NEIGHBOURS + 10):
         watch.judge(neighbour(REACHABLE, address=f"{number}"))
@@ -84,7 +84,7 @@ def test_routes_and_addresses() -> None:
 
 
 @pytest.mark.parametrize("message", [{}, {"event": "RTM_NEWNEIGH", "attrs": [("NDA_DST", 5)]}])
-def test_messages_without_what_they_should_have_do_no_harm(message: dict[str, Any]) -> None:
+def test_incomplete_netlink_messages_are_ignored(message: dict[str, Any]) -> None:
     ChangeFilter().judge(message)
 
 
@@ -129,22 +129,22 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_sysctls_are_set_only_where_they_must_be(tree: Path) -> None:
-    said = sysctl.enable(("eth0",), tree)
-    assert len(said) == 6 and "set net.ipv6.conf.eth0.accept_ra from 1 to 2" in said
+    messages = sysctl.enable(("eth0",), tree)
+    assert len(messages) == 6 and "set net.ipv6.conf.eth0.accept_ra from 1 to 2" in messages
     assert (tree / "ipv4/ip_forward").read_text() == "1"
     assert (tree / "ipv6/conf/eth1/accept_ra").read_text() == "0\n"
-    order = [sentence.split()[1] for sentence in said]
+    order = [message.split()[1] for message in messages]
     assert order.index("net.ipv6.conf.eth0.accept_ra") < order.index("net.ipv6.conf.all.forwarding"), "or the route is lost"
     assert sysctl.enable(("eth0",), tree) == []
     assert [problem.split()[0] for problem in sysctl.problems(("eth0",), tree)] == ["net.ipv4.conf.all.rp_filter"]
 
 
-def test_a_node_without_ipv6_needs_nothing_of_it(tree: Path) -> None:
+def test_a_node_without_ipv6_sets_no_ipv6_sysctl(tree: Path) -> None:
     (tree / "ipv6/conf/all/forwarding").unlink()
-    assert not any("ipv6" in sentence for sentence in sysctl.enable(("eth0",), tree))
+    assert not any("ipv6" in message for message in sysctl.enable(("eth0",), tree))
 
 
-def test_what_cannot_be_set_is_said(tree: Path) -> None:
+def test_a_sysctl_that_cannot_be_set_is_reported(tree: Path) -> None:
     (tree / "ipv4/ip_forward").unlink()
     (tree / "ipv4/ip_forward").mkdir()
     assert len(sysctl.enable(("eth0",), tree)) == 5, "what cannot be read is not there"
