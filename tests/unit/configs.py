@@ -25,7 +25,7 @@ _CHECKS = st.builds(
 
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
-    """Both families, ranges, every option; listeners never overlap because each farm has its own hundred ports."""
+    """Both families, ranges, every option; listeners never overlap because each farm has its own 100 ports."""
     four, six = draw(st.integers(0, 2)), draw(st.integers(0, 2))
     vips = [Vip(f"10.0.0.{n + 1}", draw(st.integers(1, 32)), "eth0", draw(st.booleans())) for n in range(four)]
     vips += [Vip(f"2001:db8::{n + 1:x}", draw(st.integers(1, 128)), "eth1.5", draw(st.booleans())) for n in range(six)]
@@ -74,7 +74,7 @@ def configs(draw: st.DrawFn) -> Config:
 
 
 def without_ids(config: Config) -> tuple[object, object]:
-    """What a farms file can say of a configuration."""
+    """The part of a configuration that a farms file holds."""
     farms = {
         name: replace(farm, id=0, backends=tuple(replace(each, id=0) for each in farm.backends))
         for name, farm in config.farms.items()

@@ -36,7 +36,7 @@ each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: 
 
 
 def too_long(text: str) -> list[int]:
-    """Numbers of the lines that exceed the limit; rows of tables and lines that are one link may."""
+    """Numbers of the lines that exceed the limit, except rows of tables and lines that are one link."""
     return [
         number
         for number, line in enumerate(text.splitlines(), 1)
@@ -62,7 +62,7 @@ def test_the_readme_stays_short() -> None:
 
 
 def missing_files(document: Path, text: str) -> set[str]:
-    """Files and links of a document that are not there."""
+    """Files and links of a document that do not exist."""
     named = {TREE / name for name in re.findall(r"\b(?:bench|bpf|ctl|debian|docs|sync|tests|vagrant)/[\w./-]*\.[a-z]+\b", text)}
     linked = {document.parent / name for name in re.findall(r"\]\(([^:)#]+)(?:#[^)]*)?\)", text)}
     return {str(path) for path in named | linked if not path.exists()}
@@ -98,7 +98,7 @@ def typed(text: str) -> Iterator[str]:
 
 
 def quoted(text: str) -> Iterator[str]:
-    """Each xlbctl command in running text, which may be a part of one."""
+    """Each xlbctl command inside a paragraph; it may be incomplete."""
     return (" ".join(found.split()) for found in re.findall(r"`xlbctl\s+([^`]+)`", text))
 
 
@@ -145,7 +145,7 @@ def test_a_wrong_command_is_found() -> None:
     assert list(quoted("run `xlbctl cluster\nreboot` now")) == ["cluster reboot"] and not known_words(["cluster", "reboot"])
 
 
-def test_the_questions_of_a_newcomer_are_answered_by_files() -> None:
+def test_the_where_is_questions_are_answered_by_files() -> None:
     text = (TREE / "docs/ARCHITECTURE.md").read_text().split("\n## Where is …?\n")[1].split("\n## ")[0]
     answers = [re.findall(r"`([\w/.]+\.py)`", row) for row in text.splitlines() if row.startswith("| ")][2:]
     assert len(answers) == 12
@@ -168,7 +168,7 @@ def test_every_table_is_in_a_document() -> None:
 
 
 def rows_of(document: str, section: str) -> Iterator[list[str]]:
-    """The cells of a section's table, without its head."""
+    """The cells of a section's table, without its header."""
     text = (TREE / document).read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
     for line in [line for line in text.splitlines() if line.startswith("|")][2:]:
         yield [cell.strip() for cell in line.strip("|").split(" | ")]

@@ -1,7 +1,7 @@
 """Packages form layers, and pure packages do no I/O: the import graph, computed from the sources, against one table.
 
-The table stands in docs/ARCHITECTURE.md ("Packages"). A package may import itself and packages of lower rows. So no package can
-be part of an import cycle, which is checked on its own all the same. Imports inside functions count like all others.
+The table is in docs/ARCHITECTURE.md ("Packages"). A package may import itself and packages of lower rows, so no package can
+be part of an import cycle; a separate test checks that too. Imports inside functions count like all others.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def test_every_row_is_a_package_that_exists() -> None:
     assert set(map(package_of, modules())) == set(rows()) and len(rows()) > 20
 
 
-def test_no_package_grows_without_end() -> None:
+def test_the_size_of_packages_is_bounded() -> None:
     sizes: dict[str, int] = {}
     for module in (name for name, path in modules().items() if path.name != "__init__.py"):
         sizes[package_of(module)] = sizes.get(package_of(module), 0) + 1
@@ -123,7 +123,7 @@ def test_no_package_grows_without_end() -> None:
 
 
 def test_no_test_module_is_imported() -> None:
-    """What several tests share belongs into tests/fakes, tests/rig or a module without tests."""
+    """Code shared by several tests belongs in tests/fakes, tests/rig or a module without tests."""
     paths = (path for folder in ("tests", "bench") for path in (TREE / folder).rglob("*.py"))
     shared = {str(path.relative_to(TREE)): [name for name in imports(path.read_text()) if ".test_" in name] for path in paths}
     assert {path: names for path, names in shared.items() if names} == {}

@@ -1,4 +1,4 @@
-"""What stands in several files because their readers differ says the same in all of them."""
+"""Values that several files repeat for different readers agree."""
 
 from __future__ import annotations
 

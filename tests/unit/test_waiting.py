@@ -21,8 +21,8 @@ CLOCKS = {"monotonic", "monotonic_ns", "perf_counter", "clock_gettime", "clock_g
 ALLOWED = {
     ("tests/rig/client.py", "repeat.worker"): "pauses between two requests as a client does",
     ("tests/net/test_pair_sockets.py", "advertised.send"): "paces advertisements",
-    ("tests/unit/sync/test_transport.py", "test_a_key_that_is_not_the_peers_gets_nothing.scene"): "paces messages",
-    ("tests/unit/ctl/cluster/pairing/test_check.py", "test_a_resolver_that_hangs_is_given_up"): "a resolver that hangs",
+    ("tests/unit/sync/test_transport.py", "test_an_unknown_key_receives_nothing.scene"): "paces messages",
+    ("tests/unit/ctl/cluster/pairing/test_check.py", "test_a_resolver_that_hangs_times_out"): "a resolver that hangs",
     ("tests/bpf/test_fence.py", "test_a_deadline_passes_by_itself"): "sends packets until after the deadline",
     ("tests/fakes/cli.py", "Terminal.wait"): "reads the terminal until the process ends",
     ("tests/rig/node.py", "Node._wait_ready"): "waits on the notify socket",
@@ -33,7 +33,7 @@ ALLOWED = {
 
 
 class Sleeps(ast.NodeVisitor):
-    """The (function, line) of each call that lets time pass: sleep, an Event that nobody sets, a loop against the clock."""
+    """The (function, line) of each call that lets time pass: sleep, an Event that is never set, a loop against the clock."""
 
     def __init__(self) -> None:
         self.scope: list[str] = []
@@ -110,7 +110,7 @@ def test_each_kind_of_sleep_is_found(line: str) -> None:
     assert sleeps(f"async def f():\n    {line}") == [("f", 2)]
 
 
-def test_one_turn_of_the_loop_is_no_sleep() -> None:
+def test_one_iteration_of_the_event_loop_is_no_sleep() -> None:
     assert sleeps("async def f():\n    await asyncio.sleep(0)\n    done.wait(5)") == []
 
 

@@ -1,4 +1,4 @@
-"""Columns of maps: ranges of ports become prefixes, addresses and flows are decoded to what was encoded."""
+"""Columns of maps: port ranges become prefixes, and addresses and flows survive encoding."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_prefixes_cover_the_range_and_nothing_else(ports: list[int]) -> None:
 
 @given(st.tuples(PORTS, PORTS).map(sorted))
 def test_prefixes_are_the_fewest(ports: list[int]) -> None:
-    """No two neighbours could be one prefix, and the bound of two per bit holds."""
+    """No two adjacent prefixes can be merged, and there are at most two per bit."""
     prefixes = columns.port_prefixes(*ports)
     assert len(prefixes) <= 30
     for (port, length), (_, next_length) in itertools.pairwise(prefixes):
@@ -47,13 +47,13 @@ def test_the_widest_ranges() -> None:
 
 
 @pytest.mark.parametrize("ports", [(-1, 5), (5, 4), (0, 65536)])
-def test_what_is_no_range_is_refused(ports: tuple[int, int]) -> None:
+def test_an_invalid_range_is_refused(ports: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="is not a range of ports"):
         columns.port_prefixes(*ports)
 
 
 @given(st.ip_addresses())
-def test_addresses_come_back_canonical(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+def test_decoded_addresses_are_canonical(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
     raw = columns.address_bytes(str(address))
     assert raw == address.packed
     assert ipaddress.ip_address(columns.address_text(raw)) == address
@@ -65,7 +65,7 @@ def test_a_wrong_address_is_named() -> None:
         columns.address_bytes("10.0.0.256")
 
 
-def test_short_addresses_are_padded_behind() -> None:
+def test_short_addresses_are_padded_at_the_end() -> None:
     column = columns.address_column(["10.0.0.1", "2001:db8::1"], 16)
     assert column[0].tobytes() == b"\x0a\x00\x00\x01" + bytes(12)
     assert column[1].tobytes() == ipaddress.ip_address("2001:db8::1").packed
@@ -95,6 +95,6 @@ def test_keys_hold_ports_in_network_order() -> None:
     assert key.tobytes() == bytes.fromhex("0a000001 0a000002 1234 0050 06 000000")
 
 
-def test_the_other_family_is_refused() -> None:
+def test_the_wrong_address_family_is_refused() -> None:
     with pytest.raises(ValueError, match="key's address family"):
         columns.encode_flow_keys([FlowTuple("10.0.0.1", "2001:db8::1", 1, 2, 6)], key_dtype("v4"))

@@ -1,4 +1,4 @@
-"""The cluster link over loopback: peers hear each other, strangers hear nothing."""
+"""The cluster link over loopback: peers receive each other's messages, strangers receive nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Pair:
             await link.close()
 
 
-def test_messages_pass_both_ways() -> None:
+def test_messages_pass_in_both_directions() -> None:
     async def scene() -> None:
         one, two = Keys.generate(), Keys.generate()
         async with Pair(one, two, one.public) as pair:
@@ -51,7 +51,7 @@ def test_messages_pass_both_ways() -> None:
     asyncio.run(scene())
 
 
-def test_a_key_that_is_not_the_peers_gets_nothing() -> None:
+def test_an_unknown_key_receives_nothing() -> None:
     async def scene() -> None:
         one, two, stranger = Keys.generate(), Keys.generate(), Keys.generate()
         async with contextlib.AsyncExitStack() as stack, Pair(one, two, one.public) as pair:
@@ -66,13 +66,13 @@ def test_a_key_that_is_not_the_peers_gets_nothing() -> None:
                 intruder.send(b"stranger")
                 friend_sent += pair.one.send(b"friend")
                 await asyncio.sleep(0.002)
-            await wait_until_async(lambda: len(pair.heard_two) >= before + 10, "the peer to be heard beside the stranger")
+            await wait_until_async(lambda: len(pair.heard_two) >= before + 10, "the peer to be heard despite the stranger")
             assert set(pair.heard_two) == {b"friend"}
 
     asyncio.run(scene())
 
 
-def test_a_plain_socket_gets_nothing() -> None:
+def test_an_unencrypted_socket_receives_nothing() -> None:
     async def scene() -> None:
         one, two = Keys.generate(), Keys.generate()
         async with Pair(one, two, one.public) as pair:
@@ -87,7 +87,7 @@ def test_a_plain_socket_gets_nothing() -> None:
     asyncio.run(scene())
 
 
-def test_sending_to_nobody_is_noticed_and_queues_nothing() -> None:
+def test_sending_without_a_peer_is_detected_and_queues_nothing() -> None:
     async def scene() -> None:
         keys = Keys.generate()
         link = Link(keys, Keys.generate().public)

@@ -1,4 +1,4 @@
-"""Descriptions by clang become numpy types, and layout.json is read completely or not at all."""
+"""Clang's type descriptions become numpy types, and layout.json is read completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ADDRESS = ["addr_v6", [["word", "unsigned int", [4]]], "struct_packed"]
 KEY = ["key", [["source", ADDRESS], ["source_port", "unsigned short"], ["zero", "unsigned char", [2]]], "struct_packed"]
 
 
-def test_columns_come_out_as_documented() -> None:
+def test_columns_match_the_documentation() -> None:
     found = layout.dtype_of(KEY)
     assert found == np.dtype([("source", "V16"), ("source_port", ">u2"), ("zero", "u1", (2,))])
 
 
-def test_numbers_that_are_no_ports_are_the_hosts() -> None:
+def test_numbers_that_are_no_ports_are_in_host_order() -> None:
     description = ["v", [["port_first", "unsigned short"], ["farm", "unsigned short"], ["support", "unsigned short"]], "struct"]
     assert layout.dtype_of(description) == np.dtype([("port_first", ">u2"), ("farm", "=u2"), ("support", "=u2")])
 
@@ -49,7 +49,7 @@ def test_a_plain_number_is_its_own_type() -> None:
         (["v", [["strange", "struct x"]], "struct"], "strange has the unknown type"),
     ],
 )
-def test_what_numpy_cannot_express_is_named(description: Any, named: str) -> None:
+def test_types_numpy_cannot_express_are_named(description: Any, named: str) -> None:
     with pytest.raises(LayoutError, match=named):
         layout.dtype_of(description)
 
@@ -79,7 +79,7 @@ def test_maps_that_differ_in_anything_have_other_fingerprints() -> None:
     assert map_layout().fingerprint() == map_layout().fingerprint()
 
 
-def test_layouts_survive_the_disk(tmp_path: Path) -> None:
+def test_layouts_survive_being_stored(tmp_path: Path) -> None:
     layouts = Layouts(3, "abc", {"flows": map_layout(), "lease": map_layout(key="unsigned int", key_size=4)})
     layout.store(layouts, tmp_path)
     assert layout.load(tmp_path) == layouts

@@ -1,4 +1,4 @@
-"""However node files change, messages are late and daemons die: no node uses a lease that its peer would not wait for."""
+"""With changed node files, late messages and crashes, no node uses a lease that its peer would not wait for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Node:
         self.start()
 
     def start(self) -> None:
-        """The daemon died, a write in progress may have completed, and the node file may have changed."""
+        """Start after a crash: a write in progress may have completed, and the node file may have changed."""
         if self.boot and self.pending and self.rng.random() < 0.5:
             self.disk = self.pending
         self.timing = Timing.from_ms(*self.rng.choice(TIMES_MS))
@@ -77,7 +77,7 @@ class Node:
 
 
 def play(seed: int) -> tuple[Node, Node]:
-    """A course of events in which at every moment each node waits for what the other may use."""
+    """Play a history and check after every event that each node waits for the lease its peer may use."""
     rng = random.Random(seed)
     formed_ns = Timing.from_ms(*rng.choice(TIMES_MS)).lease_ns
     one, two = (Node(name, rng, Leases(formed_ns, formed_ns)) for name in ("lb1", "lb2"))

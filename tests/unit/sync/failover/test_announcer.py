@@ -1,4 +1,4 @@
-"""When addresses are announced."""
+"""When the announcer sends gratuitous ARP."""
 
 from __future__ import annotations
 

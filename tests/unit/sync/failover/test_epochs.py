@@ -18,7 +18,7 @@ def test_a_reserved_epoch_counts_as_spent_after_a_crash() -> None:
     assert Epochs(0, 4, 6).current == 6
 
 
-def test_an_epoch_is_reserved_once_and_begins_when_it_is_on_disk() -> None:
+def test_an_epoch_is_reserved_once_and_starts_when_it_is_on_disk() -> None:
     epochs = Epochs(0, 3, 0)
     assert epochs.reserve() == PersistEpoch(3, 4) and epochs.reserve() is None
     with pytest.raises(AssertionError, match="on disk"):
@@ -41,7 +41,7 @@ def test_reserved_epochs_have_the_parity_and_exceed_all_that_is_known(parity: in
     assert epochs.current == 31 and epochs.reserve() == PersistEpoch(31, 33 if parity else 32)
 
 
-def test_an_orderly_end_gives_the_reserved_epoch_back() -> None:
+def test_an_orderly_stop_releases_the_reserved_epoch() -> None:
     epochs = Epochs(0, 3, 0)
     epochs.reserve()
     epochs.persisted(4)

@@ -28,7 +28,7 @@ def test_a_request_is_late_from_its_deadline_until_it_ends() -> None:
 @pytest.mark.parametrize(
     ("request_", "leaves"), [("switchover", False), ("failback", False), ("maintenance", True), ("shutdown", True), ("", False)]
 )
-def test_which_requests_keep_a_node_out_of_service(request_: str, leaves: bool) -> None:
+def test_which_requests_keep_a_node_from_becoming_active(request_: str, leaves: bool) -> None:
     hand_over = HandOver()
     hand_over.begin(request_, 0)
     assert hand_over.leaves_service is leaves

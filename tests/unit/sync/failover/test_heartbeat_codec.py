@@ -1,4 +1,4 @@
-"""No bytes, however made, do anything but become a heartbeat or a WireError, and no heartbeat makes the machine raise."""
+"""Any bytes decode to a heartbeat or raise WireError, and no heartbeat makes the state machine raise."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_too_large_is_refused_before_it_is_read() -> None:
 
 gaps_ns = st.sampled_from((0, 1, 4, 9, 12, 21, 37)).map(lambda ms: ms * NS_PER_MS)
 near = st.integers(-1, 2)  # epochs around the machine's own
-peer_says = st.fixed_dictionaries(
+peer_fields = st.fixed_dictionaries(
     {
         "role": st.sampled_from(Role),
         "epoch": near,
@@ -156,8 +156,8 @@ peer_says = st.fixed_dictionaries(
     }
 )
 events = st.one_of(
-    peer_says,
-    peer_says,
+    peer_fields,
+    peer_fields,
     st.builds(types.HeartbeatHeard, heartbeats),
     st.builds(types.AdvertHeard, st.integers(0, 255), st.booleans()),
     st.builds(types.CarrierChanged, st.sampled_from(("eth0", "eth1")), st.booleans()),
@@ -173,7 +173,7 @@ events = st.one_of(
 
 
 def heartbeat_of(machine: Failover, sequence: int, now: int, echo_ago_ns: int, **fields: Any) -> types.HeartbeatHeard:
-    """A heartbeat of the peer that fits the moment, or almost does."""
+    """A heartbeat of the peer that is valid at this time, or almost valid."""
     for name in ("epoch", "claim", "grants"):
         fields[name] = max(0, machine.epoch + fields[name])
     echo: dict[str, Any] = {"echo_boot": 99, "echo_sequence": sequence, "echo_sent_ns": max(0, now - echo_ago_ns)}

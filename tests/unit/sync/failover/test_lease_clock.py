@@ -1,4 +1,4 @@
-"""The lease of one node: what extends it, and when a node must do without acknowledgements."""
+"""The lease of one node: what extends it, and when a node must continue without acknowledgements."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_acknowledgements_count_in_the_order_of_sending_only() -> None:
     assert not lease.acknowledge(110 * MS, 126 * MS)
 
 
-def test_a_node_is_alone_when_acknowledgements_are_missing_and_one_could_have_come() -> None:
+def test_a_node_is_alone_when_an_acknowledgement_could_have_arrived_and_did_not() -> None:
     lease = opened_at(100)
     assert lease.alone_at_ns(TIMING) == FAR_NS, "nothing was sent"
     lease.sent(112 * MS)

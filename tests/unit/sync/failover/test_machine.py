@@ -1,4 +1,4 @@
-"""Two failover machines: which one is active and until when, epochs, healing, and the message each gives."""
+"""Two failover machines: which one is active and until when, epochs, healing, and the log message of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_preferred_of_two_that_start_is_active_once_the_peer_promised() -> N
     assert pair.two.why == "lb1 is active with epoch 2"
 
 
-def test_what_a_node_does_first_is_to_close_what_it_left_open() -> None:
+def test_a_starting_node_first_closes_the_lease_it_left_open() -> None:
     machine = Failover(FailoverConfig("lb1", "lb2", TIMING), 11, 5, 6, 0)
     effects = machine.start()
     assert effects[:2] == [types.CloseLease(), types.StopServing()]
@@ -87,8 +87,8 @@ def test_a_node_that_slept_past_its_lease_steps_back_and_does_not_extend() -> No
     assert pair.roles() == ("backup", "active") and pair.one.why == "lb2 is active with epoch 3"
 
 
-def test_a_nap_too_short_to_be_noticed_makes_no_silence() -> None:
-    """What arrived meanwhile is handed over a moment after the timer has fired."""
+def test_a_pause_too_short_to_detect_is_not_taken_for_silence() -> None:
+    """Heartbeats that arrived in the pause are delivered just after the timer has fired."""
     pair = Pair()
     pair.cut |= {"cluster", "data"}
     ends = pair.now - pair.two.status(pair.now).peer_silent_ns + TIMING.takeover_ns
@@ -167,7 +167,7 @@ def test_an_active_that_hears_of_a_later_epoch_continues_with_a_still_later_one(
     assert "epoch raised to 10: epoch 9 is known" in pair.messages(pair.one)
 
 
-def test_replayed_and_late_heartbeats_count_for_nothing() -> None:
+def test_replayed_and_late_heartbeats_are_ignored() -> None:
     pair = Pair()
     beat = pair.last(pair.one, types.SendHeartbeat).heartbeat
     pair.dead.add(pair.one)
@@ -178,7 +178,7 @@ def test_replayed_and_late_heartbeats_count_for_nothing() -> None:
     assert pair.two.role is Role.ACTIVE
 
 
-def test_an_old_grant_opens_nothing() -> None:
+def test_an_old_grant_opens_no_lease() -> None:
     machine = Failover(FailoverConfig("lb1", "lb2", TIMING), 11, 0, 0, 0)
     machine.start()
     machine.handle(types.EpochPersisted(2), 1 * MS)
@@ -194,7 +194,7 @@ def test_an_old_grant_opens_nothing() -> None:
     assert types.ExtendLease(64 * MS, 2, 52 * MS) in effects
 
 
-def test_names_decide_should_two_epochs_ever_be_equal() -> None:
+def test_node_names_break_a_tie_of_epochs() -> None:
     for node, peer, role in (("lb1", "lb2", Role.BACKUP), ("lb2", "lb1", Role.ACTIVE)):
         machine = Failover(FailoverConfig(node, peer, TIMING), 11, 4, 4, 0)
         machine.start()
@@ -233,7 +233,7 @@ def test_two_nodes_that_each_heard_a_dead_incarnation_of_their_peer_find_each_ot
     assert sorted(pair.roles()) == ["active", "backup"]
 
 
-def test_the_successor_announces_for_as_long_as_the_dead_may_be_heard() -> None:
+def test_a_new_active_node_announces_while_its_dead_peer_may_still_be_heard() -> None:
     pair = Pair()
     pair.dead.add(pair.one)
     pair.pass_ms(40)

@@ -1,4 +1,4 @@
-"""Two failover machines: hand-over, failback, carrier, maintenance and shutdown, and the message each gives."""
+"""Two failover machines: hand-over, failback, carrier, maintenance and shutdown, and the log message of each."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_hand_over_waits_for_the_flows_and_gives_up_in_time() -> None:
         (lambda pair: pair.hear(pair.two, types.CarrierChanged("eth0", False)), "lb2 is fault and cannot become active"),
     ],
 )
-def test_a_switchover_to_a_peer_that_cannot_serve_is_refused(prepare: Callable[[Pair], object], why: str) -> None:
+def test_a_switchover_to_a_peer_that_cannot_become_active_is_refused(prepare: Callable[[Pair], object], why: str) -> None:
     pair = Pair()
     prepare(pair)
     if "heard" not in why:
@@ -91,21 +91,21 @@ def test_a_lost_carrier_moves_the_vips_at_once() -> None:
     assert pair.roles() == ("backup", "active")
 
 
-def test_a_node_whose_carrier_returns_listens_before_it_believes_in_silence() -> None:
+def test_a_node_listens_after_its_carrier_returns_before_silence_counts() -> None:
     pair = Pair()
     pair.hear(pair.one, types.CarrierChanged("eth0", False))
     pair.cut |= {"cluster", "data"}
     pair.pass_ms(500)
     assert pair.roles() == ("fault", "active")
     pair.hear(pair.one, types.CarrierChanged("eth0", True))
-    pair.pass_ms(TIMING.takeover_ns // MS * 2)  # a bridge port that learns, a connection that is being made again
+    pair.pass_ms(TIMING.takeover_ns // MS * 2)  # a bridge port that is learning, a connection that is being re-established
     assert pair.roles() == ("backup", "active")
     pair.cut.clear()
     pair.pass_ms(200)
     assert pair.roles() == ("backup", "active") and pair.one.why.startswith("lb2 is active")
 
 
-def test_a_lost_carrier_is_borne_while_the_peer_cannot_serve() -> None:
+def test_a_lost_carrier_is_ignored_while_the_peer_cannot_become_active() -> None:
     pair = Pair()
     pair.dead.add(pair.two)
     pair.pass_ms(100)
@@ -117,7 +117,7 @@ def test_a_lost_carrier_is_borne_while_the_peer_cannot_serve() -> None:
     assert pair.roles() == ("fault", "active")
 
 
-def test_maintenance_hands_over_first_and_ends_where_it_began() -> None:
+def test_maintenance_hands_over_first_and_restores_the_state_on_exit() -> None:
     pair = Pair()
     pair.hear(pair.one, types.MaintenanceRequested(True))
     pair.pass_ms(5)
@@ -140,7 +140,7 @@ def test_maintenance_of_the_last_node_needs_force() -> None:
     assert pair.one.role is Role.MAINTENANCE and pair.one.deadline_ns == 0
 
 
-def test_a_shutdown_hands_over_and_gives_its_unused_epoch_back() -> None:
+def test_a_shutdown_hands_over_and_releases_its_unused_epoch() -> None:
     pair = Pair()
     pair.hear(pair.one, types.ShutdownRequested())
     pair.pass_ms(5)

@@ -1,4 +1,4 @@
-"""What one node knows of its peer: incarnations, paths, silence, and what the peer can do."""
+"""One node's view of its peer: incarnations, heartbeat paths, silence and capabilities."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_silence_counts_from_the_path_that_was_heard_last() -> None:
     assert peer.silence_ends_ns(TIMING) == 136 * MS
 
 
-def test_silence_counts_only_after_one_heartbeat_of_looking() -> None:
+def test_silence_counts_only_after_listening_for_one_heartbeat() -> None:
     peer = heard_at(100)
     peer.look(120 * MS, TIMING)  # too early: the end of the silence is 16 ms away
     assert not peer.is_silent(200 * MS, AWAKE_NS, TIMING)
@@ -73,7 +73,7 @@ def test_silence_counts_only_after_one_heartbeat_of_looking() -> None:
     assert not peer.is_silent(200 * MS, AWAKE_NS, TIMING)
 
 
-def test_a_heartbeat_or_an_advertisement_ends_the_looking() -> None:
+def test_a_heartbeat_or_an_advertisement_ends_the_listening() -> None:
     inputs: list[Callable[[PeerView], object]] = [
         lambda peer: peer.accept(replace(BEAT, sequence=2), 0, 135 * MS, TIMING),
         lambda peer: peer.advertised(135 * MS),
@@ -85,13 +85,13 @@ def test_a_heartbeat_or_an_advertisement_ends_the_looking() -> None:
         assert not peer.is_silent(400 * MS, AWAKE_NS, TIMING)
 
 
-def test_a_peer_that_left_needs_no_looking() -> None:
+def test_a_peer_that_left_needs_no_listening() -> None:
     peer = heard_at(100, replace(BEAT, role=Role.LEFT))
     peer.look(101 * MS, TIMING)
     assert peer.is_silent(101 * MS, AWAKE_NS, TIMING)
 
 
-def test_a_node_that_slept_or_must_be_quiet_does_not_believe_in_silence() -> None:
+def test_a_node_that_slept_or_must_be_quiet_does_not_infer_a_peer_failure() -> None:
     peer = heard_at(100)
     peer.look(125 * MS, TIMING)
     assert not peer.is_silent(140 * MS, 121 * MS, TIMING) and peer.is_silent(141 * MS, 121 * MS, TIMING)
@@ -102,7 +102,7 @@ def test_a_node_that_slept_or_must_be_quiet_does_not_believe_in_silence() -> Non
     assert peer.is_silent(145 * MS, AWAKE_NS, TIMING)
 
 
-def test_the_timer_fires_when_looking_begins_and_when_silence_counts() -> None:
+def test_the_timer_fires_when_listening_starts_and_when_silence_counts() -> None:
     peer = heard_at(100)
     assert peer.next_look_ns(AWAKE_NS, TIMING) == 121 * MS
     peer.look(130 * MS, TIMING)
@@ -128,7 +128,7 @@ def test_what_a_peer_can_do(fields: dict[str, object], now_ms: int, inability: s
     assert peer.can_become_active(now_ms * MS, TIMING) is can_become_active
 
 
-def test_a_peer_that_was_never_heard_can_do_nothing() -> None:
+def test_a_peer_that_was_never_heard_has_no_capabilities() -> None:
     peer = PeerView("lb2", 0)
     assert peer.inability(0, TIMING) == "lb2 is not heard on the cluster link" and not peer.can_become_active(0, TIMING)
 

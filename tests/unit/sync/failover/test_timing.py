@@ -1,4 +1,4 @@
-"""Which times fit together, and which are in force where the nodes differ."""
+"""Which times are consistent, and which are in force when the nodes differ."""
 
 from __future__ import annotations
 

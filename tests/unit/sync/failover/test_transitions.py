@@ -26,7 +26,7 @@ WALKS, STEPS = 150, 120
 
 
 class Node:
-    """One machine, a disk that answers at once, and a peer that sends what the test wants. Notes which rows are used."""
+    """One machine, a disk that answers at once, and a peer that sends what the test asks for. Records which rows are used."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[Transition] = []
@@ -253,7 +253,7 @@ def test_no_course_of_events_changes_the_state_without_a_row(monkeypatch: pytest
 
 
 def step(node: Node, rng: random.Random) -> None:
-    """Something happens; `Node.handle` compares what it does to the state with the rows."""
+    """Feed one random event; `Node.handle` compares the state change with the rows."""
     node.run(rng.choice((0, 1, 5, 12)))
     match rng.choice(("beat", "beat", "beat", "time", "event")):
         case "beat":

@@ -1,4 +1,4 @@
-"""Questions to the tie-breaker, and from when a lease may count with its answers."""
+"""Requests to the tie-breaker, and from when a lease may rest on its answers."""
 
 from __future__ import annotations
 
@@ -55,4 +55,4 @@ def test_a_gateway_must_have_answered_for_the_takeover_time() -> None:
         assert vote.basis_ns(ms * MS + MS, TIMING) is None
     assert vote.basis_ns(136 * MS, TIMING) == 130 * MS
     vote.answered(161 * MS, True, 161 * MS, TIMING)
-    assert vote.basis_ns(161 * MS, TIMING) is None, "31 ms without an answer: the series begins again"
+    assert vote.basis_ns(161 * MS, TIMING) is None, "31 ms without an answer: the series starts again"

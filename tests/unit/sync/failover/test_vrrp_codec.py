@@ -38,7 +38,7 @@ def families() -> st.SearchStrategy[tuple[tuple[str, str], Advertisement]]:
 
 
 @given(families())
-def test_what_is_built_is_read_back(case: tuple[tuple[str, str], Advertisement]) -> None:
+def test_advertisements_survive_encoding(case: tuple[tuple[str, str], Advertisement]) -> None:
     (source, destination), advertisement = case
     assert vrrp_codec.parse(vrrp_codec.build(advertisement, source, destination), source, destination, 255) == advertisement
 
@@ -68,7 +68,7 @@ def test_one_changed_byte_is_refused(case: tuple[tuple[str, str], Advertisement]
 
 
 @given(families(), st.integers(0, 400))
-def test_no_other_length_is_taken(case: tuple[tuple[str, str], Advertisement], length: int) -> None:
+def test_any_other_length_is_refused(case: tuple[tuple[str, str], Advertisement], length: int) -> None:
     (source, destination), advertisement = case
     packet = vrrp_codec.build(advertisement, source, destination)
     if length != len(packet):
@@ -120,10 +120,10 @@ def test_the_checksum_covers_the_addresses_of_the_ip_header() -> None:
         Advertisement(1, 100, 1, (ipaddress.ip_address("::1"),)),
     ],
 )
-def test_what_does_not_fit_is_not_built(advertisement: Advertisement) -> None:
+def test_values_out_of_range_are_not_encoded(advertisement: Advertisement) -> None:
     with pytest.raises(ValueError, match=r"."):
         vrrp_codec.build(advertisement, *V4)
 
 
-def test_a_heartbeat_is_said_in_hundredths_of_a_second() -> None:
+def test_the_interval_is_advertised_in_centiseconds() -> None:
     assert [vrrp_codec.interval_cs(ms * 1_000_000) for ms in (5, 10, 11, 100, 10_000, 60_000)] == [1, 1, 2, 10, 1000, 4095]

@@ -1,4 +1,4 @@
-"""The sender's and the receiver's machine of flow replication, block by block."""
+"""The sender's and the receiver's state machine of flow replication, block by block."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def following() -> Receiver:
     return receiver
 
 
-def test_nothing_but_the_beginning_is_sent_before_it_is_acknowledged() -> None:
+def test_only_begin_is_sent_before_it_is_acknowledged() -> None:
     sender = Sender(BOOT, 1, LIMITS)
     sender.start(3, 0)
     assert sender.changes(4, 1, b"x", 1) == []
@@ -72,12 +72,12 @@ def test_changes_go_before_the_next_slice() -> None:
     sender = started()
     sender.slice_read(1, 4, 1, b"slice", False, 2)
     effects = sender.acknowledged(Acknowledgement(BOOT, 1, 2, 6), 3)
-    assert ReadSlice(1, first=False) not in effects  # one is under way already
+    assert ReadSlice(1, first=False) not in effects  # one is in progress already
     assert sender.changes(4, 1, b"live", 4) == []
     assert [block.payload for block in blocks(sender.slice_read(1, 4, 1, b"second", False, 5))] == [b"second", b"live"]
 
 
-def test_credit_bounds_what_is_under_way() -> None:
+def test_credit_bounds_unacknowledged_blocks() -> None:
     sender = in_step()
     sent = [block for number in range(8) for block in blocks(sender.changes(4, 1, b"%d" % number, 4))]
     assert [block.sequence for block in sent] == [4, 5, 6, 7]
@@ -102,7 +102,7 @@ def test_a_full_ring_and_a_peer_that_lost_the_stream_start_a_new_snapshot() -> N
         assert [(block.kind, block.session) for block in blocks(effects)] == [(Kind.BEGIN, 2)]
 
 
-def test_a_gap_and_a_standstill_send_again() -> None:
+def test_a_gap_and_a_stall_send_again() -> None:
     sender = in_step()
     for number in range(3):
         sender.changes(4, 1, b"%d" % number, 4)
@@ -112,7 +112,7 @@ def test_a_gap_and_a_standstill_send_again() -> None:
     assert [block.sequence for block in blocks(sender.tick(1100))] == [5, 6]
 
 
-def test_acknowledgements_of_others_and_of_what_was_not_sent_count_for_nothing() -> None:
+def test_foreign_and_impossible_acknowledgements_are_ignored() -> None:
     sender = in_step()
     sender.changes(4, 1, b"x", 4)
     for ack in (Acknowledgement(BOOT, 9, 4, 9), Acknowledgement(8, 1, 4, 9), Acknowledgement(BOOT, 1, 99, 999)):
@@ -129,7 +129,7 @@ def test_a_flush_is_reported_when_all_before_it_is_applied() -> None:
     assert Flushed(2) in sender.acknowledged(Acknowledgement(BOOT, 1, 4, 9), 5)
 
 
-def test_a_flush_outlives_a_new_snapshot() -> None:
+def test_a_flush_survives_a_new_snapshot() -> None:
     sender = in_step()
     sender.changes(4, 1, b"x", 4)
     sender.flush(2)
@@ -139,7 +139,7 @@ def test_a_flush_outlives_a_new_snapshot() -> None:
     assert Flushed(2) in sender.acknowledged(Acknowledgement(BOOT, 2, 2, 6, in_step=True), 8)
 
 
-def test_lag_and_share_say_what_the_peer_lacks() -> None:
+def test_lag_and_share_measure_what_the_peer_lacks() -> None:
     sender = in_step()
     assert sender.lag_ns(50) == 0 and sender.protected(1000) == 1.0
     sender.changes(4, 10, b"x", 40)
@@ -148,7 +148,7 @@ def test_lag_and_share_say_what_the_peer_lacks() -> None:
     assert sender.protected(1000) == 0.0
 
 
-def test_a_refusal_is_said_and_ends_the_stream() -> None:
+def test_a_refusal_is_reported_and_ends_the_stream() -> None:
     sender = started()
     refusal = acks(Receiver(2, LIMITS).block(block(1, Kind.BEGIN), 0))[0]
     effects = sender.acknowledged(refusal, 2)
@@ -168,7 +168,7 @@ def test_blocks_are_applied_in_order_and_once() -> None:
     assert receiver.applied(block(2)) == []
 
 
-def test_the_end_deletes_what_no_block_named_and_is_the_step() -> None:
+def test_end_deletes_stale_entries_and_puts_the_receiver_in_step() -> None:
     receiver = following()
     assert receiver.block(block(2, Kind.END), 1) == [SweepUnmarked(block(2, Kind.END))]
     assert not receiver.in_step
@@ -176,13 +176,13 @@ def test_the_end_deletes_what_no_block_named_and_is_the_step() -> None:
     assert isinstance(effects[0], StepChanged) and acks(effects)[0].in_step and receiver.in_step
 
 
-def test_a_block_of_an_unknown_stream_is_said_to_be_unknown() -> None:
+def test_a_block_of_an_unknown_stream_is_reported_as_unknown() -> None:
     receiver = Receiver(1, LIMITS)
     receiver.set_peer(BOOT)
     assert acks(receiver.block(block(5), 0)) == [Acknowledgement(BOOT, 1, 0, 1, unknown=True)]
 
 
-def test_streams_of_an_earlier_run_session_or_term_are_not_followed() -> None:
+def test_streams_of_an_earlier_incarnation_session_or_epoch_are_ignored() -> None:
     receiver = following()
     receiver.block(block(1, Kind.BEGIN, session=4, epoch=6), 1)
     for late in (
@@ -194,12 +194,12 @@ def test_streams_of_an_earlier_run_session_or_term_are_not_followed() -> None:
     assert receiver.block(block(2, session=4, epoch=6), 3) == [Apply(block(2, session=4, epoch=6))]
 
 
-def test_a_node_that_serves_takes_late_changes_only_and_needs_a_new_stream_afterwards() -> None:
+def test_an_active_node_accepts_late_deltas_only_and_needs_a_new_stream_afterwards() -> None:
     receiver = following()
     receiver.set_serving(True)
     assert receiver.block(block(2), 1) == [Apply(block(2), only_absent=True)]
     assert receiver.block(block(3, Kind.END), 1) == [] and receiver.block(block(1, Kind.BEGIN, session=2), 1) == []
     receiver.set_serving(False)
-    assert receiver.in_step  # its own table is the newest until a stream begins
+    assert receiver.in_step  # its own map is the newest until a stream starts
     assert acks(receiver.block(block(3), 2000))[0].unknown
     assert isinstance(receiver.block(block(1, Kind.BEGIN), 2001)[0], StepChanged) and not receiver.in_step
