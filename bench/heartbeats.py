@@ -115,7 +115,7 @@ def _ask(node: Node, command: str, **arguments: Any) -> Any:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--flows", type=int, default=1_000_000, help="connections in the table; each is two entries")
+    parser.add_argument("--flows", type=int, default=1_000_000, help="connections in the flow map; each has two entries")
     parser.add_argument("--farms", type=int, default=1000)
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     chosen = parser.parse_args()

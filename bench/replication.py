@@ -341,7 +341,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="joins to measure")
     options = parser.parse_args()
     if os.geteuid() != 0:
-        raise SystemExit("needs root: loads XDP programs and pins tables")
+        raise SystemExit("needs root: loads XDP programs and pins maps")
     result = measure(options.flows, options.seconds, options.runs)
     lines = rows(result)
     if options.json:

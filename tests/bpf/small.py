@@ -66,7 +66,7 @@ class Small:
             "build": str((pins / loader.BUILD_LINK).readlink()),
             "layout": (self.build.run_dir / "layout.json").read_bytes(),
             "run_dir": sorted(path.name for path in self.build.run_dir.iterdir()),
-            "beside": sorted(path.name for path in pins.parent.glob(pins.name + "*")),
+            "adjacent": sorted(path.name for path in pins.parent.glob(pins.name + "*")),
         }
 
 

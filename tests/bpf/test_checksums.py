@@ -29,7 +29,7 @@ def client_addresses(family: Family) -> st.SearchStrategy[str]:
 
 @PROPERTY
 @given(data=st.data())
-def test_both_ways(bed: Bed, family: Family, data: st.DataObject) -> None:
+def test_both_directions(bed: Bed, family: Family, data: st.DataObject) -> None:
     protocol = data.draw(st.sampled_from(list(Protocol)))
     mode = data.draw(st.sampled_from(list(Mode)))
     client = (data.draw(client_addresses(family)), data.draw(PORTS))

@@ -18,7 +18,7 @@ MODES = pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.name.l
 @PROTOCOLS
 @MODES
 @pytest.mark.parametrize("side", ["far", "near"])
-def test_a_connection_both_ways(bed: Bed, family: Family, protocol: Protocol, mode: Mode, side: str) -> None:
+def test_both_directions_of_a_connection(bed: Bed, family: Family, protocol: Protocol, mode: Mode, side: str) -> None:
     backend = family.far(11) if side == "far" else family.near(11)
     bed.farm(family.vip, (backend, 8080), protocol=protocol, mode=mode, snat=family.snat)
     seen_by_backend = (family.snat if mode is Mode.SNAT else family.client, 40000)

@@ -246,7 +246,7 @@ def too_long(family: Family, protocol: Protocol, total: int) -> Packet:
     return packet
 
 
-def assert_tells_the_sender(out: Outcome, family: Family, packet: Packet) -> None:
+def assert_reports_to_the_sender(out: Outcome, family: Family, packet: Packet) -> None:
     assert (out.verdict, out.action) == ("forward_too_big", TX)
     assert checks_out(out.frame, family)
     answer = Ether(out.frame)
@@ -267,9 +267,9 @@ def assert_tells_the_sender(out: Outcome, family: Family, packet: Packet) -> Non
 def test_too_long_at_first_and_when_the_next_hop_is_cached(bed: Bed, family: Family, protocol: Protocol) -> None:
     bed.farm(family.vip, (family.far(SMALL), 8080), protocol=protocol)
     long, fits = too_long(family, protocol, SMALL_MTU + 1), too_long(family, protocol, SMALL_MTU)
-    assert_tells_the_sender(bed.send(bytes(long)), family, long)
+    assert_reports_to_the_sender(bed.send(bytes(long)), family, long)
     assert bed.send(bytes(fits)).verdict == "forward_redirect"
-    assert_tells_the_sender(bed.send(bytes(long)), family, long)
+    assert_reports_to_the_sender(bed.send(bytes(long)), family, long)
     assert bed.send(bytes(fits)).verdict == "forward_redirect"
 
 

@@ -91,7 +91,7 @@ def test_builds_from_nothing_then_adopts(small: Small) -> None:
     assert second.layouts == first.layouts
     assert small.program_id() == program
     assert small.snapshot() == before
-    assert before["beside"] == [small.build.bpf_dir.name] and before["run_dir"] == ["layout.json"]
+    assert before["adjacent"] == [small.build.bpf_dir.name] and before["run_dir"] == ["layout.json"]
 
 
 def test_adoption_loads_no_compiler(small: Small) -> None:
@@ -189,7 +189,7 @@ def test_another_max_flows_is_refused(small: Small) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (ONE_MORE_FIELD, "bytes of value 16, now 24"),
         (RENAMED_FIELD, "other fields of the same total size"),
@@ -197,11 +197,11 @@ def test_another_max_flows_is_refused(small: Small) -> None:
         (("things, MAX_FLOWS", "things, 2 * MAX_FLOWS"), "entries 64, now 128"),
     ],
 )
-def test_another_layout_is_refused(small: Small, change: tuple[str, str], said: str) -> None:
+def test_another_layout_is_refused(small: Small, change: tuple[str, str], expected: str) -> None:
     put(small, small.ensure().layouts, "things", 7, 1)
     small.write(change)
     message = str(refused(small))
-    assert "map things" in message and said in message and "--replace-pins" in message
+    assert "map things" in message and expected in message and "--replace-pins" in message
     small.write()
     assert counts(small, small.ensure().layouts, "things") == {7: 1}
 
@@ -212,7 +212,7 @@ def test_replacing_creates_new_maps(small: Small) -> None:
     done = small.ensure(replace_pins=True, max_flows=128)
     assert done.how == "replaced"
     assert counts(small, done.layouts, "things") == {}
-    assert small.snapshot()["beside"] == [small.build.bpf_dir.name]
+    assert small.snapshot()["adjacent"] == [small.build.bpf_dir.name]
     assert small.ensure(max_flows=128).how == "adopted"
 
 
@@ -257,7 +257,7 @@ def test_tracing_tools_can_attach_to_the_program(bed: Bed) -> None:
         os.close(fd)
 
 
-def test_a_child_killed_half_way_leaves_nothing(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_killed_while_loading_leaves_nothing(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is killed after pinning its maps, before pinning the program."""
     small.ensure()
     small.write(ONE_MORE_MAP)
@@ -280,7 +280,7 @@ def test_what_a_killed_start_left_is_removed(small: Small) -> None:
         os.link(small.build.bpf_dir / "things", left / "things")
     again = small.ensure()
     assert counts(small, again.layouts, "things") == {7: 1}
-    assert small.snapshot()["beside"] == [small.build.bpf_dir.name]
+    assert small.snapshot()["adjacent"] == [small.build.bpf_dir.name]
 
 
 def test_a_layout_file_that_cannot_be_written_is_named(small: Small) -> None:
@@ -326,13 +326,13 @@ def test_missing_privilege_is_named(small: Small) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("raise ImportError('gone')", "apt install python3-bpfcc"), ("", "pip uninstall bcc")]
+    ("text", "expected"), [("raise ImportError('gone')", "apt install python3-bpfcc"), ("", "pip uninstall bcc")]
 )
 def test_a_missing_or_wrong_bcc_is_named(
-    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: str
 ) -> None:
     (tmp_path / "bcc.py").write_text(text)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(PlaneError, match=said):
+    with pytest.raises(PlaneError, match=expected):
         small.ensure()
     assert not small.build.bpf_dir.exists()

@@ -157,13 +157,13 @@ def too_big_but_may_be_fragmented(bed: Bed, family: Family) -> Outcome:
 
 
 @case("forward_tx")
-def backend_on_the_same_side(bed: Bed, family: Family) -> Outcome:
+def backend_on_the_same_interface(bed: Bed, family: Family) -> Outcome:
     bed.farm(family.vip, (family.near(11), 8080))
     return bed.send(bytes(from_client(family)))
 
 
 @case("forward_redirect")
-def backend_on_the_other_side(bed: Bed, family: Family) -> Outcome:
+def backend_on_the_other_interface(bed: Bed, family: Family) -> Outcome:
     serve(bed, family)
     return bed.send(bytes(from_client(family)))
 
@@ -177,7 +177,7 @@ def icmp_error_from_the_client_about_a_reply(bed: Bed, family: Family) -> Outcom
 
 
 @case("forward_too_big")
-def too_big_and_the_sender_is_told(bed: Bed, family: Family) -> Outcome:
+def too_big_and_reported_to_the_sender(bed: Bed, family: Family) -> Outcome:
     serve(bed, family, SMALL)
     return bed.send(large(family))
 

@@ -122,7 +122,7 @@ class Observer:
         self.capture = capture(rig, vip)
         self.probes = Probes(rig.client.namespace, vip, PROBE_PORT, interval_ms)
         self._begun_ns = time.monotonic_ns()
-        self._terms_before = self._terms()
+        self._epochs_before = self._epochs()
         self._good_since(self._begun_ns, quiet_probes, "connections before the fault")
 
     def __enter__(self) -> Self:
@@ -192,7 +192,7 @@ class Observer:
         quiet = probed.between(self._begun_ns, self.struck_ns - BEFORE_NS)
         last_ms, first_ms = self._turns(spoken)
         broken = len(self.held.broken) - self._broken_before
-        both_ms = overlap_ms(spoken, len(self._terms() - self._terms_before))
+        both_ms = overlap_ms(spoken, len(self._epochs() - self._epochs_before))
         return Cost(
             outage_ms=around.outage_ms,
             noise_ms=quiet.outage_ms,
@@ -206,15 +206,15 @@ class Observer:
             both_ms=both_ms,
             last_ms=last_ms,
             first_ms=first_ms,
-            stray=tuple(self._said(each) for each in last_turns(spoken, MOST_STRAY)) if both_ms else (),
+            stray=tuple(self._described(each) for each in last_turns(spoken, MOST_STRAY)) if both_ms else (),
         )
 
-    def _terms(self) -> set[str]:
+    def _epochs(self) -> set[str]:
         """Every epoch in which either daemon was active, by its log."""
         logs = (node.log.read_text(errors="replace") for node in self.rig.nodes if node.log.exists())
         return {epoch for log in logs for epoch in re.findall(r"(?:active|serving) with epoch (\d+): ", log)}
 
-    def _said(self, frame: Spoken) -> str:
+    def _described(self, frame: Spoken) -> str:
         return f"{(frame.at_ns - self.struck_ns) / NS_PER_MS:.1f} ms after the fault {frame.node} sent {frame.head.hex(' ', 2)}"
 
     def _turns(self, spoken: list[Spoken]) -> tuple[float, float]:

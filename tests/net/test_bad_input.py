@@ -15,7 +15,7 @@ from ctl.api.protocol import MAX_MESSAGE_BYTES
 from tests.net.serving import VIPS, Serving, copy_of_the_code, serving
 from tests.rig import Layout, Rig
 
-AS_NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--")
+UNPRIVILEGED = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def bare() -> Iterator[Rig]:
         yield rig
 
 
-def one_sentence(text: str) -> str:
+def last_line(text: str) -> str:
     """The last line, which must be the message; a traceback is never an answer to bad input."""
     assert "Traceback" not in text, text
     return text.strip().splitlines()[-1]
@@ -41,14 +41,14 @@ def one_sentence(text: str) -> str:
 def test_a_second_daemon_on_the_same_run_dir(site: Serving) -> None:
     code, log = site.node.start_refused()
     assert code == 1
-    assert str(site.node.run_dir) in one_sentence(log)
+    assert str(site.node.run_dir) in last_line(log)
     assert site.tcp().error == ""
     assert site.node.call("farm.list")
 
 
 def test_a_vip_on_a_missing_interface(site: Serving) -> None:
     done = site.node.xlbctl("vip", "add", "10.77.0.102/24", "--dev", "eth7", expect=2)
-    assert "eth7" in one_sentence(done.stderr)
+    assert "eth7" in last_line(done.stderr)
     assert {vip["address"] for vip in site.node.call("vip.list")} == set(VIPS.values())
 
 
@@ -56,7 +56,7 @@ def test_a_vip_on_a_missing_interface(site: Serving) -> None:
 def test_control_socket_without_permission(site: Serving, unprivileged: tuple[str, ...]) -> None:
     done = site.rig.node.namespace.run(*unprivileged, *site.node.xlbctl_command("farm", "list"), check=False)
     assert done.returncode == 1
-    assert "xlb" in one_sentence(done.stderr)
+    assert "xlb" in last_line(done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_wrong_commands_change_nothing(site: Serving, arguments: tuple[str, ...]
     before = site.node.call("config.export")
     done = site.node.namespace.run(*site.node.xlbctl_command(*arguments), check=False)
     assert done.returncode == (1 if "delete" in arguments else 2), "a VIP in use is refused; the others make no sense"
-    assert named in one_sentence(done.stderr)
+    assert named in last_line(done.stderr)
     assert site.node.call("config.export") == before
 
 
@@ -89,7 +89,7 @@ def test_wrong_commands_change_nothing(site: Serving, arguments: tuple[str, ...]
     [bytes(100_000_000), b"\xc1", b"GET / HTTP/1.1\r\n\r\n", b""],
     ids=["100 MB", "not msgpack", "HTTP", "nothing"],
 )
-def test_messages_that_are_no_request_harm_nobody(site: Serving, message: bytes) -> None:
+def test_malformed_messages_do_no_harm(site: Serving, message: bytes) -> None:
     before = site.node.call("config.export")
     resident_kb = resident(site)
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
@@ -121,7 +121,7 @@ def resident(site: Serving) -> int:
 def test_no_privilege(bare: Rig, unprivileged: tuple[str, ...]) -> None:
     code, log = bare.node.start_refused(*unprivileged)
     assert code == 1
-    assert one_sentence(log)
+    assert last_line(log)
 
 
 def test_no_bpffs(bare: Rig) -> None:
@@ -132,7 +132,7 @@ def test_no_bpffs(bare: Rig) -> None:
     bare.node.config.write_text(good)
     assert code == 1
     assert str(elsewhere) in log
-    assert "mount" in one_sentence(log)
+    assert "mount" in last_line(log)
 
 
 @pytest.mark.parametrize(
@@ -150,17 +150,17 @@ def test_wrong_node_files(bare: Rig, good: str, bad: str, named: str, code: int)
     bare.node.config.write_text(text.replace(good, bad))
     exit_status, log = bare.node.start_refused()
     bare.node.config.write_text(text)
-    assert named in one_sentence(log)
+    assert named in last_line(log)
     assert exit_status == code
 
 
 @pytest.fixture(scope="module")
 def unprivileged(bare: Rig) -> tuple[str, ...]:
     """The command prefix that drops all privileges; skips if the code can be read only with them."""
-    probe = bare.node.namespace.run(*AS_NOBODY, *bare.node.xlbctl_command("--help"), check=False)
+    probe = bare.node.namespace.run(*UNPRIVILEGED, *bare.node.xlbctl_command("--help"), check=False)
     if probe.returncode:
         pytest.skip("an unprivileged user cannot read this checkout")
-    return AS_NOBODY
+    return UNPRIVILEGED
 
 
 @pytest.fixture
@@ -173,26 +173,26 @@ def stopped() -> Iterator[Serving]:
         yield serve
 
 
-def test_pins_of_another_size_are_refused_and_go_on_serving(stopped: Serving) -> None:
+def test_pins_of_another_size_are_refused_and_continue_to_forward(stopped: Serving) -> None:
     node = stopped.node
     node.config.write_text(node.config.read_text().replace("max_flows = 65536", "max_flows = 1024"))
     code, log = node.start_refused()
     assert code == 1
-    assert str(node.bpf_dir) in one_sentence(log)
-    assert "--replace-pins" in one_sentence(log)
+    assert str(node.bpf_dir) in last_line(log)
+    assert "--replace-pins" in last_line(log)
     assert stopped.tcp().error == ""
     node.start("--replace-pins")
     assert stopped.tcp().error == ""
 
 
-def test_pins_of_another_abi_are_refused_and_go_on_serving(stopped: Serving) -> None:
+def test_pins_of_another_abi_are_refused_and_continue_to_forward(stopped: Serving) -> None:
     node = stopped.node
     node.tree = copy_of_the_code(stopped.rig.directory / "newer")
     constants = node.tree / "bpf" / "constants.py"
     constants.write_text(re.sub(r"(?m)^ABI_VERSION = \d+$", "ABI_VERSION = 9999", constants.read_text()))
     code, log = node.start_refused()
     assert code == 1
-    assert "9999" in one_sentence(log)
+    assert "9999" in last_line(log)
     assert stopped.tcp().error == ""
 
 
@@ -203,7 +203,7 @@ def test_a_state_file_of_a_newer_version_is_left_alone(stopped: Serving) -> None
     state.write_bytes(newer)
     code, log = node.start_refused()
     assert code == 1
-    assert str(state) in one_sentence(log)
+    assert str(state) in last_line(log)
     assert state.read_bytes() == newer
     assert stopped.tcp().error == ""
 

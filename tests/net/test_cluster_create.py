@@ -91,7 +91,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             yield made
 
 
-def test_nobody_at_the_address(site: Site) -> None:
+def test_an_absent_peer_is_named(site: Site) -> None:
     site.refused(f"{ABSENT} port 22 cannot be reached by SSH: No route to host; check the address", "--yes", peer=ABSENT)
 
 
@@ -244,7 +244,7 @@ def test_an_absent_peer_is_named_on_stderr_and_it_catches_up(site: Site) -> None
 def test_destroy_leaves_one_node_that_serves(site: Site) -> None:
     done = site.one.xlbctl("cluster", "destroy", "--yes")
     assert "this node continues as a single node" in done.stdout
-    wait_until(lambda: site.two.call("cluster.status")["role"] == "single", "the other node to be single")
+    wait_until(lambda: site.two.call("cluster.status")["role"] == "single", "the peer to be single")
     assert site.two.call("vip.list") == [] and not site.http().error
     assert len(list(site.two.state_dir.glob("before-leave-*.farms.toml"))) == 1
 

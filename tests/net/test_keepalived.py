@@ -1,4 +1,4 @@
-"""A real keepalived as VRRPv3 peer, on the network of an active node with xlb's program attached: each understands the other.
+"""A real keepalived as VRRPv3 peer, on the network of an active node with xlb's program attached, in both directions.
 
 keepalived runs in the client's namespace; the node's half is the pair's socket class, driven in the node's namespace.
 """

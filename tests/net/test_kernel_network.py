@@ -69,7 +69,7 @@ def test_routes_are_found_in_bulk(cable: Cable) -> None:
 
 
 def test_announcements_are_heard(cable: Cable) -> None:
-    """The other side's cache follows a gratuitous ARP and an unsolicited advertisement."""
+    """The neighbour cache of the remote host follows a gratuitous ARP and an unsolicited advertisement."""
     ours = [InterfaceAddress("eth0", "10.66.0.100", 24), InterfaceAddress("eth0", "fd66::100", 64)]
     stale = "02:00:00:00:00:99"
     cable.there.ip(*(f"neigh replace {each.address} lladdr {stale} dev eth0 nud stale" for each in ours))

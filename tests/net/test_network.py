@@ -187,7 +187,7 @@ def test_an_icmp_error_of_a_backend_reaches_the_client(site: Serving, family: in
 
 
 @both_families
-def test_conn_show_says_what_really_happens(site: Serving, family: int) -> None:
+def test_conn_show_predicts_the_forwarding(site: Serving, family: int) -> None:
     address = "10.77.0.10" if family == 4 else "fd77::10"
 
     def written(host: str, port: int) -> str:

@@ -34,7 +34,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[PairSite]:
 
 
 @pytest.mark.parametrize("name", ["silent cut", "kill -9", "SIGSTOP", "switchover"])
-def test_the_way_back_moves_with_the_vips(site: PairSite, name: str) -> None:
+def test_the_return_path_moves_with_the_vips(site: PairSite, name: str) -> None:
     fault = FAULTS[name]
     with site.holding(HELD) as held:
         struck, other = site.node, site.other

@@ -46,7 +46,7 @@ with Rig() as rig:
 
 
 @pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM", "SIGINT", "raise"])
-def test_nothing_is_left_whatever_way_the_process_ends(end: str) -> None:
+def test_nothing_is_left_however_the_process_ends(end: str) -> None:
     pipe, null = subprocess.PIPE, subprocess.DEVNULL
     child = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=pipe, stdout=pipe, stderr=null, text=True)
     assert child.stdin is not None

@@ -56,7 +56,7 @@ def test_http_reaches_every_backend(site: Serving, family: int) -> None:
 
 
 @both_families
-def test_a_large_transfer_both_ways_arrives_byte_by_byte(site: Serving, family: int) -> None:
+def test_a_large_transfer_in_both_directions_arrives_byte_by_byte(site: Serving, family: int) -> None:
     length = 20_000_000
     assert site.rig.client.run(transfer(VIPS[family], PORTS["tcp"], length, number=family)) == (length, 0)
 
