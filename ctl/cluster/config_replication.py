@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from ctl.cluster.peer_rpc import DocumentOffered, PeerLink, VersionTold
 from ctl.config.model import Config
 from ctl.config.record_codec import DamagedRecord, Decoder, NewerRecord, Record
 from ctl.errors import Code, XlbError
+from ctl.runtime.clock import NowNs, monotonic_ns
 from ctl.state.durable_files import Files
 from sync.config import config_sync
 from sync.config.config_sync import ConfigSync, Document, Version, Why
@@ -61,11 +61,20 @@ class ConfigReplica:
     serving_epoch: the epoch in which this node is active at this moment, 0 when it is not.
     """
 
-    def __init__(self, host: Host, pair_id: str, peer: str, state_dir: Path, serving_epoch: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        pair_id: str,
+        peer: str,
+        state_dir: Path,
+        serving_epoch: Callable[[], int],
+        files: Files | None = None,
+        now_ns: NowNs = monotonic_ns,
+    ) -> None:
         self.peer = peer
         self.pair_id = pair_id
         self._host = host
-        self._state_dir = state_dir
+        self._state_dir, self._files, self._now_ns = state_dir, files or Files(), now_ns
         self._serving_epoch = serving_epoch
         self._decoder = Decoder()
         self._sync = ConfigSync(config_sync.EMPTY, peer)
@@ -128,7 +137,7 @@ class ConfigReplica:
     # --- changes -------------------------------------------------------------------------------------------------
 
     async def begin(self) -> _Turn:
-        """A change may be made from the newest document. Raises XlbError when this node accepts none."""
+        """A change may be made from the newest document; `record` refuses it where this node is not active. Raises XlbError."""
         try:
             await asyncio.wait_for(self._settled.wait(), SETTLE_S)
         except TimeoutError:
@@ -136,10 +145,7 @@ class ConfigReplica:
             raise XlbError(late, Code.STORAGE_FAILED) from None
         if self._closed:
             raise XlbError("the pair ends at this moment; try again", Code.CHANGE_INTERRUPTED)
-        epoch = self._serving_epoch()
-        if not epoch:
-            raise XlbError(f"this node is not active; {self.peer} accepts changes", Code.NOT_SERVING)
-        return _Turn(self, epoch, self._sync.document)
+        return _Turn(self, self._serving_epoch(), self._sync.document)
 
     def is_current(self, turn: _Turn) -> bool:
         """Whether nothing has come between the turn's beginning and now."""
@@ -153,7 +159,7 @@ class ConfigReplica:
         future: asyncio.Future[config_sync.Answer] = asyncio.get_running_loop().create_future()
         self._asked[request] = future
         self._serve()
-        effects = self._sync.change(request, record.body, time.monotonic_ns())
+        effects = self._sync.change(request, record.body, self._now_ns())
         if self._sync.busy:
             self._records[version_of(record.config)] = record, put
         self._perform(effects)
@@ -169,7 +175,7 @@ class ConfigReplica:
 
     def heard(self, message: VersionTold | DocumentOffered) -> None:
         """Take in a message of the peer."""
-        self._heard_ns = time.monotonic_ns()
+        self._heard_ns = self._now_ns()
         if isinstance(message, VersionTold):
             self._serve()
             self._perform(self._sync.peer_has(message.version, self._heard_ns))
@@ -200,7 +206,7 @@ class ConfigReplica:
 
     async def _tick(self) -> None:
         while True:
-            now_ns = time.monotonic_ns()
+            now_ns = self._now_ns()
             self._serve()
             if self._sync.peer_version is not None and now_ns - self._heard_ns > PEER_SILENT_NS:
                 self._perform(self._sync.peer_gone())
@@ -256,7 +262,7 @@ class ConfigReplica:
                 self._complain("configuration %s of %s is not stored: %s", document.version, self.peer, error)
             self._perform(self._sync.store_failed(document.version, str(error)))
         else:
-            self._perform(self._sync.stored(document.version, time.monotonic_ns()))
+            self._perform(self._sync.stored(document.version, self._now_ns()))
         if not self._sync.busy or self._sync.stored_version == self._sync.document.version:
             self._settled.set()
 
@@ -268,7 +274,7 @@ class ConfigReplica:
     def _keep(self, document: Document, winner: Version) -> bool:
         """Save the losing side of a split as a file next to the configuration. Blocks."""
         epoch, generation = document.version
-        path, files = self._state_dir / f"farms.conflict-{epoch}-{generation}.jsonl", Files()
+        path, files = self._state_dir / f"farms.conflict-{epoch}-{generation}.jsonl", self._files
         text = "this node's configuration %s and %s's %s have a common origin only: %s is in force, this node's is kept as %s"
         try:
             files.write_synced(path, document.body)
@@ -285,7 +291,7 @@ class ConfigReplica:
 
     def _complain(self, message: str, *arguments: object) -> None:
         """Offers are repeated several times a second; complaints are not."""
-        now_ns = time.monotonic_ns()
+        now_ns = self._now_ns()
         if now_ns >= self._complaint_ns:
             self._complaint_ns = now_ns + COMPLAINT_NS
             log.error(message, *arguments)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections import deque
 from collections.abc import Callable
 
 from ctl.cluster.effects import Hands, Performer
 from ctl.cluster.operator_requests import Requests
+from ctl.runtime.clock import NowNs, monotonic_ns
 from sync.failover.clock import ClockEstimator
 from sync.failover.machine import Failover
 from sync.failover.types import (
@@ -52,9 +52,11 @@ class Pair:
         standing: Callable[[], Standing],
         failed: Callable[[str], None] = lambda why: None,
         boot: int = 0,
+        now_ns: NowNs = monotonic_ns,
     ) -> None:
         """failed: told why this node has given up its part. boot: random non-zero number of this run."""
         self.config = config
+        self._now_ns = now_ns
         self.boot = boot or new_boot()
         self.clock = ClockEstimator()
         stored = hands.terms.terms
@@ -65,7 +67,13 @@ class Pair:
         self._wires, self._flows, self._terms = hands.wires, hands.flows, hands.terms
         self._read_standing, self._failed = standing, failed
         self._performer = Performer(
-            config.node, hands, self.requests, happened=self.handle, resume=self._run, epoch=lambda: self.machine.epoch
+            config.node,
+            hands,
+            self.requests,
+            happened=self.handle,
+            resume=self._run,
+            epoch=lambda: self.machine.epoch,
+            now_ns=now_ns,
         )
         self._loop = asyncio.get_running_loop()
         self._events: deque[Event] = deque()
@@ -90,7 +98,7 @@ class Pair:
         for effect in self.machine.start(founding=True):
             if isinstance(effect, PersistEpoch | PersistLeases):
                 await self._store(effect)
-        self._decided_ns = now_ns()
+        self._decided_ns = self._now_ns()
         self._effects.extend(self.machine.found(self._decided_ns))
         self._run()
 
@@ -103,7 +111,7 @@ class Pair:
             self._terms.save_leases(effect.leases, lambda: None)
             event = LeasesPersisted(effect.leases)
         await self._terms.idle()
-        self.machine.handle(event, now_ns())
+        self.machine.handle(event, self._now_ns())
 
     async def shut_down(self) -> None:
         """Hand over if the peer can serve, else close the lease. Bounded by the machine's own time-out."""
@@ -128,7 +136,7 @@ class Pair:
 
     def heartbeat_heard(self, heartbeat: Heartbeat) -> None:
         """A heartbeat of the authenticated peer."""
-        now = now_ns()
+        now = self._now_ns()
         echoed = heartbeat.echo_sent_ns if heartbeat.echo_boot == self.boot else 0
         self.clock.heard(heartbeat.boot, heartbeat.sent_ns, echoed, heartbeat.echo_held_ns, now)
         self.heard = heartbeat
@@ -185,7 +193,7 @@ class Pair:
             if self._effects and not self._performer.waiting:
                 self._performer.perform(self._effects.popleft(), self._decided_ns)
             elif self._events:
-                self._decided_ns = now_ns()
+                self._decided_ns = self._now_ns()
                 self._effects.extend(self.machine.handle(self._events.popleft(), self._decided_ns))
             else:
                 self._watch_peer()
@@ -207,7 +215,7 @@ class Pair:
         self.tell_standing()
         if not self._alive:
             return
-        if now_ns() >= self._wake_ns:
+        if self._now_ns() >= self._wake_ns:
             self.handle(Tick())
         else:
             self._set_alarm()
@@ -223,11 +231,6 @@ class Pair:
             log.warning("%s is not heard on the cluster link any more", self.config.peer)
         elif alive:
             log.info("%s is heard on the cluster link", self.config.peer)
-
-
-def now_ns() -> int:
-    """CLOCK_MONOTONIC: the clock of the lease and of the event loop."""
-    return time.monotonic_ns()
 
 
 def new_boot() -> int:

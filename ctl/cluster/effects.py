@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from bpf.dataplane import DataPlane, PlaneError
 from ctl.cluster.epoch_writer import TermsWriter
 from ctl.cluster.operator_requests import Requests
 from ctl.network.vip_addresses import VipAddresses
+from ctl.runtime.clock import NowNs
 from sync.failover.types import (
     Announce,
     ApplyReplicated,
@@ -102,9 +102,10 @@ class Performer:
         happened: Callable[[Event], None],
         resume: Callable[[], None],
         epoch: Callable[[], int],
+        now_ns: NowNs,
     ) -> None:
         self._node, self._hands, self._requests = node, hands, requests
-        self._happened, self._resume, self._epoch = happened, resume, epoch
+        self._happened, self._resume, self._epoch, self._now_ns = happened, resume, epoch, now_ns
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.TimerHandle | None = None  # until replicated flows are applied
         self._decided_ns = self._opening_ns = self._applied_ns = self._leased_ns = 0
@@ -112,6 +113,7 @@ class Performer:
         self._stop_flows: asyncio.TimerHandle | None = None
         self._close: asyncio.TimerHandle | None = None
         self._deadline_ns = 0
+        self._unserved: Serve | None = None  # to be carried out once the lease is open
 
     @property
     def waiting(self) -> bool:
@@ -139,22 +141,30 @@ class Performer:
     # --- lease, epoch, requests ------------------------------------------------------------------------------
 
     def _send_advert(self, effect: SendAdvert) -> None:
-        if time.monotonic_ns() <= effect.void_after_ns:
+        if self._now_ns() <= effect.void_after_ns:
             self._hands.wires.send_advert(effect.priority)
 
     def _extend_lease(self, effect: ExtendLease) -> None:
-        # A process that slept since the decision must not open what the peer may have taken meanwhile.
-        if time.monotonic_ns() <= effect.void_after_ns:
-            self._write_lease(effect.deadline_ns, effect.epoch)
-        else:
-            log.warning("an extension of the lease came too late and is void")
+        # A process that was stopped since the decision must not open what the peer may have taken meanwhile.
+        late_ns = self._now_ns() - effect.void_after_ns
+        if late_ns > 0:
+            log.warning("lease extension discarded: %.1f ms late", late_ns / 1e6)
+            return
+        self._write_lease(effect.deadline_ns, effect.epoch)
+        if self._unserved is not None:
+            self._serve(self._unserved)
+
+    @property
+    def _lease_open(self) -> bool:
+        return self._now_ns() < self._deadline_ns
 
     def _close_lease(self, effect: CloseLease) -> None:
-        """After a hand-over the kernel sends on what still comes: not before every address is gone, or it would answer."""
+        """After a hand-over the kernel forwards what still arrives: not before every address is gone, or it would answer."""
+        self._unserved = None
         if not effect.handover:
             self._write_lease(0, self._epoch())
             return
-        for refused in self._hands.addresses.stand_by():
+        for refused in self._hands.addresses.stop_serving():
             if refused:
                 self._write_lease(0, self._epoch())
                 return
@@ -171,7 +181,7 @@ class Performer:
             self._hands.plane.set_lease(deadline_ns, epoch)
         except (PlaneError, OSError) as error:
             log.error("the lease could not be written: %s", error)
-        self._deadline_ns, self._leased_ns = deadline_ns, time.monotonic_ns()
+        self._deadline_ns, self._leased_ns = deadline_ns, self._now_ns()
 
     def _persist(self, effect: PersistEpoch) -> None:
         self._hands.terms.save(effect.epoch, effect.reserved, lambda: self._happened(EpochPersisted(effect.reserved)))
@@ -206,14 +216,18 @@ class Performer:
             log.warning("serving before every received flow is in the table: that took more than %g s", APPLY_BOUND_S)
         self._waiting.cancel()
         self._waiting = None
-        self._applied_ns = time.monotonic_ns()
+        self._applied_ns = self._now_ns()
         self._resume()
 
     def _serve(self, effect: Serve) -> None:
+        """Not without a lease: its extension may have been discarded, and a node without one must not announce VIPs."""
+        self._unserved = None if self._lease_open else effect
+        if self._unserved is not None:
+            return
         leased_ns = self._leased_ns
         self._keep_flows()
-        self._move(self._hands.addresses.serve())
-        done_ns = time.monotonic_ns()
+        self._move(self._hands.addresses.serve(), effect)
+        done_ns = self._now_ns()
         self._hands.flows.serve(effect.epoch)
         spent = (done_ns - self._opening_ns, self._applied_ns - self._opening_ns, leased_ns - self._applied_ns)
         log.info(
@@ -223,28 +237,34 @@ class Performer:
         self._loop.call_soon(self._hands.served)
 
     def _announce(self, effect: Announce) -> None:
-        if self._moving is None:
+        if self._moving is None and self._unserved is None:
             self._move(self._hands.addresses.announce())
 
     def _stop_serving(self, effect: StopServing) -> None:
-        self._move(self._hands.addresses.stand_by())
+        self._move(self._hands.addresses.stop_serving())
         self._stop_flows_in(LAST_FLUSH_BOUND_S)
 
-    def _move(self, moves: Iterator[list[str]]) -> None:
-        """Do the first batch now and the others in the loop's next turns; a later move replaces one under way."""
-        self._moving = moves
-        self._move_on(moves)
+    def _move(self, moves: Iterator[list[str]], serve: Serve | None = None) -> None:
+        """Do the first batch now and the others in the loop's next turns; a later move replaces one in progress.
 
-    def _move_on(self, moves: Iterator[list[str]]) -> None:
+        serve: the effect that adds VIPs; it is carried out again when the lease expires between two batches.
+        """
+        self._moving = moves
+        self._move_on(moves, serve)
+
+    def _move_on(self, moves: Iterator[list[str]], serve: Serve | None) -> None:
         if moves is not self._moving:
+            return
+        if serve is not None and not self._lease_open:
+            self._moving, self._unserved = None, serve
             return
         refused = next(moves, None)
         if refused is None:
             self._moving = None
             return
-        for sentence in refused[:3]:
-            log.error("%s", sentence)
-        self._loop.call_soon(self._move_on, moves)
+        for message in refused[:3]:
+            log.error("%s", message)
+        self._loop.call_soon(self._move_on, moves, serve)
 
     def _stop_flows_in(self, delay_s: float) -> None:
         self._keep_flows()

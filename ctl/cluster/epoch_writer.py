@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import replace
 
 from ctl.runtime.realtime_scheduling import worker_threads
@@ -23,13 +24,14 @@ log = logging.getLogger(__name__)
 class TermsWriter:
     """Create on a running loop; `terms` is what the disk holds or will hold next."""
 
-    def __init__(self, file: EpochFile, terms: Terms) -> None:
+    def __init__(self, file: EpochFile, terms: Terms, thread: Executor | None = None) -> None:
+        """thread: where the file is written, one write at a time; one of its own by default."""
         self._file = file
         self.terms = terms
         self._done: list[Callable[[], None]] = []
         self._dirty = False
         self._task: asyncio.Task[None] | None = None
-        self._thread = worker_threads(1, "xlb-epoch")
+        self._thread = thread or worker_threads(1, "xlb-epoch")
 
     def save(self, epoch: int, reserved: int, done: Callable[[], None]) -> None:
         """Store both numbers; `done` is called on the loop once they, or newer ones, are on disk."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from ctl.cluster.after_takeover import AnnounceAgain, Arrival, Arrived
-from ctl.cluster.driver import Pair, Standing, new_boot, now_ns
+from ctl.cluster.driver import Pair, Standing, new_boot
 from ctl.cluster.effects import Hands
 from ctl.cluster.epoch_writer import TermsWriter
 from ctl.cluster.flows.service import Replicator
@@ -23,6 +23,7 @@ from ctl.cluster.pair_configuration import PairConfiguration
 from ctl.cluster.parts import PairParts
 from ctl.errors import Code, InvalidInput, XlbError
 from ctl.runtime import realtime_scheduling
+from ctl.runtime.clock import monotonic_ns
 from ctl.state.cluster_file import ClusterSettings
 from ctl.state.epoch_file import EpochFile
 from ctl.state.node_file import NodeSettings
@@ -195,12 +196,12 @@ class PairMember:
 
     def status(self) -> dict[str, Any]:
         """The pair's part of `cluster status`."""
-        seen, flows = self.pair.machine.status(now_ns()), self.replicator.status()
+        seen, flows = self.pair.machine.status(monotonic_ns()), self.replicator.status()
         deadline_ns, _ = self._parts.plane.lease()
         return {
             "role": self.role.value,
             "epoch": seen.epoch,
-            "lease_ms_left": max(0, deadline_ns - now_ns()) // 1_000_000,
+            "lease_ms_left": max(0, deadline_ns - monotonic_ns()) // 1_000_000,
             "why": seen.why,
             "paths": seen.paths,
             "peer": {
@@ -245,12 +246,12 @@ class PairMember:
 
     async def _watch_arrival(self) -> None:
         """Announce until traffic comes in; see `ctl.cluster.after_takeover`."""
-        began_ns = now_ns()
+        began_ns = monotonic_ns()
         arrival = Arrival(began_ns, await asyncio.to_thread(self._client_packets))
         while arrival.check_at_ns is not None:
-            await asyncio.sleep(max(0, arrival.check_at_ns - now_ns()) / 1e9)
+            await asyncio.sleep(max(0, arrival.check_at_ns - monotonic_ns()) / 1e9)
             packets = await asyncio.to_thread(self._client_packets)
-            match arrival.check(now_ns(), packets, self._connections() > 0):
+            match arrival.check(monotonic_ns(), packets, self._connections() > 0):
                 case AnnounceAgain():
                     self.pair.announce_again()
                 case Arrived(count, after_ns, again):

@@ -4,8 +4,8 @@ An address that was there before, e.g. the node's own used as a VIP, is left whe
 is written to run_dir/addresses.json before they are added: run_dir is as short-lived as the addresses are (a reboot loses
 both), so the two cannot disagree for long.
 
-A node of a pair carries them while it serves only. What that takes is made ready beforehand, so that `serve` and `stand_by` may
-run on the event loop; all other methods block: call them in a thread, one at a time.
+A node of a pair carries them while it serves only. What that takes is made ready beforehand, so that `serve` and `stop_serving`
+may run on the event loop; all other methods block: call them in a thread, one at a time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from ctl.config.model import Config
 from ctl.errors import Code, InvalidInput, XlbError, storage_code
 from ctl.network.network import InterfaceAddress, Network, ReadyAddresses
+from ctl.state.durable_files import Files
 
 FILE_NAME = "addresses.json"
 BATCH = 64
@@ -29,8 +30,17 @@ MAX_ROUNDS = 8
 class VipAddresses:
     """The addresses of the VIPs of one node."""
 
-    def __init__(self, network: Network, run_dir: Path) -> None:
-        self._network = network
+    def __init__(
+        self,
+        network: Network,
+        run_dir: Path,
+        files: Files | None = None,
+        lease_open: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """lease_open: whether the kernel serves VIPs now. In a pair nothing is added or announced otherwise: the lease may have
+        expired before the event loop notices, and the peer may have the VIPs.
+        """
+        self._network, self._files, self._lease_open = network, files or Files(), lease_open
         self._path = run_dir / FILE_NAME
         self._ours = self._read()
         self._paired = False
@@ -103,10 +113,16 @@ class VipAddresses:
         with self._batches_lock:
             refused: list[str] = []
             if serving is self._serving:
-                refused = batch.add() or batch.announce() if serving else batch.remove()
+                refused = self._add(batch) or self._announce(batch) if serving else batch.remove()
         batch.close()
         if refused:
             raise XlbError(refused[0], Code.KERNEL_REFUSED)
+
+    def _add(self, batch: ReadyAddresses) -> list[str]:
+        return batch.add() if self._lease_open() else []
+
+    def _announce(self, batch: ReadyAddresses) -> list[str]:
+        return batch.announce() if self._lease_open() else []
 
     # --- a node of a pair ------------------------------------------------------------------------------------
 
@@ -123,13 +139,13 @@ class VipAddresses:
     def serve(self) -> Iterator[list[str]]:
         """Add and announce, a batch per step; each step yields one sentence for each address that was refused."""
         self._serving = True
-        yield from self._each(lambda batch: batch.add() + batch.announce())
+        yield from self._each(lambda batch: self._add(batch) + self._announce(batch))
 
     def announce(self) -> Iterator[list[str]]:
         """Announce all again, a batch per step."""
-        yield from self._each(lambda batch: batch.announce())
+        yield from self._each(self._announce)
 
-    def stand_by(self) -> Iterator[list[str]]:
+    def stop_serving(self) -> Iterator[list[str]]:
         """Remove ours, a batch per step."""
         self._serving = False
         yield from self._each(lambda batch: batch.remove(), lasting=False)
@@ -142,7 +158,7 @@ class VipAddresses:
                 if number < len(batches):
                     refused = act(batches[number])
                 elif lasting and number == len(batches) and self._lasting is not None:
-                    refused = self._lasting.announce()
+                    refused = self._announce(self._lasting)
                 else:
                     return
             number += 1
@@ -178,10 +194,8 @@ class VipAddresses:
         if new == self._ours:
             return
         rows = sorted([each.device, each.address, each.prefix_length] for each in new)
-        temporary = self._path.with_suffix(".new")
         try:
-            temporary.write_text(json.dumps(rows))
-            temporary.replace(self._path)
+            self._files.publish(self._path, json.dumps(rows).encode())
         except OSError as error:
             raise XlbError(f"cannot write {self._path}: {error.strerror}", storage_code(error)) from None
         self._ours = new
@@ -189,7 +203,7 @@ class VipAddresses:
     def _read(self) -> set[InterfaceAddress]:
         """What a daemon before us put there; a damaged file means that its addresses stay when their VIP goes."""
         try:
-            rows = json.loads(self._path.read_text())
+            rows = json.loads(self._files.read(self._path))
             return {InterfaceAddress(str(device), str(address), int(length)) for device, address, length in rows}
         except (OSError, ValueError, TypeError):
             return set()

@@ -40,6 +40,7 @@ from ctl.node.running_configuration import RunningConfiguration
 from ctl.node.summary import Summary
 from ctl.node.transaction import Transaction
 from ctl.runtime import memory
+from ctl.runtime.clock import monotonic_ns
 from ctl.runtime.loop_lag import LoopLag
 from ctl.runtime.startup import Startup
 from ctl.runtime.supervisor import Supervisor
@@ -127,7 +128,8 @@ def _local(
     def config() -> Config:
         return transaction.config
 
-    addresses, sources = VipAddresses(network, run_dir), OwnSources(network, config)
+    addresses = VipAddresses(network, run_dir, lease_open=lambda: plane.lease()[0] > monotonic_ns())
+    sources = OwnSources(network, config)
     checks = CheckRunner(
         HealthChecks(load_down(run_dir)), run_dir, lambda transition: running.health_changed(transition), own_probe(sources)
     )

@@ -21,6 +21,20 @@ class Files:
         self.rename(temporary, path)
         self.sync_directory(path.parent)
 
+    def publish(self, path: Path, content: bytes) -> None:
+        """Put a file in place of the one there is, if any; it is lost with the machine's memory, as what it describes is."""
+        temporary = path.with_name(f"{path.name}.new")
+        temporary.write_bytes(content)
+        self.rename(temporary, path)
+
+    def read(self, path: Path, limit: int = -1) -> bytes:
+        """The content, of a longer file its first `limit` bytes."""
+        with path.open("rb") as file:
+            return file.read(limit)
+
+    def exists(self, path: Path) -> bool:
+        return path.exists()
+
     def make_directory(self, path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
 

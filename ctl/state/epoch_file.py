@@ -49,8 +49,7 @@ class EpochFile:
         file is of a newer version or cannot be read.
         """
         try:
-            with self.path.open("rb") as file:
-                text = file.read(MAX_BYTES + 1)
+            text = self._files.read(self.path, MAX_BYTES + 1)
         except FileNotFoundError:
             return Terms(), ""
         except OSError as error:

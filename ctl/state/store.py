@@ -90,7 +90,7 @@ class Store:
         """Undo the last `save`: the record before it is on disk again, byte for byte. Blocking. Raises XlbError."""
         temporary, previous = self.state_dir / TEMPORARY, self.state_dir / PREVIOUS
         try:
-            self._files.write_synced(temporary, previous.read_bytes())
+            self._files.write_synced(temporary, self._files.read(previous))
             self._files.rename(temporary, self.path)
             self._files.sync_directory(self.state_dir)
         except OSError as error:
@@ -99,7 +99,7 @@ class Store:
     def stored(self) -> bytes | None:
         """The record on disk as it is; None: there is none. Blocking. Raises XlbError."""
         try:
-            return self.path.read_bytes()
+            return self._files.read(self.path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -116,8 +116,7 @@ class Store:
     def _read(self, path: Path) -> Config | DamagedRecord | None:
         """None: no such file."""
         try:
-            with path.open("rb") as file:
-                text = file.read(MAX_BYTES + 1)
+            text = self._files.read(path, MAX_BYTES + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -141,7 +140,7 @@ class Store:
         stamp = utc_stamp()
         kept = self.state_dir / f"{CORRUPT}-{stamp}"
         number = 1
-        while kept.exists():
+        while self._files.exists(kept):
             number += 1
             kept = self.state_dir / f"{CORRUPT}-{stamp}-{number}"
         try:

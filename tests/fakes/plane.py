@@ -83,11 +83,11 @@ TRAFFIC = LAYOUTS.maps["farm_traffic"].value_dtype
 class FakePlane:
     """Implements `bpf.dataplane.DataPlane`. Tests may set `fail_next` to make the next operation of a kind fail, and `tick`."""
 
-    def __init__(self, max_flows: int = 4096) -> None:
+    def __init__(self, max_flows: int = 4096, slots: int = constants.MAX_SLOT_CHUNKS * constants.SLOTS_PER_CHUNK) -> None:
         self.vip_flags: dict[str, int] = {}
         self.listeners: dict[ServiceKey, ServiceValue] = {}
         self.backends: dict[int, tuple[str, int]] = {}
-        self.slots = np.zeros(constants.MAX_SLOT_CHUNKS * constants.SLOTS_PER_CHUNK, dtype=np.uint32)
+        self.slots = np.zeros(slots, dtype=np.uint32)
         self.farm_counts = np.zeros(constants.MAX_FARMS, dtype=TRAFFIC)
         self.backend_counts = np.zeros(constants.MAX_BACKENDS, dtype=TRAFFIC)
         self.flow_maps: dict[tuple[str, str], dict[bytes, bytes]] = {

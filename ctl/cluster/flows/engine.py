@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bpf.dataplane import Array, PlaneError
 from ctl.cluster.flows.replica import ReplicaTable
@@ -108,6 +108,8 @@ class ReplicationEngine:
         """This node is active."""
         self._serving_epoch = epoch
         self.receiver.set_serving(True)
+        # Received before, and not in the maps yet: it must not overwrite what clients have changed since the lease opened.
+        self._work = deque(replace(work, only_absent=True) if isinstance(work, Apply) else work for work in self._work)
         self._sweep = None
         self._follow(now_ns)
 

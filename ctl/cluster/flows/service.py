@@ -1,8 +1,8 @@
 """Flow replication's side effects: reads the kernel's flow events, sends them, and puts the peer's flows into the tables.
 
 What is sent, acknowledged and in step is decided in `sync.flows.sender` and `sync.flows.receiver`; what a flow looks like
-on the wire in `sync.flows.codec`. Here is one thread that does whatever may take long, so that the loop and its heartbeats
-never wait for it. Must not know roles, leases or how the peer is found.
+on the wire in `sync.flows.codec`. Decides what runs on the loop and what in the worker, one thread that does whatever may take
+long, so that the loop and its heartbeats never wait for it. Must not know roles, leases or how the peer is found.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import contextlib
 import logging
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from bpf.dataplane import Array
 from ctl.cluster.flows.engine import LIMITS, Outlets, ReplicationEngine
 from ctl.cluster.flows.source import ReplicatedPlane
+from ctl.runtime.clock import NowNs, monotonic_ns
 from ctl.runtime.realtime_scheduling import favour_this_thread
 from sync.flows.message_codec import MAX_MESSAGE_BYTES
 from sync.transport import ChannelBounds
@@ -40,6 +41,24 @@ log = logging.getLogger(__name__)
 
 Send = Callable[[bytes], bool]
 """Queue one message for the peer without waiting; False if there is no room or no connection (`Channel.send`)."""
+
+
+Command = Callable[[int], None]
+"""Work for the engine, at the time given in ns."""
+
+
+class Worker(Protocol):
+    """Runs commands and the engine's steps one after the other, apart from the event loop."""
+
+    def put(self, command: Command) -> None:
+        """Queue a command, in any thread; returns at once."""
+
+    def close(self) -> None:
+        """Return when the work under way has ended; what is queued is dropped."""
+
+
+MakeWorker = Callable[[ReplicationEngine, Callable[[Exception], None], NowNs], Worker]
+"""engine, failed: called once, in the worker, with an error that is a bug; now_ns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +93,13 @@ class Replicator:
         clock_offset_ns: Callable[[], int | None],
         connections: Callable[[], int],
         step_changed: Callable[[bool, str], None],
+        make_worker: MakeWorker | None = None,
+        now_ns: NowNs = monotonic_ns,
     ) -> None:
         """boot: random number of this run. clock_offset_ns: what to add to the peer's clock to get ours, None while unknown.
 
-        connections: how many this node has, e.g. the last sweep's count. step_changed(in_step, why): the tables are or
-        are no longer in step, with the sentence for the log.
+        connections: how many this node has, e.g. the last sweep's count. step_changed(in_step, why): the maps of both nodes are
+        or are no longer in step, with the reason for the log. make_worker: a thread by default.
         """
         self._loop = asyncio.get_running_loop()
         self._send, self._connections, self._step_changed = send, connections, step_changed
@@ -96,10 +117,9 @@ class Replicator:
             failed=lambda why: self._on_loop(self._failed, why),
         )
         self._engine = ReplicationEngine(plane, boot, clock_offset_ns, outlets)
-        self._commands: queue.SimpleQueue[Callable[[int], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="xlb-replication", daemon=True)
+        self._now_ns = now_ns
         self._closed = False
-        self._thread.start()
+        self._worker = (make_worker or EngineThread)(self._engine, self._worker_failed, now_ns)
 
     # --- asked on the loop -----------------------------------------------------------------------------------
 
@@ -110,16 +130,16 @@ class Replicator:
         """
         if not present:
             self._forget_outward()
-        self._commands.put(lambda now_ns: self._engine.peer_present(present, boot, now_ns))
+        self._worker.put(lambda now_ns: self._engine.peer_present(present, boot, now_ns))
 
     def serve(self, epoch: int) -> None:
         """This node is active: send its flows, and take only what it does not know."""
-        self._commands.put(lambda now_ns: self._engine.serve(epoch, now_ns))
+        self._worker.put(lambda now_ns: self._engine.serve(epoch, now_ns))
 
     def stop_serving(self) -> None:
         """This node is no longer active: nothing more is sent. Flush first where nothing may be lost."""
         self._flushes.clear()
-        self._commands.put(self._engine.stop_serving)
+        self._worker.put(self._engine.stop_serving)
 
     def message(self, message: bytes) -> None:
         """A message of the peer's replicator arrived. Anything that is none is counted and dropped."""
@@ -127,7 +147,7 @@ class Replicator:
             self._dropped_messages += 1
             return
         self._received_messages += 1
-        self._commands.put(lambda now_ns: self._take(message, now_ns))
+        self._worker.put(lambda now_ns: self._take(message, now_ns))
 
     def flush(self, number: int, done: Callable[[int], None]) -> None:
         """Read pending flow changes, send them, and call done(number) once the peer has applied everything up to now.
@@ -135,7 +155,7 @@ class Replicator:
         Not called while no stream runs, or when the stream ends first: the caller has a deadline of its own.
         """
         self._flushes = {number: done}  # a flush that was asked for before is of no more use
-        self._commands.put(lambda now_ns: self._engine.flush(number, now_ns))
+        self._worker.put(lambda now_ns: self._engine.flush(number, now_ns))
 
     def apply_pending(self, done: Callable[[], None]) -> None:
         """Call `done` once everything received before this call is in the table. Gives up deleting what the peer lacks.
@@ -145,24 +165,24 @@ class Replicator:
         if self._taken_messages == self._received_messages and self._engine.idle:
             done()
             return
-        self._commands.put(lambda _: self._engine.after_pending(lambda: self._on_loop(done)))
+        self._worker.put(lambda _: self._engine.after_pending(lambda: self._on_loop(done)))
 
     def removed(self, family: str, keys: Array) -> None:
         """Somebody deleted these forward entries on purpose (any thread): the peer should delete them too."""
         if self._engine.sender.running:
-            self._commands.put(lambda now_ns: self._engine.removed(family, keys, now_ns))
+            self._worker.put(lambda now_ns: self._engine.removed(family, keys, now_ns))
 
     def still_alive(self, family: str, keys: Array, values: Array) -> None:
         """Connections that are busy although their forward entry is silent (any thread): the peer cannot know."""
         if self._engine.sender.running:
-            self._commands.put(lambda now_ns: self._engine.still_alive(family, keys, values, now_ns))
+            self._worker.put(lambda now_ns: self._engine.still_alive(family, keys, values, now_ns))
 
     def status(self) -> ReplicationStatus:
         """How far the peer is, as of now."""
         engine = self._engine
         sender, receiver, counts, table = engine.sender, engine.receiver, engine.counts, engine.table.counts
         with contextlib.suppress(RuntimeError):  # the thread changed a queue while it was read: the next answer is right
-            self._lag_ms = sender.lag_ns(_now_ns()) / 1e6
+            self._lag_ms = sender.lag_ns(self._now_ns()) / 1e6
             self._protected = sender.protected(self._connections())
         serving = receiver.serving
         return ReplicationStatus(
@@ -187,8 +207,7 @@ class Replicator:
     def close(self) -> None:
         """End the thread; work under way is finished, what waits is dropped."""
         self._closed = True
-        self._commands.put(None)
-        self._thread.join()
+        self._worker.close()
         self._engine.close()
 
     # --- on the loop, asked by the thread --------------------------------------------------------------------
@@ -225,31 +244,11 @@ class Replicator:
                     self._outward.popleft()
         self._loop.call_soon(self._send_some)
 
-    # --- the thread ------------------------------------------------------------------------------------------
+    # --- in the worker ---------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        favour_this_thread()
-        try:
-            self._work()
-        except Exception as error:
-            log.exception("the replication thread failed")
-            self._engine.give_up()
-            self._on_loop(self._step_changed, False, f"flow replication failed ({error!r}): restart xlbd")
-
-    def _work(self) -> None:
-        engine, commands = self._engine, self._commands
-        wait_ns = 0
-        while True:
-            for _ in range(COMMANDS_PER_STEP):
-                try:
-                    command = commands.get(timeout=wait_ns / 1e9) if wait_ns else commands.get_nowait()
-                except queue.Empty:
-                    break
-                wait_ns = 0
-                if command is None:
-                    return
-                command(_now_ns())
-            wait_ns = engine.step(_now_ns())
+    def _worker_failed(self, error: Exception) -> None:
+        self._engine.give_up()
+        self._on_loop(self._step_changed, False, f"flow replication failed ({error!r}): restart xlbd")
 
     def _take(self, message: bytes, now_ns: int) -> None:
         try:
@@ -273,5 +272,40 @@ class Replicator:
             self._loop.call_soon_threadsafe(act, *arguments)
 
 
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+class EngineThread:
+    """The worker of a running daemon: a real-time thread. It waits until a command comes or the engine's next step is due."""
+
+    def __init__(self, engine: ReplicationEngine, failed: Callable[[Exception], None], now_ns: NowNs) -> None:
+        self._engine, self._failed, self._now_ns = engine, failed, now_ns
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="xlb-replication", daemon=True)
+        self._thread.start()
+
+    def put(self, command: Command) -> None:
+        self._commands.put(command)
+
+    def close(self) -> None:
+        self._commands.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        favour_this_thread()
+        try:
+            self._work()
+        except Exception as error:
+            log.exception("the replication thread failed")
+            self._failed(error)
+
+    def _work(self) -> None:
+        commands, wait_ns = self._commands, 0
+        while True:
+            for _ in range(COMMANDS_PER_STEP):
+                try:
+                    command = commands.get(timeout=wait_ns / 1e9) if wait_ns else commands.get_nowait()
+                except queue.Empty:
+                    break
+                wait_ns = 0
+                if command is None:
+                    return
+                command(self._now_ns())
+            wait_ns = self._engine.step(self._now_ns())

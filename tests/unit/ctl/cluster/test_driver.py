@@ -25,7 +25,7 @@ from ctl.network.vip_addresses import VipAddresses
 from ctl.state.cluster_file import ClusterFile
 from ctl.state.epoch_file import EpochFile, Terms
 from sync.failover.timing import Timing
-from sync.failover.types import CloseLease, ExtendLease, FailoverConfig, Heartbeat, Role, SendAdvert, Serve
+from sync.failover.types import Announce, CloseLease, ExtendLease, FailoverConfig, Heartbeat, Role, SendAdvert, Serve
 from tests.fakes.network import FakeNetwork, FakeReadyAddresses
 from tests.fakes.pair import Site, addresses, in_step, join, pair_without, paired_sites, site, two_sites
 from tests.fakes.plane import FakePlane
@@ -300,7 +300,7 @@ class NoFlows:
 
     def __init__(self) -> None:
         self.waiting: list[Any] = []
-        self.serving = 0
+        self.serving: int = 0
 
     def peer_present(self, present: bool, boot: int = 0) -> None:
         return
@@ -339,6 +339,50 @@ class Bench:
         self.pair._run()
 
 
+def open_lease() -> ExtendLease:
+    """An extension for a second."""
+    now_ns = time.monotonic_ns()
+    return ExtendLease(now_ns + 10**9, 4, void_after_ns=now_ns + 10**9)
+
+
+def test_vips_wait_for_the_lease_when_its_extension_is_discarded(tmp_path: Path) -> None:
+    """A node without a lease that announced its VIPs would take traffic it must drop, from a peer that may serve it."""
+
+    async def scene() -> None:
+        bench = Bench(tmp_path)
+        now_ns = time.monotonic_ns()
+        bench.do(ExtendLease(now_ns + 10**9, 4, void_after_ns=now_ns - 1), Serve(4), Announce())
+        assert not bench.network.present and not bench.network.announced
+        bench.do(open_lease())
+        assert bench.network.present and bench.network.announced and bench.flows.serving == 4
+        bench.pair.stop()
+
+    asyncio.run(scene())
+
+
+def test_vips_that_wait_for_the_lease_are_forgotten_when_it_is_closed(tmp_path: Path) -> None:
+    async def scene() -> None:
+        bench = Bench(tmp_path)
+        bench.do(Serve(4), CloseLease(), open_lease())
+        assert not bench.network.present and not bench.flows.serving
+        bench.pair.stop()
+
+    asyncio.run(scene())
+
+
+def test_a_change_adds_no_vip_after_the_lease_has_expired(tmp_path: Path) -> None:
+    """The event loop may be late to notice, and the peer may have the VIPs by then."""
+    network, is_open = FakeNetwork(), [True]
+    vips = VipAddresses(network, tmp_path, lease_open=lambda: is_open[0])
+    vips.pair(serving=True)
+    is_open[0] = False
+    vips.follow(CONFIG)
+    assert not network.present and not network.announced
+    is_open[0] = True
+    list(vips.serve())
+    assert network.present and network.announced
+
+
 def test_void_effects_are_not_performed(tmp_path: Path) -> None:
     async def scene() -> None:
         bench = Bench(tmp_path)
@@ -369,7 +413,7 @@ def test_activation_waits_for_received_flows_within_a_bound(tmp_path: Path) -> N
 def test_after_a_hand_over_the_addresses_are_gone_before_the_kernel_may_forward(tmp_path: Path) -> None:
     async def scene() -> None:
         bench = Bench(tmp_path)
-        bench.do(Serve(2))
+        bench.do(open_lease(), Serve(2))
         assert bench.network.present
         at_marker: list[bool] = []
         write = bench.plane.set_lease
@@ -395,7 +439,7 @@ def test_an_outdated_decision_does_not_remove_an_address(tmp_path: Path, monkeyp
     vips.pair(serving=True)
     vips.follow(CONFIG)
     assert network.present
-    list(vips.stand_by())
+    list(vips.stop_serving())
     assert not network.present
     list(vips.serve())
     looked = network.addresses

@@ -319,6 +319,21 @@ def test_a_takeover_waits_for_received_flows_and_not_for_the_sweep() -> None:
     assert done[0] > 6, "the sweep was given up, not finished"
 
 
+def test_what_is_queued_at_a_takeover_only_adds() -> None:
+    """The lease is open, clients change flows, and older records of them still wait for the map."""
+    world = connected()
+    world.a.establish("v4", 1)
+    world.settle()
+    world.a.put("v4", EventType.CLOSED, connections("v4", [1], state=int(FlowState.RST)))
+    world.a.engine.step(world.clock(world.a) + 10 * MS)
+    b = world.b
+    world.carry(world.a, b)  # received, and not applied
+    b.engine.serve(2, world.clock(b))
+    for _ in range(10):
+        b.engine.step(world.clock(b))
+    assert {int(entry["state"]) for entry in b.table("v4").values()} == {int(FlowState.SEEN | FlowState.REPLICATED)}
+
+
 def test_late_deltas_for_an_active_node_are_added_and_forwarded() -> None:
     world = connected()
     world.a.establish("v4", 1)
