@@ -1,7 +1,7 @@
 """Rules broken on purpose: each change of the code must be found by the simulation, else it does not test that rule.
 
-`mutations.txt` lists them like a patch: a name, the module of `sync`, the profile whose histories are to find it (with
-these faults only, where the accident it takes is rare), the text that goes and the text that comes. Only the byte code
+`mutations.txt` lists them like a patch: a name, the module, the profile whose histories are to find it (with these faults only,
+where the accident it takes is rare), the text that is removed and the text that replaces it. Only the byte code
 of the functions that differ is swapped, and put back afterwards, so that classes keep their identity.
 """
 
@@ -76,7 +76,7 @@ def mutant_of(module: types.ModuleType, mutation: Mutation) -> types.ModuleType:
 @contextmanager
 def applied(mutation: Mutation) -> Iterator[None]:
     """The mutation is in force inside the with block."""
-    module = importlib.import_module(f"sync.{mutation.module}")
+    module = importlib.import_module(mutation.module)
     mutated = functions(mutant_of(module, mutation))
     saved: list[tuple[types.FunctionType, types.CodeType]] = []
     for name, function in functions(module).items():

@@ -1,17 +1,44 @@
-"""One simulated node: a kernel that outlives its daemon, a disk, and a daemon that runs the real machines.
+"""One simulated node: a kernel and a disk that outlive its daemon, and daemons that run the product's own code.
 
-Does what `ctl` will do with effects, as plainly as possible. Everything random comes from the world.
+A `Daemon` is one incarnation of xlbd's part in the pair, composed as `ctl.cluster.member` composes it: driver, effects, epoch
+writer, addresses, flow replication, configuration transaction and replication. Only links, kernel, disk, threads and time are
+simulated. Everything random comes from the world.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, cast
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sync.config import config_sync
-from sync.failover import machine, types
-from sync.failover.types import Role
-from sync.flows import receiver, sender, stream
+import numpy as np
+
+from ctl.cluster.config_replication import ConfigReplica
+from ctl.cluster.driver import Pair, Standing
+from ctl.cluster.effects import APPLY_BOUND_S, Hands
+from ctl.cluster.epoch_writer import TermsWriter
+from ctl.cluster.flows.engine import ReplicationEngine
+from ctl.cluster.flows.service import COMMANDS_PER_STEP, Command, Replicator
+from ctl.cluster.peer_rpc import PeerLink
+from ctl.config import changes
+from ctl.config.changes import Committed
+from ctl.errors import XlbError
+from ctl.network.vip_addresses import VipAddresses
+from ctl.node.transaction import Transaction
+from ctl.runtime.clock import NowNs
+from ctl.state.epoch_file import EpochFile
+from ctl.state.store import Store
+from sync.failover import heartbeat_codec
+from sync.failover.types import Event, FailoverConfig, Heartbeat, Role
+from tests.fakes.plane import key_dtype
+from tests.sim.disk import Disk
+from tests.sim.kernel import FAMILY, Kernel, connection
+from tests.sim.links import Links
+from tests.sim.loop import Killed, NodeLoop
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -19,42 +46,17 @@ if TYPE_CHECKING:
 MS = 1_000_000
 Records = list[tuple[int, int | None]]  # key and value of each flow; None: deleted
 COARSE_NS = 4 * MS
-RING_RECORDS = 8
-SLICE_KEYS = 6
-INBOX = 4000
+STATE_DIR, RUN_DIR = Path("/state"), Path("/run")
+PAIR_ID = "5" * 32
+TRACKED = "eth0"
 
 
-class Kernel:
-    """Lease, flow table and ring: what stays when the daemon dies."""
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a client of the control socket was answered about its change."""
 
-    def __init__(self) -> None:
-        self.deadline_ns = 0
-        self.epoch = 0
-        self.table: dict[int, int] = {}
-        self.ring: list[tuple[int, int | None]] = []
-        self.ring_lost = False
-
-    def write(self, key: int, value: int | None, report: bool) -> None:
-        if value is None:
-            self.table.pop(key, None)
-        else:
-            self.table[key] = value
-        if report:
-            if len(self.ring) >= RING_RECORDS:
-                self.ring_lost = True
-            else:
-                self.ring.append((key, value))
-
-
-class Disk:
-    """Durable values, and writes on their way that a crash loses. One write at a time, in order."""
-
-    def __init__(self) -> None:
-        self.epoch, self.reserved = 0, 0
-        self.leases = types.Leases()
-        self.document = config_sync.EMPTY
-        self.conflicts: list[config_sync.Document] = []
-        self.busy_until = 0
+    token: int
+    note: str  # empty: it is on both disks
 
 
 class Node:
@@ -66,20 +68,17 @@ class Node:
         self.drift_ppm = rng.randint(-world.profile.drift_ppm, world.profile.drift_ppm)
         self.clock_offset = rng.randint(0, 10**12)
         self.coarse_phase = rng.randint(0, COARSE_NS - 1)
-        self.kernel, self.disk = Kernel(), Disk()
-        self.run = 0  # counts daemon starts; 0: never
-        self.up = self.paused = self.holding = False
-        self.inbox: list[tuple[str, Any]] = []
-        self.cut_effects: list[Any] = []  # effects a pause hit in the middle
-        self.pause_at: type | None = None  # the next list with such an effect is cut there
-        self.pause_length = 0
+        self.disk = Disk(lambda: self.daemon_did("disk"))
+        self.kernel = Kernel(self)
+        self.daemon: Daemon | None = None
+        self.incarnations = 0
+        self.stop_at = ""  # after the next effect of this kind the daemon is stopped
+        self.stop_length = 0
         self.served_epochs: list[int] = []
-        self.answers: list[config_sync.Answer] = []
-        self.tick_scheduled = -1
+        self.answers: list[Answered] = []
         self.carrier_down = False
-        self.log: list[str] = []
 
-    # --- clocks -----------------------------------------------------------------------------------------------------
+    # --- clocks -------------------------------------------------------------------------------------------------
 
     def local(self, real_ns: int) -> int:
         return self.clock_offset + real_ns + real_ns * self.drift_ppm // 1_000_000
@@ -88,364 +87,355 @@ class Node:
         return (local_ns - self.clock_offset) * 1_000_000 // (1_000_000 + self.drift_ppm) + 1
 
     def kernel_open(self) -> bool:
+        """Whether the program would serve VIPs now: it compares the lease with the coarse clock."""
         local = self.local(self.world.now)
-        return local - (local + self.coarse_phase) % COARSE_NS < self.kernel.deadline_ns
+        return local - (local + self.coarse_phase) % COARSE_NS < self.kernel.lease()[0]
 
-    # --- life of the daemon -----------------------------------------------------------------------------------------
+    # --- what others may ask ------------------------------------------------------------------------------------
+
+    @property
+    def up(self) -> bool:
+        """Whether a daemon lives, stopped or not."""
+        return self.daemon is not None and self.daemon.alive
+
+    @property
+    def ready(self) -> bool:
+        """Whether the daemon takes part in the pair."""
+        return self.up and self.daemon is not None and self.daemon.ready
+
+    @property
+    def serving(self) -> bool:
+        return self.ready and self.pair.machine.serving
+
+    @property
+    def pair(self) -> Pair:
+        assert self.daemon is not None
+        return self.daemon.pair
+
+    def file(self, name: str) -> bytes:
+        """What stands in a state file, empty when it is not there."""
+        path = STATE_DIR / name
+        return self.disk.read(path) if self.disk.exists(path) else b""
+
+    # --- life of the daemon -------------------------------------------------------------------------------------
 
     def boot(self) -> None:
-        world = self.world
-        self.run += 1
-        self.up, self.paused, self.holding = True, False, False
-        self.inbox, self.cut_effects, self.pause_at = [], [], None
-        boot = world.rng.getrandbits(48) | 1
-        now = self.local(world.now)
-        config = world.read_node_file(self.index)
-        epoch = max(self.disk.epoch, self.disk.document.version[0])
-        self.failover = machine.Failover(config, boot, epoch, self.disk.reserved, now, leases=self.disk.leases)
-        limits = stream.Limits(window_blocks=8, queued_records=64, retry_ns=40 * MS)
-        self.sender = sender.Sender(boot, 7, limits)
-        self.receiver = receiver.Receiver(7, limits)
-        self.config: config_sync.ConfigSync = config_sync.ConfigSync(self.disk.document, world.nodes[1 - self.index].name)
-        self.peer_alive = False
-        self.marked: set[int] | None = None
-        self.slice_keys: list[int] = []
-        self.standing: tuple[bool, tuple[int, int]] = (False, (0, 0))
-        self.finished = False
-        self.perform(self.failover.start())
-        self.update_standing()
-        if self.carrier_down:
-            self.hear("carrier", False)
-        self.schedule_tick()
+        """A daemon starts."""
+        self.incarnations += 1
+        self.daemon = Daemon(self, self.world.read_node_file(self.index), self.world.rng.getrandbits(48) | 1)
+        self.daemon.spawn(self.daemon.begin())
 
-    def crash(self, power: bool) -> None:
-        """The daemon dies; with `power` the kernel's state too. Writes on their way are lost."""
-        self.up = False
-        self.run += 1
-        self.inbox, self.cut_effects = [], []
+    def crash(self, power: bool = False) -> None:
+        """The daemon dies; with `power` the kernel's state and unsynced names too. Writes on their way are lost."""
+        if self.daemon is not None:
+            self.daemon.die()
+        self.incarnations += 1
         if power:
-            self.kernel = Kernel()
+            if self.disk.power_cut():
+                self.world.mark("power cut lost a file name")
+            self.kernel = Kernel(self)
             self.clock_offset = -self.world.now + self.world.rng.randint(COARSE_NS, 10**9)
 
-    def pause(self) -> None:
-        self.paused = True
+    def stop(self) -> None:
+        """SIGSTOP."""
+        if self.daemon is not None and self.daemon.alive:
+            self.daemon.stopped = True
 
-    def resume(self) -> None:
-        if not (self.up and self.paused):
+    def cont(self) -> None:
+        """SIGCONT."""
+        if self.daemon is not None and self.daemon.alive and self.daemon.stopped:
+            self.daemon.cont()
+
+    def daemon_did(self, what: str) -> None:
+        """An effect has reached kernel, network or disk. The world may want the daemon stopped before its next one."""
+        daemon = self.daemon
+        if self.stop_at != what or daemon is None or not daemon.alive or daemon.stopped:
             return
-        self.paused = False
-        effects, self.cut_effects = self.cut_effects, []
-        self.perform(effects)
+        self.stop_at = ""
+        self.world.mark(f"stopped after {what}")
+        daemon.stopped = True
+        self.world.run_until(self.world.now + self.stop_length)  # everything else goes on
+        if not daemon.alive:
+            self.world.mark("died between two effects")
+            raise Killed
+        if daemon.stopped:
+            daemon.cont()
+
+    def arrive(self, kind: str, payload: Any) -> None:
+        """A message arrives for whatever daemon is there."""
+        if self.daemon is not None and self.daemon.alive:
+            self.daemon.links.arrive(kind, payload)
+
+
+class Flows(Replicator):
+    """Remembers what a takeover waits for."""
+
+    applying_since_ns: int | None = None
+
+    def apply_pending(self, done: Callable[[], None]) -> None:
+        self.applying_since_ns = self._now_ns()
+
+        def applied() -> None:
+            self.applying_since_ns = None
+            done()
+
+        super().apply_pending(applied)
+
+    @property
+    def only_adds(self) -> bool:
+        """Whether flows of the peer may only be added: this node is active."""
+        return self._engine.receiver.serving
+
+    def overtaken(self, now_ns: int) -> bool:
+        """Whether received flows are not in the maps yet, and the time to wait for them is not over."""
+        since_ns = self.applying_since_ns
+        return since_ns is not None and now_ns - since_ns < APPLY_BOUND_S * 1e9
+
+
+class SimWorker:
+    """Implements `ctl.cluster.flows.service.Worker`: a thread of the simulated daemon."""
+
+    def __init__(self, daemon: Daemon, engine: ReplicationEngine, failed: Callable[[Exception], None], now_ns: NowNs) -> None:
+        self._daemon, self._engine, self._failed, self._now_ns = daemon, engine, failed, now_ns
+        self._commands: deque[Command] = deque()
+        self._due = -1
+        self._closed = False
+        self._wake(0)
+
+    def put(self, command: Command) -> None:
+        self._commands.append(command)
+        self._wake(0)
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _wake(self, wait_ns: int) -> None:
+        world = self._daemon.world
+        due = world.now + wait_ns + world.scheduled_late()
+        if world.now <= self._due <= due:
+            return
+        self._due = due
+        world.at(due, lambda: self._run(due))
+
+    def _run(self, due: int) -> None:
+        daemon = self._daemon
+        if due != self._due or self._closed or not daemon.alive:
+            return
+        if daemon.stopped:
+            daemon.when_continued(lambda: self._run(due))
+            return
+        self._due = -1
+        try:
+            for _ in range(min(COMMANDS_PER_STEP, len(self._commands))):
+                self._commands.popleft()(self._now_ns())
+            wait_ns = self._engine.step(self._now_ns())
+        except Exception as error:
+            daemon.world.fail(f"{daemon.node.name}: the flow worker failed: {error!r}")
+            self._failed(error)
+            return
+        self._wake(0 if self._commands else wait_ns)
+
+
+class Daemon:
+    """One incarnation of xlbd. `alive`: not killed. `stopped`: by SIGSTOP."""
+
+    def __init__(self, node: Node, config: FailoverConfig, boot: int) -> None:
+        self.node, self.world, self.config, self.boot = node, node.world, config, boot
+        self.alive, self.stopped, self.ready = True, False, False
+        self.loop = NodeLoop(self)  # type: ignore[abstract]  # what nobody uses of a loop is left out
+        self.links = Links(self)
+        self._when_continued: list[Callable[[], None]] = []
+        self._spawned: list[Coroutine[Any, Any, None]] = []
+
+    def now_ns(self) -> int:
+        """CLOCK_MONOTONIC of this machine."""
+        return self.node.local(self.world.now)
+
+    # --- signals ------------------------------------------------------------------------------------------------
+
+    def die(self) -> None:
+        if not self.alive:
+            return
+        if self.loop.threads:
+            self.world.mark("work in a thread lost in a crash")
+        if self.ready and self.replicator.status().swept_entries:
+            self.world.mark("stale flows swept")
+        self.alive = self.ready = False
+        self.loop.discard()
+        for work in self._spawned:
+            with contextlib.suppress(RuntimeError, ValueError):
+                work.close()
+
+    def cont(self) -> None:
+        self.stopped = False
+        waiting, self._when_continued = self._when_continued, []
+        for each in waiting:
+            self.world.after(self.world.scheduled_late(), each)
         if self.world.rng.random() < 0.5:
-            self.drain()
+            # The sockets' own threads were stopped too: what waits in them arrives a moment after the timer fired.
+            self.links.holding = True
+            self.world.after(self.world.rng.randint(0, 4 * MS), self.links.release)
+        self.loop.resume()
+
+    def when_continued(self, act: Callable[[], None]) -> None:
+        self._when_continued.append(act)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine as a task of the daemon; an error is a broken rule."""
+
+        async def checked() -> None:
+            try:
+                await work
+            except Exception as error:
+                self.world.fail(f"{self.node.name}: {error!r}")
+
+        self._spawned.append(work)
+        self.loop.create_task(checked())
+
+    # --- composition, as in ctl.cluster.member and ctl.node -----------------------------------------------------
+
+    async def begin(self) -> None:
+        """Take part in the pair."""
+        node, kernel, disk, now_ns = self.node, self.node.kernel, self.node.disk, self.now_ns
+        file = EpochFile(STATE_DIR, disk)
+        stored, warning = await asyncio.to_thread(file.load)
+        if warning:
+            self.world.fail(f"{node.name} starts with a damaged file: {warning}")
+        self.addresses = VipAddresses(kernel.network, RUN_DIR, disk, lambda: kernel.lease()[0] > now_ns())
+        self.addresses.pair(serving=False)
+        self.transaction = Transaction(
+            Store(STATE_DIR, disk), kernel, self.addresses, frozenset, self._in_force, self._kernel_refused
+        )
+        await self.transaction.load()
+        await self.transaction.replan()
+        await self.transaction.follow_addresses()
+        terms = TermsWriter(file, replace(stored, epoch=max(stored.epoch, self.transaction.config.epoch)), thread=_NO_THREAD)
+        self.replicator = Flows(
+            kernel,
+            self.links.send_flows,
+            self.boot,
+            lambda: self.pair.clock.offset_ns,
+            lambda: len(kernel.flow_maps["flows", FAMILY]) // 2,
+            self._step_changed,
+            lambda engine, failed, clock: SimWorker(self, engine, failed, clock),
+            now_ns,
+        )
+        peer = self.config.peer
+        self.replica = ConfigReplica(self.transaction, PAIR_ID, peer, STATE_DIR, self.serving_epoch, disk, now_ns)
+        self.peer_link = PeerLink(peer, self.links.send_configuration, _answer_nothing, self.replica.heard)
+        hands = Hands(kernel, self.addresses, self.links, self.replicator, terms, served=self._served)
+        self.pair = Pair(self.config, hands, self._standing, self._gave_up, self.boot, now_ns)
+        self.pair.start()
+        self.ready = True
+        if node.carrier_down:
+            self.pair.carrier_changed(TRACKED, False)
+        self.replica.connect(self.peer_link)
+        await self.transaction.record_with(self.replica, self.replica.start)
+        self.links.open(
+            {
+                "heartbeat": self._heartbeat,
+                "advert": lambda priority: self.pair.advert_heard(priority, False),
+                "vote": self.pair.vote_answered,
+                "flows": self.replicator.message,
+                "configuration": self.peer_link.received,
+            }
+        )
+
+    def serving_epoch(self) -> int:
+        """The epoch this node serves in; 0: it does not."""
+        machine = self.pair.machine
+        return machine.epoch if machine.serving else 0
+
+    def _heartbeat(self, data: bytes) -> None:
+        message = heartbeat_codec.decode_control(data)
+        assert isinstance(message, Heartbeat)
+        self.pair.heartbeat_heard(message)
+
+    def _standing(self) -> Standing:
+        version, heard = self.replica.version, self.pair.heard
+        return self.replicator.complete and (heard is None or version >= heard.version), version
+
+    def _step_changed(self, in_step: bool, why: str) -> None:
+        self.world.logged(self.node, f"flow maps {'in step' if in_step else 'not in step'}: {why}")
+        self.pair.tell_standing()
+
+    def _served(self) -> None:
+        self.world.took_over(self.node)
+
+    def _gave_up(self, why: str) -> None:
+        self.world.fail(f"{self.node.name} gave up: {why}")
+
+    async def _in_force(self, done: Committed) -> None:
+        """Checks and neighbours would follow."""
+        if not self.node.serving:
+            self.world.mark("configuration of the peer adopted")
+
+    def _kernel_refused(self) -> None:
+        self.world.fail(f"{self.node.name}: the kernel refused a configuration")
+
+    # --- what clients, operators and the kernel do --------------------------------------------------------------
+
+    def sweep(self, number: int) -> None:
+        """The expiry sweep removes a connection."""
+        each = connection(number)
+        keys = np.frombuffer(each.key + each.reply_key, key_dtype(FAMILY))
+        self.node.kernel.delete_flows("flows", FAMILY, keys)
+        self.replicator.removed(FAMILY, keys[:1])
+
+    async def change(self, token: int) -> None:
+        """A client of the control socket adds a farm, or a VIP."""
+        noun, arguments = change_of(token)
+        try:
+            done = await self.transaction.commit(lambda config: changes.change(config, f"{noun}.add", arguments))
+        except XlbError as error:
+            self.world.refused_change(self.node, error)
         else:
-            # The sockets' own threads slept too: what waits in them arrives a moment after the timer fired.
-            self.holding = True
-            run = self.run
-            self.world.after(self.world.rng.randint(0, 4 * MS), lambda: self.drain() if self.run == run else None)
-        self.tick()
+            self.world.accepted_change(self.node, Answered(token, done.note))
 
-    def drain(self) -> None:
-        if self.paused:
-            return
-        self.holding = False
-        inbox, self.inbox = self.inbox, []
-        for kind, payload in inbox:
-            self.hear(kind, payload)
-
-    # --- input ------------------------------------------------------------------------------------------------------
-
-    def hear(self, kind: str, payload: Any) -> None:
-        """Something arrived for the daemon."""
-        if not self.up:
-            return
-        if self.paused or self.holding:
-            if len(self.inbox) < INBOX:
-                self.inbox.append((kind, payload))
-            return
-        _INPUTS[kind](self, payload)
-        self.update_standing()
-        self.schedule_tick()
-
-    def event(self, event: types.Event) -> None:
-        if self.up and not self.paused:
-            self.perform(self.failover.handle(event, self.local(self.world.now)))
-
-    def hear_beat(self, beat: types.Heartbeat) -> None:
-        self.event(types.HeartbeatHeard(beat))
-        if self.up and not self.paused:
-            self.receiver.set_peer(self.failover.peer_boot)
-            self.watch_peer()
-            if self.peer_alive:
-                self.perform(self.config.peer_has(beat.version, self.local(self.world.now)))
-
-    def hear_block(self, block: stream.Block) -> None:
-        self.perform(self.receiver.block(block, self.local(self.world.now)))
-
-    def hear_ack(self, ack: stream.Acknowledgement) -> None:
-        self.perform(self.sender.acknowledged(ack, self.local(self.world.now)))
-
-    def hear_slice(self, payload: tuple[int, list[tuple[int, int]], bool]) -> None:
-        session, records, last = payload
-        self.perform(self.sender.slice_read(session, 4, len(records), records, last, self.local(self.world.now)))  # type: ignore[arg-type]
-
-    def hear_stored(self, payload: tuple[str, Any]) -> None:
-        kind, value = payload
-        if kind == "epoch":
-            self.event(types.EpochPersisted(value))
-        elif kind == "leases":
-            self.event(types.LeasesPersisted(value))
+    async def request(self, name: str, event: Event) -> None:
+        """An operator's request."""
+        try:
+            await asyncio.wait_for(self.pair.requests.ask(name, lambda: self.pair.handle(event)), 10.0)
+        except (XlbError, TimeoutError) as error:
+            self.world.request_refused(self.node, name, error)
         else:
-            self.perform(self.config.stored(value, self.local(self.world.now)))
+            self.world.mark(f"{name} done")
 
-    def hear_change(self, payload: tuple[int, int]) -> None:
-        """A client wants a configuration change: `token` is added to the set that stands for a configuration."""
-        request, token = payload
-        body = self.config.document.body + b"%d," % token
-        self.perform(self.config.change(request, body, self.local(self.world.now)))
+    async def shut_down(self) -> None:
+        """SIGTERM: the process ends, and is started again."""
+        try:
+            await self.pair.shut_down()
+        except XlbError:
+            self.world.mark("shutdown without a hand-over")
+        self.world.shutdown_done(self.node)
 
-    def tick(self) -> None:
-        if not self.up or self.paused:
-            return
-        now = self.local(self.world.now)
-        if now >= self.failover.next_wakeup_ns:
-            self.event(types.Tick())
-            if self.up and not self.paused:
-                self.watch_peer()
-                self.read_ring()
-                self.perform(self.sender.tick(now))
-                self.perform(self.config.tick(now))
-                self.update_standing()
-        self.schedule_tick()
+    def carrier(self, up: bool) -> None:
+        if self.ready:
+            self.loop.call_soon(self.pair.carrier_changed, TRACKED, up)
 
-    def schedule_tick(self) -> None:
-        if not self.up or self.paused:
-            return
-        wake = self.real(self.failover.next_wakeup_ns)
-        now = self.world.now
-        if now < self.tick_scheduled <= wake + MS:
-            return
-        self.tick_scheduled = max(now + 1, wake) + self.world.tick_late()
-        self.world.at(self.tick_scheduled, self.tick)
-
-    def watch_peer(self) -> None:
-        alive = self.failover.peer_alive
-        if alive == self.peer_alive:
-            return
-        self.peer_alive = alive
-        if alive:
-            if self.failover.serving:
-                self.perform(self.sender.start(self.failover.epoch, self.local(self.world.now)))
-        else:
-            self.sender.stop()
-            self.perform(self.config.peer_gone())
-
-    def update_standing(self) -> None:
-        if not self.up or self.paused:
-            return
-        standing = (self.receiver.in_step, self.config.stored_version)
-        if standing != self.standing:
-            self.standing = standing
-            self.event(types.StandingChanged(*standing))
-
-    def read_ring(self) -> None:
-        kernel, now = self.kernel, self.local(self.world.now)
-        records, kernel.ring = kernel.ring, []
-        lost, kernel.ring_lost = kernel.ring_lost, False
-        if records:
-            self.perform(self.sender.changes(4, len(records), records, now))  # type: ignore[arg-type]
-        if lost:
-            self.perform(self.sender.overflow(now))
-
-    # --- effects ----------------------------------------------------------------------------------------------------
-
-    def perform(self, effects: Iterable[Any]) -> None:
-        effects = list(effects)
-        kinds = [type(effect) for effect in effects] if self.pause_at and not self.paused else []
-        if self.pause_at in kinds:
-            cut = kinds.index(self.pause_at) + self.world.rng.randint(0, 1)
-            self.pause_at = None
-            self.do(effects[:cut])
-            self.pause()
-            self.cut_effects += effects[cut:]
-            run = self.run
-            self.world.after(self.pause_length, lambda: self.resume() if self.run == run else None)
-            return
-        self.do(effects)
-
-    def do(self, effects: list[Any]) -> None:
-        for number, effect in enumerate(effects):
-            if self.paused:  # a nested list of effects was cut: the rest comes after it
-                self.cut_effects += effects[number:]
-                return
-            _EFFECTS[type(effect)](self, effect)
-
-    def write_disk(self, write: Callable[[], None], done: tuple[str, Any] | None) -> None:
-        world, disk, run = self.world, self.disk, self.run
-        disk.busy_until = max(disk.busy_until, world.now) + world.fsync_time()
-
-        def finish() -> None:
-            if self.run == run:
-                write()
-                if done:
-                    self.hear("stored", done)
-
-        world.at(disk.busy_until, finish)
-
-    def do_extend(self, effect: types.ExtendLease) -> None:
-        if self.local(self.world.now) <= effect.void_after_ns:
-            self.kernel.deadline_ns, self.kernel.epoch = effect.deadline_ns, effect.epoch
-            self.world.lease_written(self)
-
-    def do_close(self, effect: types.CloseLease) -> None:
-        if self.kernel_open():
-            self.world.lease_closed(self)
-        self.kernel.deadline_ns = 0
-
-    def do_persist(self, effect: types.PersistEpoch) -> None:
-        def write() -> None:
-            self.disk.epoch, self.disk.reserved = effect.epoch, effect.reserved
-
-        self.write_disk(write, ("epoch", effect.reserved))
-
-    def do_persist_leases(self, effect: types.PersistLeases) -> None:
-        self.write_disk(lambda: setattr(self.disk, "leases", effect.leases), ("leases", effect.leases))
-
-    def do_serve(self, effect: types.Serve) -> None:
-        self.world.term_begins(self, effect.epoch)
-        self.receiver.set_serving(True)
-        self.perform(self.config.serve(effect.epoch))
-        self.watch_peer()
-        if self.peer_alive:
-            self.perform(self.sender.start(effect.epoch, self.local(self.world.now)))
-
-    def do_stop_serving(self, effect: types.StopServing) -> None:
-        self.receiver.set_serving(False)
-        self.perform(self.config.serve(0))
-
-    def do_flush(self, effect: types.FlushFlows) -> None:
-        self.read_ring()
-        self.perform(self.sender.flush(effect.number))
-
-    def do_flushed(self, effect: sender.Flushed) -> None:
-        """What comes of an effect waits until the effects before it are carried out."""
-        run = self.run
-        self.world.after(0, lambda: self.hear("flushed", effect.number) if self.run == run else None)
-
-    def do_role(self, effect: types.RoleChanged) -> None:
-        self.world.note(self, f"{effect.role.value} epoch {effect.epoch}: {effect.why}")
-        if effect.role is Role.ACTIVE and self.config.epoch:
-            self.perform(self.config.serve(effect.epoch))
-
-    def do_apply(self, effect: receiver.Apply) -> None:
-        kernel = self.kernel
-        for key, value in cast(Records, effect.block.payload):
-            if not effect.only_absent:
-                kernel.write(key, value, report=False)
-            elif value is not None and key not in kernel.table:
-                kernel.write(key, value, report=True)
-            if self.marked is not None:
-                self.marked.add(key)
-        self.perform(self.receiver.applied(effect.block))
-
-    def do_mark(self, effect: receiver.BeginMark) -> None:
-        self.marked = set()
-        self.sender.stop()
-        self.kernel.ring.clear()
-
-    def do_sweep(self, effect: receiver.SweepUnmarked) -> None:
-        if self.marked is not None:
-            for key in [key for key in self.kernel.table if key not in self.marked]:
-                del self.kernel.table[key]
-        self.marked = None
-        self.perform(self.receiver.applied(effect.block))
-
-    def do_read_slice(self, effect: sender.ReadSlice) -> None:
-        """The slice is read from the kernel a moment later, and arrives another moment later, as from a thread."""
-        if effect.first:
-            self.slice_keys = sorted(self.kernel.table)
-        keys, self.slice_keys = self.slice_keys[:SLICE_KEYS], self.slice_keys[SLICE_KEYS:]
-        last, run, world = not self.slice_keys, self.run, self.world
-
-        def read() -> None:
-            if self.run == run:
-                records = [(key, self.kernel.table[key]) for key in keys if key in self.kernel.table]
-                world.after(
-                    world.rng.randint(0, 3 * MS),
-                    lambda: self.hear("slice", (effect.session, records, last)) if self.run == run else None,
-                )
-
-        world.after(world.rng.randint(0, 2 * MS), read)
-
-    def do_store(self, effect: config_sync.Store) -> None:
-        def write() -> None:
-            self.disk.document = effect.document
-
-        self.write_disk(write, ("document", effect.document.version))
-
-    def do_conflict(self, effect: config_sync.KeepConflict) -> None:
-        self.write_disk(lambda: self.disk.conflicts.append(effect.document), None)
-
-    def send(self, path: str, kind: str, payload: Any) -> None:
-        self.world.send(self.index, path, kind, payload)
-
-    def do_advert(self, effect: types.SendAdvert) -> None:
-        if self.local(self.world.now) <= effect.void_after_ns:
-            self.send("data", "advert", effect.priority)
-
-    def do_answer(self, effect: config_sync.Answer) -> None:
-        self.answers.append(effect)
-
-    def do_completed(self, effect: types.Completed) -> None:
-        if effect.request == "shutdown":
-            self.finished = True
-            self.world.after(1, lambda: self.world.shutdown_done(self))
+    @property
+    def role(self) -> Role:
+        return self.pair.machine.role
 
 
-_INPUTS: dict[str, Callable[[Node, Any], None]] = {
-    "beat": Node.hear_beat,
-    "advert": lambda node, priority: node.event(types.AdvertHeard(priority)),
-    "block": Node.hear_block,
-    "ack": Node.hear_ack,
-    "slice": Node.hear_slice,
-    "offer": lambda node, document: node.perform(node.config.offered(document)),
-    "version": lambda node, version: node.perform(node.config.peer_has(version, node.local(node.world.now))),
-    "stored": Node.hear_stored,
-    "flushed": lambda node, number: node.event(types.FlowsFlushed(number)),
-    "change": Node.hear_change,
-    "vote": lambda node, answer: node.event(types.VoteAnswered(*answer)),
-    "carrier": lambda node, up: node.event(types.CarrierChanged("eth0", up)),
-    "request": lambda node, event: node.event(event),
-}
+def change_of(token: int) -> tuple[str, dict[str, Any]]:
+    """The change of this number: every fourth adds a VIP."""
+    if token % 4 == 0:
+        return "vip", {"address": f"10.9.{token >> 8 & 255}.{token & 255}/16", "device": "eth0"}
+    return "farm", {"name": f"t{token}", "vip": "10.9.0.1", "port": 1 + token % 65535}
 
-_EFFECTS: dict[type, Callable[[Node, Any], None]] = {
-    types.SendHeartbeat: lambda node, effect: node.send("cluster", "beat", effect.heartbeat),
-    types.SendAdvert: Node.do_advert,
-    types.ExtendLease: Node.do_extend,
-    types.CloseLease: Node.do_close,
-    types.PersistEpoch: Node.do_persist,
-    types.PersistLeases: Node.do_persist_leases,
-    types.ApplyReplicated: lambda node, effect: None,
-    types.Serve: Node.do_serve,
-    types.Announce: lambda node, effect: None,
-    types.StopServing: Node.do_stop_serving,
-    types.FlushFlows: Node.do_flush,
-    types.AskVote: lambda node, effect: node.world.ask_vote(node, effect.asked_ns),
-    types.RoleChanged: Node.do_role,
-    types.Refused: lambda node, effect: node.world.note(node, f"refused {effect.request}: {effect.why}"),
-    types.Completed: Node.do_completed,
-    sender.SendBlock: lambda node, effect: node.send("bulk", "block", effect.block),
-    receiver.SendAcknowledgement: lambda node, effect: node.send("bulk", "ack", effect.acknowledgement),
-    sender.ReadSlice: Node.do_read_slice,
-    sender.Flushed: Node.do_flushed,
-    receiver.BeginMark: Node.do_mark,
-    receiver.Apply: Node.do_apply,
-    receiver.SweepUnmarked: Node.do_sweep,
-    stream.StepChanged: lambda node, effect: node.world.note(node, f"in step {effect.in_step}: {effect.why}"),
-    config_sync.Store: Node.do_store,
-    config_sync.KeepConflict: Node.do_conflict,
-    config_sync.Adopt: lambda node, effect: None,
-    config_sync.SendOffer: lambda node, effect: node.send("cluster", "offer", effect.document),
-    config_sync.SendVersion: lambda node, effect: node.send("cluster", "version", effect.version),
-    config_sync.Answer: Node.do_answer,
-}
+
+def mark_of(token: int) -> bytes:
+    """What stands in a record that has the change of this number."""
+    return b'"10.9.%d.%d"' % (token >> 8 & 255, token & 255) if token % 4 == 0 else b'"t%d"' % token
+
+
+async def _answer_nothing(command: str, arguments: dict[str, Any]) -> Any:
+    raise XlbError(f"nothing answers {command}")
+
+
+class _NoThread:
+    def shutdown(self, wait: bool = True, cancel_futures: bool = False) -> None: ...
+
+
+_NO_THREAD: Any = _NoThread()  # the simulated loop runs what is given to any executor

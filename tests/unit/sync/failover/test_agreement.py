@@ -151,5 +151,5 @@ def test_two_nodes_that_hear_each_other_use_the_leases_of_their_node_files() -> 
     ],
 )
 def test_a_broken_rule_is_found(name: str, old: str, new: str) -> None:
-    with applied(Mutation(name, "failover.agreement", "", "", old, new)), pytest.raises(AssertionError, match="seed"):
+    with applied(Mutation(name, "sync.failover.agreement", "", "", old, new)), pytest.raises(AssertionError, match="seed"):
         test_no_node_uses_a_lease_that_its_peer_would_not_wait_for()

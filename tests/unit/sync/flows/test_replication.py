@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from sync.flows import receiver, sender
 from sync.flows.receiver import Apply, BeginMark, Receiver, SendAcknowledgement, SweepUnmarked
 from sync.flows.sender import Flushed, ReadSlice, SendBlock, Sender
 from sync.flows.stream import Acknowledgement, Block, Kind, Limits, StepChanged
+from tests.sim.mutations import Mutation, applied
 
 Effects = Sequence[sender.Effect | receiver.Effect]
 LIMITS = Limits(window_blocks=4, queued_records=20, retry_ns=1000)
@@ -66,6 +69,16 @@ def test_a_slice_goes_before_the_changes_read_since_it_was_asked_for() -> None:
     sent = blocks(sender.slice_read(1, 4, 2, b"slice", False, 3))
     assert [block.payload for block in sent] == [b"slice", b"newer"]
     assert [block.sequence for block in sent] == [2, 3]
+
+
+def test_the_order_of_a_slice_and_changes_is_seen() -> None:
+    """The simulated node reads a slice in the step that asks for it, so its histories cannot show this mistake."""
+    loop = "while self._queue and self._sent < self._limit"
+    mutation = Mutation(
+        "put a slice behind changes", "sync.flows.sender", "", "", f"{loop} and not self._slice_asked:", f"{loop}:"
+    )
+    with applied(mutation), pytest.raises(AssertionError):
+        test_a_slice_goes_before_the_changes_read_since_it_was_asked_for()
 
 
 def test_changes_go_before_the_next_slice() -> None:
