@@ -115,7 +115,7 @@ async def _node(role: str, pins: Path, layouts: Layouts, keys: Keys, peer_public
 
 
 def _log_applied(replicator: Replicator, watch: Watch) -> None:
-    table = replicator._engine.table
+    table = replicator._engine.maps
     apply = table.apply
 
     def logged(family: str, count: int, payload: bytes, offset_ns: int) -> None:

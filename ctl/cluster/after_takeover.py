@@ -1,9 +1,8 @@
-"""Whether traffic really arrives after a takeover, and when to announce the addresses again.
+"""After a takeover: whether client traffic arrives, and when to announce the addresses again.
 
-Decides from counts and times only. A switch or a neighbour that missed the announcement goes on sending to the dead node, and
-nobody but the node that waits for packets can notice. A packet for a VIP that came in is the proof; until there is one, the
-addresses are announced again at growing intervals. A pair without clients proves nothing and is not in error: after the
-last interval this says so, once, and stops.
+Decides from counts and times only. A switch or a neighbour that missed the announcement keeps sending to the dead node, and
+only the new active node can notice. A packet for a VIP is the proof; until one arrives, the addresses are announced again at
+growing intervals. A pair without clients proves nothing and is not in error: after the last interval one log line reports it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class AnnounceAgain:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """The proof: `packets` came in, noticed `after_ns` after the node began to serve and after `again` more announcements."""
+    """The proof: `packets` came in, noticed `after_ns` after the takeover and after `again` more announcements."""
 
     packets: int
     after_ns: int
@@ -42,10 +41,10 @@ Verdict = AnnounceAgain | Arrived | NothingArrived
 
 
 class Arrival:
-    """One takeover's watch. `check_at_ns` is when `check` wants the next count; None once it has come to its end."""
+    """Watches one takeover. `check_at_ns`: when `check` needs the next count; None once it has ended."""
 
     def __init__(self, now_ns: int, packets: int) -> None:
-        """packets: how many had come in for the VIPs before this node served."""
+        """packets: how many had arrived for the VIPs before this node became active."""
         self._since_ns, self._packets_before = now_ns, packets
         self._interval_ns = FIRST_CHECK_NS
         self._again = 0

@@ -18,7 +18,7 @@ from ctl.cluster.peer_rpc import DocumentOffered, PeerLink, VersionTold
 from ctl.config.model import Config
 from ctl.config.record_codec import DamagedRecord, Decoder, NewerRecord, Record
 from ctl.errors import Code, XlbError
-from ctl.runtime.clock import NowNs, monotonic_ns
+from ctl.runtime.clock import Clock, monotonic_ns
 from ctl.state.durable_files import Files
 from sync.config import config_sync
 from sync.config.config_sync import ConfigSync, Document, Version, Why
@@ -69,7 +69,7 @@ class ConfigReplica:
         state_dir: Path,
         serving_epoch: Callable[[], int],
         files: Files | None = None,
-        now_ns: NowNs = monotonic_ns,
+        now_ns: Clock = monotonic_ns,
     ) -> None:
         self.peer = peer
         self.pair_id = pair_id

@@ -1,4 +1,4 @@
-"""One node's half of a pair: takes to the failover machine what happens, and has its effects carried out in order and at once.
+"""The failover driver: feeds the failover machine with events and carries out its effects, in order and at once.
 
 Decides only the order of things: an event that comes of an effect waits for that effect's end, and silence is judged after what
 waits to be read. Decides no role: `sync.failover.machine` does. Must not know what an effect means: `ctl.cluster.effects` does.
@@ -12,9 +12,9 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 
-from ctl.cluster.effects import Hands, Performer
+from ctl.cluster.effects import Performer, Sinks
 from ctl.cluster.operator_requests import Requests
-from ctl.runtime.clock import NowNs, monotonic_ns
+from ctl.runtime.clock import Clock, monotonic_ns
 from sync.failover.clock import ClockEstimator
 from sync.failover.machine import Failover
 from sync.failover.types import (
@@ -42,33 +42,36 @@ Standing = tuple[bool, tuple[int, int]]
 log = logging.getLogger(__name__)
 
 
-class Pair:
+class FailoverDriver:
     """Make it on the running loop, `start`, and `stop` once. Every method is called on the loop."""
 
     def __init__(
         self,
         config: FailoverConfig,
-        hands: Hands,
+        sinks: Sinks,
         standing: Callable[[], Standing],
         failed: Callable[[str], None] = lambda why: None,
         boot: int = 0,
-        now_ns: NowNs = monotonic_ns,
+        now_ns: Clock = monotonic_ns,
     ) -> None:
-        """failed: told why this node has given up its part. boot: random non-zero number of this run."""
+        """failed: called with the reason when this node gives up its part.
+
+        boot: random non-zero number of this incarnation.
+        """
         self.config = config
         self._now_ns = now_ns
         self.boot = boot or new_boot()
         self.clock = ClockEstimator()
-        stored = hands.terms.terms
+        stored = sinks.terms.terms
         leases = Leases(stored.lease_ns, stored.peer_lease_ns)
         self.machine = Failover(config, self.boot, stored.epoch, stored.reserved, now_ns(), stored.maintenance, leases)
         self.requests = Requests()
         self.heard: Heartbeat | None = None  # the peer's last
-        self._wires, self._flows, self._terms = hands.wires, hands.flows, hands.terms
+        self._links, self._flows, self._terms = sinks.links, sinks.flows, sinks.terms
         self._read_standing, self._failed = standing, failed
         self._performer = Performer(
             config.node,
-            hands,
+            sinks,
             self.requests,
             happened=self.handle,
             resume=self._run,
@@ -89,12 +92,12 @@ class Pair:
     # --- life ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin fenced: what an earlier run left open is closed, its addresses go."""
+        """Begin fenced: the lease and the addresses that an earlier incarnation left are removed."""
         self._effects.extend(self.machine.start())
         self._run()
 
     async def found(self) -> None:
-        """Begin a new pair as its serving node, without a pause: nobody else can be serving."""
+        """Begin a new pair as its active node, without a pause: no other node can be active."""
         for effect in self.machine.start(founding=True):
             if isinstance(effect, PersistEpoch | PersistLeases):
                 await self._store(effect)
@@ -121,11 +124,11 @@ class Pair:
         await self._terms.idle()
 
     async def stored(self) -> None:
-        """Wait until the epoch file says what this node is."""
+        """Wait until the epoch file holds this node's state."""
         await self._terms.idle()
 
     def stop(self) -> None:
-        """End this run: the machine hears and says nothing any more. The lease is left as it is."""
+        """End this incarnation: no event reaches the machine any more. The lease is left as it is."""
         self._alive = False
         if self._wake is not None:
             self._wake.cancel()
@@ -140,7 +143,7 @@ class Pair:
         echoed = heartbeat.echo_sent_ns if heartbeat.echo_boot == self.boot else 0
         self.clock.heard(heartbeat.boot, heartbeat.sent_ns, echoed, heartbeat.echo_held_ns, now)
         self.heard = heartbeat
-        self.tell_standing()  # the answer says it
+        self.update_standing()  # the answer carries it
         self.handle(HeartbeatHeard(heartbeat))
 
     def advert_heard(self, priority: int, sender_is_greater: bool) -> None:
@@ -155,20 +158,20 @@ class Pair:
         """A tracked interface lost or regained its carrier."""
         self.handle(CarrierChanged(interface, up))
 
-    def tell_standing(self) -> None:
-        """The flow table or the configuration may have changed; looked at before each heartbeat too."""
+    def update_standing(self) -> None:
+        """The flow maps or the configuration may have changed; also read before each heartbeat."""
         standing = self._read_standing()
         if standing != self._standing:
             self._standing = standing
             self.handle(StandingChanged(*standing))
 
     def announce_again(self) -> None:
-        """Tell the links once more where the VIPs are, if they are here."""
+        """Announce the VIPs again, if this node is active."""
         if self.machine.serving:
             self._performer.announce_again()
 
     def handle(self, event: Event) -> None:
-        """Let the machine decide, and do what it says. An event that comes of an effect waits for that effect's end."""
+        """Let the machine decide, and carry out its effects. An event that an effect causes waits until the effect ends."""
         self._events.append(event)
         self._run()
 
@@ -181,7 +184,7 @@ class Pair:
         try:
             self._run_to_end()
         except Exception as error:
-            # A bug. Half a takeover must not go on: the lease runs out, and the daemon's successor starts afresh.
+            # A bug. Half a takeover must not continue: the lease expires, and systemd starts the next incarnation.
             log.exception("%s gives up its part in the pair", self.config.node)
             self.stop()
             self._failed(f"failover failed ({error!r})")
@@ -211,8 +214,8 @@ class Pair:
     def _alarm(self) -> None:
         self._wake = None
         # Silence is not silence while something waits to be read.
-        self._wires.drain()
-        self.tell_standing()
+        self._links.drain()
+        self.update_standing()
         if not self._alive:
             return
         if self._now_ns() >= self._wake_ns:
@@ -234,5 +237,5 @@ class Pair:
 
 
 def new_boot() -> int:
-    """A number for one run of the daemon: non-zero, 63 bits."""
+    """A number for one incarnation of the daemon: non-zero, 63 bits."""
     return secrets.randbits(62) + 1

@@ -1,6 +1,6 @@
 """What the failover machine's effects mean on this node: lease, addresses, announcements, flows, epoch file, answers.
 
-Decides nothing but what a late or refused step means. Nothing stands between an effect and the kernel: lease, addresses and
+Decides only what a late or refused step means. No queue lies between an effect and the kernel: lease, addresses and
 announcements are written on the event loop from what was made ready before. Must not know the machine, the order of its events
 or what the peer says; how bytes reach the peer stands in `ctl.cluster.links`, what becomes of flows in
 `ctl.cluster.flows.service`.
@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 from bpf.constants import LEASE_HANDED_OVER_NS
 from bpf.dataplane import DataPlane, PlaneError
-from ctl.cluster.epoch_writer import TermsWriter
+from ctl.cluster.epoch_writer import EpochWriter
 from ctl.cluster.operator_requests import Requests
 from ctl.network.vip_addresses import VipAddresses
-from ctl.runtime.clock import NowNs
+from ctl.runtime.clock import Clock
 from sync.failover.types import (
     Announce,
     ApplyReplicated,
@@ -46,17 +46,17 @@ from sync.failover.types import (
 )
 
 APPLY_BOUND_S = 0.02
-"""A takeover waits no longer for flows that were received and are not in the table yet."""
+"""Bound on how long a takeover waits for flows that were received and are not in the maps yet."""
 HANDED_OVER_S = 2.0
-"""So long the kernel of a node that handed over sends on what still comes: neighbours learn of the new node meanwhile."""
+"""How long the kernel of a node that handed over forwards what still arrives, while neighbours learn of the new active node."""
 LAST_FLUSH_BOUND_S = 0.1
-"""So long a node that has stopped serving still sends its last flow changes to the one that serves now."""
+"""How long a node that stepped down still sends its last flow changes to the new active node."""
 
 log = logging.getLogger(__name__)
 
 
-class Wires(Protocol):
-    """The ways to the peer and to the gateway. Nothing waits; what cannot be sent is lost, as on any network."""
+class Links(Protocol):
+    """The heartbeat paths to the peer, and the gateway. No call blocks; what cannot be sent is lost, as on any network."""
 
     def send_heartbeat(self, heartbeat: Heartbeat) -> None: ...
     def send_advert(self, priority: int) -> None: ...
@@ -76,14 +76,14 @@ class Flows(Protocol):
 
 
 @dataclass(slots=True)
-class Hands:
-    """What a pair works with. `role_changed` and `served` are told in the loop's next turn."""
+class Sinks:
+    """Where effects go. `role_changed` and `served` are called in the loop's next turn."""
 
     plane: DataPlane
     addresses: VipAddresses
-    wires: Wires
+    links: Links
     flows: Flows
-    terms: TermsWriter
+    terms: EpochWriter
     role_changed: Callable[[Role], None] = lambda role: None
     served: Callable[[], None] = lambda: None
 
@@ -91,25 +91,26 @@ class Hands:
 class Performer:
     """Carries out one effect after the other, on the loop; `stop` once.
 
-    happened: told what comes of an effect. resume: called when `waiting` has ended. epoch: the highest term this node knows of.
+    happened: called with the event that an effect causes. resume: called when `waiting` ends. epoch: the highest epoch this
+    node knows.
     """
 
     def __init__(
         self,
         node: str,
-        hands: Hands,
+        sinks: Sinks,
         requests: Requests,
         happened: Callable[[Event], None],
         resume: Callable[[], None],
         epoch: Callable[[], int],
-        now_ns: NowNs,
+        now_ns: Clock,
     ) -> None:
-        self._node, self._hands, self._requests = node, hands, requests
+        self._node, self._sinks, self._requests = node, sinks, requests
         self._happened, self._resume, self._epoch, self._now_ns = happened, resume, epoch, now_ns
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.TimerHandle | None = None  # until replicated flows are applied
         self._decided_ns = self._opening_ns = self._applied_ns = self._leased_ns = 0
-        self._moving: Iterator[list[str]] | None = None  # VIPs under way, a batch per turn
+        self._moving: Iterator[list[str]] | None = None  # VIPs being added or removed, a batch per turn
         self._stop_flows: asyncio.TimerHandle | None = None
         self._close: asyncio.TimerHandle | None = None
         self._deadline_ns = 0
@@ -126,11 +127,11 @@ class Performer:
         _DO[type(effect)](self, effect)
 
     def announce_again(self) -> None:
-        """Tell the links once more where the VIPs are."""
+        """Announce the VIPs again."""
         self._announce(Announce())
 
     def stop(self) -> None:
-        """What is under way ends here. The lease is left as it is, but for one that only forwards after a hand-over."""
+        """Stop what is in progress. The lease is left as it is; the marker of a hand-over is removed."""
         for handle in (self._waiting, self._stop_flows, self._close):
             if handle is not None:
                 handle.cancel()
@@ -142,7 +143,7 @@ class Performer:
 
     def _send_advert(self, effect: SendAdvert) -> None:
         if self._now_ns() <= effect.void_after_ns:
-            self._hands.wires.send_advert(effect.priority)
+            self._sinks.links.send_advert(effect.priority)
 
     def _extend_lease(self, effect: ExtendLease) -> None:
         # A process that was stopped since the decision must not open what the peer may have taken meanwhile.
@@ -164,7 +165,7 @@ class Performer:
         if not effect.handover:
             self._write_lease(0, self._epoch())
             return
-        for refused in self._hands.addresses.stop_serving():
+        for refused in self._sinks.addresses.stop_serving():
             if refused:
                 self._write_lease(0, self._epoch())
                 return
@@ -178,22 +179,22 @@ class Performer:
 
     def _write_lease(self, deadline_ns: int, epoch: int) -> None:
         try:
-            self._hands.plane.set_lease(deadline_ns, epoch)
+            self._sinks.plane.set_lease(deadline_ns, epoch)
         except (PlaneError, OSError) as error:
             log.error("the lease could not be written: %s", error)
         self._deadline_ns, self._leased_ns = deadline_ns, self._now_ns()
 
     def _persist(self, effect: PersistEpoch) -> None:
-        self._hands.terms.save(effect.epoch, effect.reserved, lambda: self._happened(EpochPersisted(effect.reserved)))
+        self._sinks.terms.save(effect.epoch, effect.reserved, lambda: self._happened(EpochPersisted(effect.reserved)))
 
     def _persist_leases(self, effect: PersistLeases) -> None:
-        self._hands.terms.save_leases(effect.leases, lambda: self._happened(LeasesPersisted(effect.leases)))
+        self._sinks.terms.save_leases(effect.leases, lambda: self._happened(LeasesPersisted(effect.leases)))
 
     def _role_changed(self, effect: RoleChanged) -> None:
         level = logging.INFO if effect.role in (Role.ACTIVE, Role.BACKUP, Role.LEFT) else logging.WARNING
         log.log(level, "%s is %s, epoch %d: %s", self._node, effect.role.value, effect.epoch, effect.why)
-        self._hands.terms.set_maintenance(effect.role is Role.MAINTENANCE)
-        self._loop.call_soon(self._hands.role_changed, effect.role)
+        self._sinks.terms.set_maintenance(effect.role is Role.MAINTENANCE)
+        self._loop.call_soon(self._sinks.role_changed, effect.role)
 
     def _refused(self, effect: Refused) -> None:
         if not self._requests.refused(effect.request, effect.why):
@@ -207,13 +208,13 @@ class Performer:
     def _apply_replicated(self, effect: ApplyReplicated) -> None:
         self._opening_ns = self._decided_ns
         self._waiting = self._loop.call_later(APPLY_BOUND_S, self._applied, True)
-        self._hands.flows.apply_pending(self._applied)
+        self._sinks.flows.apply_pending(self._applied)
 
     def _applied(self, late: bool = False) -> None:
         if self._waiting is None:
             return
         if late:
-            log.warning("serving before every received flow is in the table: that took more than %g s", APPLY_BOUND_S)
+            log.warning("flows not applied in time: active %g s after the decision without all received flows", APPLY_BOUND_S)
         self._waiting.cancel()
         self._waiting = None
         self._applied_ns = self._now_ns()
@@ -226,22 +227,22 @@ class Performer:
             return
         leased_ns = self._leased_ns
         self._keep_flows()
-        self._move(self._hands.addresses.serve(), effect)
+        self._move(self._sinks.addresses.serve(), effect)
         done_ns = self._now_ns()
-        self._hands.flows.serve(effect.epoch)
+        self._sinks.flows.serve(effect.epoch)
         spent = (done_ns - self._opening_ns, self._applied_ns - self._opening_ns, leased_ns - self._applied_ns)
         log.info(
             "took over in %.2f ms: flows applied %.2f, lease open %.2f, addresses announced %.2f",
             *(each / 1e6 for each in (*spent, done_ns - leased_ns)),
         )
-        self._loop.call_soon(self._hands.served)
+        self._loop.call_soon(self._sinks.served)
 
     def _announce(self, effect: Announce) -> None:
         if self._moving is None and self._unserved is None:
-            self._move(self._hands.addresses.announce())
+            self._move(self._sinks.addresses.announce())
 
     def _stop_serving(self, effect: StopServing) -> None:
-        self._move(self._hands.addresses.stop_serving())
+        self._move(self._sinks.addresses.stop_serving())
         self._stop_flows_in(LAST_FLUSH_BOUND_S)
 
     def _move(self, moves: Iterator[list[str]], serve: Serve | None = None) -> None:
@@ -277,10 +278,10 @@ class Performer:
 
     def _flows_stopped(self) -> None:
         self._stop_flows = None
-        self._hands.flows.stop_serving()
+        self._sinks.flows.stop_serving()
 
     def _flush(self, effect: FlushFlows) -> None:
-        self._hands.flows.flush(effect.number, self._flushed)
+        self._sinks.flows.flush(effect.number, self._flushed)
 
     def _flushed(self, number: int) -> None:
         if self._stop_flows is not None:
@@ -289,7 +290,7 @@ class Performer:
 
 
 _DO: dict[type, Callable[[Performer, Any], None]] = {
-    SendHeartbeat: lambda performer, effect: performer._hands.wires.send_heartbeat(effect.heartbeat),
+    SendHeartbeat: lambda performer, effect: performer._sinks.links.send_heartbeat(effect.heartbeat),
     SendAdvert: Performer._send_advert,
     ExtendLease: Performer._extend_lease,
     CloseLease: Performer._close_lease,
@@ -300,7 +301,7 @@ _DO: dict[type, Callable[[Performer, Any], None]] = {
     Announce: Performer._announce,
     StopServing: Performer._stop_serving,
     FlushFlows: Performer._flush,
-    AskVote: lambda performer, effect: performer._hands.wires.ask_vote(effect.asked_ns),
+    AskVote: lambda performer, effect: performer._sinks.links.ask_vote(effect.asked_ns),
     RoleChanged: Performer._role_changed,
     Refused: Performer._refused,
     Completed: Performer._completed,

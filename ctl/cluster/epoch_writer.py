@@ -1,4 +1,4 @@
-"""Writes the epoch file one write at a time, in a thread of its own, until the disk takes it.
+"""Writes the epoch file, one write at a time in a thread of its own, and retries until the disk takes it.
 
 Decides only what to skip: when newer numbers came while the disk was busy, the ones between are never needed.
 """
@@ -21,7 +21,7 @@ RETRY_MAX_S = 5.0
 log = logging.getLogger(__name__)
 
 
-class TermsWriter:
+class EpochWriter:
     """Create on a running loop; `terms` is what the disk holds or will hold next."""
 
     def __init__(self, file: EpochFile, terms: Terms, thread: Executor | None = None) -> None:

@@ -41,14 +41,14 @@ class Heard:
 
 
 @dataclass(slots=True)
-class WireCounts:
+class LinkCounts:
     """In addition to the channels' own."""
 
     malformed: int = 0  # on the control channel
 
 
-class PairWires:
-    """Implements `ctl.cluster.effects.Wires`. Create on a running loop, `open` once, `close` once.
+class PeerLinks:
+    """Implements `ctl.cluster.effects.Links`. Create on a running loop, `open` once, `close` once.
 
     virtual: the VIPs at this moment. realtime_priority: of the thread that moves heartbeats, 0 for an ordinary one.
     """
@@ -57,7 +57,7 @@ class PairWires:
         self, cluster: ClusterSettings, node: NodeSettings, virtual: Callable[[], Collection[str]], realtime_priority: int = 0
     ) -> None:
         self._cluster, self._node, self._virtual = cluster, node, virtual
-        self.counts = WireCounts()
+        self.counts = LinkCounts()
         self._heartbeats = Link(cluster.keys, cluster.peer.public_key, realtime_priority)
         self._bulk = Link(cluster.keys, cluster.peer.public_key)
         self.control: Channel | None = None

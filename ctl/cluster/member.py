@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 from ctl.cluster.after_takeover import AnnounceAgain, Arrival, Arrived
-from ctl.cluster.driver import Pair, Standing, new_boot
-from ctl.cluster.effects import Hands
-from ctl.cluster.epoch_writer import TermsWriter
+from ctl.cluster.driver import FailoverDriver, Standing, new_boot
+from ctl.cluster.effects import Sinks
+from ctl.cluster.epoch_writer import EpochWriter
 from ctl.cluster.flows.service import Replicator
-from ctl.cluster.links import Heard, PairWires
+from ctl.cluster.links import Heard, PeerLinks
 from ctl.cluster.pair_configuration import PairConfiguration
 from ctl.cluster.parts import PairParts
 from ctl.errors import Code, InvalidInput, XlbError
@@ -73,38 +73,38 @@ class PairMember:
             log.warning("%s", warning)
         granted, self._refused = realtime_scheduling.run_in_time()
         self._undo.append(realtime_scheduling.run_ordinarily)
-        for sentence in self._refused:
-            log.warning("%s", sentence)
+        for message in self._refused:
+            log.warning("%s", message)
         if granted:
             resting = asyncio.get_running_loop().create_task(realtime_scheduling.rest_when_busy(), name="rests")
             self._undo.append(resting.cancel)
-        terms = TermsWriter(file, replace(stored, epoch=max(stored.epoch, parts.changes.config.epoch)))
+        terms = EpochWriter(file, replace(stored, epoch=max(stored.epoch, parts.changes.config.epoch)))
         self._undo.append(terms.close)
-        self.wires = wires = PairWires(
+        self.links = links = PeerLinks(
             cluster, parts.settings, lambda: parts.changes.config.vips, realtime_scheduling.PRIORITY if granted else 0
         )
-        self._undo.append(wires.close)
+        self._undo.append(links.close)
         boot = new_boot()
         self.replicator = Replicator(
-            parts.plane, wires.send_flows, boot, lambda: self.pair.clock.offset_ns, self._connections, self._step_changed
+            parts.plane, links.send_flows, boot, lambda: self.pair.clock.offset_ns, self._connections, self._step_changed
         )
         self._undo.append(lambda: asyncio.to_thread(self.replicator.close))
         parts.sweeper.follow_with(self.replicator)
         self._undo.append(parts.sweeper.unfollow)
-        self.configuration = PairConfiguration(parts, cluster, self.serving_epoch, wires.send_configuration)
+        self.configuration = PairConfiguration(parts, cluster, self.serving_epoch, links.send_configuration)
         self._undo.append(self.configuration.close)
         parts.questions.register("switchover", self._switchover_asked)
         self._undo.append(lambda: parts.questions.withdraw("switchover"))
-        hands = Hands(
+        sinks = Sinks(
             plane=parts.plane,
             addresses=parts.addresses,
-            wires=wires,
+            links=links,
             flows=self.replicator,
             terms=terms,
             role_changed=self._role_changed,
             served=self._served,
         )
-        self.pair = Pair(self.config, hands, self._standing, parts.give_up, boot)
+        self.pair = FailoverDriver(self.config, sinks, self._standing, parts.give_up, boot)
         self._undo.append(self.pair.stop)
         await self.configuration.prepare()
 
@@ -113,7 +113,7 @@ class PairMember:
             self.pair.carrier_changed(name, False)
         await self.configuration.start()
         pair, received = self.pair, self.configuration.received
-        self.wires.open(Heard(pair.heartbeat_heard, pair.advert_heard, pair.vote_answered, self.replicator.message, received))
+        self.links.open(Heard(pair.heartbeat_heard, pair.advert_heard, pair.vote_answered, self.replicator.message, received))
 
     async def end(self) -> None:
         """Stop every part; the lease and the addresses are left as they are."""
@@ -226,8 +226,8 @@ class PairMember:
         return sum(self._parts.sweeper.result.connections.values())
 
     def _step_changed(self, in_step: bool, why: str) -> None:
-        log.info("flow table %s: %s", "in step" if in_step else "not in step", why)
-        self.pair.tell_standing()
+        log.info("flow maps %s: %s", "in step" if in_step else "not in step", why)
+        self.pair.update_standing()
 
     def _standing(self) -> Standing:
         version, heard = self.configuration.replica.version, self.pair.heard
@@ -255,12 +255,12 @@ class PairMember:
                 case AnnounceAgain():
                     self.pair.announce_again()
                 case Arrived(count, after_ns, again):
-                    text = "traffic arrives: %d packets of clients within %d ms of serving, addresses announced %d times more"
+                    text = "client traffic confirmed: %d packets within %d ms, announced %d times more"
                     log.info(text, count, after_ns // 1_000_000, again)
                 case verdict:
                     level = logging.WARNING if verdict.expected else logging.INFO
                     remedy = "; there are connections: look at the switch and at the clients' ARP" if verdict.expected else ""
-                    text = "no packet of a client has come in for %d s since this node serves; announced %d times more%s"
+                    text = "no client traffic within %d s of becoming active, announced %d times more%s"
                     log.log(level, text, verdict.after_ns // 1_000_000_000, verdict.again, remedy)
 
     def _client_packets(self) -> int:

@@ -4,8 +4,8 @@ An address that was there before, e.g. the node's own used as a VIP, is left whe
 is written to run_dir/addresses.json before they are added: run_dir is as short-lived as the addresses are (a reboot loses
 both), so the two cannot disagree for long.
 
-A node of a pair carries them while it serves only. What that takes is made ready beforehand, so that `serve` and `stop_serving`
-may run on the event loop; all other methods block: call them in a thread, one at a time.
+A node of a pair has them on its interfaces only while it is active. What that takes is prepared beforehand, so that `serve` and
+`stop_serving` may run on the event loop; all other methods block: call them in a thread, one at a time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class VipAddresses:
         self._paired = False
         self._serving = True
         self._batches: list[ReadyAddresses] = []
-        self._lasting: ReadyAddresses | None = None  # VIPs that are the node's own addresses: announced only
+        self._own: ReadyAddresses | None = None  # VIPs that are the node's own addresses: announced only
         self._made_for: object = None
         self._batches_lock = threading.Lock()
 
@@ -74,7 +74,7 @@ class VipAddresses:
     def follow(self, config: Config) -> None:
         """Make the interfaces carry the VIPs of `config`, announce those that were added, remove ours that went.
 
-        On a node that stands by: remove ours, and make ready. Raises XlbError when the kernel refuses one.
+        On a backup: remove ours, and prepare a takeover. Raises XlbError when the kernel refuses one.
         """
         for _ in range(MAX_ROUNDS):
             serving = self._serving
@@ -104,7 +104,7 @@ class VipAddresses:
         here = self._ours & present
         if here:
             self._batch_unless_changed(False, here)
-        # What is not there now will be ours once this node serves: there is no time to write it down then.
+        # What is missing now will be ours once this node is active: there is no time to record it then.
         self._record((self._ours & desired) | (desired - present))
 
     def _batch_unless_changed(self, serving: bool, addresses: Collection[InterfaceAddress]) -> None:
@@ -127,7 +127,7 @@ class VipAddresses:
     # --- a node of a pair ------------------------------------------------------------------------------------
 
     def pair(self, serving: bool) -> None:
-        """From now on the VIPs are here while this node serves only; `follow` makes it so."""
+        """From now on the VIPs are here only while this node is active; `follow` makes it so."""
         self._paired, self._serving = True, serving
 
     def unpair(self) -> None:
@@ -137,7 +137,7 @@ class VipAddresses:
         self._made_for = None
 
     def serve(self) -> Iterator[list[str]]:
-        """Add and announce, a batch per step; each step yields one sentence for each address that was refused."""
+        """Add and announce, a batch per step; each step yields one message per address that was refused."""
         self._serving = True
         yield from self._each(lambda batch: self._add(batch) + self._announce(batch))
 
@@ -148,17 +148,17 @@ class VipAddresses:
     def stop_serving(self) -> Iterator[list[str]]:
         """Remove ours, a batch per step."""
         self._serving = False
-        yield from self._each(lambda batch: batch.remove(), lasting=False)
+        yield from self._each(lambda batch: batch.remove(), own=False)
 
-    def _each(self, act: Callable[[ReadyAddresses], list[str]], lasting: bool = True) -> Iterator[list[str]]:
+    def _each(self, act: Callable[[ReadyAddresses], list[str]], own: bool = True) -> Iterator[list[str]]:
         number = 0
         while True:
             with self._batches_lock:
                 batches = self._batches
                 if number < len(batches):
                     refused = act(batches[number])
-                elif lasting and number == len(batches) and self._lasting is not None:
-                    refused = self._announce(self._lasting)
+                elif own and number == len(batches) and self._own is not None:
+                    refused = self._announce(self._own)
                 else:
                     return
             number += 1
@@ -175,10 +175,10 @@ class VipAddresses:
         self._replace(batches, self._network.ready(own) if own else None)
         self._made_for = made_for
 
-    def _replace(self, batches: Sequence[ReadyAddresses], lasting: ReadyAddresses | None) -> None:
+    def _replace(self, batches: Sequence[ReadyAddresses], own: ReadyAddresses | None) -> None:
         with self._batches_lock:
-            old = [*self._batches, *([self._lasting] if self._lasting else [])]
-            self._batches, self._lasting = list(batches), lasting
+            old = [*self._batches, *([self._own] if self._own else [])]
+            self._batches, self._own = list(batches), own
             for batch in old:
                 batch.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-NowNs = Callable[[], int]
+Clock = Callable[[], int]
 """Returns the present time in nanoseconds of CLOCK_MONOTONIC, the clock that the event loop and the data plane use too."""
 
-monotonic_ns: NowNs = time.monotonic_ns
+monotonic_ns: Clock = time.monotonic_ns

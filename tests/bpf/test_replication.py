@@ -207,4 +207,4 @@ def test_a_snapshot_removes_what_the_active_does_not_have(joined: Joined) -> Non
     joined.settle()
     for family in FAMILIES:
         assert rows(joined.backup, family).keys() == rows(joined.active, family).keys()
-    assert joined.engines[1].table.counts.swept_entries == 2 * len(FAMILIES)
+    assert joined.engines[1].maps.counts.swept_entries == 2 * len(FAMILIES)

@@ -57,7 +57,7 @@ class Site:
 
     def cut_links(self) -> None:
         """Close its links to the peer: from now on neither hears the other."""
-        self.daemon.on_loop(self.member.wires.close_soon)
+        self.daemon.on_loop(self.member.links.close_soon)
 
 
 def network(address: str) -> FakeNetwork:

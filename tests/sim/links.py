@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 INBOX = 4000
 DRAINED = frozenset({"heartbeat", "advert", "vote"})
-"""What `drain` hands over; flows and configurations can wait."""
+"""What `drain` sinks over; flows and configurations can wait."""
 
 Receivers = dict[str, Callable[[Any], None]]
 
 
 class Links:
-    """Implements `ctl.cluster.effects.Wires` and the flows' and the configuration's channels."""
+    """Implements `ctl.cluster.effects.Links` and the flows' and the configuration's channels."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon

@@ -38,7 +38,7 @@ LOGGED = {
     "snapshot restarted, ring full": r"sending a new snapshot: the kernel's ring buffer overflowed",
     "snapshot restarted, stream lost": r"sending a new snapshot: the peer lost the stream",
     "snapshot over flows that were in step": r"receiving a new snapshot",
-    "flows late for a takeover": r"before every received flow",
+    "flows late for a takeover": r"flows not applied in time",
     "configuration conflict saved": r"have a common origin only|conflict saved",
     "epoch write refused by the disk": r"cannot store .*epoch\.json",
 }

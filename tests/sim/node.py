@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctl.cluster.config_replication import ConfigReplica
-from ctl.cluster.driver import Pair, Standing
-from ctl.cluster.effects import APPLY_BOUND_S, Hands
-from ctl.cluster.epoch_writer import TermsWriter
+from ctl.cluster.driver import FailoverDriver, Standing
+from ctl.cluster.effects import APPLY_BOUND_S, Sinks
+from ctl.cluster.epoch_writer import EpochWriter
 from ctl.cluster.flows.engine import ReplicationEngine
 from ctl.cluster.flows.service import COMMANDS_PER_STEP, Command, Replicator
 from ctl.cluster.peer_rpc import PeerLink
@@ -29,7 +29,7 @@ from ctl.config.changes import Committed
 from ctl.errors import XlbError
 from ctl.network.vip_addresses import VipAddresses
 from ctl.node.transaction import Transaction
-from ctl.runtime.clock import NowNs
+from ctl.runtime.clock import Clock
 from ctl.state.epoch_file import EpochFile
 from ctl.state.store import Store
 from sync.failover import heartbeat_codec
@@ -108,7 +108,7 @@ class Node:
         return self.ready and self.pair.machine.serving
 
     @property
-    def pair(self) -> Pair:
+    def pair(self) -> FailoverDriver:
         assert self.daemon is not None
         return self.daemon.pair
 
@@ -195,7 +195,7 @@ class Flows(Replicator):
 class SimWorker:
     """Implements `ctl.cluster.flows.service.Worker`: a thread of the simulated daemon."""
 
-    def __init__(self, daemon: Daemon, engine: ReplicationEngine, failed: Callable[[Exception], None], now_ns: NowNs) -> None:
+    def __init__(self, daemon: Daemon, engine: ReplicationEngine, failed: Callable[[Exception], None], now_ns: Clock) -> None:
         self._daemon, self._engine, self._failed, self._now_ns = daemon, engine, failed, now_ns
         self._commands: deque[Command] = deque()
         self._due = -1
@@ -309,7 +309,7 @@ class Daemon:
         await self.transaction.load()
         await self.transaction.replan()
         await self.transaction.follow_addresses()
-        terms = TermsWriter(file, replace(stored, epoch=max(stored.epoch, self.transaction.config.epoch)), thread=_NO_THREAD)
+        terms = EpochWriter(file, replace(stored, epoch=max(stored.epoch, self.transaction.config.epoch)), thread=_NO_THREAD)
         self.replicator = Flows(
             kernel,
             self.links.send_flows,
@@ -323,8 +323,8 @@ class Daemon:
         peer = self.config.peer
         self.replica = ConfigReplica(self.transaction, PAIR_ID, peer, STATE_DIR, self.serving_epoch, disk, now_ns)
         self.peer_link = PeerLink(peer, self.links.send_configuration, _answer_nothing, self.replica.heard)
-        hands = Hands(kernel, self.addresses, self.links, self.replicator, terms, served=self._served)
-        self.pair = Pair(self.config, hands, self._standing, self._gave_up, self.boot, now_ns)
+        sinks = Sinks(kernel, self.addresses, self.links, self.replicator, terms, served=self._served)
+        self.pair = FailoverDriver(self.config, sinks, self._standing, self._gave_up, self.boot, now_ns)
         self.pair.start()
         self.ready = True
         if node.carrier_down:
@@ -357,7 +357,7 @@ class Daemon:
 
     def _step_changed(self, in_step: bool, why: str) -> None:
         self.world.logged(self.node, f"flow maps {'in step' if in_step else 'not in step'}: {why}")
-        self.pair.tell_standing()
+        self.pair.update_standing()
 
     def _served(self) -> None:
         self.world.took_over(self.node)

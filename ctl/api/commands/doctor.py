@@ -274,7 +274,7 @@ def _tables(node: ExaminedNode) -> Iterator[Finding]:
         used = entries.get(f"flows_{family}", 0)
         ok = used < FULL_SHARE * most
         remedy = "" if ok else "raise data.max_flows in the node file (needs --replace-pins) or lower farms' idle_timeout_s"
-        yield Finding(f"flow table {family}", ok, f"{used} of {most} entries ({used / most:.0%})", remedy)
+        yield Finding(f"flow map {family}", ok, f"{used} of {most} entries ({used / most:.0%})", remedy)
 
 
 def _drops(node: ExaminedNode) -> Iterator[Finding]:

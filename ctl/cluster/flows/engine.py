@@ -1,7 +1,7 @@
-"""Both replication machines with their hands: does what their effects ask for, one bounded step at a time.
+"""The flow replication engine: carries out the effects of sender and receiver, one bounded step at a time.
 
-Single-threaded and without a clock of its own: the thread that owns it calls `step` again and again, and tests call it by
-hand. What to send and when the tables are in step is decided in `sync.flows.sender` and `sync.flows.receiver`. Must not know
+Single-threaded and without a clock of its own: the worker that owns it calls `step` again and again. What to send and when the
+maps of both nodes are in step is decided in `sync.flows.sender` and `sync.flows.receiver`. Must not know
 threads, sockets, roles.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from bpf.dataplane import Array, PlaneError
-from ctl.cluster.flows.replica import ReplicaTable
+from ctl.cluster.flows.replica import ReplicaMaps
 from ctl.cluster.flows.source import BLOCK_RECORDS, FlowSource, Records, ReplicatedPlane, make_codec
 from sync.errors import WireError
 from sync.flows import message_codec, receiver, sender
@@ -46,7 +46,7 @@ class Outlets:
 
 @dataclass(slots=True)
 class EngineCounts:
-    """Beside the table's own."""
+    """Besides those of the flow maps."""
 
     sent_records: int = 0
     lost_events: int = 0
@@ -66,7 +66,7 @@ class ReplicationEngine:
     ) -> None:
         self._codec = make_codec(plane)
         self._source = FlowSource(plane, self._codec)
-        self.table = ReplicaTable(plane, self._codec)
+        self.maps = ReplicaMaps(plane, self._codec)
         self.sender = Sender(boot, self._codec.layout, limits)
         self.receiver = Receiver(self._codec.layout, limits)
         self.counts = EngineCounts()
@@ -85,14 +85,14 @@ class ReplicationEngine:
         self._source.close()
 
     def give_up(self) -> None:
-        """Nothing works any more: be in step with nobody."""
+        """Nothing works any more: this node is not in step."""
         self.sender.stop()
         self.receiver.in_step = False
 
     # --- what happens to this node ---------------------------------------------------------------------------
 
     def peer_present(self, present: bool, boot: int, now_ns: int) -> None:
-        """The peer can be reached or not; `boot`: its present run, 0 while unknown.
+        """The peer can be reached or not; `boot`: its present incarnation, 0 while unknown.
 
         A peer that is given up keeps its stream: this node may have been the only one not to hear the other.
         """
@@ -120,7 +120,7 @@ class ReplicationEngine:
         self._follow(now_ns)
 
     def _follow(self, now_ns: int) -> None:
-        """A stream runs while this node serves and the peer is there."""
+        """A stream runs while this node is active and the peer is present."""
         self.sender.stop()
         self._slice_wanted, self._flush_number, self._held = None, None, False
         if self._serving_epoch is None or not self._present:
@@ -159,7 +159,7 @@ class ReplicationEngine:
             self._do(self.sender.flush(self._flush_number), now_ns)
 
     def after_pending(self, done: Callable[[], None]) -> None:
-        """Call `done` once everything received so far is in the table.
+        """Call `done` once everything received so far is in the maps.
 
         A node about to serve does not wait for the deletion of what the peer lacks: those entries expire by themselves.
         """
@@ -170,7 +170,7 @@ class ReplicationEngine:
         """These forward entries were deleted on purpose."""
         if not self.sender.running:
             return
-        self._read_everything(now_ns)  # what the kernel said of them before comes first
+        self._read_everything(now_ns)  # the kernel's earlier events of them come first
         records = self._source.removals(family, keys)
         if records is not None:
             self._changes(records, now_ns)
@@ -186,7 +186,7 @@ class ReplicationEngine:
         """Do one bounded piece of work; returns in how many ns the next is due, 0 for at once."""
         if now_ns >= self._tick_due_ns:
             self._tick(now_ns)
-        worked = self._step_table(now_ns)
+        worked = self._step_maps(now_ns)
         if self.sender.running:
             if now_ns >= self._poll_due_ns:
                 self._poll(now_ns)
@@ -200,7 +200,7 @@ class ReplicationEngine:
 
     @property
     def idle(self) -> bool:
-        """Whether everything received is in the table; may be asked in any thread."""
+        """Whether everything received is in the maps; may be read in any thread."""
         return not self._work and not self._working and self._sweep is None
 
     def _tick(self, now_ns: int) -> None:
@@ -245,8 +245,8 @@ class ReplicationEngine:
         family = _FAMILY_NUMBERS[records.family] if records.count else 0
         self._do(self.sender.slice_read(wanted.session, family, records.count, records.payload, last, now_ns), now_ns)
 
-    def _step_table(self, now_ns: int) -> bool:
-        """One block into the table, then one slice of a sweep. False if there was nothing to do."""
+    def _step_maps(self, now_ns: int) -> bool:
+        """One block into the maps, then one part of a sweep. False if there was nothing to do."""
         if self._sweep is not None and self._attempt(lambda: next(self._sweep or iter(()), self)) is self:
             self._sweep = None
         if not self._work:
@@ -263,10 +263,10 @@ class ReplicationEngine:
             self._apply(work, now_ns)
         elif isinstance(work, BeginMark):
             self._sweep = None
-            self.table.begin_mark()
+            self.maps.begin_mark()
         elif isinstance(work, SweepUnmarked):
             # Every flow of the peer is here: the blocks behind this one need not wait for the deletion of what is too much.
-            self._sweep = None if self.receiver.serving else self.table.sweep()
+            self._sweep = None if self.receiver.serving else self.maps.sweep()
             self._do(self.receiver.applied(work.block), now_ns)
         else:
             work()
@@ -277,15 +277,15 @@ class ReplicationEngine:
             family, offset_ns = _FAMILY_NAMES[block.family], self._offset_ns(block, now_ns)
             arguments = (family, block.count, block.payload, offset_ns)
             if work.only_absent:
-                added = self._attempt(lambda: self.table.apply_absent(*arguments))
+                added = self._attempt(lambda: self.maps.apply_absent(*arguments))
                 for keys, values in added if isinstance(added, list) else ():
                     self.still_alive(family, keys, values, now_ns)
             else:
-                self._attempt(lambda: self.table.apply(*arguments))
+                self._attempt(lambda: self.maps.apply(*arguments))
         self._do(self.receiver.applied(block), now_ns)
 
     def _attempt(self, act: Callable[[], object]) -> object:
-        """A table the kernel refuses to write must not end replication: what is missing shows in the counts."""
+        """A map the kernel refuses to write must not end replication: what is missing shows in the counts."""
         try:
             return act()
         except (PlaneError, OSError) as error:
@@ -293,7 +293,7 @@ class ReplicationEngine:
             return self
 
     def _offset_ns(self, block: Block, now_ns: int) -> int:
-        """Without a measured offset the block counts as read just now: flows then seem younger than they are, by its way."""
+        """Without a measured offset the block counts as read just now: flows then seem younger by its travel time."""
         known = self._clock_offset_ns()
         return now_ns - block.clock_ns if known is None else known
 
@@ -314,4 +314,4 @@ class ReplicationEngine:
                     self._out.flushed(number)
                 case StepChanged(in_step, why):
                     self._out.step_changed(in_step, why)
-                    self._continue_flush(now_ns)  # what was asked for while a snapshot was under way
+                    self._continue_flush(now_ns)  # a flush that was requested during a snapshot

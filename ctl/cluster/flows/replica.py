@@ -1,8 +1,8 @@
-"""Puts the peer's flows into this node's table, and takes out what the peer does not have.
+"""Writes the peer's flows into this node's maps, and removes the flows that the peer does not have.
 
-Decides nothing about streams; it is told what to write. No Python per flow.
+Decides nothing about streams: the engine passes what to write. No Python per flow.
 
-How a snapshot's end finds what nobody named without remembering a million keys: every entry written here carries the mark
+How the end of a snapshot finds stale entries without a list of a million keys: every entry written here carries the mark
 of the stream in `interface`. That field means nothing to the program while `next_hop_generation` is 0, as it is in every
 entry from the peer; the first packet fills both in. Marks are no interface's number, so what has not the
 mark was not named since the stream began.
@@ -28,19 +28,19 @@ _FIRST_MARK = 1 << 31
 
 @dataclass(slots=True)
 class ReplicaCounts:
-    """What was done to the table since the start."""
+    """What was done to the maps since the start."""
 
     applied_records: int = 0
     unwritten_records: int = 0
     swept_entries: int = 0
 
 
-class ReplicaTable:
+class ReplicaMaps:
     """One per plane; used by one thread."""
 
     def __init__(self, plane: ReplicatedPlane, codec: FlowCodec) -> None:
         self._plane, self._codec = plane, codec
-        # The marks of an earlier run of the daemon must not pass for ours.
+        # The marks of an earlier incarnation must not pass for ours.
         self._mark = _FIRST_MARK + secrets.randbelow(_FIRST_MARK)
         self.counts = ReplicaCounts()
 
@@ -58,7 +58,7 @@ class ReplicaTable:
         self.counts.applied_records += count
 
     def apply_absent(self, family: str, count: int, payload: bytes, offset_ns: int) -> list[tuple[Array, Array]]:
-        """Write only connections the table does not have; returns their forward entries."""
+        """Write only connections the maps do not have; returns their forward entries."""
         added = []
         for removal, flows in self._codec.decode(family, count, payload):
             if removal:
@@ -89,7 +89,7 @@ class ReplicaTable:
         return flows
 
     def _write(self, family: str, flows: Flows) -> None:
-        """Both entries of each connection; where the table has no room, neither of one that was not there."""
+        """Both entries of each connection; when the map is full, neither of a new one."""
         count = len(flows.keys)
         replies = self._put(family, flows.reply_keys, flows.reply)
         forward = self._put(family, flows.keys, flows.forward)

@@ -1,4 +1,4 @@
-"""Flow replication's side effects: reads the kernel's flow events, sends them, and puts the peer's flows into the tables.
+"""Flow replication as the event loop sees it: this node's flow changes go to the peer, the peer's into the flow maps.
 
 What is sent, acknowledged and in step is decided in `sync.flows.sender` and `sync.flows.receiver`; what a flow looks like
 on the wire in `sync.flows.codec`. Decides what runs on the loop and what in the worker, one thread that does whatever may take
@@ -20,13 +20,13 @@ from typing import Protocol
 from bpf.dataplane import Array
 from ctl.cluster.flows.engine import LIMITS, Outlets, ReplicationEngine
 from ctl.cluster.flows.source import ReplicatedPlane
-from ctl.runtime.clock import NowNs, monotonic_ns
+from ctl.runtime.clock import Clock, monotonic_ns
 from ctl.runtime.realtime_scheduling import favour_this_thread
 from sync.flows.message_codec import MAX_MESSAGE_BYTES
 from sync.transport import ChannelBounds
 
 QUEUED_MESSAGES = 4 * LIMITS.window_blocks
-"""Of either direction. A peer that keeps to its window has never so many under way."""
+"""Bound per direction. A peer that respects its window never has so many in flight."""
 
 BULK_BOUNDS = ChannelBounds(QUEUED_MESSAGES, MAX_MESSAGE_BYTES)
 """What the channel that carries these messages needs."""
@@ -40,7 +40,7 @@ COMMANDS_PER_STEP = 32
 log = logging.getLogger(__name__)
 
 Send = Callable[[bytes], bool]
-"""Queue one message for the peer without waiting; False if there is no room or no connection (`Channel.send`)."""
+"""Queue one message for the peer without waiting; False if the queue is full or there is no connection (`Channel.send`)."""
 
 
 Command = Callable[[int], None]
@@ -57,7 +57,7 @@ class Worker(Protocol):
         """Return when the work under way has ended; what is queued is dropped."""
 
 
-MakeWorker = Callable[[ReplicationEngine, Callable[[Exception], None], NowNs], Worker]
+MakeWorker = Callable[[ReplicationEngine, Callable[[Exception], None], Clock], Worker]
 """engine, failed: called once, in the worker, with an error that is a bug; now_ns."""
 
 
@@ -71,7 +71,7 @@ class ReplicationStatus:
     resyncs: int = 0  # snapshots sent again because changes were lost
     sent_records: int = 0
     applied_records: int = 0
-    unwritten_records: int = 0  # the table was full
+    unwritten_records: int = 0  # the map was full
     swept_entries: int = 0  # deleted because the peer does not have them
     lost_events: int = 0  # the kernel's ring was full
     bad_messages: int = 0  # dropped: not a message of ours
@@ -79,9 +79,9 @@ class ReplicationStatus:
 
 
 class Replicator:
-    """Sends this node's flow changes while it serves, takes in the peer's while it does not.
+    """Sends this node's flow changes while it is active, and applies the peer's while it is not.
 
-    Make it on the running loop; call every method on the loop unless it says otherwise. Nothing here waits: work goes to
+    Create it on the running loop; call every method on the loop unless noted otherwise. Nothing here waits: work goes to
     one thread, in order, and callbacks come back on the loop.
     """
 
@@ -94,9 +94,10 @@ class Replicator:
         connections: Callable[[], int],
         step_changed: Callable[[bool, str], None],
         make_worker: MakeWorker | None = None,
-        now_ns: NowNs = monotonic_ns,
+        now_ns: Clock = monotonic_ns,
     ) -> None:
-        """boot: random number of this run. clock_offset_ns: what to add to the peer's clock to get ours, None while unknown.
+        """boot: random number of this incarnation. clock_offset_ns: what to add to the peer's clock to get ours, None while
+        unknown.
 
         connections: how many this node has, e.g. the last sweep's count. step_changed(in_step, why): the maps of both nodes are
         or are no longer in step, with the reason for the log. make_worker: a thread by default.
@@ -124,7 +125,7 @@ class Replicator:
     # --- asked on the loop -----------------------------------------------------------------------------------
 
     def peer_present(self, present: bool, boot: int = 0) -> None:
-        """The peer can or can no longer be reached; `boot`: its present run (`Failover.peer_boot`), 0 while unknown.
+        """The peer can or can no longer be reached; `boot`: its present incarnation (`Failover.peer_boot`), 0 while unknown.
 
         A serving node begins a new stream to a peer that appears.
         """
@@ -158,7 +159,7 @@ class Replicator:
         self._worker.put(lambda now_ns: self._engine.flush(number, now_ns))
 
     def apply_pending(self, done: Callable[[], None]) -> None:
-        """Call `done` once everything received before this call is in the table. Gives up deleting what the peer lacks.
+        """Call `done` once everything received before this call is in the maps. Stops the sweep of stale entries.
 
         At once when nothing waits: a takeover then needs no thread to be scheduled.
         """
@@ -168,7 +169,7 @@ class Replicator:
         self._worker.put(lambda _: self._engine.after_pending(lambda: self._on_loop(done)))
 
     def removed(self, family: str, keys: Array) -> None:
-        """Somebody deleted these forward entries on purpose (any thread): the peer should delete them too."""
+        """These forward entries were deleted on purpose (any thread): the peer should delete them too."""
         if self._engine.sender.running:
             self._worker.put(lambda now_ns: self._engine.removed(family, keys, now_ns))
 
@@ -180,7 +181,7 @@ class Replicator:
     def status(self) -> ReplicationStatus:
         """How far the peer is, as of now."""
         engine = self._engine
-        sender, receiver, counts, table = engine.sender, engine.receiver, engine.counts, engine.table.counts
+        sender, receiver, counts, maps = engine.sender, engine.receiver, engine.counts, engine.maps.counts
         with contextlib.suppress(RuntimeError):  # the thread changed a queue while it was read: the next answer is right
             self._lag_ms = sender.lag_ns(self._now_ns()) / 1e6
             self._protected = sender.protected(self._connections())
@@ -191,9 +192,9 @@ class Replicator:
             lag_ms=self._lag_ms if serving else 0.0,
             resyncs=sender.resyncs,
             sent_records=counts.sent_records,
-            applied_records=table.applied_records,
-            unwritten_records=table.unwritten_records,
-            swept_entries=table.swept_entries,
+            applied_records=maps.applied_records,
+            unwritten_records=maps.unwritten_records,
+            swept_entries=maps.swept_entries,
             lost_events=counts.lost_events,
             bad_messages=counts.bad_messages,
             dropped_messages=self._dropped_messages,
@@ -201,11 +202,11 @@ class Replicator:
 
     @property
     def complete(self) -> bool:
-        """Whether this node's own table has every flow: it serves, or it is in step with the one that does."""
+        """Whether this node's own maps have every flow: it is active, or in step with the active node."""
         return self._engine.receiver.in_step
 
     def close(self) -> None:
-        """End the thread; work under way is finished, what waits is dropped."""
+        """End the worker; work in progress is finished, queued work is dropped."""
         self._closed = True
         self._worker.close()
         self._engine.close()
@@ -225,7 +226,7 @@ class Replicator:
             self._outward.clear()
 
     def _send_some(self) -> None:
-        """A few messages per turn of the loop; where the channel has no room, again a little later."""
+        """A few messages per turn of the loop; when the channel's queue is full, again a little later."""
         for _ in range(SENDS_PER_TURN):
             with self._outward_lock:
                 if not self._outward or self._closed:
@@ -268,14 +269,14 @@ class Replicator:
         self._on_loop(self._send_some)
 
     def _on_loop(self, act: Callable[..., None], *arguments: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever wanted to know
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the recipient
             self._loop.call_soon_threadsafe(act, *arguments)
 
 
 class EngineThread:
     """The worker of a running daemon: a real-time thread. It waits until a command comes or the engine's next step is due."""
 
-    def __init__(self, engine: ReplicationEngine, failed: Callable[[Exception], None], now_ns: NowNs) -> None:
+    def __init__(self, engine: ReplicationEngine, failed: Callable[[Exception], None], now_ns: Clock) -> None:
         self._engine, self._failed, self._now_ns = engine, failed, now_ns
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="xlb-replication", daemon=True)

@@ -1,4 +1,4 @@
-"""What this node has to tell its peer: changes from the kernel's rings, and the flow table slice by slice.
+"""What this node replicates: changes from the kernel's ring buffers, and the flow maps part by part.
 
 The rings' only reader. Must not know streams, acknowledgements or when to look. No Python per flow; every call returns
 within a few milliseconds, except `discard` and `read_everything` after a long silence.
@@ -39,7 +39,7 @@ class ReplicatedPlane(DataPlane, Protocol):
 
 
 def make_codec(plane: ReplicatedPlane) -> FlowCodec:
-    """The codec for the layouts this plane's tables have."""
+    """The codec for the layouts of this plane's maps."""
     bits = FlowBits(
         forward_flag=int(FlowFlag.FORWARD),
         seen=int(FlowState.SEEN),
@@ -113,10 +113,10 @@ class FlowSource:
     def _lost_count(self) -> int:
         return self._plane.counters()[_RING_FULL][0]
 
-    # --- what is in the table --------------------------------------------------------------------------------
+    # --- what is in the maps --------------------------------------------------------------------------------
 
     def read_slice(self, first: bool) -> tuple[Records, bool]:
-        """The next part of the table, and whether it was the last. `first`: begin again."""
+        """The next part of the maps, and whether it was the last. `first`: restart."""
         if first or self._slices is None:
             self._slices = self._forward_slices()
         found = next(self._slices, None)
@@ -133,7 +133,7 @@ class FlowSource:
                 yield family, keys[forward], values[forward]
 
     def entries(self, family: str, keys: Array, values: Array) -> Records:
-        """Forward entries as they stand in the table."""
+        """Forward entries as they are in the map."""
         return Records(family, len(keys), self._codec.encode(family, keys, values, PRESENT))
 
     def removals(self, family: str, keys: Array) -> Records | None:

@@ -13,9 +13,9 @@ from typing import Any, cast
 import pytest
 
 from bpf.constants import LEASE_FOREVER_NS, LEASE_HANDED_OVER_NS
-from ctl.cluster.driver import Pair
-from ctl.cluster.effects import Hands
-from ctl.cluster.epoch_writer import TermsWriter
+from ctl.cluster.driver import FailoverDriver
+from ctl.cluster.effects import Sinks
+from ctl.cluster.epoch_writer import EpochWriter
 from ctl.cluster.member import failover_config
 from ctl.cluster.operator_requests import Requests
 from ctl.config.model import Config, Vip
@@ -221,7 +221,7 @@ def test_a_failing_effect_stops_the_daemon(pair: tuple[Site, Site], monkeypatch:
         raise RuntimeError("a bug")
 
     member = one.member
-    monkeypatch.setattr(member.wires, "send_heartbeat", broken)
+    monkeypatch.setattr(member.links, "send_heartbeat", broken)
     wait_until(lambda: one.daemon.node.failed.done(), "the daemon to give up")
     assert "a bug" in one.daemon.node.failed.result()
     wait_until(lambda: two.status["role"] == "active", "the peer to become active")
@@ -275,7 +275,7 @@ def test_times_that_do_not_fit_are_named(pair: tuple[Site, Site], change: str, k
 # --- order of effects -----------------------------------------------------------------------------------------------
 
 
-class SilentWires:
+class SilentLinks:
     """Discards what it sends."""
 
     def __init__(self) -> None:
@@ -327,12 +327,12 @@ class Bench:
         self.vips = VipAddresses(self.network, tmp_path)
         self.vips.pair(serving=False)
         self.vips.follow(CONFIG)
-        self.wires, self.flows = SilentWires(), NoFlows()
+        self.links, self.flows = SilentLinks(), NoFlows()
         timing = Timing.from_ms(10, 30, takeover_ms, start_wait_ns=takeover_ms * 1_000_000)
         config = FailoverConfig("lb1", "lb2", timing)
-        self.terms = TermsWriter(EpochFile(tmp_path), Terms())
-        hands = Hands(self.plane, self.vips, self.wires, self.flows, self.terms)
-        self.pair = Pair(config, hands, lambda: (True, (0, 1)))
+        self.terms = EpochWriter(EpochFile(tmp_path), Terms())
+        sinks = Sinks(self.plane, self.vips, self.links, self.flows, self.terms)
+        self.pair = FailoverDriver(config, sinks, lambda: (True, (0, 1)))
 
     def do(self, *effects: Any) -> None:
         self.pair._effects.extend(effects)
@@ -388,9 +388,9 @@ def test_void_effects_are_not_performed(tmp_path: Path) -> None:
         bench = Bench(tmp_path)
         now = time.monotonic_ns()
         bench.do(ExtendLease(now + 10**9, 4, void_after_ns=now - 1), SendAdvert(100, void_after_ns=now - 1))
-        assert bench.plane.lease()[0] == 0 and not bench.wires.adverts
+        assert bench.plane.lease()[0] == 0 and not bench.links.adverts
         bench.do(ExtendLease(now + 10**9, 4, void_after_ns=now + 10**9), SendAdvert(100, void_after_ns=now + 10**9))
-        assert bench.plane.lease() == (now + 10**9, 4) and bench.wires.adverts == [100]
+        assert bench.plane.lease() == (now + 10**9, 4) and bench.links.adverts == [100]
         bench.pair.stop()
 
     asyncio.run(scene())
@@ -404,7 +404,7 @@ def test_activation_waits_for_received_flows_within_a_bound(tmp_path: Path) -> N
         assert bench.plane.lease()[0] == 0 and not bench.network.present, "flows come before the lease"
         await wait_until_async(lambda: bench.network.present, "the VIP addresses")
         assert bench.flows.serving == bench.pair.machine.epoch
-        assert bench.wires.drained, "silence was judged without looking for messages"
+        assert bench.links.drained, "silence was judged without looking for messages"
         bench.pair.stop()
 
     asyncio.run(scene())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ctl.cluster.epoch_writer import TermsWriter
+from ctl.cluster.epoch_writer import EpochWriter
 from ctl.errors import XlbError
 from ctl.state.durable_files import Files
 from ctl.state.epoch_file import EpochFile, Terms
@@ -68,7 +68,7 @@ def test_a_file_from_before_leases_were_stored_is_read(tmp_path: Path) -> None:
 def test_leases_and_epochs_do_not_overwrite_each_other(tmp_path: Path) -> None:
     async def scene() -> None:
         completed: list[str] = []
-        writer = TermsWriter(EpochFile(tmp_path), Terms())
+        writer = EpochWriter(EpochFile(tmp_path), Terms())
         writer.save_leases(Leases(30_000_000, 120_000_000), lambda: completed.append("leases"))
         writer.save(1, 2, lambda: completed.append("epochs"))
         await writer.idle()
@@ -97,7 +97,7 @@ class SlowDisk(Files):
 def test_newer_epochs_replace_queued_ones_and_every_request_completes(tmp_path: Path) -> None:
     async def scene() -> None:
         disk, completed = SlowDisk(), []
-        writer = TermsWriter(EpochFile(tmp_path, disk), Terms())
+        writer = EpochWriter(EpochFile(tmp_path, disk), Terms())
         for number in (2, 4, 6):
             writer.save(number - 1, number, lambda number=number: completed.append(number))  # type: ignore[misc]
         await asyncio.sleep(0)
@@ -114,7 +114,7 @@ def test_newer_epochs_replace_queued_ones_and_every_request_completes(tmp_path: 
 def test_epochs_queued_while_the_disk_is_busy_are_written_next(tmp_path: Path) -> None:
     async def scene() -> None:
         disk, completed = SlowDisk(), []
-        writer = TermsWriter(EpochFile(tmp_path, disk), Terms())
+        writer = EpochWriter(EpochFile(tmp_path, disk), Terms())
         writer.save(1, 2, lambda: completed.append("first"))
         await asyncio.sleep(0)  # the first write has started
         writer.save(3, 4, lambda: completed.append("second"))
@@ -132,7 +132,7 @@ def test_a_failed_write_is_retried_until_it_succeeds(tmp_path: Path, caplog: pyt
         disk, completed = SlowDisk(), []
         disk.broken = 1
         disk.gate.release(2)
-        writer = TermsWriter(EpochFile(tmp_path, disk), Terms())
+        writer = EpochWriter(EpochFile(tmp_path, disk), Terms())
         writer.save(1, 2, lambda: completed.append(2))
         await writer.idle()
         assert completed == [2]

@@ -147,7 +147,7 @@ def test_a_joining_peer_gets_every_flow_and_loses_its_own() -> None:
     world.meet()
     world.settle()
     world.check_equal()
-    assert world.b.engine.table.counts.swept_entries == 2 * 2 * 2
+    assert world.b.engine.maps.counts.swept_entries == 2 * 2 * 2
     assert [in_step for in_step, _ in world.a.step_changes] == [True] and [in_step for in_step, _ in world.b.step_changes] == [
         True
     ]
@@ -306,7 +306,7 @@ def test_a_takeover_waits_for_received_flows_and_not_for_the_sweep() -> None:
     world.a.engine.serve(1, world.clock(world.a))
     world.meet()
     world.steps = 1
-    world.until(lambda: world.b.engine.table.counts.swept_entries, "sweep")
+    world.until(lambda: world.b.engine.maps.counts.swept_entries, "sweep")
     world.a.establish("v4", 3)
     world.a.engine.step(world.clock(world.a) + 10 * MS)
     world.carry(world.a, world.b)
@@ -364,7 +364,7 @@ def test_a_full_map_is_counted_and_holds_both_directions_or_none() -> None:
     world.settle()
     table = world.b.table("v4")
     forward = sum(bool(entry["flags"] & FlowFlag.FORWARD) for entry in table.values())
-    assert forward * 2 == len(table) and world.b.engine.table.counts.unwritten_records == 100 - forward
+    assert forward * 2 == len(table) and world.b.engine.maps.counts.unwritten_records == 100 - forward
 
 
 def test_another_layout_is_refused_with_the_remedy() -> None:
