@@ -1,7 +1,7 @@
-"""xlbd's entry: options, the lock on run_dir and exit codes.
+"""Entry point of xlbd: options, the lock on run_dir and exit codes.
 
-Decides that every failure is one sentence on stderr and an exit code: 2 for invalid input, 1 for what fails at run time.
-What runs stands in `ctl.node.process`, and is imported only once it is settled how.
+Reports every failure as one message on stderr and an exit code: 2 for invalid input, 1 for a failure at run time.
+`ctl.node.process` runs the node; it is imported after the options are checked and the lock is held.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ctl.state.node_file import NodeSettings
 LOCK_NAME = "xlbd.lock"
 RUN_DIR_MODE = 0o750
 GROUP = "xlb"
-THREAD_SWITCH_S = 0.0005  # how long a thread may keep the loop from the interpreter; Python's own is 5 ms
+THREAD_SWITCH_S = 0.0005  # longest time a thread may hold the interpreter against the loop; Python's default is 5 ms
 
 log = logging.getLogger("ctl")
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
-    """Serve until SIGTERM or SIGINT. Raises XlbError, with nothing changed, when the node cannot be started."""
+    """Run until SIGTERM or SIGINT. Raises XlbError, with nothing changed, if the node cannot start."""
     sys.setswitchinterval(THREAD_SWITCH_S)
     footprint.keep_small()
     _raise_file_limit()
@@ -61,7 +61,7 @@ def run(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
 
 @contextlib.contextmanager
 def locked_run_dir(run_dir: Path) -> Iterator[None]:
-    """Make run_dir, for root and group xlb only, and hold its lock: one daemon per run_dir.
+    """Create run_dir, for root and group xlb only, and hold its lock: one daemon per run_dir.
 
     Raises XlbError naming the process that holds it.
     """
@@ -94,7 +94,7 @@ def locked_run_dir(run_dir: Path) -> Iterator[None]:
 
 
 def _raise_file_limit() -> None:
-    """Every health check in flight is a socket: take what the hard limit allows, within reason."""
+    """Raise the limit of open files, because every health check in flight needs a socket."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(hard, 16384) if hard != resource.RLIM_INFINITY else 16384
     if soft < wanted:
@@ -102,7 +102,7 @@ def _raise_file_limit() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse already exits with 2 on wrong usage; one line is enough for it."""
+    """Prints wrong usage in one line; argparse exits with 2."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         self.exit(2, f"xlbd: {message}; see xlbd --help\n")

@@ -1,6 +1,6 @@
-"""Takes from the kernel what xlbd left there: programs on interfaces, the VIPs' addresses, pins. The package's removal runs it.
+"""Removes the state of xlbd from the kernel: programs on interfaces, VIPs, pins. The package runs it on removal.
 
-Decides nothing. Connections and farms in state_dir are not its business. Expects that xlbd has stopped.
+Decides nothing. Leaves the farms in state_dir alone. Requires that xlbd has stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ctl.state import node_file
 
 
 def uninstall(bpf_dir: Path, run_dir: Path) -> list[str]:
-    """Undo it all; returns one sentence for each thing done. Raises XlbError or PlaneError, also while xlbd runs."""
+    """Remove everything; returns one message per removal. Raises XlbError or PlaneError, also while xlbd runs."""
     done = []
     network = KernelNetwork()
     try:
@@ -39,12 +39,12 @@ def uninstall(bpf_dir: Path, run_dir: Path) -> list[str]:
 
 
 def main() -> None:
-    """`python -m ctl.uninstall [NODE FILE]`: exit 0 when nothing of xlb is left in the kernel."""
+    """`python -m ctl.uninstall [NODE FILE]`: exits 0 once nothing of xlb is left in the kernel."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else node_file.DEFAULT_PATH
     try:
         node = node_file.load(path).node
-        for sentence in uninstall(node.bpf_dir, node.run_dir):
-            print(sentence)
+        for message in uninstall(node.bpf_dir, node.run_dir):
+            print(message)
     except (XlbError, PlaneError) as error:
         sys.exit(f"xlb: cannot remove its state from the kernel: {error}")
 

@@ -1,7 +1,7 @@
-"""Which versions are installed: of xlb and of what it stands on.
+"""Installed versions of xlb and its dependencies.
 
-Reads the names of the directories pip and Debian leave beside a package; importlib.metadata gives the same answer and stays
-resident with 2 MB, which a daemon has better uses for.
+Reads the names of the metadata directories that pip and Debian install with a package. importlib.metadata gives the same
+answer, but costs 2 MB of resident memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SUFFIXES = (".dist-info", ".egg-info")
 
 @functools.cache
 def installed_version(project: str) -> str | None:
-    """Version of an installed project, None if there is none. Debian adds "-py3.11" or the like to some names."""
+    """Version of an installed project, or None. Debian adds "-py3.11" or the like to some names."""
     for entry in map(Path, sys.path):
         for found in entry.glob(f"{project}-*") if entry.is_dir() else ():
             if found.suffix in _SUFFIXES:
@@ -24,5 +24,5 @@ def installed_version(project: str) -> str | None:
 
 
 def package_version() -> str:
-    """Return xlb's installed version; "unknown" where the code runs without having been installed."""
+    """Return xlb's installed version; "unknown" if the code runs without installation."""
     return installed_version("xlb") or "unknown"

@@ -1,1 +1,1 @@
-"""xlbctl, the command people use: one file per noun, each turning arguments into one request and an answer into text."""
+"""xlbctl, the command line: one module per noun. Each sends one request to xlbd and prints the answer."""

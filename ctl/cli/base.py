@@ -1,6 +1,6 @@
-"""What every xlbctl command shares: the session, examples in --help, did-you-mean, and one sentence per error.
+"""The base of every xlbctl command: session, examples in --help, did-you-mean, and one message per error.
 
-Decides how commands are found, how they fail and what `-o` and `--config` mean. Must not know any command's business.
+Decides how commands are found, how they fail and what `-o` and `--config` mean. Must not know what a command does.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ctl.errors import InvalidInput, XlbError
 if TYPE_CHECKING:
     from ctl.api.client import Client
 
-DEFAULT_SOCKET = Path("/run/xlb/control.sock")  # of a machine without a node file
+DEFAULT_SOCKET = Path("/run/xlb/control.sock")  # on a machine without a node file
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 @dataclass(slots=True)
 class Session:
-    """What the command line said about the daemon to ask and the form of the answer."""
+    """The daemon to connect to and the output format, from the command line."""
 
     config: Path | None = None
     output: str = "table"
@@ -39,7 +39,7 @@ class Session:
         return self.output == "json"
 
     def socket_path(self) -> Path:
-        """Where the daemon of this node file listens."""
+        """Control socket of the daemon of this node file."""
         from ctl.state import node_file
 
         if self.config is None and not node_file.DEFAULT_PATH.exists():
@@ -47,7 +47,7 @@ class Session:
         return Path(node_file.load(self.config or node_file.DEFAULT_PATH).control_endpoint.removeprefix("ipc://"))
 
     def call(self, command: str, **args: Any) -> Any:
-        """Ask the daemon for `command`; arguments that are None were not given and are left out."""
+        """Send `command` to the daemon and return its result; arguments that are None are left out."""
         if self._client is None:
             from ctl.api.client import Client
 
@@ -58,7 +58,7 @@ class Session:
         return result
 
     def close(self) -> None:
-        """Disconnect, if a connection was ever needed."""
+        """Disconnect, if connected."""
         if self._client is not None:
             self._client.close()
             self._client = None
@@ -68,7 +68,7 @@ pass_session = click.make_pass_decorator(Session)
 
 
 def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """Callback of a session option: keep what was given, at whichever level of the command it stood."""
+    """Callback of a session option: store its value, at any level of the command."""
 
     def callback(ctx: click.Context, _parameter: click.Parameter, value: Any) -> Any:
         session = ctx.find_root().ensure_object(Session)
@@ -102,7 +102,7 @@ def _session_options() -> list[click.Parameter]:
 
 
 class _WithExamples(click.Command):
-    """Takes the session's options; its help ends with examples that work."""
+    """A command with the session's options and an Examples section in its help."""
 
     settings: ClassVar[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
 
@@ -119,30 +119,30 @@ class _WithExamples(click.Command):
 
 
 class XlbCommand(_WithExamples):
-    """A verb; its help shows what an option is when it is not given."""
+    """A verb; its help shows the default of each option."""
 
     settings: ClassVar[dict[str, Any]] = {**_WithExamples.settings, "show_default": True}
 
 
 class XlbGroup(_WithExamples, click.Group):
-    """A noun: finds its verbs, suggests the one that was meant."""
+    """A noun: resolves its verbs and suggests a close match for an unknown one."""
 
     command_class = XlbCommand
     group_class = type
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The verbs in the order they were written, which is the one they are used in."""
+        """The verbs in the order of their definition."""
         return list(self.commands)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Without a verb, show the help on stderr: that is wrong usage, whatever click's version makes of it."""
+        """Without a verb, print the help on stderr and exit 2; versions of click differ here."""
         if not args and not ctx.resilient_parsing:
             click.echo(ctx.get_help(), err=True)
             ctx.exit(InvalidInput.exit_code)
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or fail naming the one that looks most like it."""
+        """Find the command, or fail with the closest name."""
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
             known = self.list_commands(ctx)
@@ -153,7 +153,7 @@ class XlbGroup(_WithExamples, click.Group):
 
 
 class RootGroup(XlbGroup):
-    """`xlbctl` itself: imports a noun's file only when it is asked for, and turns every error into one sentence."""
+    """`xlbctl` itself: imports a noun's module on demand, and prints every error as one message."""
 
     def __init__(self, *args: Any, lazy: dict[str, str], **kwargs: Any) -> None:
         """`lazy` maps a command's name to "module:attribute"."""
@@ -165,7 +165,7 @@ class RootGroup(XlbGroup):
         return list(self.lazy)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the noun's file and return its command."""
+        """Import the noun's module and return its command."""
         if cmd_name not in self.lazy:
             return None
         module, attribute = self.lazy[cmd_name].split(":")
@@ -190,7 +190,7 @@ class RootGroup(XlbGroup):
             fail("interrupted", EXIT_INTERRUPTED)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, then let the daemon's connection go."""
+        """Run the command, then close the connection to the daemon."""
         try:
             return super().invoke(ctx)
         finally:
@@ -198,13 +198,13 @@ class RootGroup(XlbGroup):
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
-    """Say why on stderr and exit."""
+    """Print the message on stderr and exit."""
     click.echo(f"xlbctl: {message}", err=True)
     sys.exit(exit_code)
 
 
 def usage_sentence(error: click.UsageError) -> str:
-    """One line that names the argument at fault and where to read more."""
+    """One line that names the wrong argument and the help to read."""
     message = " ".join(error.format_message().split()).rstrip(".")
     if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter) and error.param is not None:
         message = f"{parameter_key(error.param)}: {' '.join(error.message.split()).rstrip('.')}"
@@ -214,14 +214,14 @@ def usage_sentence(error: click.UsageError) -> str:
 
 
 def parameter_key(parameter: click.Parameter) -> str:
-    """How people name a parameter: an option's long form, an argument's metavar."""
+    """The name of a parameter in messages: an option's long form, an argument's metavar."""
     if isinstance(parameter, click.Option):
         return max(parameter.opts, key=len)
     return parameter.human_readable_name
 
 
 def write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
-    """Add an Examples section: command lines as they are typed, never re-wrapped."""
+    """Add an Examples section; command lines are not wrapped."""
     if not examples:
         return
     with formatter.section("Examples"):

@@ -61,7 +61,7 @@ cluster.add_command(pairing.destroy)
 
 
 def show_roles(session: Session, answer: dict[str, Any]) -> None:
-    """Say what the two nodes are now."""
+    """Print the roles of both nodes."""
     peer = answer["peer"]
     sentence = f"{answer['node']} is {answer['role']}, {peer['name']} is {peer['role']}"
     show(session.json, answer, lambda _: click.echo(sentence))
@@ -84,16 +84,16 @@ def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def interface_sentence(interface: dict[str, Any]) -> str:
-    """Return how an interface runs the program, and why not natively: "native, driver virtio_net"."""
+    """Return XDP mode and driver of an interface, and the reason for a generic mode: "native, driver virtio_net"."""
     driver = f", driver {interface['driver']}" if interface["driver"] else ""
     reason = f" ({interface['reason']})" if interface["reason"] else ""
     return f"{interface['xdp_mode'] or 'none'}{driver}{reason}"
 
 
 def peer_fields(
-    peer: dict[str, Any] | None, sync: dict[str, Any] | None, paths: dict[str, bool] | None = None, serving: bool = False
+    peer: dict[str, Any] | None, sync: dict[str, Any] | None, paths: dict[str, bool] | None = None, active: bool = False
 ) -> list[tuple[str, str]]:
-    """Return what is known of the peer; a single node has none. serving: this node, so that the peer is not to advertise."""
+    """Return the state of the peer; a single node has none. active: whether this node is; then the peer does not advertise."""
     if not peer:
         return [("peer", "none: this node is single")]
     heard = peer.get("last_heard_ms")
@@ -102,7 +102,7 @@ def peer_fields(
         ("last heard", "never" if heard is None else f"{heard} ms ago" if heard < 10_000 else f"{duration(heard / 1000)} ago"),
     ]
     if paths:
-        absent = {"data": "not expected (this node is active)"} if serving else {}
+        absent = {"data": "not expected (this node is active)"} if active else {}
         heard_on = ", ".join(f"{name} {'yes' if alive else absent.get(name, 'no')}" for name, alive in sorted(paths.items()))
         fields.append(("heartbeats", heard_on))
     if sync:

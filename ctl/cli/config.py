@@ -61,7 +61,7 @@ def export(session: Session) -> None:
 
 
 def _ask(session: Session, command: str, path: Path, **args: Any) -> list[str]:
-    """Send the file's content; an error about it names the file first."""
+    """Send the file's content; an error about the content starts with the file name."""
     from ctl.config import farms_file
 
     source = "standard input" if str(path) == "-" else str(path)
@@ -74,9 +74,9 @@ def _ask(session: Session, command: str, path: Path, **args: Any) -> list[str]:
 
 
 def read_text(path: Path, source: str) -> str:
-    """Return the file's text, or standard input's for "-".
+    """Return the content of the file, or of standard input for "-".
 
-    Raises InvalidInput when it is no text, too long or cannot be read.
+    Raises InvalidInput if it is not UTF-8, too long or unreadable.
     """
     try:
         if source == "standard input":

@@ -1,4 +1,4 @@
-"""`xlbctl conn`: the connections in the kernel's flow tables."""
+"""`xlbctl conn`: the connections in the kernel's flow maps."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _print_flushed(answer: dict[str, Any]) -> None:
 
 
 def _print_explanation(answer: dict[str, Any]) -> None:
-    """The outcome first, then the steps that lead to it."""
+    """Print the outcome, then the steps that lead to it."""
     existing = "an existing connection" if answer["exists"] else "a new connection"
     outcomes = {
         "forward": f"{existing}, forwarded to {answer['backend']}",

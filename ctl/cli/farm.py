@@ -100,7 +100,7 @@ def set_(ctx: click.Context, /, name: str, **options: Any) -> None:
 
 
 def _verb(verb: str, done: str, text: str) -> Callable[..., None]:
-    """Make one of the commands that name a farm and say nothing else."""
+    """Make a command whose only argument is a farm."""
 
     @farm.command(verb, help=text, examples=[f"xlbctl farm {verb} web"])
     @click.argument("name", shell_complete=complete_farm)
@@ -118,12 +118,12 @@ stop = _verb("stop", "stopped", "Accept no new connections; existing connections
 
 
 def listener(farm: dict[str, Any]) -> str:
-    """Return where a farm listens and how it forwards, in one phrase."""
+    """Return listener, protocol, mode and scheduler of a farm."""
     return f"{format_endpoint(farm['vip'], farm['port'])} {farm['proto']}, {farm['mode']}, {farm['scheduler']}"
 
 
 def farm_state(farm: dict[str, Any]) -> str:
-    """Return "stopped", or whether any backend serves: "up", "down"."""
+    """Return "stopped", "up" if any backend is up, or "down"."""
     if not farm["enabled"]:
         return "stopped"
     return "up" if any(backend["state"] == "up" for backend in farm["backends"]) else "down"
@@ -147,7 +147,7 @@ def _print_farms(farms: list[dict[str, Any]]) -> None:
 
 
 def print_farm(farm: dict[str, Any]) -> None:
-    """Write a farm for people: settings, then its backends."""
+    """Print a farm: its settings, then its backends."""
     fields = [
         ("farm", farm["name"]),
         ("state", farm_state(farm)),
@@ -166,7 +166,7 @@ def print_farm(farm: dict[str, Any]) -> None:
 
 
 def backend_row(backend: dict[str, Any], farm_total: int) -> tuple[str, ...]:
-    """Return a backend's line; `farm_total` is what its share of new connections is a share of."""
+    """Return a backend's row; `farm_total`: new connections of the farm, for the share."""
     new, since = backend["new_connections"], backend["state_for_s"]
     return (
         format_endpoint(backend["address"], backend["port"]),
@@ -184,7 +184,7 @@ def backend_row(backend: dict[str, Any], farm_total: int) -> tuple[str, ...]:
 
 
 def error_sentence(backend: dict[str, Any]) -> str:
-    """Return what the last failed health check found, and how long ago."""
+    """Return the error of the last failed health check and its age."""
     if not backend["last_error"]:
         return ""
     when = backend["last_error_s"]
@@ -192,7 +192,7 @@ def error_sentence(backend: dict[str, Any]) -> str:
 
 
 def check_sentence(check: dict[str, Any]) -> str:
-    """Return how a farm's backends are probed, in one sentence."""
+    """Return the health check of a farm in one line."""
     if check["kind"] == "none":
         return "none"
     what = f"http GET {check['path']} answers {check['status']}" if check["kind"] == "http" else "tcp connect"

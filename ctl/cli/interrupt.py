@@ -1,6 +1,6 @@
-"""Ctrl-C as an event to wait for, for commands that repeat until they are told to stop.
+"""Ctrl-C as an event, for commands that repeat until the user stops them.
 
-A KeyboardInterrupt can rise in a destructor, where Python prints and drops it; then the command would go on. Decides nothing.
+Python drops a KeyboardInterrupt that is raised in a destructor, and the command would continue. Decides nothing.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def interruptible(keys: int | None = None, quit_keys: tuple[bytes, ...] = ()) -> Iterator[Callable[[float], bool]]:
-    """Yield a function that waits so many seconds and returns True as soon as Ctrl-C was pressed, now or before.
+    """Yield a function that waits some seconds and returns True once Ctrl-C is or was pressed.
 
-    keys: descriptor of a terminal that passes on single keys; one of `quit_keys` counts like Ctrl-C.
+    keys: descriptor of a terminal in cbreak mode; one of `quit_keys` counts as Ctrl-C.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
     def note(*_: object) -> None:
-        with contextlib.suppress(BlockingIOError):  # full of earlier ones
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of earlier signals
             os.write(writer, b"x")
 
-    def told_to_stop_within(seconds: float) -> bool:
+    def stopped_within(seconds: float) -> bool:
         watched = [reader] if keys is None else [reader, keys]
         deadline = time.monotonic() + seconds
         while True:
@@ -38,7 +38,7 @@ def interruptible(keys: int | None = None, quit_keys: tuple[bytes, ...] = ()) ->
 
     before = signal.signal(signal.SIGINT, note)
     try:
-        yield told_to_stop_within
+        yield stopped_within
     finally:
         signal.signal(signal.SIGINT, before)
         os.close(reader)

@@ -1,4 +1,4 @@
-"""`xlbctl`: the list of its commands. Each is imported when it is asked for, so that `vip list` does not pay for `top`."""
+"""`xlbctl`: the list of its commands. Commands are imported on demand, so that `vip list` does not load `top`."""
 
 from __future__ import annotations
 

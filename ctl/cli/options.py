@@ -1,6 +1,6 @@
-"""Types and option sets that several commands share, and what they accept.
+"""Parameter types and option sets that several commands share.
 
-Decides which texts are an endpoint, an address, ports or a connection. Must not know what is configured.
+Decides which strings are an endpoint, an address, ports or a connection. Must not know what is configured.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def parse_connection(text: str) -> tuple[tuple[str, int], tuple[str, int]]:
 
 
 class _Parsed(ParamType):
-    """A parameter whose text a function turns into a value, its ValueError being the sentence for the user."""
+    """A parameter that a function parses; the message of its ValueError is shown to the user."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
@@ -104,7 +104,7 @@ def _parse_prefix(text: str) -> str:
 
 
 def _parse_vip_address(text: str) -> str:
-    """Of `vip delete`: a prefix, as `vip list` shows it, may follow and does not matter."""
+    """For `vip delete`: ignores a prefix length, as `vip list` prints it."""
     return parse_address(text.partition("/")[0])
 
 
@@ -134,7 +134,7 @@ CONNECTION = _Parsed("SRC:PORT -> DST:PORT", parse_connection)
 
 
 def complete_from_daemon(list_names: Callable[[Session, dict[str, Any]], list[str]]) -> Callable[..., list[CompletionItem]]:
-    """Return a completion that asks the daemon; without one, or with a slow one, it offers nothing."""
+    """Return a completion that asks the daemon; it is empty if no daemon answers in time."""
 
     def complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
@@ -173,7 +173,7 @@ complete_vip = complete_from_daemon(_vip_names)
 
 
 def farm_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    """FARM, completed from what is configured."""
+    """FARM, completed from the configured farms."""
     return click.argument("farm", shell_complete=complete_farm)(command)
 
 
@@ -205,7 +205,7 @@ def _choice(kind: Any) -> click.Choice[str]:
 
 
 def farm_options(adding: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """All that can be said about a farm. `farm add` shows the defaults; `farm set` changes only what is given."""
+    """Every setting of a farm. `farm add` shows the defaults; `farm set` changes only the given ones."""
 
     def default(text: str) -> str:
         return f"  [default: {text}]" if adding else ""
@@ -266,7 +266,7 @@ def _check_options(default: Callable[[str], str]) -> list[Callable[[Callable[...
 
 
 def collect_farm_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Return what was given as the request's fields, the health check's under "health"."""
+    """Return the given options as fields of the request, those of the health check under "health"."""
     given = {name: value for name, value in options.items() if value is not None}
     health = {name.removeprefix("check_"): given.pop(name) for name in list(given) if name.startswith("check_")}
     return given | ({"health": health} if health else {})

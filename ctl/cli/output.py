@@ -1,6 +1,6 @@
-"""How answers look: JSON for programs, coloured tables on a terminal, plain aligned columns in a pipe.
+"""Output formats: JSON for programs, coloured tables on a terminal, plain aligned columns in a pipe.
 
-Decides form only. Must not know where the values come from. rich takes 60 ms to import, so it is when a terminal needs it.
+Decides the format only. Must not know where values come from. Imports rich on demand, because that takes 60 ms.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Column:
 
 
 def print_json(value: Any) -> None:
-    """Write one JSON document; None, the answer of a command that only does something, becomes {"ok": true}."""
+    """Write one JSON document; None, the answer of a command without a result, becomes {"ok": true}."""
     click.echo(json.dumps({"ok": True} if value is None else value, indent=2, ensure_ascii=False, default=str))
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], empty: str) -> None:
-    """Write a table; `empty` is the sentence for people when there are no rows (a pipe gets the header alone)."""
+    """Write a table; `empty` is the message without rows (a pipe gets the header only)."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for line in plain_lines(columns, cells):
@@ -67,7 +67,7 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], emp
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
-    """Write names and values, one pair a line, values aligned."""
+    """Write one name and value per line, values aligned."""
     pairs = [(name, printable(str(value))) for name, value in fields]
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
@@ -75,7 +75,7 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
 
 
 def plain_lines(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> list[str]:
-    """Return header and rows as lines whose columns are two spaces apart; an empty cell is '-', for awk's sake."""
+    """Return header and rows as lines, columns two spaces apart; an empty cell is '-', so that awk sees every column."""
     table = [[column.title for column in columns], *[[cell or "-" for cell in row] for row in cells]]
     widths = [max(len(row[index]) for row in table) for index in range(len(columns))]
 
@@ -109,7 +109,7 @@ def styled(cell: str, column: Column) -> Text:
 
 
 def paint(word: str) -> str:
-    """Colour a state word for a terminal; anything else, or no terminal, leaves it as it is."""
+    """Colour a state word on a terminal; leave other words, and output to a pipe, unchanged."""
     style = STATE_STYLES.get(word)
     if style is None or colour_refused() or not sys.stdout.isatty():
         return word
@@ -117,17 +117,17 @@ def paint(word: str) -> str:
 
 
 def colour_refused() -> bool:
-    """Whether the user wants no colour (https://no-color.org)."""
+    """Whether the user disables colour (https://no-color.org)."""
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
 
 def printable(text: str) -> str:
-    """Escape control characters: a backend's error text must not drive somebody's terminal."""
+    """Escape control characters: the error string of a backend must not control the terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def count(value: float) -> str:
-    """Return a number in four characters or so: 950, 1.23k, 45.6M."""
+    """Return a number in about four characters: 950, 1.23k, 45.6M."""
     return _scaled(value)
 
 
@@ -139,7 +139,7 @@ def byte_count(value: float) -> str:
 
 
 def bit_rate(bytes_per_second: float) -> str:
-    """Return a rate of bytes as bits, as links are sold: 1.23 Gbit/s."""
+    """Return a byte rate in bits per second: 1.23 Gbit/s."""
     return byte_count(bytes_per_second * 8).removesuffix("B") + "bit/s"
 
 
@@ -165,7 +165,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def show(as_json: bool, value: Any, render: Callable[[Any], None]) -> None:
-    """Write `value` as JSON, or let `render` write it for people."""
+    """Write `value` as JSON, or print it with `render`."""
     if as_json:
         print_json(value)
     else:

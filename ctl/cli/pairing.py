@@ -1,7 +1,7 @@
-"""`xlbctl cluster create | join | check | destroy`: making a pair of two nodes, and judging it.
+"""`xlbctl cluster create | join | check | destroy`: forms, checks and dissolves a pair of nodes.
 
-Decides what is asked of people and in which order; the daemons do it. Everything that can be refused is, before
-anything is changed on either node.
+Decides what to ask the user and in which order; the daemons do the work. All checks come before the first change on
+either node.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def destroy(session: Session, yes: bool) -> None:
 
 
 class _Login:
-    """How to get at the other node."""
+    """How to log in to the peer."""
 
     def __init__(self, target: Any, password: str, believe: Callable[[str], bool], command: str) -> None:
         self.target, self.password, self.believe, self.command = target, password, believe, command
@@ -190,7 +190,7 @@ async def _create(
 
 
 async def _look_at(peer: Peer, login: _Login, version: str) -> dict[str, Any]:
-    """What the other node has. Raises XlbError when it cannot be half of a pair; nothing is changed by looking."""
+    """Return the configuration of the peer. Raises XlbError if it cannot join a pair. Changes nothing."""
     host = peer.target.host
     done = await peer.run(f"{login.command} -o json version")
     if done.status in (126, 127):
@@ -250,7 +250,7 @@ def _password(peer: str) -> str:
 
 
 def _belief(peer: str, accepted: str, yes: bool) -> Callable[[str], bool]:
-    """Whether an unknown host key is to be believed: the one that was named, or the one a person says yes to."""
+    """Return the policy for an unknown host key: accept the given fingerprint, or ask the user."""
 
     def believe(fingerprint: str) -> bool:
         if accepted:
@@ -274,18 +274,18 @@ def _confirmation(yes: bool) -> Callable[[str], None]:
 
 
 def _cancel_token(session: Session) -> None:
-    """Without effect on a pair that was made."""
+    """Revoke the join token; no effect after the peer has joined."""
     try:
         session.call("cluster.cancel")
     except XlbError as error:
         _say(f"cannot revoke the join token, which expires by itself: {error}")
 
 
-# --- what people read --------------------------------------------------------------------------------------------------
+# --- output --------------------------------------------------------------------------------------------------
 
 
 def _settled_checks(session: Session) -> Any:
-    """Wait until the pair is in step, or has had time enough, and check it."""
+    """Wait until the pair is in step, at most IN_STEP_S, and check it."""
     deadline_s = time.monotonic() + IN_STEP_S
     while time.monotonic() < deadline_s:
         status = session.call("cluster.status")
@@ -296,7 +296,7 @@ def _settled_checks(session: Session) -> Any:
 
 
 def _removal(node: str, has: dict[str, Any]) -> str:
-    """What joining removes, as a sentence; empty: nothing."""
+    """The confirmation for what joining removes; empty if nothing is removed."""
     vips, farms = has["vips"], has["farms"]
     if not vips and not farms:
         return ""

@@ -1,4 +1,4 @@
-"""What happened between two samples of a node's counts: rates of farms, backends and counters. Pure: time is an argument."""
+"""Rates of farms, backends and counters between two samples of a node's counts. Pure: time is an argument."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FIELDS = ("packets", "bytes", "new_connections", "drops")
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Counts since the counters were made, or, in rates, per second; both directions together."""
+    """Counts since the counters were created, or, in rates, per second; both directions together."""
 
     packets: float = 0
     bytes: float = 0
@@ -51,7 +51,7 @@ def sample(at_s: float, counters: Sequence[Mapping[str, Any]], farms: Sequence[M
 
 
 def rates(before: Sample, after: Sample) -> Sample:
-    """Return everything per second between two samples. What was not there before, or was reset, counts from zero."""
+    """Return everything per second between two samples. New and reset counters count from zero."""
     seconds = max(after.at_s - before.at_s, 1e-3)
 
     def per_second(old: float, new: float) -> float:

@@ -1,4 +1,4 @@
-"""`xlbctl stats`: where packets ended and why that is right; farms' traffic; Prometheus text."""
+"""`xlbctl stats`: verdicts on packets with their reasons; traffic of farms; Prometheus format."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def stats(ctx: click.Context, everything: bool, watch: bool, interval: float, pr
 
 
 def take_sample(session: Session) -> tuple[dict[str, Any], list[dict[str, Any]], Sample]:
-    """Ask for the counters and the farms; returns both answers and their counts."""
+    """Query counters and farms; returns both answers and their counts."""
     answer, farms = session.call("stats"), session.call("farm.list")
     return answer, farms, sample(time.monotonic(), answer["counters"], farms)
 
 
 def _watch(session: Session, everything: bool, interval: float) -> None:
-    with interruptible() as told_to_stop_within:
+    with interruptible() as stopped_within:
         _, _, before = take_sample(session)
-        while not told_to_stop_within(interval):
+        while not stopped_within(interval):
             answer, _, after = take_sample(session)
             if sys.stdout.isatty():
                 click.clear()

@@ -1,4 +1,4 @@
-"""`xlbctl doctor`, `version`, `completion`: about the installation rather than the traffic."""
+"""`xlbctl doctor`, `version`, `completion`: the state of the installation."""
 
 from __future__ import annotations
 

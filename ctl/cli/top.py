@@ -33,7 +33,7 @@ COLUMNS = (
     Column("PACKETS/S", right=True),
     Column("BITS/S", right=True),
 )
-QUIT_KEYS = (b"q", b"Q", b"")  # an empty read: the terminal is gone
+QUIT_KEYS = (b"q", b"Q", b"")  # an empty read: the terminal is closed
 HEADER_LINES = 5
 
 
@@ -80,7 +80,7 @@ def _watch(session: Session, interval: float) -> None:
 
 
 class Screen:
-    """One frame: what the daemon answered and the rates since the sample before."""
+    """One frame: the daemon's answers and the rates since the previous sample."""
 
     def __init__(
         self, status: dict[str, Any], answer: dict[str, Any], farms: list[dict[str, Any]], counts: Sample, rate: Sample
@@ -99,7 +99,7 @@ class Screen:
         return cls(status, answer, farms, counts, rates(before, counts))
 
     def header(self) -> list[str]:
-        """Return the lines above the table: who, how much, and what is dropped."""
+        """Return the lines above the table: node, load and drops."""
         total = self.rate.total
         modes = ", ".join(f"{i['name']} {i.get('xdp_mode') or 'off'}" for i in self.status.get("interfaces", []))
         kinds = {counter["name"]: counter["kind"] for counter in self.answer["counters"]}
@@ -138,14 +138,14 @@ class Screen:
         return {"node": self.status["node"], "role": self.status["role"], "counters": dict(self.rate.counters), "farms": farms}
 
     def render(self, height: int) -> RenderableType:
-        """Return the frame for a terminal of `height` lines; what does not fit is counted, not scrolled."""
+        """Return the frame for a terminal of `height` lines; rows that do not fit are counted, not scrolled."""
         from rich.console import Group
         from rich.text import Text
 
         rows = self.rows()
-        room = max(1, height - HEADER_LINES - 3)
-        table = rich_table(COLUMNS, [[printable(cell) for cell in row] for row in rows[:room]])
-        hidden = f"{len(rows) - room} more lines; " if len(rows) > room else ""
+        visible = max(1, height - HEADER_LINES - 3)
+        table = rich_table(COLUMNS, [[printable(cell) for cell in row] for row in rows[:visible]])
+        hidden = f"{len(rows) - visible} more lines; " if len(rows) > visible else ""
         header = Text("\n".join(self.header()) + "\n")
         return Group(header, table, Text(f"\n{hidden}q quits", style="dim"))
 
@@ -165,13 +165,13 @@ def _row(name: str, what: str, state: str, connections: int, load: Load, part: s
 
 @contextlib.contextmanager
 def keyboard() -> Iterator[Callable[[float], bool]]:
-    """Read single keys; yields a function that waits so many seconds and says whether one of them, or Ctrl-C, said quit."""
+    """Read single keys; yields a function that waits some seconds and returns True if a quit key or Ctrl-C was pressed."""
     descriptor = sys.stdin.fileno()
     settings = termios.tcgetattr(descriptor)
 
     tty.setcbreak(descriptor)
     try:
-        with interruptible(descriptor, QUIT_KEYS) as told_to_stop_within:
-            yield told_to_stop_within
+        with interruptible(descriptor, QUIT_KEYS) as stopped_within:
+            yield stopped_within
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, settings)

@@ -1,4 +1,4 @@
-"""`xlbctl vip`: the floating addresses."""
+"""`xlbctl vip`: the virtual addresses."""
 
 from __future__ import annotations
 

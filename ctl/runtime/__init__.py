@@ -1,1 +1,1 @@
-"""What the process needs of its surroundings: scheduling, memory, logs, systemd, tasks."""
+"""The process environment: scheduling, memory, logs, systemd, tasks."""

@@ -1,4 +1,4 @@
-"""Whether the kernel holds its wall clock to be right: adjtimex(2), which Python does not offer. Reads, sets nothing."""
+"""Whether the kernel's wall clock is synchronised: adjtimex(2), which Python does not offer. Reads only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def clock_is_synchronised() -> bool:
-    """Whether something, e.g. chrony or systemd-timesyncd, keeps the clock right. Raises OSError."""
+    """Whether a service such as chrony or systemd-timesyncd synchronises the clock. Raises OSError."""
     timex = ctypes.create_string_buffer(_TIMEX_BYTES)  # modes 0: read only
     state = _libc.adjtimex(timex)
     if state < 0:

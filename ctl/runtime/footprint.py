@@ -1,6 +1,6 @@
-"""What keeps xlbd small from its first moment: settle it before the big imports and before the first thread.
+"""Limits the memory of xlbd. Call `keep_small` before the large imports and before the first thread.
 
-Resident memory of an idle daemon falls by about 5 MB, and what a thousand farms took for a moment goes back to the kernel.
+An idle daemon uses about 5 MB less, and temporary memory for a thousand farms returns to the kernel.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import sys
 
 M_MMAP_THRESHOLD = -3  # mallopt(3)
 M_ARENA_MAX = -8
-OWN_MAPPING_BYTES = 128 * 1024  # glibc's own beginning, but fixed: it grows with what is freed
+OWN_MAPPING_BYTES = 128 * 1024  # glibc's initial value, but fixed: glibc raises it when large blocks are freed
 ARENAS = 1
 
 UNUSED = ("ssl", "_hashlib", "unittest")
-"""asyncio and hashlib do without the first two, which bring OpenSSL: nothing here speaks it, the pair uses ZeroMQ's CURVE. For
+"""asyncio and hashlib work without the first two, which load OpenSSL: xlbd uses no TLS, the pair uses ZeroMQ's CURVE. For
 the last see `ctl.network.kernel.lean_pyroute2`."""
 
 
 def keep_small() -> None:
-    """Leave OpenSSL out, give the linear algebra that comes with numpy one thread, and make malloc return what it can.
+    """Block the import of OpenSSL, limit numpy's linear algebra to one thread, and make malloc return freed memory.
 
-    Modules that are loaded already stay. On a C library without mallopt the allocator is left as it is.
+    Loaded modules stay loaded. A C library without mallopt keeps its allocator settings.
     """
     for name in UNUSED:
         if name not in sys.modules:
@@ -37,5 +37,5 @@ def keep_small() -> None:
 
 
 def bar(name: str) -> None:
-    """From now on importing the module raises ImportError."""
+    """Make any later import of the module raise ImportError."""
     sys.modules[name] = None  # type: ignore[assignment]  # as the language reference has it, "The module cache"

@@ -1,4 +1,4 @@
-"""How the daemon's log lines look: `LEVEL text` for people, `<priority>text` when the journal reads stderr.
+"""Format of the daemon's log lines: `LEVEL message` on a terminal, `<priority>message` for the journal.
 
 Decides the format only. Must not know what is logged. sd-daemon(3) names the priority prefixes, systemd.exec(5) the
 JOURNAL_STREAM test.
@@ -25,7 +25,7 @@ class _JournalFormatter(logging.Formatter):
 
 
 def set_up_logging(level: str) -> None:
-    """Send our loggers to stderr from `level` (one of LEVELS) on, and warnings of everybody else."""
+    """Log to stderr: xlb's loggers from `level` (one of LEVELS) on, libraries from warning on."""
     handler = logging.StreamHandler(sys.stderr)
     if stderr_is_journal():
         handler.setFormatter(_JournalFormatter("%(message)s"))
@@ -33,7 +33,7 @@ def set_up_logging(level: str) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)  # libraries, whose debug messages would bury ours
+    root.setLevel(logging.WARNING)  # libraries: their debug messages would hide xlb's
     for package in OURS:
         logging.getLogger(package).setLevel(level.upper())
 

@@ -1,4 +1,4 @@
-"""Measures how late the event loop wakes: the one number that says whether something holds it."""
+"""Measures how late the event loop wakes up, which shows whether something blocks it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LoopLag:
         self.worst_ms = 0.0
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + INTERVAL_S

@@ -1,7 +1,6 @@
-"""Keeps the daemon's memory near what it needs: what a big message took is given back. And, for a pair's node, in memory:
-what is used is never paged out.
+"""Returns freed memory to the kernel, and locks the memory of a pair's node so that it is never paged out.
 
-glibc keeps what is freed. On another C library nothing here does anything. See also `ctl.runtime.footprint`.
+glibc keeps freed memory. On another C library these functions have no effect. See also `ctl.runtime.footprint`.
 """
 
 from __future__ import annotations
@@ -11,24 +10,24 @@ import ctypes
 import gc
 import os
 
-GC_THRESHOLDS = (5000, 4, 50)  # 0.5 ms, 2 ms; old ones once per million objects that stayed
+GC_THRESHOLDS = (5000, 4, 50)  # 0.5 ms, 2 ms; the oldest generation once per million surviving objects
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4  # mlockall(2)
 
 
 def collect_rarely() -> None:
-    """Look for cycles among young objects often and shortly, among old ones seldom: that takes 10 ms per 100,000 of them."""
+    """Collect young objects often and old ones rarely: old ones take 10 ms per 100,000 objects."""
     gc.set_threshold(*GC_THRESHOLDS)
 
 
 def settle() -> None:
-    """What is there now stays: collections need not look at it any more. What it refers to in cycles is never freed, so call it
-    after big and rare things only. Plain values, as a configuration is made of, are freed all the same.
+    """Move all live objects to the permanent GC generation (gc.freeze). Reference cycles among them are never freed, so call it
+    only after large and rare changes. Reference counting still frees plain values, such as those of a configuration.
     """
     gc.freeze()
 
 
 def give_back() -> None:
-    """Return freed memory to the kernel; some milliseconds, with the interpreter released: call it in a thread."""
+    """Return freed memory to the kernel. Takes milliseconds and releases the interpreter: call it in a thread."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):
@@ -36,7 +35,7 @@ def give_back() -> None:
 
 
 def lock() -> str:
-    """Never page out what this process uses; pages it does not touch take no memory. Returns why not, or ""."""
+    """Lock the pages that this process uses; untouched pages take no memory. Returns the reason of a refusal, or ""."""
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         failed = libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)
@@ -54,7 +53,7 @@ def unlock() -> None:
 
 
 class Tidier:
-    """Gives memory back some time after somebody said that much was used. Runs as one task."""
+    """Returns memory to the kernel DELAY_S after a request. Runs as one task."""
 
     DELAY_S = 1.0
 
@@ -65,9 +64,9 @@ class Tidier:
         self._wanted.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         while True:
             await self._wanted.wait()
-            await asyncio.sleep(self.DELAY_S)  # until what it was used for is over
+            await asyncio.sleep(self.DELAY_S)  # until the memory is free
             self._wanted.clear()
             await asyncio.to_thread(give_back)

@@ -1,6 +1,7 @@
-"""Asks the kernel that the daemon's loop runs in time: SCHED_FIFO for the calling thread, and memory that is never paged out.
+"""Real-time scheduling of the daemon's loop: SCHED_FIFO for the calling thread, and locked memory.
 
-Decides the priority. A node that may not have them works, but late heartbeats under load may close its lease: it says so.
+Decides the priority. A node without these privileges works, but late heartbeats under load may expire its lease; it logs a
+warning.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from concurrent.futures import ThreadPoolExecutor
 from ctl.runtime import memory
 
 PRIORITY = 2
-"""Low on purpose: above every ordinary process, below whatever else a site runs in real time."""
+"""Deliberately low: above every ordinary process, below other real-time processes of a site."""
 
 WORKER_PRIORITY = 1
 
 PERIOD_S, REST_S = 0.02, 0.004
-"""So long of each period no thread of a busy node runs Python; all nodes of one machine rest at the same time. More than the
-twentieth that the kernel asks for, because a system call that reads 4,096 connections goes on for 2 ms of it."""
+"""In each period, no thread of a busy node runs Python for REST_S; all nodes of one machine rest at the same time. This is more
+than the 5 % that the kernel requires, because a system call that reads 4,096 connections continues for 2 ms of it."""
 
 BUSY_SHARE = 0.5
-"""Of one processor: a node that used less in a period leaves others enough."""
+"""Share of one processor; a node that uses less need not rest."""
 
-_interpreter = ctypes.PyDLL(None)  # functions called by way of it keep the interpreter's lock
+_interpreter = ctypes.PyDLL(None)  # its functions run with the interpreter lock held
 
 _granted = False
 
 
 def run_in_time() -> tuple[bool, list[str]]:
-    """(whether SCHED_FIFO was granted, one sentence for each thing that was refused). Call on the loop's thread.
+    """Request SCHED_FIFO and locked memory; return whether SCHED_FIFO is granted, and one message per refusal.
 
-    Processes and threads started afterwards are ordinary again (SCHED_RESET_ON_FORK, sched(7)); threads that run Python must
-    not be, see `favour_this_thread`; and `rest_when_busy` is to run then.
+    Call it on the loop's thread. Processes and threads started later are not real-time (SCHED_RESET_ON_FORK, sched(7)); threads
+    that run Python must be, see `favour_this_thread`. If SCHED_FIFO is granted, run `rest_when_busy`.
     """
     refused = []
     global _granted
@@ -61,10 +62,10 @@ def run_in_time() -> tuple[bool, list[str]]:
 
 
 def favour_this_thread() -> None:
-    """Let the calling thread go before ordinary processes, on a node that runs in time; what a thread that runs Python does
+    """Give the calling thread real-time priority, on a node with real-time scheduling. Each thread that runs Python calls it
     first.
 
-    A thread that holds the interpreter's lock holds up the loop, real-time or not. Beside busy processes a loop with an
+    A thread that holds the interpreter lock delays the loop, real-time or not. Next to busy processes a loop with an
     ordinary worker woke up to 26 ms late, with one at nice -20 up to 54 ms (nice counts within a session only, see
     autogroup in sched(7)), with a real-time one 0.3 ms.
     """
@@ -73,10 +74,10 @@ def favour_this_thread() -> None:
 
 
 def worker_threads(count: int, name: str) -> ThreadPoolExecutor:
-    """An executor whose threads all run already, favoured if this node runs in time.
+    """An executor whose threads have all started, with real-time priority on a node with real-time scheduling.
 
-    Whoever starts a thread waits for its first step, and that an ordinary thread takes when the processors are free: beside
-    busy real-time workers the loop waited 60 ms.
+    Starting a thread waits for its first step, and an ordinary thread needs a free processor for that: with busy real-time
+    workers the loop waited 60 ms.
     """
     pool = ThreadPoolExecutor(count, name, initializer=favour_this_thread)
     together = threading.Barrier(count + 1)
@@ -87,12 +88,12 @@ def worker_threads(count: int, name: str) -> ThreadPoolExecutor:
 
 
 async def rest_when_busy() -> None:
-    """Until cancelled: stop every thread of this process that runs Python for a moment of each period, while it is busy.
+    """Pause all Python threads of this process for a part of each period while the process is busy. Run until cancelled.
 
-    Where real-time threads leave others less than a twentieth of a second, the kernel stops them at the end of it, the loop
-    too (sched_rt_runtime_us of sched(7); the fair server of Linux 6.8): up to 50 ms in a row. Here the loop
-    sleeps with the interpreter's lock in its hand, so that no worker has to think of it; what runs without the lock, a
-    system call mostly, ends soon and then waits. Call on the loop's thread, on a node that runs in time.
+    If real-time threads leave less than 50 ms of each second to other threads, the kernel throttles them, the loop included
+    (sched_rt_runtime_us of sched(7); the fair server of Linux 6.8), for up to 50 ms in a row. To avoid that, the loop
+    sleeps while it holds the interpreter lock, so workers pause without further action; a worker without the lock, usually
+    in a system call, ends that call and then waits. Call it on the loop's thread, on a node with real-time scheduling.
     """
     used_s = time.process_time()
     while True:
@@ -103,24 +104,24 @@ async def rest_when_busy() -> None:
 
 
 def hold_interpreter(seconds: float) -> None:
-    """Sleep so that no other thread of this process runs Python meanwhile."""
+    """Sleep with the interpreter lock held, so that no other thread of this process runs Python."""
     if seconds > 0:
         _interpreter.usleep(int(seconds * 1e6))
 
 
 def _favour(thread: int) -> None:
-    with contextlib.suppress(OSError):  # ended meanwhile
+    with contextlib.suppress(OSError):  # the thread has ended
         os.sched_setscheduler(thread, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(WORKER_PRIORITY))
 
 
 def _python_threads() -> list[int]:
-    """Those Python started, beside the calling one. ZeroMQ's set their own scheduling while they start: hands off."""
+    """Threads started by Python, without the calling one. ZeroMQ's threads set their own scheduling and are not included."""
     threads = (thread.native_id for thread in threading.enumerate())
     return [number for number in threads if number is not None and number != threading.get_native_id()]
 
 
 def run_ordinarily() -> None:
-    """Back to what a single node is."""
+    """Return to ordinary scheduling and unlocked memory, as on a single node."""
     global _granted
     _granted = False
     for thread in (0, *_python_threads()):

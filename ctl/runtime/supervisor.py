@@ -1,6 +1,6 @@
-"""The daemon's background tasks: begun, ended together, and what it means when one fails.
+"""Starts and stops the daemon's background tasks, and handles their failures.
 
-Decides that a failed task is logged, and that one without which the daemon is of no use ends it: its successor starts afresh.
+Decides that a failed task is logged, and that the failure of a vital task stops the daemon; systemd restarts it.
 Must not know what the tasks do.
 """
 
@@ -15,25 +15,25 @@ log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Create on a running loop; `close` once. `failed`: why the daemon must end, once something vital has failed."""
+    """Create on a running loop; `close` once. `failed`: the reason to stop the daemon, once a vital task has failed."""
 
     def __init__(self) -> None:
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self, job: Coroutine[Any, Any, None], name: str, vital: bool = False) -> None:
-        """Run beside everything else. A `vital` job that fails ends the daemon."""
+        """Run a job in the background. The failure of a `vital` job stops the daemon."""
         task = asyncio.get_running_loop().create_task(job, name=name)
         self._tasks.add(task)
         task.add_done_callback(lambda ended: self._ended(ended, vital))
 
     def give_up(self, why: str) -> None:
-        """Something vital has failed."""
+        """Stop the daemon because a vital part has failed."""
         if not self.failed.done():
             self.failed.set_result(why)
 
     async def close(self) -> None:
-        """Cancel every task and wait for its end."""
+        """Cancel every task and wait until it has ended."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

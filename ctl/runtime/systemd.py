@@ -1,6 +1,6 @@
-"""Tells systemd how the daemon is (sd_notify(3)): ready, a status line, still alive, stopping.
+"""Notifies systemd (sd_notify(3)): ready, status line, watchdog, stopping.
 
-Does I/O only. Without NOTIFY_SOCKET in the environment everything here does nothing.
+Does I/O only. Has no effect without NOTIFY_SOCKET in the environment.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Notifier:
 
 
 def watchdog_interval_s() -> float | None:
-    """How often to say WATCHDOG=1: a third of what the service manager allows; None when it does not ask."""
+    """Interval of WATCHDOG=1: a third of the service manager's limit; None without a watchdog."""
     allowed_us = os.environ.get("WATCHDOG_USEC", "")
     wanted_pid = os.environ.get("WATCHDOG_PID", "")
     if not allowed_us.isdigit() or int(allowed_us) == 0 or wanted_pid not in ("", str(os.getpid())):
