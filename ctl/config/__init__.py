@@ -1,1 +1,1 @@
-"""What a node is configured to do: values, changes, differences and their text forms. Pure."""
+"""The configuration: values, changes, differences, and their file formats. Pure."""

@@ -1,8 +1,8 @@
-"""What each control command makes of a configuration: `Config` in, a new `Config` out.
+"""Applies control commands to a configuration: `Config` in, a new `Config` out.
 
-Decides which changes are allowed and what they lead to. Must not know the kernel, files, sockets or who asked. Farms a
-change does not touch keep their identity; a change that changes nothing returns the very same `Config`; every other one
-raises `generation` by one. Arguments come from the wire, so types and key names are checked here.
+Decides which changes are allowed and their result. Must not know the kernel, files, sockets or clients. Farms that a change
+does not touch keep their object identity; a change without effect returns the same `Config`; every other change increments
+`generation` by one. Arguments come from the network, so this module checks types and key names.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from ctl.errors import Code, InvalidInput, XlbError
 
 Arguments = Mapping[str, object]
 MakeConfig = Callable[[Config], Config]
-"""What a change makes of the present configuration; the same object where it changes nothing."""
+"""Returns the changed configuration; the same object if nothing changes."""
 
 Change = Callable[[Config, Arguments], Config]
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A change that was accepted; `old is new` when it changed nothing. `note`: what the person who asked should know."""
+    """An accepted change; `old is new` if it changed nothing. `note`: a remark for the client."""
 
     old: Config
     new: Config
@@ -95,7 +95,7 @@ def farm_add(config: Config, arguments: Arguments) -> Config:
 
 
 def farm_set(config: Config, arguments: Arguments) -> Config:
-    """name and any of farm_add's fields; those of `health` that are not given stay."""
+    """name and any of farm_add's fields; fields of `health` that are not given keep their value."""
     name = arguments.get("name")
     fields = Fields(arguments, f"farm.{name}" if isinstance(name, str) else "farm", FARM_FIELDS)
     farm = read_farm(fields, find_farm(config, fields.text("name")))
@@ -115,7 +115,7 @@ def farm_start(config: Config, arguments: Arguments) -> Config:
 
 
 def farm_stop(config: Config, arguments: Arguments) -> Config:
-    """name. New connections are refused, existing ones go on."""
+    """name. New connections are refused, existing ones continue."""
     return _with_farm(config, replace(_named_farm(config, arguments), enabled=False))
 
 
@@ -137,7 +137,7 @@ def backend_add(config: Config, arguments: Arguments) -> Config:
 
 
 def backend_set(config: Config, arguments: Arguments) -> Config:
-    """farm, address, port (which one) and any of: weight, priority, draining (False ends a drain)."""
+    """farm, address, port (the backend) and any of: weight, priority, draining (False ends a drain)."""
     fields, farm = _backend_arguments(config, arguments, BACKEND_FIELDS)
     backend = read_backend(fields, _backend(farm, fields))
     check_backend(backend, farm, fields.place)
@@ -145,7 +145,7 @@ def backend_set(config: Config, arguments: Arguments) -> Config:
 
 
 def backend_drain(config: Config, arguments: Arguments) -> Config:
-    """farm, address, port. The backend gets no new connections, existing ones go on."""
+    """farm, address, port. The backend gets no new connections, existing ones continue."""
     fields, farm = _backend_arguments(config, arguments, ("address", "port"))
     return _with_backend(config, farm, replace(_backend(farm, fields), draining=True))
 
@@ -163,10 +163,10 @@ def replace_from_document(config: Config, document: Mapping[str, object]) -> Con
 
 
 def replace_all(config: Config, wanted: Document) -> Config:
-    """The configuration with what `wanted` says in place of all there is.
+    """The configuration with VIPs and farms replaced by those of `wanted`.
 
-    Farms (by name) and backends (by farm, address and port) that stay keep their ids and, where equal, their identity.
-    Raises InvalidInput for what is too much.
+    Farms (by name) and backends (by farm, address and port) that exist in both keep their ids and, if equal, their object
+    identity. Raises InvalidInput if a limit is exceeded.
     """
     ids = _Ids(config)
     vips: dict[str, Vip] = {}
@@ -195,9 +195,9 @@ CHANGES: Mapping[str, Change] = MappingProxyType(
 
 
 class _Ids:
-    """Hands out ids that neither the old configuration nor this change uses.
+    """Allocates ids that neither the old configuration nor this change uses.
 
-    The search goes round, so a freed id rests as long as possible: flows of its former owner may still be about.
+    The search wraps around, so that a freed id is reused as late as possible: flows of its former owner may still exist.
     """
 
     def __init__(self, config: Config) -> None:
@@ -258,7 +258,7 @@ def _changed(
 
 
 def _with_farm(config: Config, farm: Farm, ids: _Ids | None = None) -> Config:
-    """Put in a farm whose own settings are checked; checks what concerns the others."""
+    """Add or replace a farm that is checked by itself; check it against the other farms."""
     old = config.farms.get(farm.name)
     if old == farm:
         return config
@@ -277,7 +277,7 @@ def _with_backend(config: Config, farm: Farm, backend: Backend) -> Config:
 
 
 def find_farm(config: Config, name: str) -> Farm:
-    """The farm of that name. Raises InvalidInput with the closest name there is."""
+    """The farm of that name. Raises InvalidInput with the closest name."""
     if name not in config.farms:
         remedy = suggest(name, config.farms) or "; xlbctl farm list shows them"
         raise InvalidInput(f'there is no farm "{name[:64]}"{remedy}', "farm", Code.UNKNOWN_FARM)

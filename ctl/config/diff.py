@@ -1,6 +1,6 @@
-"""What changed between two configurations, as sentences for people and values for programs.
+"""Differences between two configurations, as messages and as values.
 
-Decides order and wording. Ids, generation and order of backends do not count.
+Decides order and wording. Ignores ids, generation and the order of backends.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from ctl.config.model import Backend, Config, Farm
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One change. `old` and `new` are None where the thing did not or does not exist."""
+    """One change. `old` or `new` is None if the object did not or does not exist."""
 
     subject: str  # "vip 10.0.0.1" | "farm web" | "farm web: backend 10.0.0.3:80"
     action: str  # "add" | "remove" | "change"
     key: str  # the field, by its contract name; empty for add and remove
     old: object
     new: object
-    note: str = ""  # of an added thing: what it is like
+    note: str = ""  # summary of an added object
 
     @property
     def sentence(self) -> str:
@@ -38,7 +38,7 @@ def differences(old: Config, new: Config) -> tuple[Difference, ...]:
 
 
 def sentences(old: Config, new: Config) -> list[str]:
-    """The differences for people; of ten thousand no more than one is held at a time."""
+    """The differences as messages, built one at a time."""
     return [each.sentence for each in _differences(old, new)]
 
 
@@ -89,7 +89,7 @@ def _compared(
 
 
 def _flat(values: dict[str, object]) -> dict[str, object]:
-    """A farm's settings with those of its health check beside them."""
+    """A farm's settings, those of its health check with the prefix "health."."""
     health = values.pop("health")
     assert isinstance(health, dict)
     return values | {f"health.{key}": value for key, value in health.items()}

@@ -1,4 +1,4 @@
-"""The declarative farms file: TOML that people keep in git, to model values and back.
+"""The declarative farms file: converts TOML to model values and back.
 
     [[vip]]
     address = "10.77.0.100/24"
@@ -16,8 +16,8 @@
     address = "10.77.0.11"
     port = 8080
 
-docs/farms-file.md lists every setting. Decides the shape and the places in error messages; names and types are those of
-ctl/config/fields.py. Knows no ids (0 stands for "not given yet": `changes.replace_from_document` assigns them), no files.
+docs/farms-file.md lists every setting. Decides the structure and the places in error messages; names and types are those of
+ctl/config/fields.py. Must not know files or ids (0: not assigned yet; `changes.replace_from_document` assigns them).
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from ctl.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a farms file says; every id is 0."""
+    """The content of a farms file; every id is 0."""
 
     vips: tuple[Vip, ...]
     farms: tuple[Farm, ...]
 
 
 def parse_text(text: str, source: str) -> Mapping[str, object]:
-    """TOML text to the document that `config.apply` takes. Raises InvalidInput naming `source`, line and column."""
+    """Parse TOML to the document that `config.apply` takes. Raises InvalidInput naming `source`, line and column."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -127,14 +127,14 @@ def _farm_table(farm: Farm) -> dict[str, object]:
 
 
 def to_text(document: Mapping[str, object]) -> str:
-    """A document as TOML, in the shape shown above."""
+    """A document as TOML, in the structure shown above."""
     lines: list[str] = []
     _write_table(document, "", lines)
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
 def _write_table(table: Mapping[str, object], path: str, lines: list[str]) -> None:
-    """TOML wants a table's plain values before its sub-tables."""
+    """TOML requires a table's plain values before its sub-tables."""
     for name, value in table.items():
         if not _is_nested(value):
             lines.append(f"{name} = {_scalar(value)}")
@@ -155,5 +155,5 @@ def _is_nested(value: object) -> bool:
 
 
 def _scalar(value: object) -> str:
-    """JSON writes these types as TOML does, save that TOML wants DEL escaped (TOML 1.0.0, section String)."""
+    """JSON and TOML write these types equally, except that TOML requires an escaped DEL (TOML 1.0.0, section String)."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

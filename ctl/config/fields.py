@@ -1,8 +1,7 @@
-"""Maps with the contract's names (farms file, control protocol) to model values and back.
+"""Converts dictionaries of the farms file and the control protocol to model values and back.
 
-Decides names, types and defaults; every wrong or unknown name gets an InvalidInput that says where and what was expected.
-What the values mean together is decided in ctl/config/validation.py. Knows no ids: values made here have id 0 unless a base
-gives one.
+Decides names, types and defaults; a wrong or unknown name raises InvalidInput with its place and the expected value.
+ctl/config/validation.py checks combinations of values. Must not know ids: values have id 0 unless a base provides one.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ HEALTH_FIELDS = ("kind", "interval_ms", "timeout_ms", "rise", "fall", "port", "p
 BACKEND_FIELDS = ("address", "port", "weight", "priority", "draining")
 ALIASES = {"protocol": "proto", "dev": "device", "drain": "draining"}
 LATER_MODES = frozenset({"dsr", "ipip"})
-"""Modes the contract names that this version does not serve."""
+"""Documented modes that this version does not support."""
 
 _Enum = TypeVar("_Enum", bound=enum.StrEnum)
 
 
 class Fields:
-    """Typed access to a map from outside. `place` leads every key in messages; `known` are the names it may have."""
+    """Typed access to untrusted settings. `place` prefixes every key in messages; `known` are the allowed names."""
 
     def __init__(self, values: object, place: str, known: Collection[str]) -> None:
         self.place = place
@@ -101,7 +100,7 @@ class Fields:
         return kind(value)
 
     def address(self, name: str, default: str | None = None) -> str:
-        """A canonical address; the default may be empty, and so may the text then."""
+        """A canonical address; if the default is empty, the value may be empty."""
         value = self.text(name, default)
         return value if value == default == "" else canonical_address(value, self.key(name))
 
@@ -139,7 +138,7 @@ def _described(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class BackendName:
-    """Which backend of a farm."""
+    """Identifies a backend within its farm."""
 
     address: str
     port: int
@@ -220,7 +219,7 @@ def _read_health(fields: Fields, base: HealthCheck) -> HealthCheck:
 
 
 def _read_status(fields: Fields, default: str) -> str:
-    """`status = 200` is as clear as `status = "200"`."""
+    """Accepts `status = 200` and `status = "200"`."""
     value = fields._get("status", default, "an HTTP status or range")
     return str(fields.integer("status")) if isinstance(value, int) else fields.text("status", default)
 

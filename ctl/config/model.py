@@ -1,8 +1,7 @@
-"""What a node is configured to do: virtual addresses, farms, backends. Immutable values and their invariants.
+"""The configuration model: virtual addresses, farms, backends. Immutable values.
 
-Decides what can be said; whether it makes sense is decided in ctl/config/validation.py. Must not know files, sockets, the
-kernel or the time. A change makes a new `Config` that shares every farm it did not touch, so that "did this farm change" is an
-identity test.
+Decides the representation; ctl/config/validation.py checks it. Must not know files, sockets, the kernel or the time. A change
+makes a new `Config` that shares every unchanged farm object, so that an identity test detects a changed farm.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Mode(enum.StrEnum):
 
 
 class Scheduler(enum.StrEnum):
-    """How the backend of a new connection is picked."""
+    """How the backend of a new connection is selected."""
 
     MAGLEV = "maglev"
     ROUNDROBIN = "roundrobin"
@@ -36,7 +35,7 @@ class Scheduler(enum.StrEnum):
 
 
 class CheckKind(enum.StrEnum):
-    """What a health check does."""
+    """Kind of health check."""
 
     NONE = "none"
     TCP = "tcp"
@@ -44,7 +43,7 @@ class CheckKind(enum.StrEnum):
 
 
 class AllDown(enum.StrEnum):
-    """What a farm does with new connections when no backend is up: drop them, or try every backend all the same."""
+    """What a farm does with new connections when no backend is up: drop them, or try every backend."""
 
     DROP = "drop"
     ALL = "all"
@@ -72,30 +71,30 @@ def format_endpoint(address: str, port: int | str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A server of a farm. `id` is its index in the kernel's backend table, unique on the node, kept for life."""
+    """A server of a farm. `id` is its index in the kernel's backend map, unique on the node, and never changes."""
 
     id: int
     address: str
     port: int
     weight: int = 1  # 0: no new connections
-    priority: int = 0  # lower is preferred; a tier serves only when no lower-numbered tier has a backend that can
+    priority: int = 0  # lower is preferred; a tier is used only if no lower-numbered tier has an eligible backend
     draining: bool = False
 
     @property
     def endpoint(self) -> str:
-        """What names the backend within its farm, for people and for hashing."""
+        """Name of the backend within its farm, for messages and for hashing."""
         return format_endpoint(self.address, self.port)
 
 
 @dataclass(frozen=True, slots=True)
 class Farm:
-    """A service. `id` is its index in the kernel's farm table, unique on the node, kept for life."""
+    """A service. `id` is its index in the kernel's farm map, unique on the node, and never changes."""
 
     id: int
     name: str
     vip: str
     port: int
-    port_last: int  # equals port unless the farm serves a range; backends keep the offset into the range
+    port_last: int  # equals port unless the farm listens on a range; backends keep the offset into the range
     protocol: Protocol = Protocol.TCP
     mode: Mode = Mode.SNAT
     scheduler: Scheduler = Scheduler.MAGLEV
@@ -108,18 +107,18 @@ class Farm:
 
     @property
     def ports(self) -> str:
-        """The listener's port or range as people write it: "80", "8000-8010"."""
+        """The listener's port or range as a string: "80", "8000-8010"."""
         return str(self.port) if self.port == self.port_last else f"{self.port}-{self.port_last}"
 
     @property
     def idle_timeout(self) -> int:
-        """Seconds of silence after which a connection is forgotten."""
+        """Seconds of silence after which a connection expires."""
         return self.idle_timeout_s or DEFAULT_IDLE_TIMEOUT_S[self.protocol]
 
 
 @dataclass(frozen=True, slots=True)
 class Vip:
-    """A floating address."""
+    """A virtual address."""
 
     address: str
     prefix_length: int
@@ -129,10 +128,10 @@ class Vip:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything that is replicated. `generation` grows by one with each accepted change.
+    """The replicated configuration. Each accepted change increments `generation` by one.
 
-    (epoch, generation) is its version in the pair whose id is `pair`: the term in which the last change was accepted and the
-    count of changes. `history` has the last version of each earlier term. A node that was never in a pair has none of these.
+    (epoch, generation) is its version in the pair with the id `pair`: the epoch of the last change and the number of
+    changes. `history` has the last version of each earlier epoch. A node that was never in a pair has none of these.
     """
 
     generation: int = 0

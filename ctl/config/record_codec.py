@@ -1,7 +1,7 @@
-"""The configuration as lines of JSON: the format of farms.jsonl and of what a pair exchanges.
+"""The configuration as lines of JSON: the format of farms.jsonl and of the replicated configuration.
 
-Header, one line per VIP and farm, and a trailer with the digest of all before it, so that a cut or damaged text is never taken
-for a shorter configuration. Decides the format and its version; knows no files.
+A header, one line per VIP and farm, and a trailer with the digest of all lines, so that a truncated or damaged record is never
+read as a shorter configuration. Decides the format and its version. Must not know files.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from ctl.errors import Code, InvalidInput, XlbError
 
 FORMAT_VERSION = 1
 MAX_BYTES = 256 << 20
-"""More than the tables' limits allow to be configured; a longer text is damaged or hostile."""
+"""More than the limits of a configuration need; a longer record is damaged or hostile."""
 
 _ENUMS = {"protocol": Protocol, "mode": Mode, "scheduler": Scheduler, "all_down": AllDown, "kind": CheckKind}
 _NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Vip, Farm, Backend, HealthCheck)}
 
 
 class DamagedRecord(Exception):
-    """The text is not a complete configuration; the message says what is wrong with it."""
+    """The record is not a complete configuration; the message names the defect."""
 
 
 class NewerRecord(XlbError):
-    """The text was written by a later version of xlb."""
+    """A newer version of xlb wrote the record."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A configuration and the bytes that hold it: the same on disk, on the way to the peer and on the peer's disk."""
+    """A configuration and its encoded bytes, which are the same on disk, on the network and on the peer's disk."""
 
     config: Config
     body: bytes
 
 
 class Encoder:
-    """Configurations to text. Remembers each farm's line, so that a change costs what it touches."""
+    """Encodes configurations. Caches each farm's line, so that the cost of a change depends on the changed farms only."""
 
     def __init__(self) -> None:
         self._lines: dict[str, tuple[Farm, bytes]] = {}
@@ -57,7 +57,7 @@ class Encoder:
             "hash_seed": config.hash_seed,
             "next_id": config.next_id,
         }
-        if config.pair:  # left out, a single node's record stays what an earlier xlb reads
+        if config.pair:  # omitted on a single node, so that an earlier xlb can read its record
             header |= {"pair": config.pair, "epoch": config.epoch, "history": config.history}
         lines = [_line(header)]
         lines += [_line({"vip": _values(vip)}) for vip in config.vips.values()]
@@ -71,15 +71,15 @@ class Encoder:
 
 
 class Decoder:
-    """Text to configurations. Remembers each line's farm: one that did not change stays the same object and is not checked
-    again, so that following a change costs what it touches.
+    """Decodes configurations. Caches the farm of each line: an unchanged farm keeps its object and is not checked again, so
+    that the cost of a change depends on the changed farms only.
     """
 
     def __init__(self) -> None:
         self._farms: dict[bytes, Farm] = {}
 
     def decode(self, text: bytes) -> Config:
-        """As the function of that name."""
+        """Like the function `decode`."""
         header, lines = _opened(text)
         try:
             config, self._farms = _config(header, lines, self._farms)
@@ -96,7 +96,7 @@ def decode(text: bytes) -> Config:
 
 
 def _opened(text: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """Header and lines of a text that is whole."""
+    """Header and lines of a complete record."""
     lines = text.splitlines(keepends=True)
     if not lines:
         raise DamagedRecord("it is empty")
@@ -118,7 +118,7 @@ def _opened(text: bytes) -> tuple[dict[str, Any], list[bytes]]:
 
 
 def _digest(lines: list[bytes]) -> str:
-    """Line by line: the interpreter's own SHA-256 keeps it for as long as one call takes."""
+    """Hash line by line: the built-in SHA-256 holds the interpreter lock during each call."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line)
@@ -153,7 +153,7 @@ def _enums(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes, Farm]) -> tuple[Config, dict[bytes, Farm]]:
-    """The configuration, and its farms by their lines. `known`: farms that were checked before."""
+    """The configuration, and its farms by their lines. `known`: farms that are already checked."""
     vips: dict[str, Vip] = {}
     farms: dict[str, Farm] = {}
     farm_lines: dict[bytes, Farm] = {}
@@ -178,7 +178,7 @@ def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes,
 
 
 def _standing(header: Mapping[str, Any]) -> dict[str, Any]:
-    """What the header says; a record of before there were pairs has no pair, epoch and history."""
+    """The fields of the header; a single node's record has no pair, epoch and history."""
     numbers = {name: int(header[name]) for name in ("generation", "hash_seed", "next_id")}
     history = tuple((int(epoch), int(generation)) for epoch, generation in header.get("history", ()))
     return {**numbers, "epoch": int(header.get("epoch", 0)), "history": history, "pair": str(header.get("pair", ""))}

@@ -1,7 +1,7 @@
-"""Whether a configuration makes sense: the invariants every accepted `Config` holds.
+"""Validates a configuration: the invariants of every accepted `Config`.
 
-Decides on values only; the caller says where they came from (`place`), so that a message leads to the spot. Must not know
-files, the wire or the kernel beyond the sizes of its tables.
+Checks values only; the caller passes their place in the input (`place`) for messages. Must not know files, sockets, or the
+kernel except for the sizes of its maps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HOST = re.compile(r"[\x21-\x7e]*")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """A half sentence that names the closest of `known`, or all when they are few; empty when there is nothing to say."""
+    """A hint for a message: the closest of `known`, or all if they are few; empty if there is no hint."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, 1, 0.6)
     if close:
@@ -46,7 +46,7 @@ def check_bounds(value: int, low: int, high: int, key: str) -> None:
 
 
 def canonical_address(text: str, key: str) -> str:
-    """A unicast IPv4 or IPv6 address in the one form it is stored in. Raises InvalidInput."""
+    """A unicast IPv4 or IPv6 address in its canonical form. Raises InvalidInput."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -59,7 +59,7 @@ def canonical_address(text: str, key: str) -> str:
 
 
 def is_ipv6(address: str) -> bool:
-    """The family of an address that is known to be one."""
+    """Whether a valid address is IPv6."""
     return ":" in address
 
 
@@ -72,7 +72,7 @@ def check_name(name: str, key: str) -> None:
 
 
 def check_device(device: str, key: str) -> None:
-    """Names the kernel accepts for an interface. Raises InvalidInput."""
+    """Names that the kernel accepts for an interface. Raises InvalidInput."""
     if _DEVICE.fullmatch(device) is None or device in (".", ".."):
         raise InvalidInput(
             f'expected the name of an interface (1 to 15 characters, no space, no "/"), got "{device[:80]}"', key
@@ -131,7 +131,7 @@ def check_backend(backend: Backend, farm: Farm, place: str) -> None:
 
 
 def check_farm(farm: Farm, place: str = "") -> None:
-    """What can be said of a farm alone. Raises InvalidInput with a key below `place` (default "farm.NAME")."""
+    """Check a farm by itself. Raises InvalidInput with a key below `place` (default "farm.NAME")."""
     place = place or f"farm.{farm.name}"
     check_name(farm.name, f"{place}.name")
     canonical_address(farm.vip, f"{place}.vip")
@@ -168,9 +168,9 @@ def check_farm(farm: Farm, place: str = "") -> None:
 
 
 def check_vip_of_farm(vips: Mapping[str, Vip], farm: Farm, place: str = "") -> None:
-    """A farm listens on a VIP, and backends see one: else nobody would answer for it, or two nodes would.
+    """Check that a farm's listener and SNAT address are VIPs; otherwise no node, or both nodes, would answer for them.
 
-    Raises InvalidInput with the command that adds it.
+    Raises InvalidInput with the command that adds the VIP.
     """
     for key, address in (("vip", farm.vip), ("snat_address", farm.snat_address)):
         if address and address not in vips:
@@ -184,7 +184,7 @@ def check_vip_of_farm(vips: Mapping[str, Vip], farm: Farm, place: str = "") -> N
 
 
 def check_listener(others: Iterable[Farm], farm: Farm, place: str = "") -> None:
-    """No two farms serve one port. Raises InvalidInput naming the other farm."""
+    """Check that no two farms listen on one port. Raises InvalidInput naming the other farm."""
     for other in others:
         if (
             other.vip == farm.vip
@@ -202,8 +202,8 @@ def check_listener(others: Iterable[Farm], farm: Farm, place: str = "") -> None:
 
 
 def check_limits(vips: Collection[str], farms: Collection[Farm]) -> None:
-    """The kernel's tables have room for all of it. Raises InvalidInput."""
-    from bpf.columns import port_prefixes  # brings numpy, which xlbctl's short commands must not wait for
+    """Check the capacity of the kernel's maps. Raises InvalidInput."""
+    from bpf.columns import port_prefixes  # imports numpy, which is slow for short xlbctl commands
 
     backends = sum(len(farm.backends) for farm in farms)
     ranges = sum(len(port_prefixes(farm.port, farm.port_last)) for farm in farms if farm.port != farm.port_last)
@@ -221,9 +221,9 @@ def check_limits(vips: Collection[str], farms: Collection[Farm]) -> None:
 
 
 def check_config(config: Config, checked: Collection[str] = frozenset()) -> None:
-    """Every invariant of a whole configuration, for one that comes from outside. Raises InvalidInput.
+    """Check every invariant of an untrusted configuration. Raises InvalidInput.
 
-    checked: names of farms of which each by itself is known to be right.
+    checked: names of farms that are already checked by themselves.
     """
     for address, vip in config.vips.items():
         check_vip(vip)

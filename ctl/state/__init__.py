@@ -1,1 +1,1 @@
-"""What is on disk: node file, farms, pair, epochs. Written so that a crash at any instant loses nothing."""
+"""State on disk: node file, farms, pair, epochs. Writes are atomic and durable across a crash."""

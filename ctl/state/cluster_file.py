@@ -1,7 +1,7 @@
-"""What pairing sets: state_dir/cluster.json, the one file that makes a node half of a pair.
+"""state_dir/cluster.json: the pair of this node, set by pairing.
 
-Decides its format and which of it makes sense. A node without the file is single. It holds the node's secret key, so it is
-readable by root only; it is replaced as a whole (write, fsync, rename), so that a crash leaves the old pair or the new one.
+Decides the format and validates it. A node without the file is single. The file contains the node's secret key, so only root
+can read it. It is replaced atomically (write, fsync, rename), so that a crash leaves the old pair or the new one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ FILE = "cluster.json"
 FORMAT_VERSION = 1
 MAX_BYTES = 64 * 1024
 
-# Registered to nobody (IANA service names and port numbers), beside each other for the sake of firewall rules.
+# Unassigned by IANA (service names and port numbers); consecutive, for simple firewall rules.
 CONTROL_PORT = 10917  # heartbeats, configuration, hand-over
 BULK_PORT = 10918  # flows
 PAIRING_PORT = 10919  # open only while a token is outstanding
-CONFIG_PORT = 10920  # configurations and questions
+CONFIG_PORT = 10920  # configurations and requests
 
 _PAIR_ID = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")  # Z85 (ZeroMQ RFC 32)
@@ -35,12 +35,12 @@ _KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")  # Z85 (ZeroMQ R
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One node of the pair, as both know it."""
+    """One node of the pair, in the data that both nodes share."""
 
     name: str
-    cluster_address: str  # canonical; the node listens there, and nowhere else, for its peer
+    cluster_address: str  # canonical; the only address on which the node listens for its peer
     data_address: str  # canonical, for unicast VRRP; empty: the node had none when it was paired
-    priority: int  # agreed when the pair was made; one that stands in the node file goes before it
+    priority: int  # agreed during pairing; a priority in the node file overrides it
     public_key: str  # CURVE, Z85
 
 
@@ -52,11 +52,11 @@ class ClusterSettings:
     own: Member
     peer: Member
     secret_key: str  # CURVE, Z85
-    creator: bool  # this node's configuration was the pair's first, and it served when the pair was made
+    creator: bool  # this node provided the pair's first configuration and was active when the pair was formed
     created_s: int  # seconds since 1970
 
     def __post_init__(self) -> None:
-        """Raise InvalidInput naming what cannot be."""
+        """Raise InvalidInput naming the invalid field."""
         if not _PAIR_ID.fullmatch(self.pair_id):
             raise InvalidInput("expected 32 hexadecimal digits", "pair_id")
         if not _KEY.fullmatch(self.secret_key):
@@ -87,7 +87,7 @@ def check_member(member: Member, place: str) -> None:
 
 
 def why_no_pair(one: Member, two: Member) -> str:
-    """Why two nodes cannot be a pair: a sentence with the remedy; empty if they can."""
+    """Why two nodes cannot be a pair, with the remedy; empty if they can."""
     if one.name == two.name:
         return f'both nodes are named "{one.name}"; set node.name in the node file of one of them and restart its xlbd'
     if one.cluster_address == two.cluster_address:
@@ -111,9 +111,9 @@ class ClusterFile:
         self._files = files or Files()
 
     def load(self) -> ClusterSettings | None:
-        """The pair this node belongs to; None: it is single.
+        """The pair of this node; None: the node is single.
 
-        Raises XlbError when the file cannot be used: a node must not serve alone because its file is damaged.
+        Raises XlbError if the file is unusable: a node must not become a single node because its file is damaged.
         """
         try:
             with self.path.open("rb") as file:
@@ -140,7 +140,7 @@ class ClusterFile:
             ) from error
 
     def remove(self) -> None:
-        """Make the node single from its next start on; no error when it is already. Raises XlbError."""
+        """Make the node single from its next start; no error if it already is. Raises XlbError."""
         try:
             self._files.remove(self.path)
             with contextlib.suppress(FileNotFoundError):
@@ -184,7 +184,7 @@ _TYPES: Mapping[str, type] = {"priority": int, "creator": bool, "created_s": int
 
 
 def _take(values: Mapping[str, Any], kind: type, place: str, types: Mapping[str, type]) -> dict[str, Any]:
-    """The fields of `kind` with their types checked; what an earlier or later minor version added is left out."""
+    """The fields of `kind`, type-checked; ignores fields of other minor versions."""
     found = {}
     for field in fields(kind):
         expected, value = types.get(field.name, _TYPES.get(field.name, str)), values.get(field.name)

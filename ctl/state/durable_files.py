@@ -1,6 +1,6 @@
-"""Files that survive a power cut: content is on disk before its name is.
+"""Files that survive a power cut: the content is on disk before the name refers to it.
 
-Decides the order of the steps. Must not know what is in a file, nor what a failure means to whom.
+Decides the order of the steps. Must not know the content of a file or the effect of a failure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Files:
     """The steps on the file system, each atomic; a test replaces them to stop between any two. All raise OSError and block."""
 
     def replace(self, path: Path, content: bytes) -> None:
-        """Put a file in place of the one there is, if any; it would survive a power cut when this returns."""
+        """Create or replace a file; it survives a power cut once this returns."""
         temporary = path.with_name(f"{path.name}.new")
         self.make_directory(path.parent)
         self.write_synced(temporary, content)
@@ -39,7 +39,7 @@ class Files:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write_synced(self, path: Path, content: bytes) -> None:
-        """A new file, mode 0600, on disk when this returns."""
+        """Write a new file, mode 0600; it is on disk once this returns."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             os.fchmod(descriptor, 0o600)
@@ -68,5 +68,5 @@ class Files:
 
 
 def utc_stamp() -> str:
-    """The time as a part of a file's name, to the second."""
+    """The current time for a file name, to the second."""
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

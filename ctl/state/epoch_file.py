@@ -1,7 +1,7 @@
-"""state_dir/epoch.json: which terms of leadership and leases this node knows, and whether an operator took it out of service.
+"""state_dir/epoch.json: the epochs and leases that this node knows, and whether it is in maintenance.
 
-Decides the format, and what to do with a damaged file. The failover machine says what to write; a term is on disk before it is
-served, so that no restart ever serves under a number that was used before; so is the lease that the peer relies on.
+Decides the format, and how to handle a damaged file. The failover machine decides the values. An epoch is on disk before the
+node is active in it, so that no epoch is used again after a restart; so is the lease that the peer relies on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_EPOCH = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a restart must know. `reserved`: an epoch this node may have served in (`sync.failover.epochs`).
+    """State that survives a restart. `reserved`: an epoch in which this node may have been active (`sync.failover.epochs`).
 
     Leases: `sync.failover.agreement`.
     """
@@ -43,10 +43,10 @@ class EpochFile:
         self._files = files or Files()
 
     def load(self) -> tuple[Terms, str]:
-        """What was stored, and a sentence worth a warning or "".
+        """The stored state, and a warning or "".
 
-        A damaged file is kept beside; the peer and the configuration know of the terms that were. Raises XlbError when the
-        file is of a newer version or cannot be read.
+        A damaged file is saved under another name; the peer and the configuration know the earlier epochs. Raises XlbError if
+        the file has a newer format or cannot be read.
         """
         try:
             text = self._files.read(self.path, MAX_BYTES + 1)
@@ -72,7 +72,7 @@ class EpochFile:
         self._files.replace(self.path, text)
 
     def remove(self) -> None:
-        """A node that is single again starts afresh in its next pair. Raises OSError."""
+        """Delete the file when the node becomes single; its next pair starts with new epochs. Raises OSError."""
         self._files.remove(self.path)
 
 

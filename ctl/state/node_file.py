@@ -1,6 +1,6 @@
-"""The node file (TOML): what this one machine is, edited by people and never replicated.
+"""The node file (TOML): settings of this machine, edited by the operator and never replicated.
 
-Decides defaults, names and bounds. Only `load` touches the file system and asks the machine its name.
+Decides defaults, names and bounds. Only `load` reads the file system and the host name.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ DEFAULT_PATH = Path("/etc/xlb/node.toml")
 
 MIN_FLOWS, MAX_FLOWS = 1024, 1 << 25
 MIN_TAKEOVER_MARGIN_MS = 5
-"""The lease is checked against the kernel's coarse clock, which steps every 4 ms at HZ=250; a peer that waits less than
-this beyond the lease could serve before the other has stopped."""
+"""The kernel checks the lease against its coarse clock, which steps every 4 ms at HZ=250; a peer that waits less than this
+beyond the lease could become active before this node is fenced."""
 
 MAX_MS = 60_000
 
@@ -65,9 +65,9 @@ class ClusterSection:
     track: tuple[str, ...]  # default: data.interfaces
     gateway: str  # canonical address; empty: none
     vrrp_id: int  # virtual router identifier of the advertisements (RFC 9568), the same on both nodes
-    vrrp_multicast: bool  # advertise to 224.0.0.18 or ff02::12 too, for those who watch
+    vrrp_multicast: bool  # also advertise to 224.0.0.18 or ff02::12, for monitoring
     dns_name: str  # what `cluster check` resolves on both nodes; empty: their own names
-    priority_given: bool  # it stands in the node file; else a pair's nodes agree on theirs
+    priority_given: bool  # it is set in the node file; otherwise the nodes of a pair agree on it
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""The configuration on disk: state_dir/farms.jsonl, safe against a crash at any instant.
+"""The configuration on disk: state_dir/farms.jsonl, safe against a crash at any time.
 
-A save writes a new file, syncs it, keeps the old one as farms.jsonl.previous, renames, syncs the directory. It gets bytes and
-does not encode. All side effects of storing farms are here; what the lines mean is decided in ctl/config/record_codec.py.
+A save writes a new file, syncs it, links the old one as farms.jsonl.previous, renames, and syncs the directory. It takes
+encoded bytes; ctl/config/record_codec.py decides the format. All side effects of storing farms are here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CORRUPT = "farms.jsonl.corrupt"
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What was found. `message` is empty or one sentence worth a warning in the log; `kept` the damaged file, if any."""
+    """The loaded configuration. `message`: a warning, or empty. `kept`: backup copy of the damaged file, if any."""
 
     config: Config
     message: str = ""
@@ -39,10 +39,10 @@ class Store:
         self._files = files or Files()
 
     def load(self) -> LoadReport:
-        """The last good configuration, an empty one for a new node.
+        """The last good configuration, or an empty one on a new node.
 
-        A damaged file is kept beside, and the report says where. Raises XlbError when the file is of a newer version or
-        unreadable; nothing is changed then.
+        A damaged file is saved under another name, which the report contains. Raises XlbError, with nothing changed, if the
+        file has a newer format or is unreadable.
         """
         current = self._read(self.path)
         if isinstance(current, Config):
@@ -66,7 +66,7 @@ class Store:
         return LoadReport(Config(), f"{found}: no earlier version exists, started empty", kept)
 
     def save(self, body: bytes) -> None:
-        """Returns once the encoded configuration `body` would survive a power cut.
+        """Returns once the encoded configuration `body` survives a power cut.
 
         Blocking (two fsyncs): call it in a thread. Raises XlbError naming the file and the reason.
         """
@@ -87,7 +87,7 @@ class Store:
             raise XlbError(f"cannot sync {self.state_dir}: {_reason(error)}; {doubt}", storage_code(error)) from error
 
     def take_back(self) -> None:
-        """Undo the last `save`: the record before it is on disk again, byte for byte. Blocking. Raises XlbError."""
+        """Undo the last `save`: restore the previous record byte for byte. Blocking. Raises XlbError."""
         temporary, previous = self.state_dir / TEMPORARY, self.state_dir / PREVIOUS
         try:
             self._files.write_synced(temporary, self._files.read(previous))
@@ -97,7 +97,7 @@ class Store:
             raise XlbError(f"cannot restore {PREVIOUS} as {self.path}: {_reason(error)}", storage_code(error)) from error
 
     def stored(self) -> bytes | None:
-        """The record on disk as it is; None: there is none. Blocking. Raises XlbError."""
+        """The bytes of the record on disk, or None. Blocking. Raises XlbError."""
         try:
             return self._files.read(self.path)
         except FileNotFoundError:
@@ -106,7 +106,7 @@ class Store:
             raise XlbError(f"cannot read {self.path}: {_reason(error)}", storage_code(error)) from error
 
     def _keep_previous(self, previous: Path) -> None:
-        """The old file gets a second name; `previous` is never missing for longer than between two renames."""
+        """Link the old file as `previous`, which is missing at most between two renames."""
         spare = self.state_dir / f"{PREVIOUS}.new"
         self._files.remove(spare)
         with contextlib.suppress(FileNotFoundError):
@@ -136,7 +136,7 @@ class Store:
             ) from None
 
     def _keep(self, path: Path) -> Path:
-        """Rename a damaged file to a name no other has."""
+        """Rename a damaged file to an unused name."""
         stamp = utc_stamp()
         kept = self.state_dir / f"{CORRUPT}-{stamp}"
         number = 1
