@@ -1,1 +1,1 @@
-"""What the BPF maps should hold and which flows are idle. Pure; `kernel` does it."""
+"""The desired content of the BPF maps, and which flows are idle. Pure; `kernel` applies it."""

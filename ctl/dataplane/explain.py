@@ -1,7 +1,7 @@
-"""Why a 5-tuple goes where it goes: `conn show` for a connection there is, and for one there could be.
+"""Explains the path of a 5-tuple: `conn show` for an existing or a hypothetical connection.
 
-Pure: retraces the data plane's steps (docs/DATAPLANE.md, "Steps of a packet") with the same hash (`ctl.dataplane.flow_hash`)
-and the same tables (`ctl.dataplane.maglev`, `ctl.dataplane.planner`). Reads nothing; what exists is handed in.
+Pure: follows the data plane's steps (docs/DATAPLANE.md, "Steps of a packet") with the same hash (`ctl.dataplane.flow_hash`)
+and the same lookup tables (`ctl.dataplane.maglev`, `ctl.dataplane.planner`). The caller passes the existing entry.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _REASONS = {counter.name: counter.reason for counter in COUNTERS}
 
 @dataclass(slots=True)
 class _Trace:
-    """The answer as it grows, step by step."""
+    """The answer under construction."""
 
     steps: list[str] = field(default_factory=list)
     farm: str | None = None
@@ -54,10 +54,10 @@ class _Trace:
 def explain(
     arriving: FlowTuple, found: Mapping[str, Any] | None, config: Config, down: AbstractSet[int], seed: int
 ) -> dict[str, Any]:
-    """What happens to a packet that arrives with this tuple.
+    """Explain the verdict on a packet that arrives with this tuple.
 
-    found: the connection as `conn list` shows it, if the flow tables have an entry for the tuple. down: ids of backends that
-    failed their check. The answer's `verdict` is "forward", "either" (round-robin: not known before) or a counter's name.
+    found: the connection as `conn list` shows it, if the flow maps have an entry for the tuple. down: ids of backends whose
+    check failed. The answer's `verdict` is "forward", "either" (round-robin: not predictable) or a counter's name.
     """
     trace = _Trace()
     if found is not None:
@@ -75,7 +75,7 @@ def explain(
     trace.farm = farm.name
     trace.steps.append(f"farm {farm.name} listens there")
     eligible = eligible_backends(farm, down)
-    trace.steps.append(_eligible_sentence(farm, eligible, down))
+    trace.steps.append(_eligible_message(farm, eligible, down))
     if not eligible:
         return trace.end("drop_no_backend", False, None)
     return _select(arriving, farm, eligible, seed, trace)
@@ -139,7 +139,7 @@ def _rewrite(arriving: FlowTuple, farm: Farm, backend: str, seed: int, trace: _T
 
 
 def _listener(config: Config, arriving: FlowTuple) -> Farm | None:
-    """The exact port wins over a range, as in the tables."""
+    """An exact port takes precedence over a range, as in the BPF maps."""
     candidates = [
         farm
         for farm in config.farms.values()
@@ -151,7 +151,7 @@ def _listener(config: Config, arriving: FlowTuple) -> Farm | None:
     return min(candidates, key=lambda farm: farm.port_last - farm.port, default=None)
 
 
-def _eligible_sentence(farm: Farm, eligible: tuple[Backend, ...], down: AbstractSet[int]) -> str:
+def _eligible_message(farm: Farm, eligible: tuple[Backend, ...], down: AbstractSet[int]) -> str:
     out = []
     chosen = {backend.id for backend in eligible}
     for backend in farm.backends:
@@ -167,8 +167,8 @@ def _eligible_sentence(farm: Farm, eligible: tuple[Backend, ...], down: Abstract
             else f"is a reserve of priority {backend.priority}"
         )
         out.append(f"{_endpoint(backend)} {reason}")
-    sentence = f"{len(eligible)} of {len(farm.backends)} backends take new connections"
-    return f"{sentence}; {', '.join(out)}" if out else sentence
+    message = f"{len(eligible)} of {len(farm.backends)} backends take new connections"
+    return f"{message}; {', '.join(out)}" if out else message
 
 
 def _endpoint(backend: Backend, offset: int = 0) -> str:

@@ -1,7 +1,7 @@
-"""The data plane's hashes and SNAT port walk in Python, for `conn show`: the twin of bpf/program/select.h and select.family.h.
+"""The data plane's hashes and SNAT port sequence in Python, for `conn show`; equal to bpf/program/select.h and select.family.h.
 
-Decides numbers only; must not know the tables. A test compares it with what the kernel program did. Words of an address
-are hashed as they lie in memory, hence the little-endian reads (XDP runs on such machines only, see headers.py).
+Decides numbers only. Must not know the maps. A test compares it with the kernel program. The words of an address are hashed
+in memory order, therefore the little-endian reads (xlb supports little-endian machines only, see bpf/loading/headers.py).
 """
 
 from __future__ import annotations

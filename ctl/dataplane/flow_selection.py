@@ -1,4 +1,4 @@
-"""Which flows an operation means: those of farms, backends or a protocol. Pure: columns in, a mask out."""
+"""Selects flows by farm, backend or protocol. Pure: columns in, a mask out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROTOCOL_NUMBERS = {Protocol.TCP: int(constants.Protocol.TCP), Protocol.UDP: int
 
 @dataclass(frozen=True, slots=True)
 class FlowSelection:
-    """Which flows: of these farm ids, of these backend ids, of this protocol. None: whatever it is."""
+    """A filter by farm ids, backend ids and protocol. None: no filter."""
 
     farms: frozenset[int] | None = None
     backends: frozenset[int] | None = None

@@ -1,7 +1,7 @@
-"""Which backend each slot of a farm names: Maglev tables and weighted round-robin turns.
+"""The backend of each slot of a farm: Maglev lookup tables and weighted round-robin turns.
 
-Decides from addresses, ports and weights alone, so that both nodes of a pair, today and after a restart, fill the same
-table. A slot holds a backend's id, but ids decide nothing. Pure; knows no kernel.
+Decides from addresses, ports and weights only, so that both nodes of a pair, also after a restart, compute the same
+lookup table. A slot holds a backend id, but ids do not influence the result. Pure. Must not know the kernel.
 
 Source: D. Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016, section 3.4.
 """
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from ctl.config.model import Backend
 
 TABLE_SIZES = (509, 1021, 2039, 4093, 8191, 16381, 32749, 65537)
-"""Primes, because a backend's skip must visit every slot. A factor of two apart: another size moves every hash to another
-slot, so it should be rare, but thousands of farms with tables four times too long would fill the kernel's slot table."""
+"""Primes, because a backend's skip must visit every slot. A factor of two apart: a change of size moves every hash to another
+slot, so it should be rare, but thousands of farms with lookup tables four times too long would fill the kernel's slot map."""
 
 SLOTS_PER_UNIT = 100
-"""Slots for the lightest backend. Counts come out within about one slot of exact, so its share is right to about 1 %, the
+"""Slots for the lightest backend. Counts deviate by about one slot, so its share is exact to about 1 %, the
 same ratio of table size to backends that the paper recommends (section 5.3)."""
 
 MAX_TURNS = 4096
@@ -35,8 +35,8 @@ _BLOCK = 256
 def table_size(backends: Sequence[Backend]) -> int:
     """Slots of a Maglev table for the backends of a farm that carry weight.
 
-    Depends on the configuration only, never on health: a backend that fails must not move other clients. The measure is
-    the number of times the lightest backend's weight goes into the sum.
+    Depends on the configuration only, never on health: a backend that fails must not move other clients. The size follows
+    from the sum of weights divided by the lightest weight.
     """
     weights = [backend.weight for backend in backends if backend.weight > 0]
     if not weights:
@@ -99,9 +99,9 @@ def _digest(endpoint: str) -> tuple[int, int, int]:
 
 
 def _turns(weights: NDArray[np.float64], phases: NDArray[np.float64], count: int) -> NDArray[np.intp]:
-    """Whose turn it is, `count` times. Backend i's k-th turn falls at (k + phase i) / weight i; ties go to the lower index.
+    """The backends of `count` turns. Backend i's k-th turn is at (k + phase i) / weight i; ties go to the lower index.
 
-    A backend's times do not depend on the others', so a change of one shifts the order of the rest as little as can be.
+    A backend's times do not depend on the others', so a change of one changes the order of the others as little as possible.
     """
     shares = np.minimum(np.ceil(count * weights / weights.sum()) + 2, count).astype(np.intp)
     owners = np.repeat(np.arange(len(weights)), shares)
@@ -116,10 +116,10 @@ def _numbers(size: int) -> NDArray[np.int64]:
 
 
 def _populate(order: NDArray[np.intp], permutations: list[tuple[int, int]], size: int) -> NDArray[np.intp]:
-    """Index of the owner of each slot. Turn by turn, in Python; what numpy does is look ahead.
+    """Index of the owner of each slot. A Python loop assigns turns; numpy computes preferences in advance.
 
-    Preferences are made in blocks that leave out the slots already taken, and blocks grow as free slots get rare, so the
-    loop seldom meets a taken one: of the about size * ln(size) preferences visited in all, nearly all are visited by numpy.
+    Preferences are computed in blocks that skip taken slots, and blocks grow as free slots get rare, so the loop rarely meets
+    a taken slot: numpy visits nearly all of the about size * ln(size) preferences.
     """
     taken = bytearray(size)
     taken_view = np.frombuffer(taken, np.uint8)

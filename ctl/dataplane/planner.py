@@ -1,14 +1,14 @@
-"""What the kernel's tables should hold, and the operations that get them there without harming a packet.
+"""The desired content of the kernel's maps, and the operations that reach it without affecting a packet.
 
-Pure: configuration, health and what was planned before go in; operations and the next state come out. Knows the tables' meaning
-(`bpf.dataplane`, `bpf.constants`), not how they are written.
+Pure: configuration, health and the previous state in; operations and the next state out. Knows the meaning of the maps
+(`bpf.dataplane`, `bpf.constants`). Must not know how they are written.
 
 Invariants, at every instant between two operations:
 * a service points at slots that are written, and every slot of it at a backend that is bound;
-* slots and backend ids a service still points at are neither rewritten nor rebound: a change writes a new run, replaces the
-  service, and the old run (or id) becomes usable one round later.
+* slots and backend ids that a service still points at are neither rewritten nor rebound: a change writes a new slot range,
+  replaces the service, and the old range (or id) becomes usable one round later.
 
-A stopped farm has no service: the VIP's guard drops its new connections, existing flows go on.
+A stopped farm has no service: the VIP's guard drops its new connections, existing flows continue.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from ctl.dataplane.slot_allocator import Run, SlotSpace, run_of
 from ctl.errors import Code, XlbError
 
 _Content = tuple[bool, int, tuple[Backend, ...]]
-"""What a run of slots says: round-robin or table, table size, and the backends in it."""
+"""The content of a slot range: whether it is round-robin, the lookup table's size, and its backends."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedFarm:
-    """A farm as the tables have it."""
+    """A farm as the maps have it."""
 
     farm: Farm
-    settled: bool  # False: the tables do not hold all of it yet, plan it again
+    settled: bool  # False: the maps do not contain all of it yet, plan it again
     key: ServiceKey | None = None  # None: no service
     value: ServiceValue | None = None
     content: _Content | None = None
@@ -53,16 +53,16 @@ class PlannedFarm:
 
 @dataclass(frozen=True, slots=True)
 class PlannerState:
-    """What the tables hold after the operations so far. Opaque to callers; start with adopt() or PlannerState()."""
+    """The content of the maps after the operations so far. Opaque to callers; start with adopt() or PlannerState()."""
 
     vips: Mapping[str, int] = field(default_factory=dict)
     services: Mapping[ServiceKey, ServiceValue] = field(default_factory=dict)
     farms: Mapping[str, PlannedFarm] = field(default_factory=dict)
-    bound: Mapping[int, Backend] = field(default_factory=dict)  # by id; its address and port are what the tables hold
+    bound: Mapping[int, Backend] = field(default_factory=dict)  # by id; with the address and port in the maps
     down: frozenset[int] = frozenset()
     free: tuple[Run, ...] = ((0, MAX_SLOT_CHUNKS),)
     resting: tuple[Run, ...] = ()  # freed by the last round, free in the next
-    adopted: bool = False  # tables of an earlier process: nothing is new just because we do not know it
+    adopted: bool = False  # maps of an earlier process: an unknown object is not necessarily new
     config: Config | None = None
 
 
@@ -79,10 +79,10 @@ class Plan:
 
 
 def adopt(vips: Mapping[str, int], services: Mapping[ServiceKey, ServiceValue]) -> PlannerState:
-    """State of tables found in the kernel: after a restart, or after an operation failed halfway.
+    """State of existing maps in the kernel: after a restart, or after a failed operation.
 
-    A service whose slots cannot be its own (outside the table, or cutting another's) is replaced like all others, but its
-    slots are left alone until the next restart.
+    A service with invalid slots (outside the map, or overlapping another's) is replaced like all others, but its slots are not
+    reused until the next restart.
     """
     space = SlotSpace()
     owned: dict[ServiceKey, ServiceValue] = {}
@@ -99,7 +99,7 @@ def adopt(vips: Mapping[str, int], services: Mapping[ServiceKey, ServiceValue]) 
 def plan(state: PlannerState, config: Config, down: AbstractSet[int]) -> Plan:
     """One planning round. `down`: ids of backends whose health check failed.
 
-    Keep the returned state only when all operations succeeded. Raises XlbError when the slot table has no room; nothing is
+    Keep the returned state only when all operations succeeded. Raises XlbError if the slot map is full; nothing is
     planned then.
     """
     if config is state.config and down == state.down and all(planned.settled for planned in state.farms.values()):
@@ -110,15 +110,15 @@ def plan(state: PlannerState, config: Config, down: AbstractSet[int]) -> Plan:
 def replan_everything(
     config: Config, down: AbstractSet[int], vips: Mapping[str, int], services: Mapping[ServiceKey, ServiceValue]
 ) -> Plan:
-    """Plan onto tables read from the kernel (`DataPlane.vips()`, `.services()`).
+    """Plan from the maps in the kernel (`DataPlane.vips()`, `.services()`).
 
-    Writes everything anew, removes what is stale, and overwrites no slots in use; counters are kept.
+    Writes everything again, removes stale entries, and overwrites no slots in use; counters are kept.
     """
     return plan(adopt(vips, services), config, down)
 
 
 def eligible_backends(farm: Farm, down: AbstractSet[int]) -> tuple[Backend, ...]:
-    """Those that may take new connections: weight above 0, not draining, up, of the lowest-numbered tier that has one.
+    """Backends that may take new connections: weight above 0, not draining, up, of the lowest-numbered tier that has one.
 
     With none up and all_down "all": every backend that is not draining and carries weight, of every tier.
     """
@@ -131,12 +131,12 @@ def eligible_backends(farm: Farm, down: AbstractSet[int]) -> tuple[Backend, ...]
 
 
 def service_key(farm: Farm) -> ServiceKey:
-    """Where a farm listens, as the tables say it."""
+    """The key of a farm's listener in the maps."""
     return ServiceKey(farm.vip, farm.port, farm.port_last, int(constants.Protocol[farm.protocol.name]))
 
 
 def vip_flags(config: Config) -> dict[str, int]:
-    """Every address the tables should know, with its VipFlag bits."""
+    """Every address for the VIP map, with its VipFlag bits."""
     flags = {address: 0 if vip.guard else int(VipFlag.OPEN) for address, vip in config.vips.items()}
     for farm in config.farms.values():
         if farm.enabled and farm.port != farm.port_last:
@@ -161,8 +161,8 @@ class _Round:
         self.slot_puts: list[PutSlots] = []
         self.service_puts: list[PutService] = []
         self.new_farms: list[int] = []
-        self.replaced: list[ServiceValue] = []  # values no longer in the tables after this round
-        self.starved: list[str] = []  # farms that found no slots
+        self.replaced: list[ServiceValue] = []  # values no longer in the maps after this round
+        self.starved: list[str] = []  # farms without free slots
 
     def run(self) -> Plan:
         changed = self._changed_farms()
@@ -205,14 +205,14 @@ class _Round:
         return changed
 
     def _unbind(self, name: str) -> None:
-        """A farm's ids are its own no more; those it keeps it binds again."""
+        """Release a farm's backend ids; `_bind` binds the remaining ones again."""
         planned = self.old.farms.get(name)
         for backend in planned.farm.backends if planned else ():
             if _same_server(self.bound.get(backend.id), backend):
                 del self.bound[backend.id]
 
     def _bind(self, farm: Farm) -> frozenset[int]:
-        """Returns the ids that must wait a round, because services the tables still hold use them for another server."""
+        """Returns the ids that must wait one round, because services in the maps still use them for another server."""
         waiting = set()
         for backend in farm.backends:
             before = self.old.bound.get(backend.id)
@@ -251,7 +251,7 @@ class _Round:
         self.farms[farm.name] = PlannedFarm(farm, not waiting, key, value, content)
 
     def _reusable(self, old: PlannedFarm | None, content: _Content) -> tuple[int, int] | None:
-        """(offset, count) of the farm's present slots when they say the same and are still its own."""
+        """(offset, count) of the farm's present slots if their content is equal and they still belong to it."""
         if old is None or old.key is None or old.value is None or old.content != content:
             return None
         return (old.value.slot_offset, old.value.slot_count) if self.old.services.get(old.key) == old.value else None
@@ -267,7 +267,7 @@ class _Round:
         return offset, count
 
     def _keep_as_is(self, farm: Farm, old: PlannedFarm | None) -> None:
-        """No room this round: the tables keep what they have of this farm, its old backends bound."""
+        """Without free slots this round, the maps keep the farm's old service, with its old backends bound."""
         if old is None:
             self.farms[farm.name] = PlannedFarm(farm, False)
             return
@@ -280,7 +280,7 @@ class _Round:
         self.farms[farm.name] = PlannedFarm(old.farm, False, old.key, old.value, old.content)
 
     def _stale_services(self, names: list[str]) -> list[ServiceKey]:
-        """Keys whose farm is gone, stopped or listens elsewhere now."""
+        """Keys whose farm is deleted, stopped or moved to another listener."""
         if self.old.adopted:
             wanted = {planned.key for planned in self.farms.values()}
             waiting = {self.config.farms[name].id for name in self.starved}
@@ -297,7 +297,7 @@ class _Round:
         return stale
 
     def _released(self) -> tuple[Run, ...]:
-        """Runs of replaced values that no new value took over."""
+        """Slot ranges of replaced values that no new value uses."""
         kept = {run_of(put.value.slot_offset, put.value.slot_count) for put in self.service_puts}
         runs = {run_of(value.slot_offset, value.slot_count) for value in self.replaced}
         return tuple(sorted(run for run in runs - kept if run is not None))
@@ -312,7 +312,7 @@ class _Round:
         )
 
     def _ranges_before(self, address: str) -> int:
-        """Range listeners of a VIP are asked until they are gone, so that what replaces them is in place first."""
+        """Keep the lookup of a VIP's range listeners until they are deleted, so that their replacements exist first."""
         return self.old.vips.get(address, 0) & VipFlag.RANGES
 
     def _operations(self, stale: list[ServiceKey], vips: dict[str, int]) -> tuple[Operation, ...]:

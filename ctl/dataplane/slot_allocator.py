@@ -1,6 +1,6 @@
-"""Who owns which chunks of the kernel's slot table: a first-fit allocator of runs.
+"""First-fit allocator of ranges in the kernel's slot map.
 
-Decides offsets only. Runs are (first chunk, number of chunks); chunks and slots differ by SLOTS_PER_CHUNK.
+Decides offsets only. Ranges are (first chunk, number of chunks); chunks and slots differ by SLOTS_PER_CHUNK.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ Run = tuple[int, int]
 
 
 def run_of(slot_offset: int, slot_count: int) -> Run | None:
-    """The run that holds a service's slots; None for a service without any."""
+    """The range of a service's slots; None for a service without slots."""
     return (slot_offset // SLOTS_PER_CHUNK, -(-slot_count // SLOTS_PER_CHUNK)) if slot_count else None
 
 
 class SlotSpace:
-    """Free runs, sorted, none touching another."""
+    """Free ranges, sorted and merged."""
 
     def __init__(self, free: Iterable[Run] = ((0, MAX_SLOT_CHUNKS),)) -> None:
         self._free = list(free)
 
     @property
     def free(self) -> tuple[Run, ...]:
-        """The free runs in order."""
+        """The free ranges in order."""
         return tuple(self._free)
 
     def allocate(self, slots: int) -> int | None:
-        """Offset (in slots) of a run for so many; None when no free run is long enough."""
+        """Allocate `slots` slots and return their offset; None if no free range is long enough."""
         chunks = -(-slots // SLOTS_PER_CHUNK)
         for index, (first, length) in enumerate(self._free):
             if length >= chunks:
@@ -42,7 +42,7 @@ class SlotSpace:
         return None
 
     def release(self, run: Run) -> None:
-        """Give a run back. Raises ValueError when part of it is free already."""
+        """Free a range. Raises ValueError if part of it is already free."""
         first, length = run
         index = bisect.bisect(self._free, run)
         if index < len(self._free) and self._free[index][0] < first + length:
@@ -57,11 +57,11 @@ class SlotSpace:
         bisect.insort(self._free, (first, length))
 
     def is_free(self, run: Run) -> bool:
-        """Whether all of the run is free."""
+        """Whether the whole range is free."""
         return any(start <= run[0] and run[0] + run[1] <= start + length for start, length in self._free)
 
     def reserve(self, run: Run) -> None:
-        """Take a run that is in use by somebody; parts that are taken already do not matter."""
+        """Mark a range as used; parts that are already used are ignored."""
         first, stop = run[0], run[0] + run[1]
         kept: list[Run] = []
         for start, length in self._free:

@@ -186,7 +186,7 @@ def test_the_backup_keeps_what_the_active_keeps_and_no_longer_than_the_slack(joi
     joined.settle()
     timeouts = expiry.timeout_ticks(Config())
     (keys, values), *_ = joined.backup.plane.flow_slices("flows", family.name, 64)
-    found, pairs = joined.backup.plane.lookup_flows("flows", family.name, expiry.pair_keys(keys, values))
+    found, pairs = joined.backup.plane.lookup_flows("flows", family.name, expiry.opposite_keys(keys, values))
     assert found.all() and len(keys) == 2
     limit = expiry.to_ticks(expiry.NO_FARM_S) + (1 << 9)
     seen = int(values["last_seen"].max())

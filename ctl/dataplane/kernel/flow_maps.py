@@ -1,7 +1,7 @@
-"""Questions about the kernel's flow tables: which entries belong to a selection, and reading, counting or removing those.
+"""Reads, counts and deletes entries of the kernel's flow maps that match a selection.
 
-The control plane's flow codec: with `ctl.dataplane.expiry` the only file of `ctl` that touches table columns. Everything here
-blocks for as long as the tables are big and belongs into a thread; slices keep each hold of the interpreter short.
+Only this module and `ctl.dataplane.expiry` access the columns of flow maps in `ctl`. All functions block for a time that grows
+with the maps: call them in a thread. They read in batches, so that they hold the interpreter lock only for short times.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MANY_DELETED = 1024
 REST_PER_DELETED_S = 1e-6
 
 
-def remove(plane: DataPlane, selection: FlowSelection, told: Callable[[str, Array], None] = lambda family, keys: None) -> int:
-    """Delete both directions of every selected connection; returns how many entries that were.
+def remove(plane: DataPlane, selection: FlowSelection, report: Callable[[str, Array], None] = lambda family, keys: None) -> int:
+    """Delete both directions of every selected connection; returns the number of entries.
 
-    told(family, keys): called with the forward keys of the lasting ones among them, once they are deleted.
+    report(family, keys): called with the forward keys of the deleted established connections.
     """
     removed = 0
     for table, family, keys, values in slices(plane):
@@ -36,13 +36,13 @@ def remove(plane: DataPlane, selection: FlowSelection, told: Callable[[str, Arra
             removed += deleted
             rest_after(deleted)
             if table == "flows" and (forward := chosen & _forward(values)).any():
-                told(family, keys[forward])
+                report(family, keys[forward])
     return removed
 
 
 def rest_after(deleted: int) -> None:
-    """Call between slices. The kernel frees all that was deleted some 20 ms later at once, and runs nothing else on that
-    processor meanwhile: a million in a row held up a real-time thread for 70 ms, with these rests for 20.
+    """Sleep between batches. The kernel frees deleted entries together some 20 ms later, and runs nothing else on that
+    processor in that time: a million deletions delayed a real-time thread by 70 ms, with these pauses by 20 ms.
     """
     if deleted >= MANY_DELETED:
         time.sleep(REST_PER_DELETED_S * deleted)
@@ -56,7 +56,7 @@ def count(plane: DataPlane, selection: FlowSelection) -> int:
 
 
 def collect(plane: DataPlane, selection: FlowSelection, limit: int) -> tuple[list[FlowEntry], int]:
-    """At most `limit` connections, and how many there are."""
+    """At most `limit` connections, and their total number."""
     entries: list[FlowEntry] = []
     total = 0
     for table, _, keys, values in slices(plane):
@@ -69,7 +69,7 @@ def collect(plane: DataPlane, selection: FlowSelection, limit: int) -> tuple[lis
 
 
 def find(plane: DataPlane, arriving: FlowTuple) -> FlowEntry | None:
-    """The entry a packet with this tuple would hit."""
+    """The entry that matches a packet with this tuple."""
     family = family_of(arriving.source)
     for table in TABLES:
         keys = plane.encode_flow_keys(family, [arriving])
@@ -85,7 +85,7 @@ def _forward(values: Array) -> Array:
 
 
 def slices(plane: DataPlane) -> Iterator[tuple[str, str, Array, Array]]:
-    """(table, family, keys, values) of every flow table, in slices."""
+    """(map name, family, keys, values) of every flow map, in batches."""
     for table in TABLES:
         for family in FAMILIES:
             for keys, values in plane.flow_slices(table, family, SLICE_ENTRIES):

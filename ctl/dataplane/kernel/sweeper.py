@@ -1,7 +1,7 @@
-"""Reads all flows again and again: idle ones go, the others are counted. One thread, slice by slice, never on the loop.
+"""Periodically deletes idle flows and counts the others, in one thread and in batches, never on the loop.
 
-Which entries are idle is decided in `ctl.dataplane.expiry`; here is when to look and what to do with the answer. A sweep of a
-big table takes longer, so the pause grows with it: at most a fifth of the time is spent sweeping.
+`ctl.dataplane.expiry` decides which entries are idle; this module decides when to sweep and deletes the entries. A sweep of a
+large map takes longer, so the pause grows with it: sweeping takes at most a fifth of the time.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ctl.runtime.realtime_scheduling import worker_threads
 MIN_PAUSE_S = 1.0
 MAX_PAUSE_S = 5.0
 REST_PER_WORK = 4.0
-TELL_S = 12.0
-"""How often the follower hears of connections whose forward entry is silent: well within the slack `ctl.dataplane.expiry` gives
-replicated entries."""
+NOTIFY_S = 12.0
+"""Interval at which replication is notified of connections with a silent forward entry: well below the additional timeout of
+replicated entries in `ctl.dataplane.expiry`."""
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """What the last full sweep found. `connections` counts by backend id; `entries` by table name, e.g. "flows_v4"."""
+    """Result of the last full sweep. `connections` counts by backend id; `entries` by map name, e.g. "flows_v4"."""
 
     connections: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     entries: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
@@ -47,17 +47,17 @@ class SweepResult:
 
 
 class Follower(Protocol):
-    """Who has to know what happens to lasting connections without a packet: replication. Called in the sweep's thread."""
+    """Observer of changes to established connections that no packet causes: flow replication. Called in the sweep's thread."""
 
     def removed(self, family: str, keys: Array) -> None:
-        """These forward entries were deleted on purpose."""
+        """These forward entries were deleted by the daemon."""
 
     def still_alive(self, family: str, keys: Array, values: Array) -> None:
         """Forward entries that are silent while their connection is busy; last_seen is the connection's."""
 
 
 class Sweeper:
-    """Runs as one task; also serves questions about flows in the same thread, so that two never race."""
+    """Runs as one task. Also executes requests about flows in the same thread, so that they cannot race with a sweep."""
 
     def __init__(self, plane: DataPlane, config: Callable[[], Config]) -> None:
         self._plane = plane
@@ -67,7 +67,7 @@ class Sweeper:
         self.sweeps = 0
         self.expired = 0
         self._follower: Follower | None = None
-        self._told_s = 0.0
+        self._notified_s = 0.0
 
     def follow_with(self, follower: Follower) -> None:
         """Inform a follower from here on."""
@@ -78,7 +78,7 @@ class Sweeper:
         self._follower = None
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         while True:
             started = time.monotonic()
             try:
@@ -91,18 +91,18 @@ class Sweeper:
             await asyncio.sleep(min(MAX_PAUSE_S, max(MIN_PAUSE_S, REST_PER_WORK * (time.monotonic() - started))))
 
     async def ask(self, question: Callable[[], T]) -> T:
-        """Run something that reads flows in the sweep's thread."""
+        """Run a function that reads flows in the sweep's thread."""
         return await self._in_thread(question)
 
     async def flush(self, selection: FlowSelection) -> int:
-        """Remove the selected flows now; returns how many entries."""
+        """Delete the selected flows now; returns the number of entries."""
         return await self._in_thread(lambda: self._remove(selection))
 
     async def count(self, selection: FlowSelection) -> int:
         return await self._in_thread(lambda: flow_maps.count(self._plane, selection))
 
     def close(self) -> None:
-        """Wait for the work under way."""
+        """Wait for the running work."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _remove(self, selection: FlowSelection) -> int:
@@ -113,9 +113,9 @@ class Sweeper:
 
     def _sweep(self) -> SweepResult:
         started = time.monotonic()
-        follower = self._follower if started - self._told_s >= TELL_S else None
+        follower = self._follower if started - self._notified_s >= NOTIFY_S else None
         if follower:
-            self._told_s = started
+            self._notified_s = started
         timeouts = expiry.timeout_ticks(self._config())
         counts = np.zeros(MAX_BACKENDS, dtype=np.intp)
         entries = {f"{table}_{family}": 0 for table in flow_maps.TABLES for family in flow_maps.FAMILIES}
@@ -133,31 +133,33 @@ class Sweeper:
     def _expire(
         self, table: str, family: str, keys: Array, values: Array, timeouts: expiry.Ticks, follower: Follower | None
     ) -> int:
-        """Delete the idle connections of a slice, both directions; returns how many entries.
+        """Delete the idle connections of a batch, both directions; returns the number of entries.
 
-        follower: who is to hear of connections that only their reply entry keeps.
+        follower: notified of connections that only their reply entry keeps alive.
         """
         now_tick = self._plane.now_tick()
         idle = expiry.candidates(values if follower is None else expiry.without_slack(values), now_tick, timeouts)
         if not idle.any():
             return 0
         keys, values = keys[idle], values[idle]
-        pair_keys = expiry.pair_keys(keys, values)
-        found, pairs = self._plane.lookup_flows(table, family, pair_keys)
-        if not found.all():  # while a connection moves to the lasting table its directions lie apart for a moment
+        opposite_keys = expiry.opposite_keys(keys, values)
+        found, opposite = self._plane.lookup_flows(table, family, opposite_keys)
+        if (
+            not found.all()
+        ):  # while a connection moves to the map of established flows, its two entries may be in different maps
             other = flow_maps.TABLES[1 - flow_maps.TABLES.index(table)]
             missing = np.flatnonzero(~found)
-            found[missing], pairs[missing] = self._plane.lookup_flows(other, family, pair_keys[missing])
-        gone, pair_gone = expiry.expired(keys, values, found, pairs, now_tick, timeouts)
+            found[missing], opposite[missing] = self._plane.lookup_flows(other, family, opposite_keys[missing])
+        gone, opposite_gone = expiry.expired(keys, values, found, opposite, now_tick, timeouts)
         if follower is not None:
-            busy = ~gone & found & expiry.only_reply_is_busy(values, pairs, now_tick)
+            busy = ~gone & found & expiry.only_reply_is_busy(values, opposite, now_tick)
             if busy.any():
-                values["last_seen"][busy] = pairs["last_seen"][busy]
+                values["last_seen"][busy] = opposite["last_seen"][busy]
                 follower.still_alive(family, keys[busy], values[busy])
         removed = 0
         for where in flow_maps.TABLES:
             # Two calls, not one with the keys joined: numpy would turn the joined ports into the host's byte order.
-            for chosen in (keys[gone], pair_keys[pair_gone]) if where == table else (pair_keys[pair_gone],):
+            for chosen in (keys[gone], opposite_keys[opposite_gone]) if where == table else (opposite_keys[opposite_gone],):
                 if len(chosen):
                     removed += self._plane.delete_flows(where, family, chosen)
         return removed

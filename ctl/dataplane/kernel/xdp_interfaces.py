@@ -1,6 +1,6 @@
-"""The data interfaces of a running node: which of them carry the program, and that one which comes back carries it again.
+"""The data interfaces of a running node: attaches the program to them, and again to an interface that is re-created.
 
-Decides when the program is put on an interface. Must not know how (`bpf.kernel.attach`), nor what the node serves.
+Decides when to attach the program to an interface. Must not know how (`bpf.kernel.attach`), nor the configuration.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ log = logging.getLogger(__name__)
 
 
 class Attacher(Protocol):
-    """Puts the program on interfaces and takes it off. All raise PlaneError with the remedy."""
+    """Attaches the program to interfaces and detaches it. All raise PlaneError with the remedy."""
 
     def attach(self, interfaces: Sequence[str]) -> Mapping[str, Attachment]: ...
 
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
-        """Returns those that had it; one that is gone, or carries another program, is left as it is."""
+        """Returns the detached interfaces; ignores one that is gone or has another program."""
 
     def report_flows(self) -> None:
-        """Have the program report flow changes for a peer. It is replaced in place if need be; tables stay."""
+        """Make the program report flow changes for a peer. Replaces it in place if necessary; maps are kept."""
 
 
 class DataInterfaces:
-    """`attachments`: how the program sits on each interface that is there. came_back: what else one that returns needs."""
+    """`attachments`: how the program is attached to each interface. came_back: called after an interface is re-created."""
 
     def __init__(
         self,
@@ -47,23 +47,23 @@ class DataInterfaces:
         self._supervisor, self._came_back = supervisor, came_back
 
     async def attach(self) -> None:
-        """Put the program on all of them. Raises XlbError when one cannot have it."""
+        """Attach the program to all of them. Raises XlbError if one refuses it."""
         await asyncio.to_thread(self._attach, self._names)
 
     async def detach(self) -> None:
-        """Take it off. Raises PlaneError."""
+        """Detach the program. Raises PlaneError."""
         for name in await asyncio.to_thread(self._attacher.detach, self._names):
             log.info("XDP detached from %s", name)
 
     async def report_flows(self) -> None:
-        """See that the program reports flow changes. Raises XlbError."""
+        """Ensure that the program reports flow changes. Raises XlbError."""
         try:
             await asyncio.to_thread(self._attacher.report_flows)
         except PlaneError as error:
             raise XlbError(str(error), Code.KERNEL_REFUSED) from error
 
     def changed(self, name: str, state: str) -> None:
-        """One of them went up, down or away, or came back (as `NetworkEvents.link_changed` says)."""
+        """An interface changed its state (see `NetworkEvents.link_changed`)."""
         log.log(logging.INFO if state in ("up", "new") else logging.WARNING, "interface %s is %s", name, state)
         if state == "gone":
             self.attachments.pop(name, None)
@@ -87,5 +87,5 @@ class DataInterfaces:
             log.info(
                 "XDP attached to %s, mode %s%s", name, attachment.mode, f": {attachment.reason}" if attachment.reason else ""
             )
-        for sentence in self._network.keep_frames_whole([name for name, each in attached.items() if each.mode == "generic"]):
-            log.info("%s", sentence)
+        for message in self._network.keep_frames_whole([name for name, each in attached.items() if each.mode == "generic"]):
+            log.info("%s", message)

@@ -51,7 +51,7 @@ def sweep(keys: np.ndarray, values: np.ndarray, now: int = NOW, timeouts: np.nda
     """The rows that a sweep of the daemon deletes."""
     place = {key.tobytes(): row for row, key in enumerate(keys)}
     chosen = np.flatnonzero(expiry.candidates(values, now, timeouts))
-    pairs = expiry.pair_keys(keys[chosen], values[chosen])
+    pairs = expiry.opposite_keys(keys[chosen], values[chosen])
     rows = [place.get(key.tobytes(), -1) for key in pairs]
     found = np.array([row >= 0 for row in rows], bool)
     gone, pair_gone = expiry.expired(keys[chosen], values[chosen], found, values[np.array(rows, int)], now, timeouts)
@@ -60,7 +60,7 @@ def sweep(keys: np.ndarray, values: np.ndarray, now: int = NOW, timeouts: np.nda
 
 def test_forward_and_reply_flow_refer_to_each_other() -> None:
     keys, values = connection((SEEN, 0), (SEEN, 0))
-    assert expiry.pair_keys(keys, values).tobytes() == keys[::-1].tobytes()
+    assert expiry.opposite_keys(keys, values).tobytes() == keys[::-1].tobytes()
 
 
 @pytest.mark.parametrize(
