@@ -1,1 +1,1 @@
-"""Which backend to probe when, and when it counts as up or down. Pure; `probes` asks the backends."""
+"""When to probe a backend, and when it is up or down. Pure; `probes` does the I/O."""

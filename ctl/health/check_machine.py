@@ -1,10 +1,10 @@
-"""Health checks as a state machine: which backend to probe when, and when it counts as up or down.
+"""Health checks as a state machine: when to probe a backend, and when it is up or down.
 
 Events and `now_ms` (any monotonic clock) in; probes and transitions out. Opens no connection, reads no clock.
 
-A backend that begins to be checked counts as up, so that a new farm serves at once, but on probation: its first failed
-probe takes it down (a restarted daemon must not send three intervals of connections to a dead server). After that `fall`
-failures in a row take it down and `rise` successes in a row bring it up.
+A new backend starts as up, so that a new farm works immediately, but on probation: its first failed probe marks it down (a
+restarted daemon must not send connections to a dead server for three intervals). After that, `fall` failures in a row mark
+it down and `rise` successes in a row mark it up.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck
 
 MAX_ERROR = 200
-"""Characters of an error that are kept."""
+"""Maximum length of a stored error, in characters."""
 
 _GOLDEN = 0.6180339887498949
-"""Multiples of it, taken modulo 1, spread any run of ids evenly over an interval (Weyl sequence)."""
+"""Multiples of it modulo 1 spread consecutive ids evenly over an interval (Weyl sequence)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One check to run now. Hand it back to `finish`; `serial` makes answers to outdated probes harmless."""
+    """One check to run now. Pass it to `finish` with the result; `serial` identifies results of outdated probes."""
 
     backend_id: int
     serial: int
@@ -48,7 +48,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class BackendHealth:
-    """What `farm show` tells about a backend's check. Times are on the clock of `now_ms`."""
+    """The state of a backend's check, as in `farm show`. Times are on the clock of `now_ms`."""
 
     up: bool
     last_error: str  # of the most recent failed check; empty: none failed yet
@@ -75,10 +75,10 @@ class _Checked:
 
 
 class HealthChecks:
-    """All checks of a node. `believed_down`: ids of backends that were down when the last daemon stopped; they begin so."""
+    """All checks of a node. `initially_down`: ids of backends that were down when the last daemon stopped."""
 
-    def __init__(self, believed_down: AbstractSet[int] = frozenset()) -> None:
-        self._believed_down = set(believed_down)
+    def __init__(self, initially_down: AbstractSet[int] = frozenset()) -> None:
+        self._initially_down = set(initially_down)
         self._checked: dict[int, _Checked] = {}
         self._farms: dict[str, Farm] = {}
         self._heap: list[tuple[int, int, int]] = []  # (due_ms, backend id, serial); outdated ones are skipped
@@ -86,12 +86,12 @@ class HealthChecks:
         self._serial = 0
 
     def configure(self, config: Config, now_ms: int) -> None:
-        """Follow the configuration: backends of enabled farms with a check are probed, others forgotten and no longer down."""
+        """Apply a configuration: probe the backends of enabled farms with a check; forget others, which are then not down."""
         for _ in self.configure_in_steps(config, now_ms):
             pass
 
     def configure_in_steps(self, config: Config, now_ms: int) -> Iterator[None]:
-        """The same farm by farm, for whoever must not be held up. Other calls may come between; run it to its end."""
+        """Like `configure`, one farm per step, so that the caller can yield. Other calls may come in between; exhaust it."""
         wanted = {name: farm for name, farm in config.farms.items() if farm.enabled and farm.health.kind is not CheckKind.NONE}
         for name, farm in self._farms.items():
             if wanted.get(name) is not farm:
@@ -103,7 +103,7 @@ class HealthChecks:
         for name, farm in wanted.items():
             if self._farms.get(name) is not farm:
                 for backend in farm.backends:
-                    self._follow(farm, backend, now_ms)
+                    self._update(farm, backend, now_ms)
                 yield
         self._farms = wanted
 
@@ -121,7 +121,7 @@ class HealthChecks:
         return tuple(probes)
 
     def finish(self, probe: Probe, ok: bool, error: str, now_ms: int) -> Transition | None:
-        """Take a probe's result. `error` says why it failed; a probe that is outdated by a change has no effect."""
+        """Record the result of a probe. `error`: why it failed. A probe that a change made outdated has no effect."""
         entry = self._checked.get(probe.backend_id)
         if entry is None or entry.serial != probe.serial or not entry.in_flight:
             return None
@@ -139,7 +139,7 @@ class HealthChecks:
         return self._turn(entry, ok, now_ms) if entry.streak >= needed else None
 
     def next_due_ms(self) -> int | None:
-        """When `due` will next have something; None: nothing waits. May name a moment at which there is nothing after all."""
+        """When `due` next returns a probe; None: nothing is scheduled. The time may belong to an outdated probe."""
         return self._heap[0][0] if self._heap else None
 
     @property
@@ -160,16 +160,16 @@ class HealthChecks:
         reason = f"{streak} successes in a row" if up else entry.last_error
         return Transition(entry.backend.id, entry.farm, entry.backend.address, entry.backend.port, up, reason)
 
-    def _follow(self, farm: Farm, backend: Backend, now_ms: int) -> None:
+    def _update(self, farm: Farm, backend: Backend, now_ms: int) -> None:
         entry = self._checked.get(backend.id)
-        if entry is None or not _same_question(entry, backend, farm.health):
+        if entry is None or not _same_check(entry, backend, farm.health):
             self._forget(backend.id)
             self._serial += 1
             first_ms = now_ms + int(backend.id * _GOLDEN % 1.0 * farm.health.interval_ms)
             entry = self._checked[backend.id] = _Checked(farm.name, backend, farm.health, self._serial, first_ms)
             heapq.heappush(self._heap, (first_ms, backend.id, entry.serial))
-            if backend.id in self._believed_down:
-                self._believed_down.remove(backend.id)
+            if backend.id in self._initially_down:
+                self._initially_down.remove(backend.id)
                 self._down.add(backend.id)
                 entry.up, entry.probation, entry.last_error = False, False, "down before xlbd restarted"
             return
@@ -181,7 +181,7 @@ class HealthChecks:
             self._schedule(entry, now_ms)
 
     def _schedule(self, entry: _Checked, now_ms: int) -> None:
-        """The next point of the entry's own grid after now, so that a delay neither bunches checks nor shifts them."""
+        """Schedule the next point of the entry's own grid after now, so that a delay neither bunches nor shifts checks."""
         interval = entry.check.interval_ms
         phase = int(entry.backend.id * _GOLDEN % 1.0 * interval)
         entry.due_ms = now_ms + interval - (now_ms - phase) % interval
@@ -195,8 +195,8 @@ class HealthChecks:
             heapq.heapify(self._heap)
 
 
-def _same_question(entry: _Checked, backend: Backend, check: HealthCheck) -> bool:
-    """Whether results so far still speak about the backend: only timing and thresholds may differ."""
+def _same_check(entry: _Checked, backend: Backend, check: HealthCheck) -> bool:
+    """Whether earlier results remain valid: only timing and thresholds may differ."""
     old = entry.check
     return (entry.backend.address, entry.backend.port, old.kind, old.port, old.path, old.status, old.host) == (
         *(backend.address, backend.port),

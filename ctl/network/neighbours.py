@@ -1,8 +1,8 @@
-"""Keeps the neighbours towards the backends resolved, so that a new connection does not wait for ARP.
+"""Keeps the next hops of the backends resolved, so that a new connection does not wait for ARP or NDP.
 
-Which neighbour a backend needs follows from the routes: its own address on the link, or its gateway's. Asked again after
-route changes (not more often than RESOLVE_DELAY_S) and when the kernel dropped an entry. The kernel does the probing
-(managed neighbours); where it is too old for that, this repeats.
+The routes decide the next hop of a backend: its own address on the link, or its gateway. Routes are looked up again after
+route changes (at most once per RESOLVE_DELAY_S), and neighbours resolved again when the kernel drops an entry. The kernel
+probes the neighbours (managed neighbours); on an older kernel this module repeats the request.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 
 def backend_addresses(config: Config) -> frozenset[str]:
-    """Every address packets are sent to."""
+    """The addresses of all backends."""
     return frozenset(backend.address for farm in config.farms.values() for backend in farm.backends)
 
 
 class NextHopKeeper:
-    """Runs as one task; `wake` makes it look again."""
+    """Runs as one task; `wake` starts another pass."""
 
     def __init__(self, network: Network, config: Callable[[], Config]) -> None:
         self._network = network
@@ -51,7 +51,7 @@ class NextHopKeeper:
             self._wake.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         while True:
             repeat = REPEAT_S if self._network.needs_repeating else None
             try:

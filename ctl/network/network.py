@@ -1,6 +1,6 @@
-"""What the daemon may ask of the node's network, as values; the kernel implements it, and a fake in the tests.
+"""The interface to the node's network: values and protocols. `kernel` implements it; the tests have a fake.
 
-Decides nothing and does nothing. Methods that touch the kernel may block for some milliseconds: the daemon calls
+Decides nothing, does no I/O. Methods that touch the kernel may block for some milliseconds: the daemon calls
 them in a thread.
 """
 
@@ -13,7 +13,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A link of the node as the kernel describes it."""
+    """A network interface of the node."""
 
     name: str
     index: int
@@ -35,7 +35,7 @@ class InterfaceAddress:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where packets to an address leave; `gateway` is empty when it is on the link itself."""
+    """Egress interface and next hop of an address; `gateway` is empty if the address is on the link."""
 
     index: int
     gateway: str
@@ -43,7 +43,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """An address on a link and whether the kernel knows its MAC now."""
+    """An address on a link, and whether the kernel has resolved its MAC."""
 
     index: int
     address: str
@@ -57,7 +57,7 @@ class NetworkEvents:
 
     next_hops_changed: Callable[[], None]  # a route, link or neighbour's MAC: cached next hops may be wrong
     neighbour_lost: Callable[[int, str], None]  # the kernel dropped this entry (interface index, address)
-    routes_changed: Callable[[], None]  # ways to the backends may have moved
+    routes_changed: Callable[[], None]  # routes to the backends may have changed
     link_changed: Callable[[str, str], None]  # (interface, "up"|"down"|"gone"|"new")
     address_lost: Callable[[int, str], None]  # an address was removed from an interface (interface index, address)
 
@@ -70,13 +70,13 @@ class ReadyAddresses(Protocol):
 
     @property
     def addresses(self) -> Sequence[InterfaceAddress]:
-        """Those whose interface exists."""
+        """The addresses whose interface exists."""
 
     def add(self) -> list[str]:
-        """An address that is there already is no error."""
+        """An address that already exists is no error."""
 
     def remove(self) -> list[str]:
-        """An address that is gone already is no error."""
+        """An address that does not exist is no error."""
 
     def announce(self) -> list[str]:
         """Gratuitous ARP or unsolicited neighbour advertisement for each."""
@@ -92,45 +92,45 @@ class Network(Protocol):
     def addresses(self) -> frozenset[InterfaceAddress]: ...
 
     def add_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:
-        """Raises XlbError at the first the kernel refuses; an address that is there already is no error."""
+        """Raises XlbError at the first refusal of the kernel; an address that already exists is no error."""
 
     def remove_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:
-        """An address that is gone already is no error."""
+        """An address that does not exist is no error."""
 
     def ready(self, addresses: Sequence[InterfaceAddress]) -> ReadyAddresses:
-        """Look up and pack what adding, removing and announcing these needs. Must be made anew when an interface changes."""
+        """Prepare adding, removing and announcing these addresses. Prepare again when an interface changes."""
 
     def announce(self, addresses: Sequence[InterfaceAddress]) -> None:
-        """Tell the links where the addresses are now: gratuitous ARP or unsolicited neighbour advertisement."""
+        """Send gratuitous ARP or an unsolicited neighbour advertisement for each address."""
 
     def routes(self, destinations: Sequence[str]) -> Sequence[Route | None]:
-        """The way to each destination; None where there is none."""
+        """The route to each destination, or None."""
 
     def keep_resolved(self, neighbours: Collection[tuple[int, str]]) -> None:
-        """Ask the kernel to resolve these (interface index, address) now and to keep doing so without traffic."""
+        """Make the kernel resolve these (interface index, address), now and continuously without traffic."""
 
     def release(self, neighbours: Collection[tuple[int, str]]) -> None:
         """Stop keeping them resolved."""
 
     @property
     def needs_repeating(self) -> bool:
-        """Whether keep_resolved must be called again and again, because this kernel does not do it by itself."""
+        """Whether keep_resolved must be called repeatedly, because this kernel has no managed neighbours."""
 
     def neighbours(self) -> Sequence[Neighbour]: ...
 
     def enable_forwarding(self, interfaces: Sequence[str]) -> Sequence[str]:
-        """Set what forwarding needs; returns one sentence for each setting that had to be changed or could not be."""
+        """Set the sysctls for forwarding; returns one message per change or failure."""
 
     def forwarding_problems(self, interfaces: Sequence[str]) -> Sequence[str]:
-        """One sentence for each setting that is not as forwarding needs it."""
+        """One message for each sysctl that is not as forwarding requires."""
 
     def keep_frames_whole(self, interfaces: Sequence[str]) -> Sequence[str]:
-        """See that nothing below these joins received frames; one sentence for each device changed or not changeable."""
+        """Switch off receive offloads that merge frames below these; one message per change or failure."""
 
     def joining_frames(self, interfaces: Sequence[str]) -> Mapping[str, Sequence[str]]:
-        """Devices below these that join received frames now, and the features that do it."""
+        """Devices below these that merge received frames, and the active features."""
 
     def watch(self, events: NetworkEvents) -> None:
-        """Start to report changes on the running event loop; the first reports may come at once."""
+        """Report changes on the running event loop; the first reports may come immediately."""
 
     def close(self) -> None: ...

@@ -1,1 +1,1 @@
-"""Probes of backends: their source addresses, their I/O, and the loop that runs what is due."""
+"""Probes of backends: source addresses, I/O, and the loop that runs due probes."""

@@ -1,7 +1,7 @@
-"""One health probe: connect to a backend, or ask it for a page, and say what was wrong.
+"""One health probe: connects to a backend, or sends an HTTP request, and reports the failure.
 
-Does I/O only; when to probe and what a result means is decided in `ctl.health.check_machine`. Every read is bounded and every
-probe ends by its timeout.
+Does I/O only; `ctl.health.check_machine` decides when to probe and what a result means. Every read is bounded, and every probe
+ends at its timeout.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _USER_AGENT = "xlbd"
 
 
 class ProbeFailed(Exception):
-    """The backend did not pass; the message is one short sentence for `farm show` and the log."""
+    """The probe failed; the message is short, for `farm show` and the log."""
 
 
 async def probe(check: HealthCheck, address: str, port: int, source: str = "") -> None:
-    """Run one probe of `check` against address:port, from address `source` unless that is left to the kernel.
+    """Run one probe of `check` against address:port, from address `source`; empty: the kernel selects it.
 
     Raises ProbeFailed with the reason.
     """
@@ -65,7 +65,7 @@ async def _probe_http(check: HealthCheck, address: str, port: int, source: str) 
         if not low <= status <= high:
             raise ProbeFailed(f"GET {check.path} answered {status}, expected {check.status}")
     finally:
-        writer.transport.abort()  # nothing more is wanted, and no TIME-WAIT is left behind
+        writer.transport.abort()  # the rest of the response is not needed; leaves no TIME-WAIT socket
 
 
 async def _status_line(reader: asyncio.StreamReader) -> bytes:

@@ -1,8 +1,8 @@
-"""Runs the health checks that `ctl.health.check_machine` says are due, at most MAX_PROBES at a time, and reports transitions.
+"""Runs the due health checks of `ctl.health.check_machine`, at most MAX_PROBES at a time, and reports transitions.
 
-Does the scheduling of I/O only. The results of the last run survive a restart of the daemon in run_dir/health.json (the ids
-of backends that are down): without it a daemon that restarts would send new connections to a dead backend until `fall`
-checks failed again. Reading the kernel's slot tables instead would not tell "down" from "weight 0 in the last round".
+Schedules I/O only. run_dir/health.json keeps the ids of backends that are down across a restart of the daemon; without it, a
+restarted daemon would send new connections to a dead backend until its first check fails. The kernel's slot map cannot
+replace the file, because it does not distinguish "down" from "weight 0".
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class CheckRunner:
         self._probes: set[asyncio.Task[None]] = set()
 
     def configure(self, config: Config) -> None:
-        """Follow a new configuration."""
+        """Apply a new configuration."""
         self.checks.configure(config, now_ms())
         self._wake.set()
 
     async def follow(self, config: Config) -> None:
-        """`configure`, with turns of the loop between; configurations are followed in the order of the calls."""
+        """Like `configure`, but yields to the loop between farms; configurations are applied in the order of the calls."""
         async with self._following:
             for number, _ in enumerate(self.checks.configure_in_steps(config, now_ms()), 1):
                 if number % FARMS_PER_TURN == 0:
@@ -57,7 +57,7 @@ class CheckRunner:
         self._wake.set()
 
     async def run(self) -> None:
-        """Until cancelled; the probes under way are cancelled too."""
+        """Run until cancelled; cancels running probes too."""
         try:
             while True:
                 self._wake.clear()
@@ -72,7 +72,7 @@ class CheckRunner:
             await asyncio.gather(*self._probes, return_exceptions=True)
 
     async def _rest(self) -> None:
-        """Sleep until something is due, the configuration changes or, all probes being busy, one ends."""
+        """Sleep until a probe is due, the configuration changes or, at MAX_PROBES, a probe ends."""
         next_due = self.checks.next_due_ms()
         busy = len(self._probes) >= MAX_PROBES
         wait_s = None if next_due is None or busy else max(0.0, (next_due - now_ms()) / 1000)
@@ -92,7 +92,7 @@ class CheckRunner:
             await self._run_probe(due.check, due.address, due.port)
         except ProbeFailed as failure:
             error = str(failure)
-        except Exception as failure:  # a bug must not stop the check for good
+        except Exception as failure:  # a bug must not end this check permanently
             log.exception("health check of %s port %d failed with an internal error", due.address, due.port)
             error = f"internal error of the check ({type(failure).__name__})"
         transition = self.checks.finish(due, not error, error, now_ms())
@@ -113,7 +113,7 @@ class CheckRunner:
         self._changed(transition)
 
     def save_down(self) -> None:
-        """Write the backends that are down for the next daemon. Blocks for a moment; errors only cost that knowledge."""
+        """Save the backends that are down for the next incarnation. Blocks briefly; logs errors."""
         temporary = self._path.with_suffix(".new")
         try:
             temporary.write_text(json.dumps(sorted(self.checks.down)))
@@ -123,7 +123,7 @@ class CheckRunner:
 
 
 def own_probe(sources: OwnSources) -> RunProbe:
-    """`probe` from an address the answer comes back to."""
+    """`probe` with a source address that receives the answer."""
 
     async def run(check: HealthCheck, address: str, port: int) -> None:
         try:
@@ -136,7 +136,7 @@ def own_probe(sources: OwnSources) -> RunProbe:
 
 
 def load_down(run_dir: Path) -> frozenset[int]:
-    """The backends that were down when the last daemon stopped; empty when nobody knows."""
+    """The backends that were down when the last daemon stopped; empty if unknown."""
     try:
         return frozenset(int(number) for number in json.loads((run_dir / FILE_NAME).read_text()))
     except (OSError, ValueError, TypeError):

@@ -1,8 +1,8 @@
-"""Which address the node speaks from when it asks a backend something itself.
+"""Selects the source address of the node's own connections to backends.
 
-Answers to a guarded VIP are for its farms, and the guard drops all others: where the kernel would send from a VIP (it was on
-the interface before the node's own address, or there is no other), another address of the node is named, or there is none
-and that is said. Must not know what is asked.
+The guard of a VIP drops packets that do not belong to a farm, so an answer to a guarded VIP is lost. If the kernel would select a
+guarded VIP as source (it precedes the node's own address on the interface, or is the only one), this module selects another
+address of the node, or raises an error. Must not know what the connection is for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ANY_PORT = 9  # nothing is sent to it
 
 
 class OwnSources:
-    """Asks the kernel each time, and the network's addresses at most once per FRESH_S."""
+    """Queries the kernel's choice each time, and the node's addresses at most once per FRESH_S."""
 
     def __init__(self, network: Network, config: Callable[[], Config]) -> None:
         self._network, self._config = network, config
@@ -30,19 +30,19 @@ class OwnSources:
         self._fresh_until_s = 0.0
 
     async def towards(self, target: str) -> str:
-        """The address to bind to before connecting to `target`; empty: the kernel chooses right.
+        """The address to bind to before connecting to `target`; empty: the kernel's choice is correct.
 
-        Raises XlbError with the remedy when this node has only VIPs to speak from.
+        Raises XlbError with the remedy if this node has no address except guarded VIPs.
         """
-        kernels = kernel_source(target)
-        if not self._is_guarded(kernels):
+        default = kernel_source(target)
+        if not self._is_guarded(default):
             return ""
-        return await asyncio.to_thread(self._instead_of, kernels, target)
+        return await asyncio.to_thread(self._instead_of, default, target)
 
     def look(self, target: str) -> str:
-        """The same where blocking is allowed."""
-        kernels = kernel_source(target)
-        return self._instead_of(kernels, target) if self._is_guarded(kernels) else ""
+        """Like `towards`, but blocks."""
+        default = kernel_source(target)
+        return self._instead_of(default, target) if self._is_guarded(default) else ""
 
     def _is_guarded(self, address: str) -> bool:
         vip = self._config().vips.get(address)
@@ -63,7 +63,7 @@ class OwnSources:
 
 
 def kernel_source(target: str) -> str:
-    """The address the kernel would send from; empty when there is no way."""
+    """The source address that the kernel would select; empty without a route."""
     with socket.socket(socket.AF_INET6 if ":" in target else socket.AF_INET, socket.SOCK_DGRAM) as unsent:
         try:
             unsent.connect((target, _ANY_PORT))
@@ -73,7 +73,7 @@ def kernel_source(target: str) -> str:
 
 
 def own_source(target: str, device: str, addresses: Iterable[InterfaceAddress], vips: Collection[str]) -> str:
-    """The best address that is no VIP: in the target's network, else on the way out, else on the loopback; empty: none."""
+    """The best address that is not a VIP: in the target's network, on the egress interface, or on loopback; empty: none."""
     wanted = ipaddress.ip_address(target)
     ranked = []
     for each in addresses:

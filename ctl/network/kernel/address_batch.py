@@ -1,4 +1,4 @@
-"""The VIPs' addresses, looked up and packed beforehand: added, removed or announced in microseconds each.
+"""Prepared requests that add, remove or announce the VIPs in microseconds each.
 
 A takeover must not wait for a dump of interfaces or for a thread. Each `AddressBatch` holds one rtnetlink request for all
 its addresses and one Ethernet frame per address. Does I/O only; nothing here blocks. Layouts: rtnetlink(7), linux/if_addr.h,
@@ -39,7 +39,7 @@ _NO_MAC = ("", "00:00:00:00:00:00")
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """One frame and the interface it leaves by."""
+    """One frame and its egress interface."""
 
     device: str
     address: str
@@ -75,15 +75,15 @@ class AddressBatch:
         self._netlink.bind((0, 0))
 
     def add(self) -> list[str]:
-        # The kernel routes an IPv6 address that is being added to itself only when a work queue gets to it. Until then it would
-        # forward what is for the address, answers to its own neighbour solicitations too, and repeat those after a second.
+        # The kernel adds the local route of a new IPv6 address later, in a work queue. Until then it would forward packets for
+        # the address, including answers to its own neighbour solicitations, and repeat those after a second.
         refused = self._request(self._here, "route", (errno.EEXIST,))
         refused += self._request(self._add, "add", (errno.EEXIST,))
         return self._unknown + refused
 
     def remove(self) -> list[str]:
-        # What the kernel knows of the peer as this neighbour is from an earlier term. It would send packets there before the
-        # peer serves; without an entry it keeps them until the peer announces itself.
+        # The neighbour entry of the peer for this address is from an earlier epoch. With it, the kernel would send packets before
+        # the peer is active; without an entry it queues them until the peer announces the address.
         self._request(self._forget, "forget", (errno.ENOENT, errno.ENODEV))
         refused = self._request(self._remove, "remove", (errno.EADDRNOTAVAIL, errno.ENODEV))
         return refused + self._request(self._gone, "unroute", (errno.ESRCH, errno.ENODEV))
@@ -102,7 +102,7 @@ class AddressBatch:
         self._link.close()
 
     def _request(self, messages: Sequence[bytes], verb: str, no_errors: Sequence[int]) -> list[str]:
-        """The kernel works on a request while it is sent, and answers with what it refused only."""
+        """The kernel executes a request during send, and answers with errors only."""
         refused = []
         for message in messages:
             try:
@@ -141,7 +141,7 @@ def _pack(requests: Sequence[bytes]) -> tuple[bytes, ...]:
 def _request(kind: int, flags: int, sequence: int, address: InterfaceAddress, index: int) -> bytes:
     six = _six(address)
     packed = socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, address.address)
-    # IPv6: without duplicate address detection, and deprecated from birth; see KernelNetwork.add_addresses.
+    # IPv6: without duplicate address detection, and deprecated from the start; see KernelNetwork.add_addresses.
     body = _IFADDR.pack(socket.AF_INET6 if six else socket.AF_INET, address.prefix_length, IFA_F_NODAD if six else 0, 0, index)
     body += _attribute(IFA_LOCAL, packed) + _attribute(IFA_ADDRESS, packed)
     if six and kind == RTM_NEWADDR:
@@ -150,14 +150,14 @@ def _request(kind: int, flags: int, sequence: int, address: InterfaceAddress, in
 
 
 def _forget(sequence: int, address: InterfaceAddress, index: int) -> bytes:
-    """The neighbour entry of this very address."""
+    """A request that deletes the neighbour entry of this address."""
     family = socket.AF_INET6 if _six(address) else socket.AF_INET
     body = _NEIGHBOUR.pack(family, index, 0, 0, 0) + _attribute(NDA_DST, socket.inet_pton(family, address.address))
     return _HEADER.pack(_HEADER.size + len(body), RTM_DELNEIGH, NLM_F_REQUEST, sequence, 0) + body
 
 
 def _local_route(kind: int, flags: int, sequence: int, address: InterfaceAddress, index: int) -> bytes:
-    """The kernel's own of an IPv6 address, in a copy that is there at once."""
+    """A copy of the kernel's local route of an IPv6 address, effective immediately."""
     body = _ROUTE.pack(socket.AF_INET6, 128, 0, 0, RT_TABLE_LOCAL, RTPROT_STATIC, 0, RTN_LOCAL, 0)
     body += _attribute(RTA_DST, socket.inet_pton(socket.AF_INET6, address.address)) + _attribute(
         RTA_OIF, struct.pack("=I", index)

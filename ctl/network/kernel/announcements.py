@@ -1,4 +1,4 @@
-"""Tells a link where an address is now: gratuitous ARP (RFC 5227 section 3) and unsolicited neighbour advertisement
+"""Announces an address on a link: gratuitous ARP (RFC 5227 section 3) and unsolicited neighbour advertisement
 (RFC 4861 section 7.2.6).
 
 The frames are pure functions; `send_frame` is the only I/O.
@@ -14,7 +14,7 @@ _BROADCAST = b"\xff" * 6
 _ALL_NODES_MAC = b"\x33\x33\x00\x00\x00\x01"
 _ALL_NODES = socket.inet_pton(socket.AF_INET6, "ff02::1")
 _ICMPV6, _NEIGHBOUR_ADVERTISEMENT, _OVERRIDE = 58, 136, 0x20000000
-_ROUTER = 0x80000000  # the node forwards, and says so as RFC 4861 asks
+_ROUTER = 0x80000000  # the node forwards, so RFC 4861 requires the flag
 
 
 def announcement(address: str, mac: str) -> bytes:

@@ -1,7 +1,7 @@
-"""The node's real network: `KernelNetwork` implements `ctl.network.network.Network` with pyroute2, and what pyroute2 lacks with
+"""`KernelNetwork` implements `ctl.network.network.Network` with pyroute2 and, for what pyroute2 lacks,
 `ctl.network.kernel.rtnetlink`.
 
-Does I/O only; which address belongs where is decided by the node. Methods block for milliseconds: call them in a thread.
+Does I/O only; the node decides which addresses an interface has. Methods block for milliseconds: call them in a thread.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class KernelNetwork:
 
     def __init__(self) -> None:
         self._watcher: NetlinkWatcher | None = None
-        self._managed = True  # until the kernel says that it does not know managed neighbours
+        self._managed = True  # until the kernel refuses managed neighbours
 
     def interfaces(self) -> Mapping[str, Interface]:
         with _netlink() as netlink:
@@ -67,9 +67,9 @@ class KernelNetwork:
     def add_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:
         with _netlink() as netlink:
             for each in addresses:
-                # A VIP moves between nodes: duplicate address detection would see the peer's and refuse it for good. And it
-                # is deprecated from birth, else the kernel prefers the newest address as source of what the node sends
-                # itself, health checks for one, and the answers would run into the VIP's guard (RFC 6724, rule 3).
+                # A VIP moves between nodes: duplicate address detection would find the peer's and disable the address. It is
+                # deprecated from the start, because the kernel prefers the newest address as source of the node's own
+                # packets, such as health checks, and the VIP's guard would drop the answers (RFC 6724, rule 3).
                 flags = {"flags": _IFA_F_NODAD, "preferred_lft": 0, "valid_lft": _FOREVER} if ":" in each.address else {}
                 try:
                     netlink.addr("add", index=_index(each.device), address=each.address, prefixlen=each.prefix_length, **flags)
@@ -125,11 +125,11 @@ class KernelNetwork:
                 try:
                     sock.use_neighbour(index, address, managed=False)
                 except OSError:
-                    continue  # the link or the entry is gone, and with it what was to be released
+                    continue  # the link or the entry no longer exists
 
     @property
     def needs_repeating(self) -> bool:
-        """Whether keep_resolved must be called again and again, because this kernel does not do it by itself."""
+        """Whether keep_resolved must be called repeatedly, because this kernel has no managed neighbours."""
         return not self._managed
 
     def neighbours(self) -> Sequence[Neighbour]:
@@ -165,7 +165,7 @@ class KernelNetwork:
 
     def watch(self, events: NetworkEvents) -> None:
         self._watcher = NetlinkWatcher(events)
-        with ThreadPoolExecutor(1) as thread:  # pyroute2 0.9 runs an event loop of its own, which cannot be done inside ours
+        with ThreadPoolExecutor(1) as thread:  # pyroute2 0.9 runs its own event loop, which cannot run inside another
             self._watcher.learn(thread.submit(_links_and_neighbours).result())
 
     def close(self) -> None:
@@ -186,7 +186,7 @@ def _links_and_neighbours() -> list[Any]:
 
 
 def _as_events(event: str, messages: Any) -> list[Any]:
-    """Dumps carry the same messages as events do, without or with another event name depending on the version."""
+    """Dumps have the same messages as events, but no or another event name, depending on the version."""
     found = []
     for message in messages:
         message["event"] = event
@@ -195,7 +195,7 @@ def _as_events(event: str, messages: Any) -> list[Any]:
 
 
 def _stacked(link: Any) -> offloads.Stacked:
-    """A veth's link is its other end, and one in another namespace has no index here: neither is below."""
+    """A veth's IFLA_LINK is its peer, and an index of another namespace is meaningless here: neither is a lower device."""
     information = attribute(link, "IFLA_LINKINFO")
     kind = attribute(information, "IFLA_INFO_KIND") if information else ""
     is_port = kind != "veth" and attribute(link, "IFLA_LINK_NETNSID") is None

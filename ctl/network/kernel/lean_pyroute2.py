@@ -1,10 +1,10 @@
-"""Imports the two classes of pyroute2 that xlbd uses, without the seventy modules its package imports for everybody else.
+"""Imports the two classes of pyroute2 that xlbd uses, without the other seventy modules of the package.
 
-`import pyroute2` costs 12 MB and 90 ms: conntrack, IPVS, Wi-Fi, NDB. A daemon that promises 60 MB and half a second cannot
-pay that. The package's own __init__ is left out while the submodules are imported, then everything is as if nobody had:
-a later `import pyroute2` works as ever. Where the submodules do not lie where 0.7 and 0.9 have them, the whole package is
-imported. Modules that `ctl.runtime.footprint` bars are named by pyroute2 for its probes and
-mocks, which are not used here: a stand-in replaces them meanwhile.
+`import pyroute2` costs 12 MB and 90 ms (conntrack, IPVS, Wi-Fi, NDB), too much for a daemon of 60 MB that starts in half a
+second. This module imports the submodules without the package's __init__ and then removes the traces, so that a later
+`import pyroute2` works normally. If the submodules are not at their paths of 0.7 and 0.9, it imports the whole package.
+pyroute2 imports modules that `ctl.runtime.footprint` blocks, for probes and mocks that xlbd does not use; empty modules replace
+them during the import.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PACKAGE = "pyroute2"
 
 
 class Classes(NamedTuple):
-    """`IPRoute` asks, `MarshalRtnl` parses what the kernel says unasked."""
+    """`IPRoute` sends requests, `MarshalRtnl` parses netlink notifications."""
 
     IPRoute: Any
     MarshalRtnl: Any

@@ -1,11 +1,10 @@
-"""Keeps received frames as they were sent on the devices below an interface with XDP in generic mode.
+"""Switches off GRO and LRO on the devices below an interface with XDP in generic mode.
 
-Decides which devices those are, and which features join frames; sets them by ethtool's ioctl. Must not know farms or XDP.
+Decides which devices those are, and which features merge frames; sets them by ethtool's ioctl. Must not know farms or XDP.
 
-Linux itself switches joining off on the interface that gets a generic program (GRO is skipped, LRO and hardware GRO are
-disabled), but not on those it lies over: the port of a VLAN or macvlan, the members of a bond or bridge. What they join is
-longer than the MTU when it comes to the program, and would be answered as too big. In native mode the program sees frames
-before anything could join them.
+Linux disables merging on the interface with a generic program (it skips GRO and disables LRO and hardware GRO), but not on its
+lower devices: the port of a VLAN or macvlan, the members of a bond or bridge. A frame that they merge is longer than the MTU
+when it reaches the program, which would answer it as too big. In native mode the program receives frames before any merging.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENODEV})
 
 @dataclass(frozen=True, slots=True)
 class Stacked:
-    """How a link lies with respect to others: `below` is the index of its port, `above` of what it is a member of; 0: none."""
+    """The position of a link in a stack: `below` is the index of its lower device, `above` of its master; 0: none."""
 
     name: str
     index: int
@@ -55,7 +54,7 @@ def devices_below(interface: str, links: Iterable[Stacked]) -> list[str]:
 
 
 def joining(devices: Sequence[str]) -> dict[str, list[str]]:
-    """Devices that join received frames now, and by which features."""
+    """Devices that merge received frames, and the active features."""
     found = {}
     for device in devices:
         active = [feature for feature, (_, on) in _features(device).items() if on]
@@ -65,24 +64,26 @@ def joining(devices: Sequence[str]) -> dict[str, list[str]]:
 
 
 def stop_joining(devices: Sequence[str]) -> list[str]:
-    """Switch it off; one sentence for each device changed or not changeable."""
-    said = []
+    """Switch the features off; one message per change or failure."""
+    messages = []
     for device, features in joining(devices).items():
         try:
             _switch_off(device, features)
             left = joining([device]).get(device, [])
         except OSError as error:
-            said.append(f"could not switch {', '.join(features)} off on {device}: {error.strerror}")
+            messages.append(f"could not switch {', '.join(features)} off on {device}: {error.strerror}")
             continue
         if done := [feature for feature in features if feature not in left]:
-            said.append(f"switched {', '.join(done)} off on {device}: XDP in generic mode must see frames as they were sent")
+            messages.append(
+                f"switched {', '.join(done)} off on {device}: XDP in generic mode must see frames as they were sent"
+            )
         if left:
-            said.append(f"could not switch {', '.join(left)} off on {device}: its driver keeps it on")
-    return said
+            messages.append(f"could not switch {', '.join(left)} off on {device}: its driver keeps it on")
+    return messages
 
 
 def _features(device: str) -> Mapping[str, tuple[int, bool]]:
-    """(number, active) of the features that join frames and that the device has; none if it is gone."""
+    """(number, active) of the device's features that merge frames; empty if the device is gone."""
     try:
         count = _feature_count(device)
         names = _ask(device, struct.pack("=III", _GSTRINGS, _SS_FEATURES, count), count * _STRING_BYTES)[12:]
@@ -117,9 +118,9 @@ def _feature_count(device: str) -> int:
     return int(count)
 
 
-def _ask(device: str, request: bytes, room: int) -> bytes:
-    """One ethtool request; `room`: bytes the kernel may add behind it. Raises OSError."""
-    memory = array.array("B", request + bytes(room))
+def _ask(device: str, request: bytes, answer_bytes: int) -> bytes:
+    """Execute one ethtool request; `answer_bytes`: space for the answer after it. Raises OSError."""
+    memory = array.array("B", request + bytes(answer_bytes))
     address, _ = memory.buffer_info()
     argument = struct.pack("16sP", device.encode()[:15], address) + bytes(16)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:

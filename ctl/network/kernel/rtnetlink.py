@@ -1,7 +1,7 @@
-"""Two rtnetlink requests in bulk that pyroute2 does not serve here: route lookups, and neighbours the kernel manages.
+"""Two rtnetlink requests in bulk that pyroute2 does not cover: route lookups and managed neighbours.
 
 Ten thousand backends are looked up whenever a route changes: pyroute2 takes 0.2 ms of Python per lookup, this file 5 µs.
-Managed neighbours (NDA_FLAGS_EXT, Linux 5.16) are unknown to the pyroute2 of Debian 12. Does I/O only, and blocks.
+Managed neighbours (NDA_FLAGS_EXT, Linux 5.16) are not supported by the pyroute2 of Debian 12. Does I/O only, and blocks.
 Layouts: rtnetlink(7), linux/neighbour.h, linux/rtnetlink.h.
 """
 
@@ -49,7 +49,7 @@ class RouteSocket:
         self._socket.close()
 
     def route(self, destination: str) -> Route | None:
-        """The way to `destination`, or None when the kernel has none or it is this node."""
+        """The route to `destination`, or None if there is none or it is this node."""
         family, packed = _pack_address(destination)
         body = _ROUTE.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0) + _pack_attribute(RTA_DST, packed)
         try:
@@ -67,7 +67,7 @@ class RouteSocket:
         return Route(struct.unpack("=I", attributes[RTA_OIF])[0], _unpack_address(gateway))
 
     def use_neighbour(self, index: int, address: str, managed: bool) -> None:
-        """Make the kernel resolve `address` on link `index` as if traffic went there; managed: and go on doing so."""
+        """Make the kernel resolve `address` on link `index` as if it had traffic; managed: and keep it resolved."""
         family, packed = _pack_address(address)
         body = _NEIGHBOUR.pack(family, index, 0, NTF_USE, 0) + _pack_attribute(NDA_DST, packed)
         if managed:
@@ -90,7 +90,7 @@ class RouteSocket:
 
 
 def kernel_manages_neighbours(sock: RouteSocket, index: int, address: str) -> bool:
-    """Ask for a managed neighbour; False when this kernel does not know them (the entry is then only used once)."""
+    """Ask for a managed neighbour; False if this kernel does not support them (the entry is then resolved only once)."""
     try:
         sock.use_neighbour(index, address, managed=True)
     except OSError as error:

@@ -1,12 +1,12 @@
-"""The kernel settings that forwarding needs, and how to read and set them.
+"""The sysctls that forwarding requires: reads and sets them.
 
-* forwarding: bpf_fib_lookup answers only for interfaces that forward, and unresolved packets are forwarded by the kernel.
-* accept_local: a packet whose next hop is not resolved yet goes to the kernel with the VIP, a local address, as source.
-* arp_announce 2: for such a packet the kernel would ask for its next hop in the VIP's name, and go on asking for seconds after
-  the VIP has moved to the peer; everybody who hears that would send to the wrong node.
-* accept_ra 2: with forwarding on, 1 would make the node forget the default route it learned by router advertisement.
+* forwarding: bpf_fib_lookup works only for interfaces that forward, and the kernel forwards unresolved packets.
+* accept_local: a packet with an unresolved next hop passes to the kernel with the VIP, a local address, as source.
+* arp_announce 2: for such a packet the kernel would send ARP requests with the VIP as sender, and continue for seconds after
+  the VIP has moved to the peer; neighbours would update their caches to the wrong node.
+* accept_ra 2: with forwarding, 1 would make the node drop the default route that it learned by router advertisement.
 
-Knows nothing of farms. Settings live in /proc/sys of the network namespace this process is in.
+Must not know farms. The settings are in /proc/sys of the network namespace this process is in.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Setting:
 
 
 def settings(interfaces: Sequence[str], root: Path = ROOT) -> Iterator[Setting]:
-    """What the data interfaces need; accept_ra of every interface comes before the switch that would hurt it."""
+    """The settings for the data interfaces; accept_ra of every interface precedes the forwarding switch."""
     yield Setting("ipv4/ip_forward", "1")
     for interface in interfaces:
         yield Setting(f"ipv4/conf/{interface}/forwarding", "1")
@@ -49,7 +49,7 @@ def settings(interfaces: Sequence[str], root: Path = ROOT) -> Iterator[Setting]:
 
 
 def problems(interfaces: Sequence[str], root: Path = ROOT) -> list[str]:
-    """One sentence, with the remedy, for each setting that is not as it must be."""
+    """One message, with the remedy, for each wrong setting."""
     found = []
     for setting in settings(interfaces, root):
         value = _read(root / setting.path)
@@ -63,8 +63,8 @@ def problems(interfaces: Sequence[str], root: Path = ROOT) -> list[str]:
 
 
 def enable(interfaces: Sequence[str], root: Path = ROOT) -> list[str]:
-    """Set what is not as it must be; one sentence for each setting changed or not changeable."""
-    said = []
+    """Set every wrong setting; one message per change or failure."""
+    messages = []
     for setting in settings(interfaces, root):
         path = root / setting.path
         value = _read(path)
@@ -73,10 +73,10 @@ def enable(interfaces: Sequence[str], root: Path = ROOT) -> list[str]:
         try:
             path.write_text(setting.wanted)
         except OSError as error:
-            said.append(f"could not set {setting.name}={setting.wanted} (it is {value}): {error.strerror}")
+            messages.append(f"could not set {setting.name}={setting.wanted} (it is {value}): {error.strerror}")
         else:
-            said.append(f"set {setting.name} from {value} to {setting.wanted}")
-    return said
+            messages.append(f"set {setting.name} from {value} to {setting.wanted}")
+    return messages
 
 
 def _is_wrong(setting: Setting, value: str) -> bool:

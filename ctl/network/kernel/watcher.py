@@ -1,8 +1,8 @@
-"""Watches neighbours, routes, links and addresses, and says which changes matter to the data plane.
+"""Watches netlink notifications of neighbours, routes, links and addresses, and reports changes that affect the data plane.
 
-`ChangeFilter` decides, without I/O: a neighbour that is confirmed again (REACHABLE to STALE and back) matters to nobody,
-one whose MAC changed or vanished makes cached next hops wrong. `NetlinkWatcher` reads the kernel's messages on the event
-loop; pyroute2 parses them (the same parser exists in 0.7 and 0.9, the socket classes around it do not).
+`ChangeFilter` decides, without I/O: a reconfirmed neighbour (REACHABLE to STALE and back) has no effect, a changed or deleted
+MAC invalidates cached next hops. `NetlinkWatcher` reads the notifications on the event loop; pyroute2 parses them (0.7 and
+0.9 have the same parser, but different socket classes).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one message means."""
+    """The effect of one notification."""
 
-    next_hops: bool = False  # cached next hops may be wrong
-    routes: bool = False  # the way to a backend may have moved
+    next_hops: bool = False  # cached next hops may be invalid
+    routes: bool = False  # the route to a backend may have changed
     lost_neighbour: tuple[int, str] | None = None
     link: tuple[str, str] | None = None  # (name, "up"|"down"|"gone"|"new")
     lost_address: tuple[int, str] | None = None
@@ -49,7 +49,7 @@ _NOTHING = Verdict()
 
 
 class ChangeFilter:
-    """Remembers MACs and link states, so that only changes count."""
+    """Remembers MACs and link states to detect changes."""
 
     def __init__(self) -> None:
         self._macs: dict[tuple[int, str], str] = {}
@@ -78,10 +78,10 @@ class ChangeFilter:
         known = self._macs.get(key, "")
         if mac:
             if len(self._macs) >= MAX_KNOWN_NEIGHBOURS and key not in self._macs:
-                self._macs.clear()  # forgetting costs a few bumps more, never a wrong next hop
+                self._macs.clear()  # costs a few additional invalidations, never a wrong next hop
             self._macs[key] = mac
         elif deleted:
-            # A failed entry keeps its last MAC here: coming back with the same one changes nothing.
+            # A failed entry keeps its last MAC here: recovery with the same MAC is no change.
             self._macs.pop(key, None)
         return Verdict(next_hops=bool(mac) and mac != known, lost_neighbour=key if deleted else None)
 
@@ -108,7 +108,7 @@ class ChangeFilter:
 
 
 def attribute(message: Any, name: str) -> Any:
-    """The first attribute of that name, of a pyroute2 message or of a dict that looks like one."""
+    """The first attribute of that name, of a pyroute2 message or of a dict of the same structure."""
     return next((pair[1] for pair in message.get("attrs", ()) if pair[0] == name), None)
 
 
@@ -136,7 +136,7 @@ class NetlinkWatcher:
             self._socket.close()
 
     def learn(self, messages: list[Any]) -> None:
-        """Take a dump of links or neighbours as known, so that their next message is no change."""
+        """Learn links or neighbours from a dump, so that their next notification is no change."""
         for message in messages:
             self._filter.judge(message)
 
@@ -147,7 +147,7 @@ class NetlinkWatcher:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno == errno.ENOBUFS:  # the kernel dropped messages: assume the worst
+                if error.errno == errno.ENOBUFS:  # the kernel dropped notifications: invalidate everything
                     self._bump_soon()
                     self._events.routes_changed()
                     return
