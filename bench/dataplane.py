@@ -204,7 +204,7 @@ class Bench:
     def _copies(self, family: Family, count: int) -> tuple[Array, Array]:
         """The established forward entry again, for clients whose last or only 32-bit word counts up."""
         plane = self._bed.plane
-        ((keys, values),) = [slices for slices in plane.flow_slices("flows", family.name, 64) if len(slices[0])]
+        ((keys, values),) = [slices for slices in plane.flow_batches("flows", family.name, 64) if len(slices[0])]
         at = int(np.flatnonzero(values["flags"] & 1)[0])
         all_keys, all_values = np.repeat(keys[at : at + 1], count), np.repeat(values[at : at + 1], count)
         raw = all_keys.view(np.uint8).reshape(count, -1)

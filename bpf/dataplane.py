@@ -148,8 +148,8 @@ class DataPlane(Protocol):
         """
 
     def backend_traffic(self) -> Array: ...
-    def flow_slices(self, flow_map: str, family: str, slice_size: int) -> Iterator[tuple[Array, Array]]:
-        """(keys, values) of a flow map, about slice_size entries each.
+    def flow_batches(self, flow_map: str, family: str, batch_size: int) -> Iterator[tuple[Array, Array]]:
+        """(keys, values) of a flow map, about batch_size entries each.
 
         Entries that are added or deleted meanwhile may be missed or returned twice.
         """

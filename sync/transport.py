@@ -20,7 +20,7 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 from zmq.utils import z85
 
 ZAP_DOMAIN = "xlb"
-PEER_SILENT_MS = 1000  # a TCP connection that answers no ping for so long is given up and made anew
+PEER_SILENT_MS = 1000  # a TCP connection that answers no ping for this long is closed and made again
 PING_INTERVAL_MS = 300
 READS_PER_TURN = 256  # then the loop gets a turn
 RECONNECT_MS = 20
@@ -167,7 +167,7 @@ class Channel:
         self.drain()
 
     def send(self, message: bytes) -> bool:
-        """Queue a message without waiting; False if there is no room or no connection."""
+        """Queue a message without waiting; False if the queue is full or there is no connection."""
         try:
             self._outward.send(message, zmq.NOBLOCK, copy=True)  # else pyzmq starts a thread that takes the interpreter
         except zmq.Again:
@@ -191,7 +191,7 @@ class Channel:
                     self._received(parts[1])
                 except Exception:  # a bug met by one message must not stop the others
                     log.exception("cannot process a message of the peer")
-        self._loop.call_soon(self.drain)  # the descriptor tells of news only, not of what is left
+        self._loop.call_soon(self.drain)  # the descriptor signals new messages only, not those that are left
 
     def close(self) -> None:
         if self._watched >= 0:

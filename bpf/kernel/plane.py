@@ -274,8 +274,8 @@ class KernelPlane:
         bpf_map = self._maps[f"flows_{family}"]
         return bpf_map.key, bpf_map.value
 
-    def flow_slices(self, flow_map: str, family: str, slice_size: int) -> Iterator[tuple[Array, Array]]:
-        yield from self._maps[f"{flow_map}_{family}"].slices(slice_size)
+    def flow_batches(self, flow_map: str, family: str, batch_size: int) -> Iterator[tuple[Array, Array]]:
+        yield from self._maps[f"{flow_map}_{family}"].slices(batch_size)
 
     def lookup_flows(self, flow_map: str, family: str, keys: Array) -> tuple[Array, Array]:
         found_in = self._maps[f"{flow_map}_{family}"]

@@ -63,8 +63,8 @@ cluster.add_command(pairing.destroy)
 def show_roles(session: Session, answer: dict[str, Any]) -> None:
     """Print the roles of both nodes."""
     peer = answer["peer"]
-    sentence = f"{answer['node']} is {answer['role']}, {peer['name']} is {peer['role']}"
-    show(session.json, answer, lambda _: click.echo(sentence))
+    message = f"{answer['node']} is {answer['role']}, {peer['name']} is {peer['role']}"
+    show(session.json, answer, lambda _: click.echo(message))
 
 
 def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
@@ -75,7 +75,7 @@ def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
     lease_ms = answer.get("lease_ms_left")
     fields.append(("lease", "none (a single node needs no lease)" if lease_ms is None else f"{lease_ms} ms left"))
     for interface in answer["interfaces"]:
-        fields.append((f"xdp {interface['name']}", interface_sentence(interface)))
+        fields.append((f"xdp {interface['name']}", interface_message(interface)))
     flows = answer["flows"]
     service = f"{plural(answer['farms'], 'farm')} on {plural(answer['vips'], 'VIP')}"
     fields.append(("service", f"{service}, {plural(flows['connections'], 'connection')} (limit {flows['max']})"))
@@ -83,7 +83,7 @@ def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
     return fields + peer_fields(answer.get("peer"), answer.get("sync"), answer.get("paths"), answer["role"] == "active")
 
 
-def interface_sentence(interface: dict[str, Any]) -> str:
+def interface_message(interface: dict[str, Any]) -> str:
     """Return XDP mode and driver of an interface, and the reason for a generic mode: "native, driver virtio_net"."""
     driver = f", driver {interface['driver']}" if interface["driver"] else ""
     reason = f" ({interface['reason']})" if interface["reason"] else ""

@@ -174,15 +174,15 @@ async def _create(
     from ctl.cluster.pairing.ssh import logged_in
 
     address = login.target.host
-    _say(f"logging in to {address}")
+    _note(f"logging in to {address}")
     async with logged_in(login.target, login.password, login.believe) as peer:
         has = await _look_at(peer, login, own["version"])
         if removal := _removal(has["node"], has):
             confirm(f"{removal}. Continue?")
         made = session.call("cluster.create", local=local, peer=address)
-        _say(f"{has['node']} is joining the pair")
+        _note(f"{has['node']} is joining the pair")
         command = f"{login.command} -o json cluster join --local {shlex.quote(address)} --yes --no-check -"
-        done = await peer.run(command, made["token"] + "\n", lambda line: _say(f"{has['node']}: {_bare(line)}"))
+        done = await peer.run(command, made["token"] + "\n", lambda line: _note(f"{has['node']}: {_bare(line)}"))
         if done.status:
             raise XlbError(f"{has['node']} could not join: {_last_sentence(done)}", Code.PAIR_UNCONFIRMED)
     joined = _json_of(done, has["node"])
@@ -278,7 +278,7 @@ def _cancel_token(session: Session) -> None:
     try:
         session.call("cluster.cancel")
     except XlbError as error:
-        _say(f"cannot revoke the join token, which expires by itself: {error}")
+        _note(f"cannot revoke the join token, which expires by itself: {error}")
 
 
 # --- output --------------------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def _removal(node: str, has: dict[str, Any]) -> str:
 
 
 def _print_token(made: dict[str, Any], peer: str) -> None:
-    _say(f"run on the peer within {made['expires_s'] // 60} minutes: xlbctl cluster join --local {peer} TOKEN")
+    _note(f"run on the peer within {made['expires_s'] // 60} minutes: xlbctl cluster join --local {peer} TOKEN")
     click.echo(made["token"])
 
 
@@ -322,5 +322,5 @@ def _print_destroyed(ended: dict[str, Any]) -> None:
         click.echo(f"the farms are saved in {ended['kept']}")
 
 
-def _say(sentence: str) -> None:
-    click.echo(f"xlbctl: {sentence}", err=True)
+def _note(message: str) -> None:
+    click.echo(f"xlbctl: {message}", err=True)

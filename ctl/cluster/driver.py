@@ -62,12 +62,12 @@ class FailoverDriver:
         self._now_ns = now_ns
         self.boot = boot or new_boot()
         self.clock = ClockEstimator()
-        stored = sinks.terms.terms
+        stored = sinks.epochs.state
         leases = Leases(stored.lease_ns, stored.peer_lease_ns)
         self.machine = Failover(config, self.boot, stored.epoch, stored.reserved, now_ns(), stored.maintenance, leases)
         self.requests = Requests()
         self.heard: Heartbeat | None = None  # the peer's last
-        self._links, self._flows, self._terms = sinks.links, sinks.flows, sinks.terms
+        self._links, self._flows, self._epochs = sinks.links, sinks.flows, sinks.epochs
         self._read_standing, self._failed = standing, failed
         self._performer = Performer(
             config.node,
@@ -108,12 +108,12 @@ class FailoverDriver:
     async def _store(self, effect: PersistEpoch | PersistLeases) -> None:
         event: Event
         if isinstance(effect, PersistEpoch):
-            self._terms.save(effect.epoch, effect.reserved, lambda: None)
+            self._epochs.save(effect.epoch, effect.reserved, lambda: None)
             event = EpochPersisted(effect.reserved)
         else:
-            self._terms.save_leases(effect.leases, lambda: None)
+            self._epochs.save_leases(effect.leases, lambda: None)
             event = LeasesPersisted(effect.leases)
-        await self._terms.idle()
+        await self._epochs.idle()
         self.machine.handle(event, self._now_ns())
 
     async def shut_down(self) -> None:
@@ -121,11 +121,11 @@ class FailoverDriver:
         if not self._alive:
             return
         await self.requests.ask("shutdown", lambda: self.handle(ShutdownRequested()))
-        await self._terms.idle()
+        await self._epochs.idle()
 
     async def stored(self) -> None:
         """Wait until the epoch file holds this node's state."""
-        await self._terms.idle()
+        await self._epochs.idle()
 
     def stop(self) -> None:
         """End this incarnation: no event reaches the machine any more. The lease is left as it is."""

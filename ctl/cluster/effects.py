@@ -1,9 +1,8 @@
 """What the failover machine's effects mean on this node: lease, addresses, announcements, flows, epoch file, answers.
 
 Decides only what a late or refused step means. No queue lies between an effect and the kernel: lease, addresses and
-announcements are written on the event loop from what was made ready before. Must not know the machine, the order of its events
-or what the peer says; how bytes reach the peer stands in `ctl.cluster.links`, what becomes of flows in
-`ctl.cluster.flows.service`.
+announcements are written on the event loop from what was prepared before. Must not know the machine, the order of its events or
+the peer's messages; `ctl.cluster.links` sends bytes, `ctl.cluster.flows.service` replicates flows.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ class Sinks:
     addresses: VipAddresses
     links: Links
     flows: Flows
-    terms: EpochWriter
+    epochs: EpochWriter
     role_changed: Callable[[Role], None] = lambda role: None
     served: Callable[[], None] = lambda: None
 
@@ -185,15 +184,15 @@ class Performer:
         self._deadline_ns, self._leased_ns = deadline_ns, self._now_ns()
 
     def _persist(self, effect: PersistEpoch) -> None:
-        self._sinks.terms.save(effect.epoch, effect.reserved, lambda: self._happened(EpochPersisted(effect.reserved)))
+        self._sinks.epochs.save(effect.epoch, effect.reserved, lambda: self._happened(EpochPersisted(effect.reserved)))
 
     def _persist_leases(self, effect: PersistLeases) -> None:
-        self._sinks.terms.save_leases(effect.leases, lambda: self._happened(LeasesPersisted(effect.leases)))
+        self._sinks.epochs.save_leases(effect.leases, lambda: self._happened(LeasesPersisted(effect.leases)))
 
     def _role_changed(self, effect: RoleChanged) -> None:
         level = logging.INFO if effect.role in (Role.ACTIVE, Role.BACKUP, Role.LEFT) else logging.WARNING
         log.log(level, "%s is %s, epoch %d: %s", self._node, effect.role.value, effect.epoch, effect.why)
-        self._sinks.terms.set_maintenance(effect.role is Role.MAINTENANCE)
+        self._sinks.epochs.set_maintenance(effect.role is Role.MAINTENANCE)
         self._loop.call_soon(self._sinks.role_changed, effect.role)
 
     def _refused(self, effect: Refused) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 
 from ctl.runtime.realtime_scheduling import worker_threads
-from ctl.state.epoch_file import EpochFile, Terms
+from ctl.state.epoch_file import EpochFile, EpochState
 from sync.failover.types import Leases
 
 RETRY_S = 0.1
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 
 class EpochWriter:
-    """Create on a running loop; `terms` is what the disk holds or will hold next."""
+    """Create on a running loop; `state` is what the disk holds or will hold next."""
 
-    def __init__(self, file: EpochFile, terms: Terms, thread: Executor | None = None) -> None:
+    def __init__(self, file: EpochFile, state: EpochState, thread: Executor | None = None) -> None:
         """thread: where the file is written, one write at a time; one of its own by default."""
         self._file = file
-        self.terms = terms
+        self.state = state
         self._done: list[Callable[[], None]] = []
         self._dirty = False
         self._task: asyncio.Task[None] | None = None
@@ -35,20 +35,20 @@ class EpochWriter:
 
     def save(self, epoch: int, reserved: int, done: Callable[[], None]) -> None:
         """Store both numbers; `done` is called on the loop once they, or newer ones, are on disk."""
-        self.terms = replace(self.terms, epoch=epoch, reserved=reserved)
+        self.state = replace(self.state, epoch=epoch, reserved=reserved)
         self._done.append(done)
         self._begin()
 
     def save_leases(self, leases: Leases, done: Callable[[], None]) -> None:
         """Store both leases; `done` as with `save`."""
-        self.terms = replace(self.terms, lease_ns=leases.own_ns, peer_lease_ns=leases.peer_ns)
+        self.state = replace(self.state, lease_ns=leases.own_ns, peer_lease_ns=leases.peer_ns)
         self._done.append(done)
         self._begin()
 
     def set_maintenance(self, on: bool) -> None:
         """A restart is to find the node in or out of service as it is now."""
-        if on != self.terms.maintenance:
-            self.terms = replace(self.terms, maintenance=on)
+        if on != self.state.maintenance:
+            self.state = replace(self.state, maintenance=on)
             self._begin()
 
     async def idle(self) -> None:
@@ -72,9 +72,9 @@ class EpochWriter:
         try:
             while self._dirty:
                 self._dirty = False
-                terms, done, self._done = self.terms, self._done, []
+                state, done, self._done = self.state, self._done, []
                 try:
-                    await loop.run_in_executor(self._thread, self._file.save, terms)
+                    await loop.run_in_executor(self._thread, self._file.save, state)
                 except OSError as error:
                     if delay_s == RETRY_S:
                         log.error("cannot store %s: %s; until it can, this node cannot take over", self._file.path, error)

@@ -1,8 +1,8 @@
 """The gateway as tie-breaker: one ICMP echo request per question, and which question a reply answers.
 
 Does I/O and matches numbers; what a vote is worth is decided in `sync.failover`. The reply to a question must come while the
-question is among the last MAX_QUESTIONS, and carry this run's random identity: an old reply, or one to somebody else's ping, is
-no vote. RFC 792, RFC 4443.
+question is among the last MAX_QUESTIONS, and carry this incarnation's random identity: an old reply, or one to another
+program's ping, is no vote. RFC 792, RFC 4443.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SOL_RAW, _ICMP_FILTER, _ICMP6_FILTER = 255, 1, 1
 class GatewayProbe:
     """Asks one address. Create on a running loop; `answered(asked_ns)` is called for each reply.
 
-    device: leave by this interface only; empty: as the routing table says. Raises OSError when the socket is refused.
+    device: the only egress interface; empty: as the routing table decides. Raises OSError when the socket is refused.
     """
 
     def __init__(self, address: str, device: str, answered: Callable[[int], None]) -> None:

@@ -1,4 +1,4 @@
-"""One node's half of a pair, composed: failover machine, links to the peer, flow and configuration replication.
+"""This node as one of a pair, composed: failover machine, links to the peer, flow and configuration replication.
 
 Decides the order in which the parts start and stop, and what `cluster status` shows of them. A node has one of these while it
 is in a pair and none while it is single; it enters and leaves a pair in a running daemon.
@@ -78,8 +78,8 @@ class PairMember:
         if granted:
             resting = asyncio.get_running_loop().create_task(realtime_scheduling.rest_when_busy(), name="rests")
             self._undo.append(resting.cancel)
-        terms = EpochWriter(file, replace(stored, epoch=max(stored.epoch, parts.changes.config.epoch)))
-        self._undo.append(terms.close)
+        epochs = EpochWriter(file, replace(stored, epoch=max(stored.epoch, parts.changes.config.epoch)))
+        self._undo.append(epochs.close)
         self.links = links = PeerLinks(
             cluster, parts.settings, lambda: parts.changes.config.vips, realtime_scheduling.PRIORITY if granted else 0
         )
@@ -100,7 +100,7 @@ class PairMember:
             addresses=parts.addresses,
             links=links,
             flows=self.replicator,
-            terms=terms,
+            epochs=epochs,
             role_changed=self._role_changed,
             served=self._served,
         )

@@ -1,4 +1,4 @@
-"""Whether this node is single or half of a pair, and the change from one to the other in a running daemon.
+"""Whether this node is single or one of a pair, and the change from one to the other in a running daemon.
 
 Decides the order of its steps, so that a failure leaves the node single. What a pair's member does is decided in
 `ctl.cluster.member`; what `cluster create`, `join` and `destroy` store is decided in `ctl.cluster.pairing`.
@@ -104,7 +104,7 @@ class Membership:
     # --- in a running daemon -------------------------------------------------------------------------------------
 
     async def enter(self, cluster: ClusterSettings) -> None:
-        """Become half of a pair in the running daemon; cluster.json is the caller's business.
+        """Become one of a pair in the running daemon; the caller writes cluster.json.
 
         The creator stays active without a pause: call it before the other node can be active. The joiner begins fenced, and
         its addresses are removed. Raises XlbError with the node single.

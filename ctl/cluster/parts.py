@@ -1,4 +1,4 @@
-"""What half of a pair uses of its node, handed over by the composition root."""
+"""What a pair's member uses of its node, handed over by the composition root."""
 
 from __future__ import annotations
 

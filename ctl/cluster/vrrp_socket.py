@@ -1,9 +1,8 @@
 """A raw socket for VRRPv3 advertisements (RFC 9568) between the two nodes' data addresses.
 
 Does I/O and checks what the RFC asks of a receiver before anything is parsed: protocol 112, TTL 255 (it crossed no router),
-the peer's address. What an advertisement says is decided in
-`sync.failover.vrrp_codec`. Unicast to the peer; where multicast is wanted, to
-the group of RFC 9568 as well. The addresses are the nodes' own, so XDP leaves these packets to the kernel.
+the peer's address. `sync.failover.vrrp_codec` decides what an advertisement contains. Unicast to the peer; where multicast is
+wanted, to the group of RFC 9568 as well. The addresses are the nodes' own, so XDP leaves these packets to the kernel.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Difference:
     note: str = ""  # summary of an added object
 
     @property
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """E.g. "farm web: backend 10.0.0.3:80 weight 1 → 3"."""
         if self.action == "change":
             return f"{self.subject} {self.key} {_shown(self.old)} → {_shown(self.new)}"
@@ -37,9 +37,9 @@ def differences(old: Config, new: Config) -> tuple[Difference, ...]:
     return tuple(_differences(old, new))
 
 
-def sentences(old: Config, new: Config) -> list[str]:
+def summaries(old: Config, new: Config) -> list[str]:
     """The differences as messages, built one at a time."""
-    return [each.sentence for each in _differences(old, new)]
+    return [each.summary for each in _differences(old, new)]
 
 
 def _differences(old: Config, new: Config) -> Iterator[Difference]:

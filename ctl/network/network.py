@@ -65,7 +65,7 @@ class NetworkEvents:
 class ReadyAddresses(Protocol):
     """Addresses made ready beforehand: nothing here blocks, so that a takeover may do it on the event loop.
 
-    Each method goes on after a refusal and returns one sentence for each.
+    Each method continues after a refusal and returns one message per refusal.
     """
 
     @property

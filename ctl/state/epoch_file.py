@@ -22,7 +22,7 @@ MAX_EPOCH = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class EpochState:
     """State that survives a restart. `reserved`: an epoch in which this node may have been active (`sync.failover.epochs`).
 
     Leases: `sync.failover.agreement`.
@@ -42,7 +42,7 @@ class EpochFile:
         self.path = state_dir / FILE
         self._files = files or Files()
 
-    def load(self) -> tuple[Terms, str]:
+    def load(self) -> tuple[EpochState, str]:
         """The stored state, and a warning or "".
 
         A damaged file is saved under another name; the peer and the configuration know the earlier epochs. Raises XlbError if
@@ -51,7 +51,7 @@ class EpochFile:
         try:
             text = self._files.read(self.path, MAX_BYTES + 1)
         except FileNotFoundError:
-            return Terms(), ""
+            return EpochState(), ""
         except OSError as error:
             raise XlbError(f"cannot read {self.path}: {error.strerror}; run xlbd as root", storage_code(error)) from None
         try:
@@ -64,11 +64,11 @@ class EpochFile:
                 raise XlbError(
                     f"{self.path} is damaged and cannot be renamed: {reason.strerror}; move it away by hand", Code.DAMAGED_FILE
                 ) from None
-            return Terms(), f"{self.path} is damaged ({error}), saved as {kept}; this node learns the epoch from its peer"
+            return EpochState(), f"{self.path} is damaged ({error}), saved as {kept}; this node learns the epoch from its peer"
 
-    def save(self, terms: Terms) -> None:
+    def save(self, state: EpochState) -> None:
         """Returns once the file would survive a power cut. Raises OSError."""
-        text = json.dumps({"xlb": "epoch", "version": FORMAT_VERSION, **asdict(terms)}).encode() + b"\n"
+        text = json.dumps({"xlb": "epoch", "version": FORMAT_VERSION, **asdict(state)}).encode() + b"\n"
         self._files.replace(self.path, text)
 
     def remove(self) -> None:
@@ -76,7 +76,7 @@ class EpochFile:
         self._files.remove(self.path)
 
 
-def _decode(text: bytes, path: Path) -> Terms:
+def _decode(text: bytes, path: Path) -> EpochState:
     """Raises ValueError for what is damaged, XlbError for a newer format."""
     document = json.loads(text)
     if not isinstance(document, dict) or document.get("xlb") != "epoch":
@@ -92,7 +92,7 @@ def _decode(text: bytes, path: Path) -> Terms:
     epoch, reserved, maintenance = (document.get(key) for key in ("epoch", "reserved", "maintenance"))
     if not _is_number(epoch) or not _is_number(reserved) or not isinstance(maintenance, bool):
         raise ValueError("epoch, reserved: expected numbers, maintenance: true or false")
-    return Terms(epoch, reserved, maintenance, *(_lease(document, key) for key in ("lease_ns", "peer_lease_ns")))
+    return EpochState(epoch, reserved, maintenance, *(_lease(document, key) for key in ("lease_ns", "peer_lease_ns")))
 
 
 def _lease(document: dict[str, object], key: str) -> int:

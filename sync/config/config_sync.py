@@ -1,15 +1,15 @@
-"""The farm configuration on two nodes: who may change it, when a change counts, and which version wins.
+"""The farm configuration on two nodes: which node may change it, when a change counts, and which version wins.
 
-Decides versions and answers. Must not know sockets, files, clocks, or what a configuration says: a body is opaque bytes.
+Decides versions and answers. Must not know sockets, files, clocks, or what a configuration contains: a body is opaque bytes.
 
-A version is (epoch, generation): the term in which the change was accepted, and a count that grows by one with each. One
-node serves per epoch, so within an epoch versions are one line of history, and a document carries the last generation
-of each earlier epoch it builds on. That tells an ancestor, which is replaced silently, from the other side of a split,
-which is kept beside the winner and named.
+A version is (epoch, generation): the epoch in which the change was accepted, and a count that grows by one with each. One
+node is active per epoch, so within an epoch versions are one line of history, and a document carries the last generation
+of each earlier epoch it builds on. So an ancestor, which is replaced silently, differs from the other side of a split,
+which is saved and named in the log.
 
 A change is stored here, then on the peer, then answered. If the peer is absent, or does not confirm in time, the answer
-says so in plain words. A change that was not answered may survive or not; one that was is never lost: whoever has the
-higher version gives it to the other, and what it replaces is either its ancestor or kept.
+has a note. A change that was not answered may survive or not; an answered one is never lost: the node with the higher
+version offers it to the other, and what it replaces is either its ancestor or saved.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Document:
         return any(e == epoch and generation <= g for e, g in (*self.history, self.version))
 
     def successor(self, epoch: int, body: bytes) -> Document:
-        """The document after one change, accepted in the term `epoch`."""
+        """The document after one change, accepted in the epoch `epoch`."""
         same_term = self.version[0] == epoch or self.version == (0, 0)
         history = self.history if same_term else (*self.history, self.version)[-MAX_HISTORY:]
         return Document((epoch, self.version[1] + 1), history, body)
@@ -61,7 +61,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class KeepConflict:
-    """Write the document beside the configuration, with fsync, before the next effect, and name it in the log."""
+    """Save the document in a file of its own, with fsync, before the next effect, and name it in the log."""
 
     document: Document
     winner: Version
@@ -83,7 +83,7 @@ class SendOffer:
 
 @dataclass(frozen=True, slots=True)
 class SendVersion:
-    """Tell the peer which version is on disk here."""
+    """Send the peer the version that is on disk here."""
 
     version: Version
 
@@ -100,7 +100,7 @@ class Why(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Tell the asker of the change.
+    """Answer the request for the change.
 
     `ok`: it is on this node's disk. `on_peer`: on the peer's too. `why`: the cause when it is not ok.
     """
@@ -122,20 +122,20 @@ class ConfigSync:
         self.document = document  # newest accepted here
         self.stored_version = document.version
         self.peer = peer
-        self.epoch = 0  # term this node serves in; 0: it does not serve
+        self.epoch = 0  # in which this node is active; 0: it is not
         self.peer_version: Version | None = None  # on the peer's disk; None: absent
         self._previous = document
-        self._request = 0  # the one change under way; 0: none
+        self._request = 0  # the one change in progress; 0: none
         self._request_ns = 0
         self._offered: tuple[Version, int] = ((0, 0), 0)
 
     @property
     def busy(self) -> bool:
-        """Whether a change is under way: the next one must wait for its answer."""
+        """Whether a change is in progress: the next one must wait for its answer."""
         return self._request != 0 or self.stored_version != self.document.version
 
     def serve(self, epoch: int) -> list[Effect]:
-        """This node serves in the term `epoch`; 0: it no longer does."""
+        """This node is active in `epoch`; 0: it no longer is."""
         out: list[Effect] = []
         if not epoch and self._request:
             out.append(
@@ -150,7 +150,7 @@ class ConfigSync:
         return out
 
     def change(self, request: int, body: bytes, now_ns: int) -> list[Effect]:
-        """Somebody wants the configuration to be `body`, made from the present one. request: non-zero, for the answer."""
+        """A client changes the configuration to `body`, made from the present one. request: non-zero, for the answer."""
         if not self.epoch:
             return [Answer(request, False, False, f"this node is not active; make the change on {self.peer}", Why.NOT_SERVING)]
         if self.busy or self.epoch < self.document.version[0]:
@@ -187,7 +187,7 @@ class ConfigSync:
             return []
         if version < self.stored_version:
             return self._offer(now_ns)
-        # A newer one will be offered to this node, and tells then whether it holds the change.
+        # A newer one will be offered to this node, which then learns whether it holds the change.
         return self._answer_if_asked(True, "stored on both nodes") if version == self.stored_version else []
 
     def peer_gone(self) -> list[Effect]:

@@ -1,8 +1,9 @@
-"""Flows as the bytes of a block, and both table entries of a connection from the one that travels.
+"""Flows as the bytes of a block, and both map entries of a connection from the one that is replicated.
 
-Decides what of a flow travels: everything but what only its own node can know (MACs, way out, MTU). Must not know sockets,
-tables or clocks; what the columns are and what bits mean is told by the caller, who knows the kernel's layouts. A block
-holds the forward entry of each connection; the entry of the other direction follows from it, as in `bpf/flow.family.h`.
+Decides what of a flow is replicated: everything but what only its own node can know (MACs, egress interface, MTU). Must not
+know sockets, maps or clocks; the caller, which knows the kernel's layouts, passes the columns and the meaning of the bits. A
+block holds the forward entry of each connection; the entry of the other direction follows from it, as in
+`bpf/program/flow.family.h`.
 
 Columns are numpy structured arrays. No Python per flow.
 """
@@ -24,8 +25,8 @@ Array = NDArray[Any]
 
 VERSION = 1
 PRESENT, REMOVED = 0, 255
-"""Record types: an entry as it stands in the table; one that was taken out on purpose. The kernel's event types lie between
-them and say the same as PRESENT: the record is what the entry has become."""
+"""Record types: an entry as it is in the map; one that was removed on purpose. The kernel's event types have values between
+them and mean the same as PRESENT: the record is the entry after the event."""
 
 LOCAL_FIELDS = frozenset({"destination_mac", "source_mac", "interface", "next_hop_generation", "mtu", "zero"})
 _ONE_HOP = int.from_bytes(b"\x01\x00", sys.byteorder)  # the hop limit is the high byte of its 16-bit word

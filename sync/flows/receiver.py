@@ -1,4 +1,4 @@
-"""Flow replication, the side of the node that stands by: blocks in, work on the table and answers out.
+"""Flow replication, the backup's side: blocks in, work on the flow maps and acknowledgements out.
 
 Decides what counts as received, which stream is followed, and when the two tables are in step. Must not know sockets, clocks,
 the kernel, what a flow is, or why the sender sends what it sends.
@@ -52,7 +52,7 @@ class Receiver:
         self.layout, self.limits = layout, limits
         self.in_step = False
         self.serving = False
-        self._boot = self._session = 0  # the stream followed last; only the peer's present run is followed
+        self._boot = self._session = 0  # the stream followed last; only the peer's present incarnation is followed
         self._known = False  # whether this node is in the middle of that stream
         self._epoch = 0
         self._received = self._applied = 0
@@ -60,7 +60,7 @@ class Receiver:
         self._gap_said_ns = -(1 << 62)
 
     def set_peer(self, boot: int) -> None:
-        """The peer's present run, as `Failover.peer_boot` says: streams of any other are late."""
+        """The peer's present incarnation (`Failover.peer_boot`): streams of any other are late."""
         if boot != self._boot:
             self._boot, self._session, self._known = boot, 0, False
 
@@ -84,7 +84,7 @@ class Receiver:
                     f"flow layout {block.layout:#x}, expected {self.layout:#x}: install the same version on both nodes",
                 )
             ]
-        if self.serving and block.kind is not Kind.LIVE:
+        if self.serving and block.kind is not Kind.DELTA:
             return []
         out: list[Effect] = []
         if not self._is_current(block):

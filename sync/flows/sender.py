@@ -1,7 +1,7 @@
-"""Flow replication, the side of the node that serves: changes and slices of the table in, blocks out.
+"""Flow replication, the active node's side: changes and parts of the flow maps in, blocks out.
 
 Decides what is sent, in which order, what is sent again, and when a new snapshot is needed. Must not know sockets, clocks, the
-kernel, what a flow is, or how the peer takes blocks in; why the order is right stands in `sync.flows.stream`.
+kernel, what a flow is, or how the peer takes blocks in; `sync.flows.stream` proves that the order is right.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class SendBlock:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadSlice:
-    """Read the next part of the flow table and call `slice_read` with it. `first`: from the table's beginning."""
+class ReadPart:
+    """Read the next part of the flow maps and call `part_read` with it. `first`: from the beginning."""
 
     session: int
     first: bool
@@ -37,7 +37,7 @@ class Flushed:
     number: int
 
 
-Effect = SendBlock | ReadSlice | Flushed | StepChanged
+Effect = SendBlock | ReadPart | Flushed | StepChanged
 
 
 class _Pending:
@@ -61,8 +61,8 @@ class Sender:
         self._queued_records = 0
         self._window: deque[Block] = deque()
         self._sent = self._acked = self._limit = 0
-        self._slice_asked = self._slices_done = False
-        self._snapshot_acked = self._slices_read = 0
+        self._part_requested = self._parts_done = False
+        self._snapshot_acked = self._parts_read = 0
         self._progress_ns = 0
         self._flushes: deque[tuple[int, int]] = deque(maxlen=16)  # number, blocks that must be applied
         self._entered = 0  # blocks that entered the queue in this stream
@@ -84,7 +84,7 @@ class Sender:
         """Flow changes were read from the kernel, in the order they happened."""
         if not self.running:
             return []
-        self._enqueue(_Pending(Kind.LIVE, now_ns, family, count, payload))
+        self._enqueue(_Pending(Kind.DELTA, now_ns, family, count, payload))
         if self._queued_records > self.limits.queued_records:
             return self._resync("the queue of changes is full", now_ns)
         return self._pump()
@@ -93,22 +93,22 @@ class Sender:
         """The kernel lost changes because its ring was full."""
         return self._resync("the kernel's ring buffer overflowed", now_ns) if self.running else []
 
-    def slice_read(self, session: int, family: int, count: int, payload: bytes, last: bool, now_ns: int) -> list[Effect]:
-        """Answer to ReadSlice. `last`: the table has no more."""
-        if session != self.session or not self._slice_asked:
+    def part_read(self, session: int, family: int, count: int, payload: bytes, last: bool, now_ns: int) -> list[Effect]:
+        """Answer to ReadPart. `last`: the table has no more."""
+        if session != self.session or not self._part_requested:
             return []
-        self._slice_asked = False
-        self._slices_read += 1
-        # In front of every change read since the slice was asked for: those may be newer than it.
+        self._part_requested = False
+        self._parts_read += 1
+        # In front of every change read since the part was requested: those may be newer than it.
         if last:
-            self._slices_done = True
+            self._parts_done = True
             self._enqueue(_Pending(Kind.END, now_ns), front=True)
         if count:
-            self._enqueue(_Pending(Kind.SLICE, now_ns, family, count, payload), front=True)
+            self._enqueue(_Pending(Kind.SNAPSHOT, now_ns, family, count, payload), front=True)
         return self._pump()
 
     def acknowledged(self, ack: Acknowledgement, now_ns: int) -> list[Effect]:
-        """The peer says what it has applied."""
+        """The peer acknowledges what it has applied."""
         if not self.running or (ack.boot, ack.session) != (self.boot, self.session):
             return []
         if ack.problem:
@@ -124,7 +124,7 @@ class Sender:
         while self._window and self._window[0].sequence <= ack.sequence:
             block = self._window.popleft()
             self._acked = block.sequence
-            self._snapshot_acked += block.count if block.kind is Kind.SLICE else 0
+            self._snapshot_acked += block.count if block.kind is Kind.SNAPSHOT else 0
         self._limit = max(self._limit, min(ack.limit, self._acked + self.limits.window_blocks))
         if ack.in_step and not self.in_step:
             self.in_step = True
@@ -155,10 +155,10 @@ class Sender:
     def lag_ns(self, now_ns: int) -> int:
         """Age of the oldest change the peer has not applied; 0 when there is none."""
         for block in self._window:
-            if block.kind is Kind.LIVE:
+            if block.kind is Kind.DELTA:
                 return max(0, now_ns - block.clock_ns)
         for pending in self._queue:
-            if pending.kind is Kind.LIVE:
+            if pending.kind is Kind.DELTA:
                 return max(0, now_ns - pending.clock_ns)
         return 0
 
@@ -176,8 +176,8 @@ class Sender:
         self._window.clear()
         self._flushes.clear()
         self._queued_records = self._sent = self._acked = self._limit = self._entered = 0
-        self._snapshot_acked = self._slices_read = 0
-        self._slice_asked = self._slices_done = False
+        self._snapshot_acked = self._parts_read = 0
+        self._part_requested = self._parts_done = False
 
     def _resync(self, why: str, now_ns: int) -> list[Effect]:
         self.resyncs += 1
@@ -193,9 +193,9 @@ class Sender:
         self._entered += 1
 
     def _pump(self) -> list[Effect]:
-        """Send what may be sent; with nothing left to send, ask for the next slice of an unfinished snapshot."""
+        """Send what may be sent; with nothing left to send, request the next part of an unfinished snapshot."""
         out: list[Effect] = []
-        while self._queue and self._sent < self._limit and not self._slice_asked:
+        while self._queue and self._sent < self._limit and not self._part_requested:
             pending = self._queue.popleft()
             self._queued_records -= pending.count
             self._sent += 1
@@ -205,9 +205,9 @@ class Sender:
             )  # fmt: skip
             self._window.append(block)
             out.append(SendBlock(block))
-        if not self._queue and self._acked and self._sent < self._limit and not (self._slices_done or self._slice_asked):
-            self._slice_asked = True
-            out.append(ReadSlice(self.session, first=self._slices_read == 0))
+        if not self._queue and self._acked and self._sent < self._limit and not (self._parts_done or self._part_requested):
+            self._part_requested = True
+            out.append(ReadPart(self.session, first=self._parts_read == 0))
         return out
 
     def _again(self, now_ns: int) -> list[Effect]:

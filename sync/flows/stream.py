@@ -1,16 +1,16 @@
-"""A stream of flows from the node that serves to its peer: what its blocks and acknowledgements say, and its bounds.
+"""A stream of flows from the active node to its peer: its blocks, its acknowledgements, its bounds.
 
 Decides nothing; `sync.flows.sender` and `sync.flows.receiver` do. A payload is opaque bytes with a count of records.
 
-A stream is (boot, session): BEGIN, then SLICEs of a snapshot mixed with LIVE changes, then END, then LIVE changes. Blocks are
-numbered from 1; the receiver takes them in order only, acknowledges what it has applied, and says how far it may be sent.
+A stream is (boot, session): BEGIN, then SNAPSHOT parts mixed with DELTAs, then END, then DELTAs. Blocks are numbered from 1;
+the receiver takes them in order only, acknowledges what it has applied, and grants how far the sender may send.
 A gap makes the sender send again what it still holds; if it no longer holds it, or changes were lost before they
 became a block, or the receiver does not know the stream, a new stream starts from a new snapshot.
 
 Why no snapshot entry overwrites a newer change. Every change of a key enters the stream in the order it happened, and a
-slice is put before every change that was read from the kernel after the slice was asked for. Look at the last record of a
-key in the stream. If it is a change, it is the latest one: a later one would have been read later and be behind it. If it is
-from a slice, no change of the key was read after the slice was asked for, so the slice saw the latest.
+snapshot part is put before every change that was read from the kernel after the part was requested. Look at the last record of
+a key in the stream. If it is a change, it is the latest one: a later one would have been read later and be behind it. If it is
+from a snapshot part, no change of the key was read after the part was requested, so the part holds the latest.
 Records are applied in stream order, so the last record is what remains. Keys the sender does not have are not in
 the stream at all: END deletes what no record since BEGIN named.
 """
@@ -25,8 +25,8 @@ class Kind(enum.IntEnum):
     """What a block is."""
 
     BEGIN = 1
-    SLICE = 2
-    LIVE = 3
+    SNAPSHOT = 2  # a part of it
+    DELTA = 3
     END = 4
 
 
@@ -62,7 +62,7 @@ class Acknowledgement:
 
 @dataclass(frozen=True, slots=True)
 class StepChanged:
-    """The tables are or are no longer in step; `why` is the sentence for the log."""
+    """The maps of both nodes are or are no longer in step; `why` is the reason for the log."""
 
     in_step: bool
     why: str
@@ -74,4 +74,4 @@ class Limits:
 
     window_blocks: int = 64  # sent and not yet applied
     queued_records: int = 1 << 20  # read and not yet sent; beyond it the stream starts again
-    retry_ns: int = 200_000_000  # no progress for so long: send again
+    retry_ns: int = 200_000_000  # without progress for this long: send again

@@ -211,7 +211,7 @@ class Bed:
         assert self.plane.update_flows(family.name, keys, self.blank_flows(family, len(keys))) == len(keys)
 
     def clear(self, flow_map: str, family: Family) -> None:
-        for keys, _ in list(self.plane.flow_slices(flow_map, family.name, 4096)):
+        for keys, _ in list(self.plane.flow_batches(flow_map, family.name, 4096)):
             self.plane.delete_flows(flow_map, family.name, keys)
 
     def farm(
@@ -263,7 +263,7 @@ class Bed:
     def flows(self, flow_map: str, family: Family) -> dict[FlowTuple, FlowEntry]:
         """All entries of a flow map by their arriving tuple."""
         found: dict[FlowTuple, FlowEntry] = {}
-        for keys, values in self.plane.flow_slices(flow_map, family.name, 4096):
+        for keys, values in self.plane.flow_batches(flow_map, family.name, 4096):
             found |= {entry.arrives: entry for entry in self.plane.decode_flows(flow_map, keys, values)}
         return found
 
@@ -273,7 +273,7 @@ class Bed:
             sorted(
                 (keys.tobytes(), values.tobytes())
                 for flow_map in ("flows", "embryonic")
-                for keys, values in self.plane.flow_slices(flow_map, family.name, 4096)
+                for keys, values in self.plane.flow_batches(flow_map, family.name, 4096)
             )
         )
 

@@ -71,7 +71,7 @@ def test_established_is_reported_with_the_forward_entry(paired_bed: Bed, family:
         (record,) = take()
     assert record["type"] == EventType.ESTABLISHED
     assert record["flow"]["flags"] & FlowFlag.FORWARD
-    (keys, values), *_ = paired_bed.plane.flow_slices("flows", family.name, 64)
+    (keys, values), *_ = paired_bed.plane.flow_batches("flows", family.name, 64)
     (at,) = np.flatnonzero(values["flags"] & FlowFlag.FORWARD)
     assert record["key"] == keys[at]
     for field in ("source", "destination", "source_port", "destination_port", "l3_delta", "l4_delta", "farm", "backend"):
@@ -85,7 +85,7 @@ def test_a_busy_connection_is_reported_again(paired_bed: Bed, family: Family) ->
     with ring(paired_bed, family) as take:
         client(paired_bed, family, "A")
         assert len(take()) == 0
-        for keys, values in list(paired_bed.plane.flow_slices("flows", family.name, 64)):
+        for keys, values in list(paired_bed.plane.flow_batches("flows", family.name, 64)):
             values["last_seen"] -= 1 << REFRESH_SHIFT
             paired_bed.plane.update_flows(family.name, keys, values)
         backend(paired_bed, family, "A")
@@ -104,7 +104,7 @@ def test_busy_connections_are_not_all_reported_at_once(paired_bed: Bed, family: 
     for port in ports:
         establish(paired_bed, family, port)
     with ring(paired_bed, family) as take:
-        for keys, values in list(paired_bed.plane.flow_slices("flows", family.name, 1024)):
+        for keys, values in list(paired_bed.plane.flow_batches("flows", family.name, 1024)):
             values["last_seen"] -= 1 << (REFRESH_SHIFT - 2)
             paired_bed.plane.update_flows(family.name, keys, values)
         for port in ports:

@@ -211,7 +211,7 @@ def test_dnat_keeps_even_a_privileged_port(bed: Bed, family: Family) -> None:
 
 def test_last_seen_follows_the_clock(farm: Bed, family: Family) -> None:
     establish(farm, family)
-    ((keys, values),) = farm.plane.flow_slices("flows", family.name, 64)
+    ((keys, values),) = farm.plane.flow_batches("flows", family.name, 64)
     values["last_seen"] = 5
     farm.plane.update_flows(family.name, keys, values)
     client(farm, family, "A")

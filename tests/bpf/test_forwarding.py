@@ -137,5 +137,5 @@ def test_a_midstream_packet_is_derived_again(bed: Bed, family: Family) -> None:
     assert again.frame[:12] == first.frame[:12]  # the same backend's MAC
     (entry,) = [entry for entry in bed.flows("embryonic", family).values() if entry.forward]
     assert entry.arrives == FlowTuple(family.client, family.vip, 40000, 80, Protocol.TCP)
-    _, values = next(iter(bed.plane.flow_slices("embryonic", family.name, 64)))
+    _, values = next(iter(bed.plane.flow_batches("embryonic", family.name, 64)))
     assert all(flags & FlowFlag.DERIVED for flags in values["flags"])

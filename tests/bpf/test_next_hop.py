@@ -49,7 +49,7 @@ def test_an_entry_from_the_peer_has_no_next_hop_yet(bed: Bed, family: Family) ->
     """What replication brings carries no MACs; both directions find theirs."""
     bed.farm(family.vip, (family.far(11), 8080))
     establish(bed, family)
-    rows: list[tuple[Any, Any]] = list(bed.plane.flow_slices("flows", family.name, 64))
+    rows: list[tuple[Any, Any]] = list(bed.plane.flow_batches("flows", family.name, 64))
     for keys, values in rows:
         for field in ("destination_mac", "source_mac", "interface", "next_hop_generation", "mtu"):
             values[field] = 0
@@ -82,9 +82,9 @@ def test_a_larger_mtu_is_noticed_without_a_new_generation(bed: Bed, family: Fami
     """A packet longer than the cached MTU makes the program look up the FIB again."""
     bed.farm(family.vip, (family.far(11), 8080))
     establish(bed, family)
-    for keys, values in list(bed.plane.flow_slices("flows", family.name, 64)):
+    for keys, values in list(bed.plane.flow_batches("flows", family.name, 64)):
         values["mtu"] = 60
         bed.plane.update_flows(family.name, keys, values)
     assert bed.send(bytes(from_client(family, flags="A"))).verdict == "forward_redirect"
-    (row,) = [v for _, values in bed.plane.flow_slices("flows", family.name, 64) for v in values if v["flags"] & 1]
+    (row,) = [v for _, values in bed.plane.flow_batches("flows", family.name, 64) for v in values if v["flags"] & 1]
     assert row["mtu"] == 1500

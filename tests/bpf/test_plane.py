@@ -74,7 +74,7 @@ def plane(kernel: Kernel) -> Iterator[KernelPlane]:
     plane.apply([DeleteService(key) for key in plane.services()])
     plane.apply([DeleteVip(address) for address in plane.vips()])
     for flow_map, family in itertools.product(("flows", "embryonic"), ("v4", "v6")):
-        for keys, _ in plane.flow_slices(flow_map, family, 4096):
+        for keys, _ in plane.flow_batches(flow_map, family, 4096):
             plane.delete_flows(flow_map, family, keys)
 
 
@@ -263,24 +263,24 @@ def seen(slices: Iterator[tuple[Array, Array]]) -> list[int]:
 
 
 @pytest.mark.parametrize("family", ["v4", "v6"])
-@pytest.mark.parametrize("slice_size", [1, 100, 100_000])
-def test_slices_show_every_flow_once(plane: KernelPlane, family: str, slice_size: int) -> None:
+@pytest.mark.parametrize("batch_size", [1, 100, 100_000])
+def test_slices_show_every_flow_once(plane: KernelPlane, family: str, batch_size: int) -> None:
     """A slice of one is smaller than most buckets that hold something: the kernel's ENOSPC is handled."""
     keys, values = flows(plane, family, 1000)
     assert plane.update_flows(family, keys, values) == 1000
-    assert seen(plane.flow_slices("flows", family, slice_size)) == list(range(1000))
+    assert seen(plane.flow_batches("flows", family, batch_size)) == list(range(1000))
     other = "v6" if family == "v4" else "v4"
-    assert seen(plane.flow_slices("flows", other, slice_size)) == []
-    assert seen(plane.flow_slices("embryonic", family, slice_size)) == []
+    assert seen(plane.flow_batches("flows", other, batch_size)) == []
+    assert seen(plane.flow_batches("embryonic", family, batch_size)) == []
 
 
 def test_a_sweep_may_delete_while_it_reads(plane: KernelPlane) -> None:
     keys, values = flows(plane, "v4", 3000)
     plane.update_flows("v4", keys, values)
-    for slice_keys, slice_values in plane.flow_slices("flows", "v4", 256):
+    for slice_keys, slice_values in plane.flow_batches("flows", "v4", 256):
         old = slice_values["last_seen"] < 1500
         assert plane.delete_flows("flows", "v4", slice_keys[old]) == int(old.sum())
-    assert seen(plane.flow_slices("flows", "v4", 256)) == list(range(1500, 3000))
+    assert seen(plane.flow_batches("flows", "v4", 256)) == list(range(1500, 3000))
 
 
 def test_lookup_returns_which_exist(plane: KernelPlane) -> None:
@@ -299,7 +299,7 @@ def test_delete_skips_missing_keys(plane: KernelPlane, present: Sequence[int]) -
     there = np.array(list(present), dtype=np.intp)
     plane.update_flows("v4", keys[there], values[there])
     assert plane.delete_flows("flows", "v4", keys) == len(there)
-    assert seen(plane.flow_slices("flows", "v4", 4096)) == []
+    assert seen(plane.flow_batches("flows", "v4", 4096)) == []
 
 
 def test_a_full_flow_map_returns_how_many_were_written(plane: KernelPlane) -> None:
@@ -316,7 +316,7 @@ def test_flows_are_decoded(plane: KernelPlane) -> None:
     plane.update_flows("v4", keys, values)
     entries = [
         entry
-        for slice_keys, slice_values in plane.flow_slices("flows", "v4", 10)
+        for slice_keys, slice_values in plane.flow_batches("flows", "v4", 10)
         for entry in plane.decode_flows("flows", slice_keys, slice_values)
     ]
     (entry,) = [each for each in entries if each.last_seen_tick == 2]

@@ -113,7 +113,7 @@ def reply_frame(bed: Bed, family: Family, mode: Mode, protocol: Protocol, port: 
 def rows(bed: Bed, family: Family) -> dict[bytes, Array]:
     return {
         key.tobytes(): value.copy()
-        for keys, values in bed.plane.flow_slices("flows", family.name, 4096)
+        for keys, values in bed.plane.flow_batches("flows", family.name, 4096)
         for key, value in zip(keys, values, strict=True)
     }
 
@@ -185,7 +185,7 @@ def test_the_backup_keeps_what_the_active_keeps_and_no_longer_than_the_slack(joi
     joined.meet()
     joined.settle()
     timeouts = expiry.timeout_ticks(Config())
-    (keys, values), *_ = joined.backup.plane.flow_slices("flows", family.name, 64)
+    (keys, values), *_ = joined.backup.plane.flow_batches("flows", family.name, 64)
     found, pairs = joined.backup.plane.lookup_flows("flows", family.name, expiry.opposite_keys(keys, values))
     assert found.all() and len(keys) == 2
     limit = expiry.to_ticks(expiry.NO_FARM_S) + (1 << 9)

@@ -227,10 +227,10 @@ class FakePlane:
     def backend_traffic(self) -> Array:
         return self.backend_counts.copy()
 
-    def flow_slices(self, flow_map: str, family: str, slice_size: int) -> Iterator[tuple[Array, Array]]:
+    def flow_batches(self, flow_map: str, family: str, batch_size: int) -> Iterator[tuple[Array, Array]]:
         entries = list(self.flow_maps[flow_map, family].items())
-        for start in range(0, len(entries), slice_size):
-            part = entries[start : start + slice_size]
+        for start in range(0, len(entries), batch_size):
+            part = entries[start : start + batch_size]
             yield (
                 np.frombuffer(b"".join(key for key, _ in part), dtype=key_dtype(family)).copy(),
                 np.frombuffer(b"".join(value for _, value in part), dtype=flow_dtype(family)).copy(),

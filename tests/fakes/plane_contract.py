@@ -160,13 +160,13 @@ class PlaneContract:
     # --- flows -----------------------------------------------------------------------------------------------
 
     @both_families
-    @pytest.mark.parametrize("slice_size", [1, 7, 1000])
-    def test_slices_show_every_flow_once(self, subject: Subject, family: str, slice_size: int) -> None:
+    @pytest.mark.parametrize("batch_size", [1, 7, 1000])
+    def test_slices_show_every_flow_once(self, subject: Subject, family: str, batch_size: int) -> None:
         plane = subject.plane
         assert plane.update_flows(family, *subject.flows(family, 50)) == 50
-        assert numbers(plane.flow_slices("flows", family, slice_size)) == list(range(50))
-        assert numbers(plane.flow_slices("flows", "v6" if family == "v4" else "v4", slice_size)) == []
-        assert numbers(plane.flow_slices("embryonic", family, slice_size)) == []
+        assert numbers(plane.flow_batches("flows", family, batch_size)) == list(range(50))
+        assert numbers(plane.flow_batches("flows", "v6" if family == "v4" else "v4", batch_size)) == []
+        assert numbers(plane.flow_batches("embryonic", family, batch_size)) == []
 
     @both_families
     def test_flows_are_found_overwritten_and_deleted(self, subject: Subject, family: str) -> None:
@@ -177,9 +177,9 @@ class PlaneContract:
         assert found.tolist() == [True, False] * 5 and there["last_seen"][found].tolist() == [0, 2, 4, 6, 8]
         values["last_seen"] += 100
         assert plane.update_flows(family, keys[:4], values[:4]) == 4
-        assert numbers(plane.flow_slices("flows", family, 100)) == [4, 6, 8, 100, 101, 102, 103]
+        assert numbers(plane.flow_batches("flows", family, 100)) == [4, 6, 8, 100, 101, 102, 103]
         assert plane.delete_flows("flows", family, keys[3:]) == 4
-        assert numbers(plane.flow_slices("flows", family, 100)) == [100, 101, 102]
+        assert numbers(plane.flow_batches("flows", family, 100)) == [100, 101, 102]
 
     @both_families
     def test_a_full_flow_map_reports_how_many_were_written(self, subject: Subject, family: str) -> None:
@@ -199,7 +199,7 @@ class PlaneContract:
         assert events is not None
         events.read(1 << 20)
         subject.establish(family, 3)
-        assert sum(len(keys) for keys, _ in plane.flow_slices("flows", family, 100)) == 6
+        assert sum(len(keys) for keys, _ in plane.flow_batches("flows", family, 100)) == 6
         assert events.backlog() == 3
         parts = [events.read(2), events.read(2), events.read(2)]
         assert [len(part) for part in parts] == [2, 1, 0]

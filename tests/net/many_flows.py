@@ -34,7 +34,7 @@ def put_connections(node: Node, count: int) -> None:
 
 def _model(plane: KernelPlane) -> tuple[Array, Array]:
     """The forward entry of a real connection."""
-    for keys, values in plane.flow_slices("flows", "v4", 4096):
+    for keys, values in plane.flow_batches("flows", "v4", 4096):
         ours = np.flatnonzero((keys["destination_port"] == PORTS["tcp"]) & (values["destination_port"] == PORTS["tcp"]))
         if len(ours):
             return keys[ours[:1]], values[ours[:1]]

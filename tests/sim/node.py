@@ -309,7 +309,7 @@ class Daemon:
         await self.transaction.load()
         await self.transaction.replan()
         await self.transaction.follow_addresses()
-        terms = EpochWriter(file, replace(stored, epoch=max(stored.epoch, self.transaction.config.epoch)), thread=_NO_THREAD)
+        epochs = EpochWriter(file, replace(stored, epoch=max(stored.epoch, self.transaction.config.epoch)), thread=_NO_THREAD)
         self.replicator = Flows(
             kernel,
             self.links.send_flows,
@@ -323,7 +323,7 @@ class Daemon:
         peer = self.config.peer
         self.replica = ConfigReplica(self.transaction, PAIR_ID, peer, STATE_DIR, self.serving_epoch, disk, now_ns)
         self.peer_link = PeerLink(peer, self.links.send_configuration, _answer_nothing, self.replica.heard)
-        sinks = Sinks(kernel, self.addresses, self.links, self.replicator, terms, served=self._served)
+        sinks = Sinks(kernel, self.addresses, self.links, self.replicator, epochs, served=self._served)
         self.pair = FailoverDriver(self.config, sinks, self._standing, self._gave_up, self.boot, now_ns)
         self.pair.start()
         self.ready = True

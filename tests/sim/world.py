@@ -21,7 +21,7 @@ from ctl.config.model import Config, Vip
 from ctl.config.record_codec import Encoder
 from ctl.network.network import InterfaceAddress
 from ctl.network.vip_addresses import wanted
-from ctl.state.epoch_file import EpochFile, Terms
+from ctl.state.epoch_file import EpochFile, EpochState
 from ctl.state.store import FILE as FARMS_FILE
 from ctl.state.store import Store
 from sync.failover import types
@@ -148,7 +148,7 @@ class World:
         self.closed_at = -1
         self.nodes = [Node(self, 0), Node(self, 1)]
         for node in self.nodes:  # the pair was made a while ago, when both had the same times
-            EpochFile(STATE_DIR, node.disk).save(Terms(0, 0, False, formed.lease_ns, formed.lease_ns))
+            EpochFile(STATE_DIR, node.disk).save(EpochState(0, 0, False, formed.lease_ns, formed.lease_ns))
             Store(STATE_DIR, node.disk).save(FIRST_RECORD)
         self.fault_count = rng.randint(1, self.profile.most_faults) if faults is None else faults
 

@@ -24,7 +24,7 @@ from ctl.health.probes.runner import CheckRunner, load_down
 from ctl.network.network import InterfaceAddress
 from ctl.network.vip_addresses import VipAddresses
 from ctl.state.cluster_file import ClusterFile
-from ctl.state.epoch_file import EpochFile, Terms
+from ctl.state.epoch_file import EpochFile, EpochState
 from ctl.state.store import Store
 from tests.earlier import code_of
 from tests.fakes.network import FakeNetwork
@@ -117,7 +117,7 @@ def test_farms_pair_and_epoch_of_0_1_0_are_read() -> None:
     cluster = ClusterFile(WRITTEN).load()
     assert cluster is not None
     assert (cluster.pair_id, cluster.own.name, cluster.peer.name) == (config.pair, "lb2", "lb1")
-    assert EpochFile(WRITTEN).load() == (Terms(3, 5, False, 300_000_000, 300_000_000), "")
+    assert EpochFile(WRITTEN).load() == (EpochState(3, 5, False, 300_000_000, 300_000_000), "")
 
 
 def test_run_time_files_of_0_1_0_are_read() -> None:
@@ -146,7 +146,7 @@ def test_0_1_0_reads_what_this_version_writes(old_code: Path, tmp_path: Path) ->
     cluster = ClusterFile(WRITTEN).load()
     assert cluster is not None
     ClusterFile(tmp_path).save(replace(cluster, own=replace(cluster.own, priority=60)))
-    EpochFile(tmp_path).save(Terms(4, 6, True, 200_000_000, 300_000_000))
+    EpochFile(tmp_path).save(EpochState(4, 6, True, 200_000_000, 300_000_000))
     checks = HealthChecks(load_down(WRITTEN))
     checks.configure(config, 0)
     CheckRunner(checks, tmp_path, lambda transition: None).save_down()

@@ -38,12 +38,12 @@ class ConfigCommands:
             return await self.diff(arguments)
         wanted = await _wanted(arguments)
         done = await self.commit(lambda config: changes.replace_all(config, wanted))
-        return Noted(await asyncio.to_thread(diff.sentences, done.old, done.new), done.note)
+        return Noted(await asyncio.to_thread(diff.summaries, done.old, done.new), done.note)
 
     async def diff(self, arguments: Arguments) -> Result:
         """What `apply` would change."""
         wanted, config = await _wanted(arguments), self.config()
-        return await asyncio.to_thread(lambda: diff.sentences(config, changes.replace_all(config, wanted)))
+        return await asyncio.to_thread(lambda: diff.summaries(config, changes.replace_all(config, wanted)))
 
     async def export(self, _: Arguments) -> Result:
         """The configuration as a document that `apply` takes."""

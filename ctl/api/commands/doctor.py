@@ -1,7 +1,7 @@
 """`xlbctl doctor`: what the node needs, one finding per line with its remedy.
 
 Looks, changes nothing. Blocks for a moment (it reads tables and /proc): called in a thread. A check that cannot be made
-counts as failed and says why.
+counts as failed, with the reason.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def _drops(node: ExaminedNode) -> Iterator[Finding]:
                 name,
                 False,
                 f"{packets} packets since the tables were made: {reasons[name]}",
-                "xlbctl stats --watch shows whether it goes on",
+                "xlbctl stats --watch shows whether it continues",
             )
     if not any(counters.get(name, (0, 0))[0] for name in notable):
         yield Finding("drops", True, "none that point to a problem")

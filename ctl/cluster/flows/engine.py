@@ -17,7 +17,7 @@ from ctl.cluster.flows.source import BLOCK_RECORDS, FlowSource, Records, Replica
 from sync.errors import WireError
 from sync.flows import message_codec, receiver, sender
 from sync.flows.receiver import Apply, BeginMark, Receiver, SendAcknowledgement, SweepUnmarked
-from sync.flows.sender import Flushed, ReadSlice, SendBlock, Sender
+from sync.flows.sender import Flushed, ReadPart, SendBlock, Sender
 from sync.flows.stream import Acknowledgement, Block, Limits, StepChanged
 
 LIMITS = Limits(window_blocks=16)
@@ -75,7 +75,7 @@ class ReplicationEngine:
         self._serving_epoch: int | None = None
         self._work: deque[_Work] = deque()
         self._sweep: Iterator[None] | None = None
-        self._slice_wanted: ReadSlice | None = None
+        self._part_wanted: ReadPart | None = None
         self._working = False
         self._poll_ns, self._poll_due_ns, self._tick_due_ns = POLL_MIN_NS, 0, 0
         self._flush_number: int | None = None
@@ -122,7 +122,7 @@ class ReplicationEngine:
     def _follow(self, now_ns: int) -> None:
         """A stream runs while this node is active and the peer is present."""
         self.sender.stop()
-        self._slice_wanted, self._flush_number, self._held = None, None, False
+        self._part_wanted, self._flush_number, self._held = None, None, False
         if self._serving_epoch is None or not self._present:
             return
         self._source.discard()
@@ -190,8 +190,8 @@ class ReplicationEngine:
         if self.sender.running:
             if now_ns >= self._poll_due_ns:
                 self._poll(now_ns)
-            if self._slice_wanted is not None:
-                self._read_slice(self._slice_wanted, now_ns)
+            if self._part_wanted is not None:
+                self._read_part(self._part_wanted, now_ns)
                 worked = True
         if worked:
             return 0
@@ -238,12 +238,12 @@ class ReplicationEngine:
         self._held = True
         self._do(self.sender.changes(_FAMILY_NUMBERS[records.family], records.count, records.payload, now_ns), now_ns)
 
-    def _read_slice(self, wanted: ReadSlice, now_ns: int) -> None:
-        self._slice_wanted = None
-        records, last = self._source.read_slice(wanted.first)
+    def _read_part(self, wanted: ReadPart, now_ns: int) -> None:
+        self._part_wanted = None
+        records, last = self._source.read_part(wanted.first)
         self.counts.sent_records += records.count
         family = _FAMILY_NUMBERS[records.family] if records.count else 0
-        self._do(self.sender.slice_read(wanted.session, family, records.count, records.payload, last, now_ns), now_ns)
+        self._do(self.sender.part_read(wanted.session, family, records.count, records.payload, last, now_ns), now_ns)
 
     def _step_maps(self, now_ns: int) -> bool:
         """One block into the maps, then one part of a sweep. False if there was nothing to do."""
@@ -307,8 +307,8 @@ class ReplicationEngine:
                     self._out.send(message_codec.encode(acknowledgement))
                 case Apply() | BeginMark() | SweepUnmarked():
                     self._work.append(effect)
-                case ReadSlice():
-                    self._slice_wanted = effect
+                case ReadPart():
+                    self._part_wanted = effect
                 case Flushed(number):
                     self._flush_number = None
                     self._out.flushed(number)

@@ -74,7 +74,7 @@ class ReplicaMaps:
     def sweep(self) -> Iterator[None]:
         """Delete what has not been named since `begin_mark`; one step per slice."""
         for family in FAMILIES:
-            for keys, values in self._plane.flow_slices("flows", family, SWEEP_ENTRIES):
+            for keys, values in self._plane.flow_batches("flows", family, SWEEP_ENTRIES):
                 unnamed = values["interface"] != self._mark
                 if unnamed.any():
                     self.counts.swept_entries += self._plane.delete_flows("flows", family, keys[unnamed])

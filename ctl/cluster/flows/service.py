@@ -54,7 +54,7 @@ class Worker(Protocol):
         """Queue a command, in any thread; returns at once."""
 
     def close(self) -> None:
-        """Return when the work under way has ended; what is queued is dropped."""
+        """Return when the work in progress has ended; queued work is dropped."""
 
 
 MakeWorker = Callable[[ReplicationEngine, Callable[[Exception], None], Clock], Worker]

@@ -115,10 +115,10 @@ class FlowSource:
 
     # --- what is in the maps --------------------------------------------------------------------------------
 
-    def read_slice(self, first: bool) -> tuple[Records, bool]:
+    def read_part(self, first: bool) -> tuple[Records, bool]:
         """The next part of the maps, and whether it was the last. `first`: restart."""
         if first or self._slices is None:
-            self._slices = self._forward_slices()
+            self._slices = self._forward_parts()
         found = next(self._slices, None)
         if found is None:
             self._slices = None
@@ -126,9 +126,9 @@ class FlowSource:
         family, keys, values = found
         return self.entries(family, keys, values), False
 
-    def _forward_slices(self) -> Iterator[tuple[str, Array, Array]]:
+    def _forward_parts(self) -> Iterator[tuple[str, Array, Array]]:
         for family in FAMILIES:
-            for keys, values in self._plane.flow_slices("flows", family, BLOCK_RECORDS):
+            for keys, values in self._plane.flow_batches("flows", family, BLOCK_RECORDS):
                 forward = (values["flags"] & int(FlowFlag.FORWARD)) != 0
                 yield family, keys[forward], values[forward]
 

@@ -1,4 +1,4 @@
-"""The daemon's part of `xlbctl cluster create | join | destroy`: from single node to half of a pair and back.
+"""The daemon's part of `xlbctl cluster create | join | destroy`: from single node to one of a pair and back.
 
 Decides the order of the steps, so that after a failure both nodes are as they were, or the message names what is left to do.
 The messages between the nodes are decided in `ctl.cluster.pairing.exchange`; what a pair does in `ctl.cluster.driver`.

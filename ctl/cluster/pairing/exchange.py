@@ -8,7 +8,7 @@ and `now` in, bytes and outcomes out; random numbers are arguments of what begin
     joiner → creator   stored    the pair is on the joiner's disk
     creator → joiner   done      and on the creator's: from here on it exists
 
-The token carries the creator's CURVE key, so the joiner knows whom it talks to and nobody reads along. Every message
+The token carries the creator's CURVE key, so the joiner authenticates the creator, and the exchange is encrypted. Every message
 carries an HMAC-SHA256 (RFC 2104) under the token's secret over a label, both keys and all messages before it; its body
 is not even parsed before that is right. A token is used up by `stored`, by time, and by MAX_WRONG_PROOFS wrong guesses.
 """
@@ -304,7 +304,7 @@ class Application:
 
 
 def agree(creator: Candidate, joiner: Candidate) -> tuple[Member, Member]:
-    """Both members with the priorities they will have. Raises XlbError saying why they cannot be a pair."""
+    """Both members with the priorities they will have. Raises XlbError with the reason they cannot be a pair."""
     one, two = creator.member, joiner.member
     if reason := why_unfit(creator.fitting, joiner.fitting, one.name, two.name):
         raise XlbError(reason, Code.NODES_DIFFER)
@@ -366,7 +366,7 @@ def _candidate(body: dict[str, Any]) -> Candidate:
         candidate = Candidate(member, bool(body["priority_given"]), Fitting(_text(fitting, "version"), **numbers))
     except (KeyError, TypeError):
         raise XlbError(
-            "the other node introduces itself in another way: install the same version of xlb on both", Code.PEER_VERSION
+            "the other node uses another pairing protocol: install the same version of xlb on both", Code.PEER_VERSION
         ) from None
     check_member(candidate.member, "peer")
     return candidate

@@ -1,7 +1,7 @@
 """The peer over SSH, for `xlbctl cluster create`: whose host key it is, the login, and commands there.
 
-Decides when a host key is believed and what each way of failing is called. Must not know what is run there. asyncssh takes
-half a second to import, so it is when somebody logs in.
+Decides when a host key is accepted and which message each failure has. Must not know what is run there. asyncssh takes
+half a second to import, so it is imported at the first login.
 """
 
 from __future__ import annotations

@@ -88,5 +88,5 @@ def slices(plane: DataPlane) -> Iterator[tuple[str, str, Array, Array]]:
     """(map name, family, keys, values) of every flow map, in batches."""
     for table in TABLES:
         for family in FAMILIES:
-            for keys, values in plane.flow_slices(table, family, SLICE_ENTRIES):
+            for keys, values in plane.flow_batches(table, family, SLICE_ENTRIES):
                 yield table, family, keys, values

@@ -1,7 +1,7 @@
 """Selects the source address of the node's own connections to backends.
 
-The guard of a VIP drops packets that do not belong to a farm, so an answer to a guarded VIP is lost. If the kernel would select a
-guarded VIP as source (it precedes the node's own address on the interface, or is the only one), this module selects another
+The guard of a VIP drops packets that do not belong to a farm, so an answer to a guarded VIP is lost. If the kernel would select
+a guarded VIP as source (it precedes the node's own address on the interface, or is the only one), this module selects another
 address of the node, or raises an error. Must not know what the connection is for.
 """
 

@@ -82,8 +82,8 @@ class AddressBatch:
         return self._unknown + refused
 
     def remove(self) -> list[str]:
-        # The neighbour entry of the peer for this address is from an earlier epoch. With it, the kernel would send packets before
-        # the peer is active; without an entry it queues them until the peer announces the address.
+        # The neighbour entry of the peer for this address is from an earlier epoch. With it, the kernel would send packets
+        # before the peer is active; without an entry it queues them until the peer announces the address.
         self._request(self._forget, "forget", (errno.ENOENT, errno.ENODEV))
         refused = self._request(self._remove, "remove", (errno.EADDRNOTAVAIL, errno.ENODEV))
         return refused + self._request(self._gone, "unroute", (errno.ESRCH, errno.ENODEV))

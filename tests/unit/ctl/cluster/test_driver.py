@@ -23,7 +23,7 @@ from ctl.errors import Code, InvalidInput, XlbError
 from ctl.network.network import InterfaceAddress
 from ctl.network.vip_addresses import VipAddresses
 from ctl.state.cluster_file import ClusterFile
-from ctl.state.epoch_file import EpochFile, Terms
+from ctl.state.epoch_file import EpochFile, EpochState
 from sync.failover.timing import Timing
 from sync.failover.types import Announce, CloseLease, ExtendLease, FailoverConfig, Heartbeat, Role, SendAdvert, Serve
 from tests.fakes.network import FakeNetwork, FakeReadyAddresses
@@ -330,8 +330,8 @@ class Bench:
         self.links, self.flows = SilentLinks(), NoFlows()
         timing = Timing.from_ms(10, 30, takeover_ms, start_wait_ns=takeover_ms * 1_000_000)
         config = FailoverConfig("lb1", "lb2", timing)
-        self.terms = EpochWriter(EpochFile(tmp_path), Terms())
-        sinks = Sinks(self.plane, self.vips, self.links, self.flows, self.terms)
+        self.epochs = EpochWriter(EpochFile(tmp_path), EpochState())
+        sinks = Sinks(self.plane, self.vips, self.links, self.flows, self.epochs)
         self.pair = FailoverDriver(config, sinks, lambda: (True, (0, 1)))
 
     def do(self, *effects: Any) -> None:

@@ -14,7 +14,7 @@ from tests.unit.configs import configs, without_ids
 
 
 def messages(old: Config, new: Config) -> list[str]:
-    return [each.sentence for each in differences(old, new)]
+    return [each.summary for each in differences(old, new)]
 
 
 def test_messages() -> None:

@@ -11,14 +11,14 @@ import pytest
 from ctl.cluster.epoch_writer import EpochWriter
 from ctl.errors import XlbError
 from ctl.state.durable_files import Files
-from ctl.state.epoch_file import EpochFile, Terms
+from ctl.state.epoch_file import EpochFile, EpochState
 from sync.failover.types import Leases
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     file = EpochFile(tmp_path / "state")
-    assert file.load() == (Terms(), "")
-    terms = Terms(7, 9, True, 30_000_000, 300_000_000)
+    assert file.load() == (EpochState(), "")
+    terms = EpochState(7, 9, True, 30_000_000, 300_000_000)
     file.save(terms)
     assert EpochFile(tmp_path / "state").load() == (terms, "")
     assert file.path.stat().st_mode & 0o777 == 0o600
@@ -44,7 +44,7 @@ def test_a_damaged_file_is_saved_under_another_name_and_reported(tmp_path: Path,
     file = EpochFile(tmp_path)
     file.path.write_bytes(text)
     terms, warning = file.load()
-    assert terms == Terms()
+    assert terms == EpochState()
     assert "is damaged" in warning and str(file.path) in warning
     kept = [path for path in tmp_path.iterdir() if path != file.path]
     assert [path.read_bytes()[:100] for path in kept] == [text[:100]]
@@ -62,18 +62,18 @@ def test_a_newer_file_is_refused_and_stays(tmp_path: Path) -> None:
 def test_a_file_from_before_leases_were_stored_is_read(tmp_path: Path) -> None:
     file = EpochFile(tmp_path)
     file.path.write_text('{"xlb": "epoch", "version": 1, "epoch": 7, "reserved": 9, "maintenance": true}')
-    assert file.load() == (Terms(7, 9, True), "")
+    assert file.load() == (EpochState(7, 9, True), "")
 
 
 def test_leases_and_epochs_do_not_overwrite_each_other(tmp_path: Path) -> None:
     async def scene() -> None:
         completed: list[str] = []
-        writer = EpochWriter(EpochFile(tmp_path), Terms())
+        writer = EpochWriter(EpochFile(tmp_path), EpochState())
         writer.save_leases(Leases(30_000_000, 120_000_000), lambda: completed.append("leases"))
         writer.save(1, 2, lambda: completed.append("epochs"))
         await writer.idle()
         assert completed == ["leases", "epochs"]
-        assert EpochFile(tmp_path).load()[0] == Terms(1, 2, False, 30_000_000, 120_000_000)
+        assert EpochFile(tmp_path).load()[0] == EpochState(1, 2, False, 30_000_000, 120_000_000)
         writer.close()
 
     asyncio.run(scene())
@@ -97,7 +97,7 @@ class SlowDisk(Files):
 def test_newer_epochs_replace_queued_ones_and_every_request_completes(tmp_path: Path) -> None:
     async def scene() -> None:
         disk, completed = SlowDisk(), []
-        writer = EpochWriter(EpochFile(tmp_path, disk), Terms())
+        writer = EpochWriter(EpochFile(tmp_path, disk), EpochState())
         for number in (2, 4, 6):
             writer.save(number - 1, number, lambda number=number: completed.append(number))  # type: ignore[misc]
         await asyncio.sleep(0)
@@ -105,7 +105,7 @@ def test_newer_epochs_replace_queued_ones_and_every_request_completes(tmp_path: 
         disk.gate.release()
         await writer.idle()
         assert completed == [2, 4, 6]
-        assert EpochFile(tmp_path).load()[0] == Terms(5, 6)
+        assert EpochFile(tmp_path).load()[0] == EpochState(5, 6)
         writer.close()
 
     asyncio.run(scene())
@@ -114,14 +114,14 @@ def test_newer_epochs_replace_queued_ones_and_every_request_completes(tmp_path: 
 def test_epochs_queued_while_the_disk_is_busy_are_written_next(tmp_path: Path) -> None:
     async def scene() -> None:
         disk, completed = SlowDisk(), []
-        writer = EpochWriter(EpochFile(tmp_path, disk), Terms())
+        writer = EpochWriter(EpochFile(tmp_path, disk), EpochState())
         writer.save(1, 2, lambda: completed.append("first"))
         await asyncio.sleep(0)  # the first write has started
         writer.save(3, 4, lambda: completed.append("second"))
         disk.gate.release(2)
         await writer.idle()
         assert completed == ["first", "second"]
-        assert EpochFile(tmp_path).load()[0] == Terms(3, 4)
+        assert EpochFile(tmp_path).load()[0] == EpochState(3, 4)
         writer.close()
 
     asyncio.run(scene())
@@ -132,11 +132,11 @@ def test_a_failed_write_is_retried_until_it_succeeds(tmp_path: Path, caplog: pyt
         disk, completed = SlowDisk(), []
         disk.broken = 1
         disk.gate.release(2)
-        writer = EpochWriter(EpochFile(tmp_path, disk), Terms())
+        writer = EpochWriter(EpochFile(tmp_path, disk), EpochState())
         writer.save(1, 2, lambda: completed.append(2))
         await writer.idle()
         assert completed == [2]
-        assert EpochFile(tmp_path).load()[0] == Terms(1, 2)
+        assert EpochFile(tmp_path).load()[0] == EpochState(1, 2)
         writer.close()
 
     asyncio.run(scene())

@@ -8,7 +8,7 @@ import pytest
 
 from sync.flows import receiver, sender
 from sync.flows.receiver import Apply, BeginMark, Receiver, SendAcknowledgement, SweepUnmarked
-from sync.flows.sender import Flushed, ReadSlice, SendBlock, Sender
+from sync.flows.sender import Flushed, ReadPart, SendBlock, Sender
 from sync.flows.stream import Acknowledgement, Block, Kind, Limits, StepChanged
 from tests.sim.mutations import Mutation, applied
 
@@ -33,19 +33,19 @@ def started() -> Sender:
     """A sender whose BEGIN is acknowledged and which has asked for the first slice."""
     sender = Sender(BOOT, 1, LIMITS)
     assert kinds(sender.start(3, 0)) == [Kind.BEGIN]
-    assert sender.acknowledged(Acknowledgement(BOOT, 1, 1, 5), 1) == [ReadSlice(1, first=True)]
+    assert sender.acknowledged(Acknowledgement(BOOT, 1, 1, 5), 1) == [ReadPart(1, first=True)]
     return sender
 
 
 def in_step() -> Sender:
     sender = started()
-    assert kinds(sender.slice_read(1, 4, 2, b"ab", True, 2)) == [Kind.SLICE, Kind.END]
+    assert kinds(sender.part_read(1, 4, 2, b"ab", True, 2)) == [Kind.SNAPSHOT, Kind.END]
     effects = sender.acknowledged(Acknowledgement(BOOT, 1, 3, 7, in_step=True), 3)
     assert [type(effect) for effect in effects] == [StepChanged] and sender.in_step
     return sender
 
 
-def block(sequence: int, kind: Kind = Kind.LIVE, session: int = 1, layout: int = 1, epoch: int = 3, boot: int = BOOT) -> Block:
+def block(sequence: int, kind: Kind = Kind.DELTA, session: int = 1, layout: int = 1, epoch: int = 3, boot: int = BOOT) -> Block:
     return Block(boot, session, sequence, epoch, kind, layout, 0, 4, 1, b"x")
 
 
@@ -66,7 +66,7 @@ def test_only_begin_is_sent_before_it_is_acknowledged() -> None:
 def test_a_slice_goes_before_the_changes_read_since_it_was_asked_for() -> None:
     sender = started()
     assert sender.changes(4, 1, b"newer", 2) == []
-    sent = blocks(sender.slice_read(1, 4, 2, b"slice", False, 3))
+    sent = blocks(sender.part_read(1, 4, 2, b"slice", False, 3))
     assert [block.payload for block in sent] == [b"slice", b"newer"]
     assert [block.sequence for block in sent] == [2, 3]
 
@@ -75,7 +75,7 @@ def test_the_order_of_a_slice_and_changes_is_seen() -> None:
     """The simulated node reads a slice in the step that asks for it, so its histories cannot show this mistake."""
     loop = "while self._queue and self._sent < self._limit"
     mutation = Mutation(
-        "put a slice behind changes", "sync.flows.sender", "", "", f"{loop} and not self._slice_asked:", f"{loop}:"
+        "put a slice behind changes", "sync.flows.sender", "", "", f"{loop} and not self._part_requested:", f"{loop}:"
     )
     with applied(mutation), pytest.raises(AssertionError):
         test_a_slice_goes_before_the_changes_read_since_it_was_asked_for()
@@ -83,11 +83,11 @@ def test_the_order_of_a_slice_and_changes_is_seen() -> None:
 
 def test_changes_go_before_the_next_slice() -> None:
     sender = started()
-    sender.slice_read(1, 4, 1, b"slice", False, 2)
+    sender.part_read(1, 4, 1, b"slice", False, 2)
     effects = sender.acknowledged(Acknowledgement(BOOT, 1, 2, 6), 3)
-    assert ReadSlice(1, first=False) not in effects  # one is in progress already
+    assert ReadPart(1, first=False) not in effects  # one is in progress already
     assert sender.changes(4, 1, b"live", 4) == []
-    assert [block.payload for block in blocks(sender.slice_read(1, 4, 1, b"second", False, 5))] == [b"second", b"live"]
+    assert [block.payload for block in blocks(sender.part_read(1, 4, 1, b"second", False, 5))] == [b"second", b"live"]
 
 
 def test_credit_bounds_unacknowledged_blocks() -> None:
@@ -148,7 +148,7 @@ def test_a_flush_survives_a_new_snapshot() -> None:
     sender.flush(2)
     sender.overflow(5)
     sender.acknowledged(Acknowledgement(BOOT, 2, 1, 5), 6)
-    sender.slice_read(2, 4, 0, b"", True, 7)
+    sender.part_read(2, 4, 0, b"", True, 7)
     assert Flushed(2) in sender.acknowledged(Acknowledgement(BOOT, 2, 2, 6, in_step=True), 8)
 
 
@@ -173,8 +173,8 @@ def test_a_refusal_is_reported_and_ends_the_stream() -> None:
 
 def test_blocks_are_applied_in_order_and_once() -> None:
     receiver = following()
-    assert receiver.block(block(2, Kind.SLICE), 1) == [Apply(block(2, Kind.SLICE))]
-    assert acks(receiver.applied(block(2, Kind.SLICE)))[0].sequence == 2
+    assert receiver.block(block(2, Kind.SNAPSHOT), 1) == [Apply(block(2, Kind.SNAPSHOT))]
+    assert acks(receiver.applied(block(2, Kind.SNAPSHOT)))[0].sequence == 2
     assert [ack.gap for ack in acks(receiver.block(block(4), 1000))] == [True]
     assert acks(receiver.block(block(5), 1001)) == []  # complaints are limited
     assert [ack.gap for ack in acks(receiver.block(block(2), 2000))] == [False]

@@ -349,7 +349,7 @@ def test_late_deltas_for_an_active_node_are_added_and_forwarded() -> None:
     states = {int(entry["state"]) for entry in b.table("v4").values()}
     assert len(b.table("v4")) == 4 and states == {int(FlowState.SEEN | FlowState.REPLICATED)}
     live = [
-        message for message in map(message_codec.decode, b.sent) if isinstance(message, Block) and message.kind is Kind.LIVE
+        message for message in map(message_codec.decode, b.sent) if isinstance(message, Block) and message.kind is Kind.DELTA
     ]
     # The peer was present, so B's own stream runs: the added connection is queued until the peer acknowledges BEGIN.
     assert b.engine.counts.sent_records == 1 and not live
@@ -448,11 +448,11 @@ def test_messages_survive_encoding(message: Block | Acknowledgement) -> None:
 @given(st.integers(0), st.integers(0, 7))
 def test_a_block_with_a_changed_bit_changes_nothing(where: int, bit: int) -> None:
     layout = make_codec(LISTENER.plane).layout
-    raw = bytearray(message_codec.encode(Block(1, 1, 1, 1, Kind.LIVE, layout, 0, 4, 1, bytes(40))))
+    raw = bytearray(message_codec.encode(Block(1, 1, 1, 1, Kind.DELTA, layout, 0, 4, 1, bytes(40))))
     raw[where % len(raw)] ^= 1 << bit
     assert is_dropped(bytes(raw))
 
 
 def test_a_block_whose_payload_is_too_short_is_dropped() -> None:
     layout = make_codec(LISTENER.plane).layout
-    assert is_dropped(message_codec.encode(Block(1, 1, 1, 1, Kind.LIVE, layout, 0, 4, 2, b"short")))
+    assert is_dropped(message_codec.encode(Block(1, 1, 1, 1, Kind.DELTA, layout, 0, 4, 2, b"short")))
