@@ -201,6 +201,7 @@ class ConfigSync:
         """The peer sent its configuration."""
         if document.version <= self.document.version:
             return [SendVersion(self.stored_version)]
+        self.peer_version = document.version  # what is offered is on the peer's disk
         out: list[Effect] = []
         ancestor = document.builds_on(self.document.version)
         if ancestor and self.stored_version == self.document.version:

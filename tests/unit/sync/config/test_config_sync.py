@@ -98,6 +98,15 @@ def test_an_offer_is_confirmed_only_from_the_disk() -> None:
     assert backup.stored((1, 5), 1) == [Adopt(BASE), SendVersion((1, 5))]
 
 
+def test_the_first_offer_heard_is_confirmed_and_not_offered_back() -> None:
+    """The peer has on its disk what it offers, also if nothing else was heard of it."""
+    machine = ConfigSync(BASE, "lb1")
+    new = Document((1, 6), (), b"new")
+    machine.peer_has((1, 5), 0)
+    assert machine.offered(new) == [Store(new)]
+    assert machine.stored((1, 6), 1) == [Adopt(new), SendVersion((1, 6))]
+
+
 def test_the_later_epoch_wins_a_split_brain_and_the_loser_is_saved() -> None:
     loser = active(epoch=1, peer=None)
     for number in range(3):
