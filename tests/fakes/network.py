@@ -15,7 +15,7 @@ class FakeReadyAddresses:
         self._network, self.closed = network, False
         self.addresses = tuple(each for each in addresses if each.device in network.links)
         unknown = [each for each in addresses if each.device not in network.links]
-        self._unknown = [f"cannot add {each.address}: there is no interface {each.device}" for each in unknown]
+        self._unknown = [f"cannot add {each.address}: interface {each.device} does not exist" for each in unknown]
 
     def add(self) -> list[str]:
         assert not self.closed

@@ -99,6 +99,6 @@ def program_on(site: Serving) -> int:
 
 def another_version(tree: Path) -> Path:
     """A copy of the code whose data plane differs."""
-    with (copy_of_the_code(tree) / "bpf" / "xlb.c").open("a") as source:
+    with (copy_of_the_code(tree) / "bpf" / "program" / "xlb.c").open("a") as source:
         source.write("\nstatic const u32 another_version = 1;\n")
     return tree
