@@ -37,11 +37,10 @@ class MapInfo:
 
 @dataclass(frozen=True, slots=True)
 class ProgramInfo:
-    """The kernel's information about a program. btf_id: 0 if it has no BTF, which tracing tools need."""
+    """The kernel's information about a program."""
 
     id: int
     name: str
-    btf_id: int
 
 
 class _MapInfo(ct.Structure):
@@ -66,11 +65,7 @@ class _ProgramInfo(ct.Structure):
         ("nr_map_ids", ct.c_uint32),
         ("map_ids", ct.c_uint64),
         ("name", ct.c_char * 16),
-        ("ifindex_netns", ct.c_uint64 * 3),
-        ("nr_jited_ksyms", ct.c_uint64),
-        ("jited_ksyms", ct.c_uint64 * 2),
-        ("btf_id", ct.c_uint32),
-        ("rest", ct.c_uint32 * 51),
+        ("rest", ct.c_uint64 * 32),
     )
 
 
@@ -187,7 +182,7 @@ def program_info(fd: int) -> ProgramInfo:
     """Id and name of a program."""
     info = _ProgramInfo()
     _info(fd, info, "ask about a program")
-    return ProgramInfo(info.id, info.name.decode(), info.btf_id)
+    return ProgramInfo(info.id, info.name.decode())
 
 
 def program_by_id(program_id: int) -> int:

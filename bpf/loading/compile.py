@@ -77,22 +77,22 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
 def _build(request: dict[str, Any], pins: Path, before: set[str]) -> dict[str, Any]:
     bcc = _import_bcc()
-    module = _compile(bcc, request)
+    module = _compile(bcc, request, [])
     maps = _describe(bcc.lib, module.module)
     kept = _check_kept(bcc.lib, module.module, maps, before, request.get("known", {}))
     if request.get("load", True):
         try:
             function = module.load_func(PROGRAM, bcc.BPF.XDP)
         except Exception as error:
-            raise Refused("load", str(error)) from error
+            raise _refused_by_verifier(bcc, request, error) from error
         libbpf.obj_pin(function.fd, pins / PROGRAM)
     return {"maps": {name: dataclasses.asdict(each) for name, each in maps.items()}, "kept": kept}
 
 
-def _compile(bcc: Any, request: dict[str, Any]) -> Any:
+def _compile(bcc: Any, request: dict[str, Any], more_flags: list[str]) -> Any:
     """A bcc module of the source; its maps are open, and pinned if they were not."""
     sizes = c_sizes(request["max_flows"], request["max_embryonic"], request.get("features", {}))
-    flags = [*compiler_flags(), *c_constants(), *sizes, f'-DPINS="{request["pins"]}"']
+    flags = [*compiler_flags(), *c_constants(), *sizes, f'-DPINS="{request["pins"]}"', *more_flags]
     with tempfile.TemporaryDirectory(prefix="xlb-headers-", dir=request.get("headers")) as tree:
         make_header_tree(Path(tree))
         os.environ["BCC_KERNEL_SOURCE"] = tree
@@ -100,6 +100,15 @@ def _compile(bcc: Any, request: dict[str, Any]) -> Any:
             return bcc.BPF(text=flatten(Path(request.get("source", SOURCE))), cflags=flags)
         except Exception as error:
             raise Refused("compile", str(error)) from error
+
+
+def _refused_by_verifier(bcc: Any, request: dict[str, Any], error: Exception) -> Refused:
+    """Load again with debug information, so that the verifier's log quotes the C lines."""
+    try:
+        _compile(bcc, request, ["-g"]).load_func(PROGRAM, bcc.BPF.XDP)
+    except Exception as again:
+        return Refused("load", str(again))
+    return Refused("load", str(error))
 
 
 def _import_bcc() -> Any:
