@@ -13,6 +13,7 @@ import functools
 import importlib
 import importlib.util
 import sys
+import threading
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -28,9 +29,17 @@ class Classes(NamedTuple):
     MarshalRtnl: Any
 
 
-@functools.cache
+_LOADING = threading.Lock()
+
+
 def classes() -> Classes:
-    """Raises ImportError when pyroute2 is not installed."""
+    """The two classes; any thread may ask first. Raises ImportError when pyroute2 is not installed."""
+    with _LOADING:  # another thread must not take the hollow package for the whole one
+        return _load()
+
+
+@functools.cache
+def _load() -> Classes:
     if PACKAGE in sys.modules:
         return _whole()
     spec = importlib.util.find_spec(PACKAGE)
