@@ -63,7 +63,7 @@ ACTS = (
     ("cut", "Both cables of {node} are pulled, and put back", "cables pulled"),
     ("kill -9", "xlbd on {node} is killed (kill -9), and started again", "daemon killed"),
     ("SIGSTOP", "xlbd on {node} is stopped (SIGSTOP), and wakes up later", "daemon stopped"),
-    ("switchover", "{node} hands over because somebody asks for it", "switchover"),
+    ("switchover", "{node} hands over on request", "switchover"),
 )
 
 
