@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from ctl.cluster.peer_rpc import DocumentOffered, PeerLink, VersionTold
 from ctl.config.model import Config
-from ctl.config.record_codec import DamagedRecord, Decoder, NewerRecord, Record
+from ctl.config.record_codec import DamagedRecord, Decoder, NewerRecord, Put, Record
 from ctl.errors import Code, XlbError
 from ctl.runtime.clock import Clock, monotonic_ns
 from ctl.state.durable_files import Files
@@ -39,10 +39,6 @@ _CODES = {
 }
 
 log = logging.getLogger(__name__)
-
-
-Put = Callable[[Record], Awaitable[None]]
-"""Plans, stores and applies a record on this node; raises XlbError with everything as it was."""
 
 
 class Host(Protocol):

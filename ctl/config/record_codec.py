@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
@@ -39,6 +39,10 @@ class Record:
 
     config: Config
     body: bytes
+
+
+Put = Callable[[Record], Awaitable[None]]
+"""Plans, stores and applies a record on this node; raises XlbError with everything as it was."""
 
 
 class Encoder:

@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 from bpf.dataplane import DataPlane, PlaneError
 from ctl.config.changes import Committed, MakeConfig
 from ctl.config.model import Config
-from ctl.config.record_codec import Encoder, Record
+from ctl.config.record_codec import Encoder, Put, Record
 from ctl.dataplane import planner
 from ctl.errors import Code, XlbError, code_of
 from ctl.network.vip_addresses import VipAddresses
@@ -31,9 +31,6 @@ MAX_PLANNING_ROUNDS = 64
 MAX_ATTEMPTS = 8
 
 T = TypeVar("T")
-Put = Callable[[Record], Awaitable[None]]
-"""Plans, stores and applies a record on this node; raises XlbError with everything as it was."""
-
 log = logging.getLogger(__name__)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpf import constants
-from bpf.constants import LEASE_HANDED_OVER_NS, EventType, FlowFlag, FlowState
+from bpf.constants import EventType, FlowFlag, FlowState
 from bpf.dataplane import Array
 from ctl.cluster.flows.source import make_codec
 from ctl.network.network import InterfaceAddress
@@ -170,7 +170,7 @@ class Kernel(FakePlane):
 
 
 class ReadyAddresses(FakeReadyAddresses):
-    """Tells the world; a stopped daemon may stop between any two batches."""
+    """Reports to the world, which may stop the daemon between any two batches."""
 
     _network: Network
 
@@ -208,6 +208,3 @@ class Network(FakeNetwork):
 
     def changed(self) -> None:
         self.kernel.node.daemon_did("addresses")
-
-
-HANDED_OVER = LEASE_HANDED_OVER_NS

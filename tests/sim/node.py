@@ -113,7 +113,7 @@ class Node:
         return self.daemon.pair
 
     def file(self, name: str) -> bytes:
-        """What stands in a state file, empty when it is not there."""
+        """The content of a state file, empty when there is none."""
         path = STATE_DIR / name
         return self.disk.read(path) if self.disk.exists(path) else b""
 
@@ -154,7 +154,7 @@ class Node:
         self.stop_at = ""
         self.world.mark(f"stopped after {what}")
         daemon.stopped = True
-        self.world.run_until(self.world.now + self.stop_length)  # everything else goes on
+        self.world.run_until(self.world.now + self.stop_length)  # everything else continues
         if not daemon.alive:
             self.world.mark("died between two effects")
             raise Killed
@@ -242,7 +242,7 @@ class Daemon:
     def __init__(self, node: Node, config: FailoverConfig, boot: int) -> None:
         self.node, self.world, self.config, self.boot = node, node.world, config, boot
         self.alive, self.stopped, self.ready = True, False, False
-        self.loop = NodeLoop(self)  # type: ignore[abstract]  # what nobody uses of a loop is left out
+        self.loop = NodeLoop(self)  # type: ignore[abstract]  # unused parts of the interface are left out
         self.links = Links(self)
         self._when_continued: list[Callable[[], None]] = []
         self._spawned: list[Coroutine[Any, Any, None]] = []
@@ -426,7 +426,7 @@ def change_of(token: int) -> tuple[str, dict[str, Any]]:
 
 
 def mark_of(token: int) -> bytes:
-    """What stands in a record that has the change of this number."""
+    """What a record contains that has the change of this number."""
     return b'"10.9.%d.%d"' % (token >> 8 & 255, token & 255) if token % 4 == 0 else b'"t%d"' % token
 
 

@@ -117,7 +117,7 @@ def test_a_dead_daemon_costs_the_margin(fault: str) -> None:
             gaps_ms.append(outage_ms(world, fault))
     gaps_ms.sort()
     median, worst = gaps_ms[len(gaps_ms) // 2], gaps_ms[-1]
-    print(f"{fault}: nobody answers for {median:.1f} ms (median), {worst:.1f} ms (worst of {len(gaps_ms)})")
+    print(f"{fault}: no node answers for {median:.1f} ms (median), {worst:.1f} ms (worst of {len(gaps_ms)})")
     assert gaps_ms[0] > 0
     assert median <= 12 and worst <= 25
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from bpf.constants import LEASE_HANDED_OVER_NS
 from ctl.config.model import Config, Vip
 from ctl.config.record_codec import Encoder
 from ctl.network.network import InterfaceAddress
@@ -27,7 +28,7 @@ from ctl.state.store import Store
 from sync.failover import types
 from sync.failover.timing import Timing, check_timing
 from sync.failover.types import FailoverConfig, Vote
-from tests.sim.kernel import CONNECTIONS, HANDED_OVER, connection
+from tests.sim.kernel import CONNECTIONS, connection
 from tests.sim.loop import NodeLoop
 from tests.sim.marks import marks_of_log
 from tests.sim.node import MS, PAIR_ID, STATE_DIR, Answered, Node, mark_of
@@ -104,7 +105,7 @@ class Violation(AssertionError):
 
 
 class Sight(logging.Handler):
-    """What the daemons log, as history and marks. The running loop says whose line it is."""
+    """What the daemons log, as history and marks. The running loop shows which node logs."""
 
     def __init__(self, world: World) -> None:
         super().__init__(logging.INFO)
@@ -144,8 +145,6 @@ class World:
         self.announcer: Node | None = None  # the last
         self.traffic = True
         self.next_token = 0
-        self.gaps: list[tuple[int, int]] = []  # (closed at, opened at) of the pair as a whole
-        self.closed_at = -1
         self.nodes = [Node(self, 0), Node(self, 1)]
         for node in self.nodes:  # the pair was made a while ago, when both had the same times
             EpochFile(STATE_DIR, node.disk).save(EpochState(0, 0, False, formed.lease_ns, formed.lease_ns))
@@ -170,7 +169,7 @@ class World:
         self.at(self.now + delay, what)
 
     def run_until(self, end: int) -> None:
-        """Play on. A daemon that is stopped inside an effect calls this, too: the rest of the world goes on meanwhile."""
+        """Play on. A daemon that is stopped inside an effect calls this, too: the rest of the world continues meanwhile."""
         heap = self.heap
         while heap and heap[0][0] <= end:
             when, _, what = heapq.heappop(heap)
@@ -267,18 +266,13 @@ class World:
             if other.kernel_open() and self.profile.exclusive:
                 epochs = f"{node.name} (epoch {epoch}) and {other.name} (epoch {other.kernel.lease()[1]})"
                 self.fail(f"two open leases: {epochs}")
-            if self.closed_at >= 0:
-                self.gaps.append((self.closed_at, self.now))
-                self.closed_at = -1
-        elif was_open:
-            self.closed_at = self.now
-        if deadline_ns == HANDED_OVER:
+        if deadline_ns == LEASE_HANDED_OVER_NS:
             self.mark("hand-over marker set")
             if left := node.kernel.network.vips():
                 self.fail(f"{node.name} forwards after a hand-over and still has {left}")
         elif not deadline_ns and node.kernel.forwards:
             self.mark("hand-over marker removed")
-        node.kernel.forwards = deadline_ns == HANDED_OVER
+        node.kernel.forwards = deadline_ns == LEASE_HANDED_OVER_NS
 
     def took_over(self, node: Node) -> None:
         """The effects of a takeover are carried out."""
