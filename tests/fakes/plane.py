@@ -256,15 +256,8 @@ class FakePlane:
         return found, values
 
     def update_flows(self, family: str, keys: Array, values: Array) -> int:
-        return self._update("flows", family, keys, values)
-
-    def put_embryonic(self, family: str, keys: Array, values: Array) -> int:
-        """Insert embryonic flows, as XDP does for a new connection."""
-        return self._update("embryonic", family, keys, values)
-
-    def _update(self, flow_map: str, family: str, keys: Array, values: Array) -> int:
-        _require(keys.dtype == key_dtype(family) and values.dtype == flow_dtype(family), f"columns of {flow_map}_{family}")
-        entries = self.flow_maps[flow_map, family]
+        _require(keys.dtype == key_dtype(family) and values.dtype == flow_dtype(family), f"columns of flows_{family}")
+        entries = self.flow_maps["flows", family]
         written = 0
         for key, value in zip(keys, values, strict=True):
             if len(entries) >= 2 * self.max_flows and key.tobytes() not in entries:
