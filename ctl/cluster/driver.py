@@ -19,11 +19,11 @@ from sync.failover.clock import ClockEstimator
 from sync.failover.machine import Failover
 from sync.failover.types import (
     AdvertHeard,
-    CarrierChanged,
     Effect,
     EpochPersisted,
     Event,
     FailoverConfig,
+    FaultChanged,
     Heartbeat,
     HeartbeatHeard,
     Leases,
@@ -154,9 +154,9 @@ class FailoverDriver:
         """The tie-breaker answered."""
         self.handle(VoteAnswered(asked_ns))
 
-    def carrier_changed(self, interface: str, up: bool) -> None:
-        """A tracked interface lost or regained its carrier."""
-        self.handle(CarrierChanged(interface, up))
+    def fault_changed(self, fault: FaultChanged) -> None:
+        """A fault of this node began or ended."""
+        self.handle(fault)
 
     def update_standing(self) -> None:
         """The flow maps or the configuration may have changed; also read before each heartbeat."""

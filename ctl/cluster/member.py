@@ -29,7 +29,7 @@ from ctl.state.epoch_file import EpochFile
 from ctl.state.node_file import NodeSettings
 from sync.errors import TimingError
 from sync.failover.timing import Timing, check_timing
-from sync.failover.types import FailoverConfig, MaintenanceRequested, Role, SwitchoverRequested, Vote
+from sync.failover.types import FailoverConfig, FaultChanged, MaintenanceRequested, Role, SwitchoverRequested, Vote
 
 CLOCK_MONOTONIC_COARSE = 6  # clock_gettime(2): the clock the lease is compared with
 REQUEST_BOUND_S = 10.0
@@ -110,7 +110,7 @@ class PairMember:
 
     async def _begin_hearing(self) -> None:
         for name in await asyncio.to_thread(self._without_carrier):
-            self.pair.carrier_changed(name, False)
+            self.link_changed(name, "down")
         await self.configuration.start()
         pair, received = self.pair, self.configuration.received
         self.links.open(Heard(pair.heartbeat_heard, pair.advert_heard, pair.vote_answered, self.replicator.message, received))
@@ -133,7 +133,11 @@ class PairMember:
     def link_changed(self, name: str, state: str) -> None:
         """An interface went up, down or away, or came back (see `NetworkEvents.link_changed`)."""
         if name in self._parts.settings.cluster.track:
-            self.pair.carrier_changed(name, state in ("up", "new"))
+            self.fault_changed(f"carrier {name}", "" if state in ("up", "new") else f"no carrier on {name}", disables=True)
+
+    def fault_changed(self, name: str, message: str, disables: bool) -> None:
+        """See `FaultChanged`. The caller has logged it."""
+        self.pair.fault_changed(FaultChanged(name, message, disables))
 
     # --- what operators ask ----------------------------------------------------------------------------------
 
@@ -217,6 +221,8 @@ class PairMember:
                 "lag_ms": round(flows.lag_ms, 1),
                 "resyncs": flows.resyncs,
             },
+            "can_serve": seen.can_serve,
+            "faults": list(seen.faults),
             "refused": self._refused,
         }
 

@@ -6,6 +6,7 @@ Decides the order of its steps, so that a failure leaves the node single. What a
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 ROLE_SINGLE = "single"
 SINGLE_EPOCH = 0
 
+log = logging.getLogger(__name__)
+
 
 class Membership:
     """Create on a running loop. follow_addresses: makes the interfaces carry the VIPs they should.
@@ -34,6 +37,7 @@ class Membership:
     ) -> None:
         self._parts, self._follow_addresses, self._report_flows = parts, follow_addresses, report_flows
         self._member: PairMember | None = None
+        self._faults: dict[str, tuple[str, bool]] = {}
 
     @property
     def member(self) -> PairMember | None:
@@ -66,6 +70,31 @@ class Membership:
             peer = self._member.cluster.peer.name
             raise XlbError(f"this node is in a pair with {peer} already; xlbctl cluster destroy ends it", Code.PAIR_EXISTS)
 
+    # --- faults of this node -------------------------------------------------------------------------------------
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong with this node, one message per fault; tracked carriers belong to the member."""
+        return tuple(message for message, _ in self._faults.values())
+
+    def fault_changed(self, name: str, message: str, disables: bool = False) -> None:
+        """Something about this node broke, or works again (empty message). In a pair a fit peer gets the VIPs.
+
+        name: one per cause, e.g. "storage" or "xdp eth0". disables: this node could not answer clients; otherwise it is active
+        where the peer cannot be. See `sync.failover.faults`.
+        """
+        if self._faults.get(name, ("", disables)) == (message, disables):
+            return
+        if message:
+            self._faults[name] = (message, disables)
+            log.error("fault: %s", message)
+        else:
+            del self._faults[name]
+            log.info("fault ended: %s", name)
+        if self._member is not None:
+            self._member.fault_changed(name, message, disables)
+        self._parts.changed()
+
     # --- start and stop ------------------------------------------------------------------------------------------
 
     def open_lease(self) -> None:
@@ -90,6 +119,8 @@ class Membership:
         await self._follow_addresses()  # prepares what a takeover needs
         await member.begin(founding)
         self._member = member
+        for name, (message, disables) in self._faults.items():
+            member.fault_changed(name, message, disables)
 
     async def shut_down(self) -> None:
         """Hand over, or close the lease; the control socket still answers."""

@@ -14,7 +14,7 @@ from sync.failover.types import FlushFlows
 
 
 class HandOver:
-    """`request` is what was asked for and is not done yet: switchover, failback, maintenance or shutdown; empty if nothing."""
+    """`request`: what was asked for and is not done: switchover, failback, fault, maintenance, shutdown; empty if nothing."""
 
     __slots__ = ("_deadline_ns", "_flush_number", "flushed", "request")
 

@@ -4,8 +4,9 @@ Decides role, epoch and lease of one node from what it hears and when. Must not 
 `now_ns` is an argument, and what is to be done comes back as effects, to be carried out in order.
 
 The machine holds parts with their own few fields: what it knows of its peer (peer_view.py), its lease (lease_clock.py), epochs,
-claims and promises (epochs.py), the vote (vote.py), announcements (announcer.py), requests and the hand-over (hand_over.py),
-and which times are in force (agreement.py). Its state changes only by naming a cause: transitions.py has the rows.
+claims and promises (epochs.py), the vote (vote.py), announcements (announcer.py), its faults (faults.py), requests and the
+hand-over (hand_over.py), and which times are in force (agreement.py). Its state changes only by naming a cause: transitions.py
+has the rows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from sync.failover.agreement import Agreement
 from sync.failover.announcer import Announcer
 from sync.failover.epochs import Claim, Epochs
+from sync.failover.faults import Faults
 from sync.failover.hand_over import HandOver
 from sync.failover.lease_clock import LeaseClock
 from sync.failover.peer_view import PeerView, Wakefulness
@@ -25,7 +27,6 @@ from sync.failover.types import (
     AdvertHeard,
     Announce,
     ApplyReplicated,
-    CarrierChanged,
     CloseLease,
     Completed,
     Effect,
@@ -33,6 +34,7 @@ from sync.failover.types import (
     Event,
     ExtendLease,
     FailoverConfig,
+    FaultChanged,
     FlowsFlushed,
     Heartbeat,
     HeartbeatHeard,
@@ -91,7 +93,8 @@ class Failover:
         self._now = self._next_beat_ns = now_ns
         self._sequence = 0
         self._in_step, self._version = False, (0, 0)
-        self._without_carrier: set[str] = set()
+        self._faults = Faults()
+        self._relieve_from_ns = now_ns  # when a node with a fault may offer the VIPs again
         self._settled_since_ns = now_ns  # since when this node could take the VIPs back
         self._out: list[Effect] = []
 
@@ -129,9 +132,14 @@ class Failover:
 
     @property
     def can_serve(self) -> bool:
-        """Whether this node may become or stay active."""
+        """Whether this node is fit to become or stay active, as its heartbeats carry it."""
+        return not self._faults and self._can_take_over
+
+    @property
+    def _can_take_over(self) -> bool:
+        """Whether this node may become active because its peer cannot be: a fault that does not disable it is no obstacle."""
         leaving = self._hand_over.leaves_service and not self.serving
-        return not self._without_carrier and self._state not in OUT_OF_SERVICE and not leaving
+        return not self._faults.disabling and self._state not in OUT_OF_SERVICE and not leaving
 
     @property
     def peer_alive(self) -> bool:
@@ -177,6 +185,8 @@ class Failover:
             peer_alive=any(paths.values()),
             peer_silent_ns=now_ns - peer.last_heard_ns if peer.last_heard_ns != NEVER_NS else -1,
             paths=paths,
+            can_serve=self.can_serve,
+            faults=self._faults.messages,
         )
 
     # --- events -----------------------------------------------------------------------------------------------------
@@ -261,22 +271,31 @@ class Failover:
             else:
                 self._announcer.once(now)
 
-    def _carrier(self, event: CarrierChanged) -> None:
-        lost, now = self._without_carrier, self._now
-        (lost.discard if event.up else lost.add)(event.interface)
-        if lost and self.serving:
-            if self._peer.can_become_active(now, self.timing):
-                self._transition(Cause.CARRIER_LOST, interfaces=self._interfaces())
-            else:
-                self.why = self._message(Cause.CARRIER_LOST_ALONE, interfaces=self._interfaces())
-        elif lost and self._state not in OUT_OF_SERVICE:
-            self._transition(Cause.CARRIER_LOST, interfaces=self._interfaces())
+    def _fault(self, event: FaultChanged) -> None:
+        faults = self._faults
+        if not faults.changed(event):
+            return
+        if faults and self.serving:
+            if faults.disabling and self._peer.can_become_active(self._now, self.timing):
+                self._transition(Cause.FAULT, faults=faults)
+            elif not self._offer_for_fault():
+                self.why = self._message(Cause.FAULT_ALONE, faults=faults)
+        elif faults.disabling and self._state not in OUT_OF_SERVICE:
+            self._transition(Cause.FAULT, faults=faults)
             self._send()
-        elif not lost and self._state is State.FAULT:
+        elif not faults.disabling and self._state is State.FAULT:
             # Nothing could be heard meanwhile, so silence means nothing: the peer may have been active for long.
-            self._peer.ignore_silence_at_least_until(now + self.timing.start_wait_ns)
-            self._transition(Cause.CARRIER_RESTORED)
+            self._peer.ignore_silence_at_least_until(self._now + self.timing.start_wait_ns)
+            self._transition(Cause.FAULT_ENDED, ended=event.name)
             self._send()
+
+    def _offer_for_fault(self) -> bool:
+        """Offer the VIPs to a fit peer, with its flows complete; a hand-over that failed is not repeated at once."""
+        if self._state is not State.ACTIVE or self._now < self._relieve_from_ns or self._unable_peer():
+            return False
+        self._relieve_from_ns = self._now + 2 * self.timing.handover_timeout_ns
+        self._begin_hand_over("fault")
+        return True
 
     def _vote_answered(self, event: VoteAnswered) -> None:
         now, timing, asked_ns = self._now, self.timing, event.asked_ns
@@ -375,9 +394,6 @@ class Failover:
         beat = self._peer.heartbeat
         self._do(self._epochs.reserve(max(above, beat.epoch, beat.claim) if beat else above))
 
-    def _interfaces(self) -> str:
-        return ", ".join(sorted(self._without_carrier))
-
     def _agree(self, beat: Heartbeat) -> None:
         """Learn the peer's lease and what it allows, and report once what follows for people."""
         agreement = self._agreement
@@ -445,7 +461,14 @@ class Failover:
     def _wants(self) -> bool:
         """Whether to ask the active peer for the VIPs: this node is the preferred one and has been ready for long."""
         beat, config = self._peer.heartbeat, self.config
-        if not (config.failback and self._in_step and self._state is State.BACKUP and beat and beat.role is Role.ACTIVE):
+        if not (
+            config.failback
+            and self._in_step
+            and self.can_serve
+            and self._state is State.BACKUP
+            and beat
+            and beat.role is Role.ACTIVE
+        ):
             return False
         return config.priority > beat.priority and self._now - self._settled_since_ns >= config.timing.failback_delay_ns
 
@@ -461,12 +484,14 @@ class Failover:
         self._keep_ahead()
         if beat.grants == self.epoch and beat.echo_boot == self.boot:
             self._acknowledged(beat.echo_sent_ns)
-        if self._without_carrier and beat.can_serve:
-            self._transition(Cause.CARRIER_LOST, interfaces=self._interfaces())
+        if self._faults.disabling and beat.can_serve:
+            self._transition(Cause.FAULT, faults=self._faults)
         elif self._state is State.OFFERING:
             self._continue_hand_over()
         elif beat.wants and not self._unable_peer():
             self._begin_hand_over("failback")
+        elif self._faults:
+            self._offer_for_fault()
 
     def _acknowledged(self, sent_ns: int) -> None:
         """Count the lease from the heartbeat that the peer heard and promises to follow."""
@@ -530,7 +555,7 @@ class Failover:
     # --- claims and takeovers ---------------------------------------------------------------------------------------
 
     def _take_over_if_silent(self) -> bool:
-        if not (self.can_serve and self._peer.is_silent(self._now, self._awake.since_ns, self.timing)):
+        if not (self._can_take_over and self._peer.is_silent(self._now, self._awake.since_ns, self.timing)):
             return False
         self._reserve()
         basis_ns = self._vote.basis_ns(self._now, self.timing)
@@ -548,12 +573,14 @@ class Failover:
     def _claim_if_better(self) -> None:
         """Two nodes that are alive and not active rank themselves; the peer's grant makes a wrong guess harmless."""
         beat = self._peer.heartbeat
-        if self._state is not State.BACKUP or not self.can_serve or not self._epochs.reserved:
+        if self._state is not State.BACKUP or not self._can_take_over or not self._epochs.reserved:
             return
         if beat is None or not self.peer_alive or beat.role in (Role.ACTIVE, Role.LEFT) or beat.claim:
             return
-        mine = (True, self._in_step, self._version, self.config.priority, self.config.node)
-        theirs = (beat.can_serve, beat.in_step, beat.version, beat.priority, self.config.peer)
+        # A peer in fault or maintenance cannot claim; one whose fault does not disable it can.
+        mine = (self.can_serve, True, self._in_step, self._version, self.config.priority, self.config.node)
+        can_claim = beat.can_serve or beat.role is Role.BACKUP
+        theirs = (beat.can_serve, can_claim, beat.in_step, beat.version, beat.priority, self.config.peer)
         if mine > theirs:
             self._claim_reserved(Cause.PEER_RANKS_LOWER, peer_role=beat.role.value)
 
@@ -629,8 +656,8 @@ class Failover:
         elif requested:
             self._hand_over.end()
         elif self._state is State.MAINTENANCE:
-            if self._without_carrier:
-                self._transition(Cause.MAINTENANCE_ENDED_IN_FAULT, interfaces=self._interfaces())
+            if self._faults.disabling:
+                self._transition(Cause.MAINTENANCE_ENDED_IN_FAULT, faults=self._faults)
             else:
                 self._transition(Cause.MAINTENANCE_ENDED)
             self._send()
@@ -670,7 +697,7 @@ _HANDLERS: dict[type, Callable[[Failover, Any], None]] = {
     Tick: Failover._tick,
     HeartbeatHeard: Failover._heartbeat,
     AdvertHeard: Failover._advertisement,
-    CarrierChanged: Failover._carrier,
+    FaultChanged: Failover._fault,
     VoteAnswered: Failover._vote_answered,
     EpochPersisted: Failover._epoch_persisted,
     LeasesPersisted: Failover._leases_persisted,

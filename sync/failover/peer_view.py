@@ -169,8 +169,10 @@ class PeerView:
         beat = self.heartbeat
         if beat is None or not self.is_alive(now_ns, timing):
             return f"{self.name} is not heard on the cluster link"
-        if not beat.can_serve or beat.role is not Role.BACKUP:
+        if beat.role is not Role.BACKUP:
             return f"{self.name} is {beat.role.value} and cannot become active"
+        if not beat.can_serve:
+            return f"{self.name} reports a fault: see xlbctl doctor on {self.name}"
         return "" if beat.in_step else f"{self.name}'s flow map is not in step yet"
 
     def can_become_active(self, now_ns: int, timing: Timing) -> bool:

@@ -61,17 +61,18 @@ class Cause(enum.Enum):
     )
     EPOCH_RAISED = "the peer or a configuration knows a later epoch; this node continues with a still later one"
     HAND_OVER = (
-        "switchover, maintenance or shutdown is requested, or the preferred peer asks for the VIPs; the peer can become active"
+        "switchover, maintenance or shutdown is requested, the preferred peer asks for the VIPs, or this node has a fault that "
+        "does not disable it; the peer can become active"
     )
     HANDED_OVER = "the peer has all flow changes and claims an epoch: the lease is closed, then the claim granted"
     PEER_UNABLE = "the peer cannot become active any more"
     HAND_OVER_TIMEOUT = "the peer does not claim in time"
-    CARRIER_LOST = "a tracked interface has no carrier (of an active node: and the peer can become active)"
-    CARRIER_LOST_ALONE = "a tracked interface has no carrier, but the peer cannot become active"
-    CARRIER_RESTORED = "every tracked interface has carrier again"
+    FAULT = "this node has a fault that disables it (of an active node: and the peer can become active)"
+    FAULT_ALONE = "this node has a fault, but the peer cannot become active"
+    FAULT_ENDED = "no disabling fault is left"
     MAINTENANCE = "maintenance is requested; of an active node: forced, without a hand-over"
     MAINTENANCE_ENDED = "maintenance is ended or cancelled"
-    MAINTENANCE_ENDED_IN_FAULT = "maintenance is ended while a tracked interface has no carrier"
+    MAINTENANCE_ENDED_IN_FAULT = "maintenance is ended while this node has a disabling fault"
     SHUTDOWN = "shutdown is requested; of an active node: the peer cannot become active"
 
 
@@ -123,27 +124,27 @@ TRANSITIONS: tuple[Transition, ...] = (
         State.BACKUP,
         "{peer} advertises priority {priority} while the cluster link is silent",
     ),
-    *_rows(HOLDS_LEASE, Cause.CARRIER_LOST, State.FAULT, "no carrier on {interfaces}, and {peer} can become active"),
+    *_rows(HOLDS_LEASE, Cause.FAULT, State.FAULT, "{faults}, and {peer} can become active"),
     *_rows(_ACTIVE, Cause.EPOCH_RAISED, State.ACTIVE, "epoch raised to {epoch}: epoch {known} is known"),
     *_rows(_OFFERING, Cause.EPOCH_RAISED, State.OFFERING, "epoch raised to {epoch}: epoch {known} is known"),
     *_rows(
         _ACTIVE,
-        Cause.CARRIER_LOST_ALONE,
+        Cause.FAULT_ALONE,
         State.ACTIVE,
-        "active with epoch {epoch} despite no carrier on {interfaces}: {peer} cannot become active",
+        "active with epoch {epoch} despite {faults}: {peer} cannot become active",
     ),
     *_rows(
         _OFFERING,
-        Cause.CARRIER_LOST_ALONE,
+        Cause.FAULT_ALONE,
         State.OFFERING,
-        "active with epoch {epoch} despite no carrier on {interfaces}: {peer} cannot become active",
+        "active with epoch {epoch} despite {faults}: {peer} cannot become active",
     ),
-    *_rows((*_BACKUP, *_CANDIDATE), Cause.CARRIER_LOST, State.FAULT, "no carrier on {interfaces}"),
-    *_rows(_FAULT, Cause.CARRIER_RESTORED, State.BACKUP, "every tracked interface has carrier again"),
+    *_rows((*_BACKUP, *_CANDIDATE), Cause.FAULT, State.FAULT, "{faults}"),
+    *_rows(_FAULT, Cause.FAULT_ENDED, State.BACKUP, "fault ended: {ended}"),
     *_rows((*_BACKUP, *_CANDIDATE, *_FAULT), Cause.MAINTENANCE, State.MAINTENANCE, "maintenance"),
     *_rows(HOLDS_LEASE, Cause.MAINTENANCE, State.MAINTENANCE, "maintenance: lease closed"),
     *_rows(_MAINTENANCE, Cause.MAINTENANCE_ENDED, State.BACKUP, "maintenance ended"),
-    *_rows(_MAINTENANCE, Cause.MAINTENANCE_ENDED_IN_FAULT, State.FAULT, "maintenance ended, no carrier on {interfaces}"),
+    *_rows(_MAINTENANCE, Cause.MAINTENANCE_ENDED_IN_FAULT, State.FAULT, "maintenance ended, {faults}"),
     *_rows((*_BACKUP, *_CANDIDATE, *_FAULT, *_MAINTENANCE), Cause.SHUTDOWN, State.STOPPED, "shutdown"),
     *_rows(HOLDS_LEASE, Cause.SHUTDOWN, State.STOPPED, "shutdown: lease closed"),
 )

@@ -112,11 +112,16 @@ class AdvertHeard:
 
 
 @dataclass(frozen=True, slots=True)
-class CarrierChanged:
-    """A tracked interface lost or regained its carrier."""
+class FaultChanged:
+    """Something about this node broke, or works again; see `sync.failover.faults`.
 
-    interface: str
-    up: bool
+    message: what is wrong, for people; empty: the fault of this name has ended. disables: this node could not answer clients;
+    otherwise it is active if its peer cannot be.
+    """
+
+    name: str
+    message: str = ""
+    disables: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +183,7 @@ Event = (
     Tick
     | HeartbeatHeard
     | AdvertHeard
-    | CarrierChanged
+    | FaultChanged
     | VoteAnswered
     | EpochPersisted
     | LeasesPersisted
@@ -331,3 +336,5 @@ class Status:
     peer_alive: bool
     peer_silent_ns: int  # -1: never heard
     paths: dict[str, bool] = field(default_factory=dict)  # heartbeat path to "heard within the takeover time in force"
+    can_serve: bool = True
+    faults: tuple[str, ...] = ()

@@ -33,7 +33,7 @@ from ctl.runtime.clock import Clock
 from ctl.state.epoch_file import EpochFile
 from ctl.state.store import Store
 from sync.failover import heartbeat_codec
-from sync.failover.types import Event, FailoverConfig, Heartbeat, Role
+from sync.failover.types import Event, FailoverConfig, FaultChanged, Heartbeat, Role
 from tests.fakes.plane import key_dtype
 from tests.sim.disk import Disk
 from tests.sim.kernel import FAMILY, Kernel, connection
@@ -48,7 +48,8 @@ Records = list[tuple[int, int | None]]  # key and value of each flow; None: dele
 COARSE_NS = 4 * MS
 STATE_DIR, RUN_DIR = Path("/state"), Path("/run")
 PAIR_ID = "5" * 32
-TRACKED = "eth0"
+CARRIER, NO_CARRIER = FaultChanged("carrier eth0"), FaultChanged("carrier eth0", "no carrier on eth0")
+HEALTHY, DEGRADED = FaultChanged("settings"), FaultChanged("settings", "forwarding is switched off", disables=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Node:
         self.stop_length = 0
         self.served_epochs: list[int] = []
         self.answers: list[Answered] = []
-        self.carrier_down = False
+        self.carrier_down = self.degraded = False
 
     # --- clocks -------------------------------------------------------------------------------------------------
 
@@ -328,7 +329,9 @@ class Daemon:
         self.pair.start()
         self.ready = True
         if node.carrier_down:
-            self.pair.carrier_changed(TRACKED, False)
+            self.pair.fault_changed(NO_CARRIER)
+        if node.degraded:
+            self.pair.fault_changed(DEGRADED)
         self.replica.connect(self.peer_link)
         await self.transaction.record_with(self.replica, self.replica.start)
         self.links.open(
@@ -409,9 +412,9 @@ class Daemon:
             self.world.mark("shutdown without a hand-over")
         self.world.shutdown_done(self.node)
 
-    def carrier(self, up: bool) -> None:
+    def fault(self, fault: FaultChanged) -> None:
         if self.ready:
-            self.loop.call_soon(self.pair.carrier_changed, TRACKED, up)
+            self.loop.call_soon(self.pair.fault_changed, fault)
 
     @property
     def role(self) -> Role:

@@ -31,7 +31,7 @@ from sync.failover.types import FailoverConfig, Vote
 from tests.sim.kernel import CONNECTIONS, connection
 from tests.sim.loop import NodeLoop
 from tests.sim.marks import marks_of_log
-from tests.sim.node import MS, PAIR_ID, STATE_DIR, Answered, Node, mark_of
+from tests.sim.node import CARRIER, DEGRADED, HEALTHY, MS, NO_CARRIER, PAIR_ID, STATE_DIR, Answered, Node, mark_of
 
 STOP_AT = ("decision", "lease", "heartbeat", "advert", "addresses", "announce", "disk")
 """Effects after which a daemon may be stopped before its next one."""
@@ -75,6 +75,7 @@ PROCESS = (
     "disk_full",
     "advert_cut",
     "carrier",
+    "degraded",
     "switchover",
     "maintenance",
     "restart",
@@ -423,10 +424,21 @@ class World:
         def change(up: bool) -> None:
             node.carrier_down = not up
             if node.daemon is not None:
-                node.daemon.carrier(up)
+                node.daemon.fault(CARRIER if up else NO_CARRIER)
 
         change(False)
         self.after(length, lambda: change(True))
+
+    def fault_degraded(self, node: Node, length: int) -> None:
+        """A fault with which the node is still better than no active node."""
+
+        def change(degraded: bool) -> None:
+            node.degraded = degraded
+            if node.daemon is not None:
+                node.daemon.fault(DEGRADED if degraded else HEALTHY)
+
+        change(True)
+        self.after(length, lambda: change(False))
 
     def request(self, node: Node, name: str, event: types.Event) -> None:
         if node.ready and node.daemon:
@@ -497,12 +509,13 @@ class World:
         for node in self.nodes:
             node.stop_at = ""
             node.disk.refuses = False
-            node.carrier_down = False
+            node.carrier_down = node.degraded = False
             if not node.up:
                 node.boot()
             elif node.daemon:
                 node.cont()
-                node.daemon.carrier(True)
+                node.daemon.fault(CARRIER)
+                node.daemon.fault(HEALTHY)
             self.end_maintenance(node)
 
     def end_maintenance(self, node: Node) -> None:

@@ -207,10 +207,10 @@ def test_the_lease_left_by_a_single_node_is_closed_first(tmp_path: Path) -> None
 def test_carrier_loss_moves_the_vips_and_its_return_does_not(pair: tuple[Site, Site]) -> None:
     one, two = pair
     member = one.member
-    one.daemon.on_loop(member.pair.carrier_changed, "eth0", False)
+    one.daemon.on_loop(member.fault_changed, "carrier eth0", "no carrier on eth0", True)
     wait_until(lambda: two.status["role"] == "active", "the peer to become active")
     assert one.status["role"] == "fault" and "no carrier on eth0" in one.status["why"]
-    one.daemon.on_loop(member.pair.carrier_changed, "eth0", True)
+    one.daemon.on_loop(member.fault_changed, "carrier eth0", "", True)
     in_step(two, one)
 
 
@@ -481,3 +481,30 @@ def test_requests_are_answered_one_at_a_time() -> None:
 
 def test_every_role_is_one_of_the_contract() -> None:
     assert {role.value for role in Role} - {"left"} == {"active", "backup", "fault", "maintenance"}
+
+
+def test_a_fault_is_logged_shown_and_hands_over_and_the_faulty_node_takes_over_from_a_dead_peer(
+    pair: tuple[Site, Site], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = pair
+    in_step(one, two)
+    fault = one.daemon.node.parts.membership.fault_changed
+    one.daemon.on_loop(fault, "storage", "the state directory is full")
+    wait_until(lambda: two.status["role"] == "active", "the fit peer to become active")
+    assert (one.status["role"], one.status["can_serve"], one.status["faults"]) == (
+        "backup",
+        False,
+        ["the state directory is full"],
+    )
+    assert "fault: the state directory is full" in caplog.text
+    one.daemon.on_loop(fault, "storage", "")
+    wait_until(lambda: one.status["can_serve"], "the fault to end")
+    assert one.status["faults"] == []
+
+
+def test_a_fault_that_is_older_than_the_pair_counts_in_it(tmp_path: Path) -> None:
+    with two_sites(tmp_path, cluster={0: FAST, 1: FAST}) as (one, two):
+        one.daemon.on_loop(one.daemon.node.parts.membership.fault_changed, "storage", "the state directory is full")
+        join(one, two)
+        wait_until(lambda: two.status["role"] == "active", "the fit peer to become active")
+        assert one.status["faults"] == ["the state directory is full"]

@@ -160,7 +160,7 @@ events = st.one_of(
     peer_fields,
     st.builds(types.HeartbeatHeard, heartbeats),
     st.builds(types.AdvertHeard, st.integers(0, 255), st.booleans()),
-    st.builds(types.CarrierChanged, st.sampled_from(("eth0", "eth1")), st.booleans()),
+    st.builds(types.FaultChanged, st.sampled_from(("eth0", "eth1")), st.sampled_from(("", "broken")), st.booleans()),
     st.builds(types.VoteAnswered, st.integers(0, 1000 * NS_PER_MS), st.booleans()),
     st.builds(types.StandingChanged, st.booleans(), st.tuples(st.integers(0, 9), st.integers(0, 9))),
     st.builds(types.FlowsFlushed, st.integers(0, 4)),

@@ -259,7 +259,7 @@ def test_a_heartbeat_is_not_called_acknowledged_right_after_a_takeover_from_the_
 def test_a_candidate_whose_peer_falls_silent_takes_over_as_soon_as_any_backup() -> None:
     pair = Pair()
     pair.cut |= {"cluster", "data"}
-    pair.hear(pair.one, types.CarrierChanged("eth0", False))
+    pair.hear(pair.one, types.FaultChanged("carrier eth0", "no carrier on eth0"))
     last = [effect for effect in pair.effects[pair.one] if isinstance(effect, types.SendHeartbeat)][-1]
     pair.hear(pair.two, types.HeartbeatHeard(replace(last.heartbeat, role=Role.FAULT, can_serve=False)))
     assert pair.roles()[1] == "backup"

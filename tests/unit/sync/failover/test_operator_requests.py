@@ -11,6 +11,9 @@ from sync.failover.timing import NS_PER_MS as MS
 from sync.failover.types import Role
 from tests.fakes.failover_pair import TIMING, Pair
 
+CARRIER, NO_CARRIER = types.FaultChanged("carrier eth0"), types.FaultChanged("carrier eth0", "no carrier on eth0")
+NOT_FULL, FULL = types.FaultChanged("storage"), types.FaultChanged("storage", "the state directory is full", disables=False)
+
 
 def test_no_preemption_and_failback_only_in_step_and_after_a_while() -> None:
     for failback in (False, True):
@@ -62,7 +65,8 @@ def test_a_hand_over_waits_for_the_flows_and_gives_up_in_time() -> None:
         (lambda pair: pair.cut.update(("cluster", "data")) or pair.pass_ms(40), "lb2 is not heard on the cluster link"),
         (lambda pair: pair.hear(pair.two, types.StandingChanged(False, (1, 1))), "lb2's flow map is not in step yet"),
         (lambda pair: pair.hear(pair.two, types.MaintenanceRequested(True)), "lb2 is maintenance and cannot become active"),
-        (lambda pair: pair.hear(pair.two, types.CarrierChanged("eth0", False)), "lb2 is fault and cannot become active"),
+        (lambda pair: pair.hear(pair.two, NO_CARRIER), "lb2 is fault and cannot become active"),
+        (lambda pair: pair.hear(pair.two, FULL), "lb2 reports a fault: see xlbctl doctor on lb2"),
     ],
 )
 def test_a_switchover_to_a_peer_that_cannot_become_active_is_refused(prepare: Callable[[Pair], object], why: str) -> None:
@@ -83,21 +87,21 @@ def test_a_backup_refuses_a_switchover_and_names_the_peer() -> None:
 
 def test_a_lost_carrier_moves_the_vips_at_once() -> None:
     pair = Pair()
-    pair.hear(pair.one, types.CarrierChanged("eth0", False))
+    pair.hear(pair.one, NO_CARRIER)
     assert pair.roles() == ("fault", "active")
     assert "no carrier on eth0, and lb2 can become active" in pair.messages(pair.one)
-    pair.hear(pair.one, types.CarrierChanged("eth0", True))
+    pair.hear(pair.one, CARRIER)
     pair.pass_ms(100)
     assert pair.roles() == ("backup", "active")
 
 
 def test_a_node_listens_after_its_carrier_returns_before_silence_counts() -> None:
     pair = Pair()
-    pair.hear(pair.one, types.CarrierChanged("eth0", False))
+    pair.hear(pair.one, NO_CARRIER)
     pair.cut |= {"cluster", "data"}
     pair.pass_ms(500)
     assert pair.roles() == ("fault", "active")
-    pair.hear(pair.one, types.CarrierChanged("eth0", True))
+    pair.hear(pair.one, CARRIER)
     pair.pass_ms(TIMING.takeover_ns // MS * 2)  # a bridge port that is learning, a connection that is being re-established
     assert pair.roles() == ("backup", "active")
     pair.cut.clear()
@@ -109,12 +113,45 @@ def test_a_lost_carrier_is_ignored_while_the_peer_cannot_become_active() -> None
     pair = Pair()
     pair.dead.add(pair.two)
     pair.pass_ms(100)
-    pair.hear(pair.one, types.CarrierChanged("eth0", False))
+    pair.hear(pair.one, NO_CARRIER)
     pair.pass_ms(50)
     assert pair.one.role is Role.ACTIVE and "despite no carrier on eth0: lb2 cannot become active" in pair.one.why
     pair.dead.clear()
     pair.pass_ms(200)
     assert pair.roles() == ("fault", "active")
+
+
+def test_a_fault_that_does_not_disable_hands_over_to_a_fit_peer_with_its_flows() -> None:
+    pair = Pair()
+    pair.hear(pair.one, FULL)
+    pair.pass_ms(10)
+    assert pair.roles() == ("backup", "active") and not pair.one.can_serve
+    assert "active with epoch 2, handing over to lb2: fault" in pair.messages(pair.one)
+    pair.dead.add(pair.two)
+    pair.pass_ms(300)
+    assert pair.one.role is Role.ACTIVE, "with the peer dead, a node with such a fault is better than none"
+
+
+def test_a_node_with_a_fault_stays_active_until_its_peer_is_fit() -> None:
+    pair = Pair()
+    pair.hear(pair.two, FULL)
+    pair.pass_ms(20)
+    pair.hear(pair.one, FULL)
+    pair.pass_ms(100)
+    assert pair.roles() == ("active", "backup")
+    assert pair.one.why == "active with epoch 2 despite the state directory is full: lb2 cannot become active"
+    pair.hear(pair.two, NOT_FULL)
+    pair.pass_ms(20)
+    assert pair.roles() == ("backup", "active")
+
+
+def test_a_hand_over_for_a_fault_that_fails_is_not_repeated_at_once() -> None:
+    pair = Pair()
+    pair.flush = False
+    pair.hear(pair.one, FULL)
+    pair.pass_ms(TIMING.handover_timeout_ns // MS + 50)
+    offers = [text for text in pair.messages(pair.one) if "handing over to lb2: fault" in text]
+    assert pair.roles() == ("active", "backup") and len(offers) == 1
 
 
 def test_maintenance_hands_over_first_and_restores_the_state_on_exit() -> None:

@@ -111,7 +111,7 @@ ARRANGE: dict[State, Callable[[Node], object]] = {
     State.CANDIDATE: candidate,
     State.ACTIVE: active,
     State.OFFERING: offering,
-    State.FAULT: lambda node: node.handle(types.CarrierChanged("eth0", False)),
+    State.FAULT: lambda node: node.handle(types.FaultChanged("carrier eth0", "no carrier on eth0")),
     State.MAINTENANCE: lambda node: node.handle(types.MaintenanceRequested(True)),
 }
 
@@ -148,9 +148,9 @@ def handed_over(node: Node) -> None:
     node.beat(claim=3)
 
 
-def carrier_lost_alone(node: Node) -> None:
+def fault_alone(node: Node) -> None:
     node.run(ALONE_MS)
-    node.handle(types.CarrierChanged("eth0", False))
+    node.handle(types.FaultChanged("carrier eth0", "no carrier on eth0"))
 
 
 def maintenance(node: Node) -> None:
@@ -159,7 +159,7 @@ def maintenance(node: Node) -> None:
 
 
 def maintenance_ended_in_fault(node: Node) -> None:
-    node.handle(types.CarrierChanged("eth0", False))
+    node.handle(types.FaultChanged("carrier eth0", "no carrier on eth0"))
     node.handle(types.MaintenanceRequested(False))
 
 
@@ -186,9 +186,9 @@ PROVOKE: dict[Cause, Callable[[Node], object]] = {
     Cause.HANDED_OVER: handed_over,
     Cause.PEER_UNABLE: lambda node: node.beat(can_serve=False),
     Cause.HAND_OVER_TIMEOUT: lambda node: node.run(110),
-    Cause.CARRIER_LOST: lambda node: node.handle(types.CarrierChanged("eth0", False)),
-    Cause.CARRIER_LOST_ALONE: carrier_lost_alone,
-    Cause.CARRIER_RESTORED: lambda node: node.handle(types.CarrierChanged("eth0", True)),
+    Cause.FAULT: lambda node: node.handle(types.FaultChanged("carrier eth0", "no carrier on eth0")),
+    Cause.FAULT_ALONE: fault_alone,
+    Cause.FAULT_ENDED: lambda node: node.handle(types.FaultChanged("carrier eth0")),
     Cause.MAINTENANCE: maintenance,
     Cause.MAINTENANCE_ENDED: lambda node: node.handle(types.MaintenanceRequested(False)),
     Cause.MAINTENANCE_ENDED_IN_FAULT: maintenance_ended_in_fault,
@@ -269,7 +269,8 @@ def step(node: Node, rng: random.Random) -> None:
                 rng.choice(
                     (
                         types.AdvertHeard(rng.choice((0, 50, 255))),
-                        types.CarrierChanged("eth0", rng.random() < 0.7),
+                        types.FaultChanged(*rng.choice((("carrier eth0", "no carrier on eth0"), ("carrier eth0",)))),
+                        types.FaultChanged("storage", rng.choice(("", "full")), disables=False),
                         types.FlowsFlushed(node.flush),
                         types.MaintenanceRequested(rng.random() < 0.4, force=rng.random() < 0.3),
                         types.SwitchoverRequested(),
