@@ -20,8 +20,11 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 from zmq.utils import z85
 
 ZAP_DOMAIN = "xlb"
-PEER_SILENT_MS = 1000  # a TCP connection that answers no ping for this long is closed and made again
-PING_INTERVAL_MS = 300
+PEER_SILENT_MS = 1000
+"""A TCP connection whose peer acknowledges nothing for this long is closed and made again. An idle one is probed after
+KEEPALIVE_S, and closed when its second probe falls due."""
+KEEPALIVE_S = 1  # the shortest that tcp(7) has
+KEEPALIVE_PROBES = 2
 READS_PER_TURN = 256  # then the loop gets a turn
 RECONNECT_MS = 20
 RECONNECT_MAX_MS = 200
@@ -138,8 +141,7 @@ class Channel:
             socket.set(zmq.SNDHWM, bounds.queued_messages)
             socket.set(zmq.RCVHWM, bounds.queued_messages)
             socket.set(zmq.MAXMSGSIZE, bounds.message_bytes)
-            socket.set(zmq.HEARTBEAT_IVL, PING_INTERVAL_MS)
-            socket.set(zmq.HEARTBEAT_TIMEOUT, PEER_SILENT_MS)
+            _find_dead_connections(socket)
             socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_TIMEOUT_MS)
             socket.set(zmq.TOS, bounds.tos)
             socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
@@ -149,6 +151,7 @@ class Channel:
         self._inward.set(zmq.ROUTER_HANDOVER, 1)  # a peer that reconnects is the same peer
         self._outward.set(zmq.CURVE_SERVERKEY, peer_public.encode())
         self._outward.set(zmq.IMMEDIATE, 1)  # nothing is queued for a peer that is not there
+        self._outward.set(zmq.CONNECT_TIMEOUT, PEER_SILENT_MS)  # else the kernel waits longer after each SYN without an answer
         self._outward.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._outward.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
 
@@ -199,6 +202,19 @@ class Channel:
             self._watched = -1
         self._inward.close()
         self._outward.close()
+
+
+def _find_dead_connections(socket: zmq.Socket[bytes]) -> None:
+    """Have the kernel close a connection whose other end is gone without a word.
+
+    Not by ZMTP heartbeats (ZMQ_HEARTBEAT_IVL): libzmq aborts the process when one is due on a connection that was reset while
+    its queue of received messages was full, as after a pause of the daemon (zeromq/libzmq issues 3937, 4364 and 4767).
+    """
+    socket.set(zmq.TCP_MAXRT, PEER_SILENT_MS)
+    socket.set(zmq.TCP_KEEPALIVE, 1)
+    socket.set(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_S)
+    socket.set(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_S)
+    socket.set(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_PROBES)
 
 
 def _endpoint(address: str, port: int) -> str:

@@ -22,6 +22,8 @@ ALLOWED = {
     ("tests/rig/client.py", "repeat.worker"): "pauses between two requests as a client does",
     ("tests/net/test_pair_sockets.py", "advertised.send"): "paces advertisements",
     ("tests/unit/sync/test_transport.py", "test_an_unknown_key_receives_nothing.scene"): "paces messages",
+    ("tests/net/test_pair_pauses.py", "test_a_pair_survives_pauses_of_either_daemon_and_of_both"): "a daemon is stopped",
+    ("tests/unit/sync/resets.py", "scene"): "a heartbeat of libzmq falls due",
     ("tests/unit/ctl/cluster/pairing/test_check.py", "test_a_resolver_that_hangs_times_out"): "a resolver that hangs",
     ("tests/bpf/test_fence.py", "test_a_deadline_passes_by_itself"): "sends packets until after the deadline",
     ("tests/fakes/cli.py", "Terminal.wait"): "reads the terminal until the process ends",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import subprocess
+import sys
 
 import pytest
 import zmq
 
 from sync.transport import ChannelBounds, Keys, Link
+from tests.tree import TREE
 from tests.wait import wait_until_async
 
 BOUNDS = ChannelBounds(queued_messages=16, message_bytes=4096)
@@ -110,6 +113,12 @@ def test_a_message_over_the_bound_is_not_delivered() -> None:
             assert set(pair.heard_two) == {b"small"}
 
     asyncio.run(scene())
+
+
+def test_connections_reset_while_the_queue_is_full_do_not_abort_the_process() -> None:
+    child = [sys.executable, "-m", "tests.unit.sync.resets"]
+    done = subprocess.run(child, cwd=TREE, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_address_in_use_is_named() -> None:
