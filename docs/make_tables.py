@@ -17,6 +17,7 @@ from pathlib import Path
 from bpf import constants
 from ctl.config import fields, validation
 from ctl.config.model import AllDown, CheckKind, Mode, Protocol, Scheduler
+from ctl.diagnosis import redundancy
 from ctl.errors import Code
 from ctl.state import cluster_file
 from sync.failover.transitions import TRANSITIONS
@@ -74,6 +75,12 @@ def ports() -> Iterator[str]:
 def error_codes() -> Iterator[str]:
     """Every code of an error: ctl/errors.py."""
     return table(("Code", "Meaning"), *((f"`{each.value}`", each.meaning) for each in Code))
+
+
+def check_codes() -> Iterator[str]:
+    """Exit codes of `cluster status --check`: ctl/diagnosis/redundancy.py."""
+    rows = ((f"`{each.exit_code}`", each.word, each.meaning) for each in redundancy.VERDICTS)
+    return table(("Exit code", "First word", "Meaning"), *rows)
 
 
 def transitions() -> Iterator[str]:
@@ -201,6 +208,7 @@ def _settings(place: str, defaults: Mapping[str, object], given: Mapping[str, ob
 # --- documents --------------------------------------------------------------------------------------------------------
 
 TABLES: Mapping[str, Callable[[], Iterable[str]]] = {
+    "check-codes": check_codes,
     "counters": counters,
     "error-codes": error_codes,
     "farm-settings": farm_settings,

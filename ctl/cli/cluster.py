@@ -8,7 +8,24 @@ import click
 
 from ctl.cli import pairing
 from ctl.cli.base import Session, XlbGroup, pass_session
-from ctl.cli.output import duration, plural, print_fields, share, show
+from ctl.cli.output import Column, duration, plural, print_fields, print_table, printable, share, show
+from ctl.diagnosis import redundancy
+from ctl.errors import Code, XlbError
+
+CHECK_TIMEOUT_MS = 5_000  # monitoring gives a check about ten seconds
+NODE_COLUMNS = (
+    Column("NODE"),
+    Column("ROLE", state=True),
+    Column("SINCE"),
+    Column("EPOCH", right=True),
+    Column("GENERATION", right=True),
+    Column("IN STEP"),
+    Column("HEALTH", state=True),
+    Column("BACKENDS UP"),
+    Column("VERSION"),
+    Column("WHY"),
+)
+FINDING_COLUMNS = (Column("RESULT", state=True), Column("WHAT"), Column("FINDING"), Column("REMEDY"))
 
 
 @click.group(cls=XlbGroup, examples=["xlbctl cluster create --local 10.99.0.1 --peer 10.99.0.2", "xlbctl cluster status"])
@@ -20,11 +37,39 @@ cluster.add_command(pairing.create)
 cluster.add_command(pairing.join)
 
 
-@cluster.command("status", examples=["xlbctl cluster status", "xlbctl cluster status -o json"])
-@pass_session
-def status(session: Session) -> None:
-    """Show this node's role, the XDP mode of its interfaces, and the state of its peer."""
-    show(session.json, session.call("status"), lambda answer: print_fields(status_fields(answer)))
+@cluster.command("status", examples=["xlbctl cluster status", "xlbctl cluster status --check", "xlbctl cluster status -o json"])
+@click.option("--check", is_flag=True, help="Print one line for monitoring, and exit with 0, 1, 2 or 3.")
+@click.pass_context
+def status(ctx: click.Context, check: bool) -> None:
+    """Show both nodes in one table, this node's interfaces, and what is not well.
+
+    With --check, it prints one line and exits like a monitoring plugin. 0, OK: the VIPs are served, and in a pair the peer
+    can take over without losing a connection. 1, WARNING: the VIPs are served, but redundancy is lost or reduced. 2, CRITICAL:
+    the VIPs are not served or served twice as far as this node knows, or xlbd does not run here; also wrong usage. 3, UNKNOWN:
+    xlbd does not answer in time, or this user may not ask it. A single node is OK while it serves.
+    """
+    session = ctx.find_object(Session)
+    assert session is not None
+    if check:
+        ctx.exit(print_check(session))
+    show(session.json, session.call("status"), print_status)
+
+
+def print_check(session: Session) -> int:
+    """Print the line of `--check`; returns the exit code."""
+    session.timeout_ms = CHECK_TIMEOUT_MS
+    try:
+        answer = session.call("status")
+        judged = answer["check"]
+        exit_code, line, findings = int(judged["exit_code"]), str(judged["line"]), answer["findings"]
+    except (XlbError, KeyError) as error:
+        stopped = isinstance(error, XlbError) and error.code == Code.DAEMON_NOT_RUNNING
+        verdict = redundancy.CRITICAL if stopped else redundancy.UNKNOWN
+        reason = str(error) if isinstance(error, XlbError) else "this xlbd is older than xlbctl; restart it"
+        exit_code, line, findings = verdict.exit_code, f"{verdict.word}: {reason}", []
+    found = {"exit_code": exit_code, "line": line, "findings": findings}
+    show(session.json, found, lambda _: click.echo(printable(" ".join(line.split()))))
+    return exit_code
 
 
 @cluster.command("switchover", examples=["xlbctl cluster switchover"])
@@ -67,11 +112,37 @@ def show_roles(session: Session, answer: dict[str, Any]) -> None:
     show(session.json, answer, lambda _: click.echo(message))
 
 
+def print_status(answer: dict[str, Any]) -> None:
+    """Print the table of both nodes, this node's own lines, and what is not well."""
+    print_table(NODE_COLUMNS, [node_cells(row) for row in answer["nodes"]], "")
+    click.echo()
+    print_fields(status_fields(answer))
+    bad = [each for each in answer["findings"] if each["status"] in ("warn", "fail")]
+    if bad:
+        click.echo()
+        print_table(FINDING_COLUMNS, [(each["status"], each["name"], each["message"], each["remedy"]) for each in bad], "")
+
+
+def node_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """One node of the table."""
+    backends, since_s = row["backends"], row["since_s"]
+    return (
+        row["name"],
+        row["role"],
+        "" if since_s is None else duration(since_s),
+        "" if row["epoch"] is None else str(row["epoch"]),
+        "" if row["generation"] is None else str(row["generation"]),
+        "yes" if row["in_step"] else "no",
+        row["health"],
+        f"{backends['up']} of {backends['total']}" if backends else "",
+        row["version"],
+        row["why"],
+    )
+
+
 def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the lines of `cluster status` as names and values."""
+    """Return what the table does not show, as names and values."""
     fields = [("node", str(answer["node"])), ("role", str(answer["role"]))]
-    fields += [("reason", str(answer["why"]))] if answer.get("why") else []
-    fields += [("epoch", str(answer["epoch"])), ("generation", str(answer["generation"]))]
     lease_ms = answer.get("lease_ms_left")
     fields.append(("lease", "none (a single node needs no lease)" if lease_ms is None else f"{lease_ms} ms left"))
     for interface in answer["interfaces"]:

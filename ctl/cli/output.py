@@ -33,6 +33,8 @@ STATE_STYLES = {
     "failed": "bold red",
     "fail": "bold red",
     "warn": "yellow",
+    "degraded": "yellow",
+    "silent": "bold red",
     "drop": "red",
 }
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")

@@ -47,6 +47,7 @@ class PairMember:
         self._parts = parts
         self._refused: list[str] = []
         self._arrival: asyncio.Task[None] | None = None
+        self._shown, self._since_ns = Role.BACKUP, monotonic_ns()  # the role others see, and since when
         self._undo: list[Callable[[], object]] = []  # what `end` must undo, in reverse
 
     async def begin(self, founding: bool) -> None:
@@ -204,6 +205,7 @@ class PairMember:
         deadline_ns, _ = self._parts.plane.lease()
         return {
             "role": self.role.value,
+            "since_s": round((monotonic_ns() - self._since_ns) / 1e9, 1),
             "epoch": seen.epoch,
             "lease_ms_left": max(0, deadline_ns - monotonic_ns()) // 1_000_000,
             "why": seen.why,
@@ -214,6 +216,9 @@ class PairMember:
                 "alive": seen.peer_alive,
                 "last_heard_ms": None if seen.peer_silent_ns < 0 else seen.peer_silent_ns // 1_000_000,
                 "in_step": seen.peer_alive and self.pair.heard is not None and self.pair.heard.in_step,
+                "can_serve": None if self.pair.heard is None else self.pair.heard.can_serve,
+                "epoch": None if self.pair.heard is None else self.pair.heard.epoch,
+                "generation": None if self.pair.heard is None else self.pair.heard.version[1],
             },
             "sync": {
                 "in_step": flows.in_step,
@@ -241,6 +246,8 @@ class PairMember:
 
     def _role_changed(self, role: Role) -> None:
         self._parts.changed()
+        if self.role is not self._shown:
+            self._shown, self._since_ns = self.role, monotonic_ns()
         if role is not Role.ACTIVE and self._arrival is not None:
             self._arrival.cancel()
             self._arrival = None

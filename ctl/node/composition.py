@@ -16,6 +16,7 @@ from ctl.api.commands.conn import ConnectionCommands
 from ctl.api.commands.dispatcher import Dispatcher
 from ctl.api.commands.farm import FarmCommands
 from ctl.api.commands.gauges import Gauges
+from ctl.api.commands.peer_report import PeerReport
 from ctl.api.commands.status import Origin, StatusCommands
 from ctl.api.commands.vip import VipCommands
 from ctl.api.server import ApiServer
@@ -28,6 +29,7 @@ from ctl.cluster.peer_questions import PeerQuestions
 from ctl.config.model import Config
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.xdp_interfaces import Attacher, DataInterfaces
+from ctl.diagnosis.kernel.recent_drops import DropSampler
 from ctl.health.check_machine import HealthChecks
 from ctl.health.probes.runner import CheckRunner, load_down, own_probe
 from ctl.health.probes.source_addresses import OwnSources
@@ -60,19 +62,24 @@ def compose(
     notifier: Notifier | None = None,
 ) -> Node:
     """A node on these interfaces to the kernel. Call it on a running loop; `start` the result."""
-    parts = _parts(settings, plane, network, attacher, notifier or Notifier(""))
-    _register_commands(parts, settings, plane, network, origin)
+    questions = PeerQuestions(settings.node.name)
+    parts = _parts(settings, plane, network, attacher, notifier or Notifier(""), questions)
+    _register_commands(parts, settings, plane, network, origin, questions)
     return Node(settings, plane, network, parts)
 
 
 def _parts(
-    settings: NodeSettings, plane: ReplicatedPlane, network: Network, attacher: Attacher, notifier: Notifier
+    settings: NodeSettings,
+    plane: ReplicatedPlane,
+    network: Network,
+    attacher: Attacher,
+    notifier: Notifier,
+    questions: PeerQuestions,
 ) -> NodeParts:
     """A part that calls one made after it does so through a function."""
     supervisor, tidier = Supervisor(), memory.Tidier()
     local = _local(settings, plane, network, attacher, supervisor, changed=lambda: summary.show())
     transaction, interfaces = local.transaction, local.interfaces
-    questions = PeerQuestions(settings.node.name)
     pair = PairParts(
         settings,
         plane,
@@ -144,11 +151,16 @@ def _local(
     sweeper, next_hops = Sweeper(plane, config), NextHopKeeper(network, config)
     running = RunningConfiguration(transaction, addresses, checks, next_hops, sweeper, supervisor, changed)
     interfaces = DataInterfaces(settings.data.interfaces, attacher, network, supervisor, running.follow_addresses)
-    return LocalParts(addresses, sources, checks, sweeper, next_hops, transaction, running, interfaces)
+    return LocalParts(addresses, sources, checks, sweeper, next_hops, transaction, running, interfaces, DropSampler(plane))
 
 
 def _register_commands(
-    parts: NodeParts, settings: NodeSettings, plane: ReplicatedPlane, network: Network, origin: Origin
+    parts: NodeParts,
+    settings: NodeSettings,
+    plane: ReplicatedPlane,
+    network: Network,
+    origin: Origin,
+    questions: PeerQuestions,
 ) -> None:
     """Give each group of control commands what it uses."""
 
@@ -172,6 +184,9 @@ def _register_commands(
         parts.membership,
         parts.lag,
         parts.api.counts,
+        health,
+        questions,
+        PeerReport(parts.membership),
     )
     examined = doctor.ExaminedNode(
         settings,
@@ -187,6 +202,8 @@ def _register_commands(
         health,
         local.sources,
         parts.lag,
+        local.drops.recent,
+        status.node,
     )
     VipCommands(config, commit).register(dispatcher)
     FarmCommands(config, commit, gauges).register(dispatcher)

@@ -72,6 +72,7 @@ class Node:
             ("neighbour keeping", parts.local.next_hops.run()),
             ("flow expiry", parts.local.sweeper.run()),
             ("planning", parts.local.configuration.run()),
+            ("reading of drops", parts.local.drops.run()),
         ):
             parts.supervisor.run(job, name, vital=True)
         interval_s = watchdog_interval_s()

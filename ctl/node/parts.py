@@ -11,6 +11,7 @@ from ctl.cluster.pairing.check import ClusterCheck
 from ctl.cluster.pairing.create_join import Pairing
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
+from ctl.diagnosis.kernel.recent_drops import DropSampler
 from ctl.health.probes.runner import CheckRunner
 from ctl.health.probes.source_addresses import OwnSources
 from ctl.network.neighbours import NextHopKeeper
@@ -37,6 +38,7 @@ class LocalParts:
     transaction: Transaction
     configuration: RunningConfiguration
     interfaces: DataInterfaces
+    drops: DropSampler
 
 
 @dataclass(frozen=True, slots=True)

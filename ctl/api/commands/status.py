@@ -15,16 +15,23 @@ from bpf import libbpf
 from bpf.constants import ABI_VERSION, COUNTERS, LEASE_FOREVER_NS
 from bpf.dataplane import DataPlane
 from ctl.api.commands.dispatcher import Arguments, Dispatcher, ReadConfig, Result
+from ctl.api.commands.peer_report import PeerReport, Report
 from ctl.api.server import ApiCounts
 from ctl.cluster.membership import Membership
+from ctl.cluster.peer_questions import PeerQuestions
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
+from ctl.diagnosis import redundancy
+from ctl.diagnosis.finding import Finding, Severity, from_view, worst
+from ctl.health.check_machine import HealthChecks
 from ctl.network.network import Network
 from ctl.runtime.loop_lag import LoopLag
 from ctl.runtime.startup import Startup
 from ctl.state.node_file import NodeSettings
 from ctl.version import installed_version, package_version
 
+_HEALTH = {Severity.OK: "ok", Severity.INFO: "ok", Severity.WARN: "degraded", Severity.FAIL: "failed"}
+_MAX_PEER_FINDINGS = 50
 _PAGE_BYTES = resource.getpagesize()
 
 
@@ -52,18 +59,26 @@ class StatusCommands:
     membership: Membership
     lag: LoopLag
     api: ApiCounts
+    health: HealthChecks
+    questions: PeerQuestions
+    peer: PeerReport
 
     def register(self, dispatcher: Dispatcher) -> None:
+        self.peer.answer(self.questions, self._report)
         dispatcher.register("status", self.node, at_once=True)
         dispatcher.register("stats", self.stats)
 
     async def cluster(self, _: Arguments) -> Result:
         """The part that is about the pair; a single node has no peer and a lease that never runs out (null)."""
+        return self._cluster()
+
+    def _cluster(self) -> dict[str, Any]:
         deadline_ns, epoch = self.plane.lease()
         left_ms = None if deadline_ns == LEASE_FOREVER_NS else max(0, (deadline_ns - time.monotonic_ns()) // 1_000_000)
         single = {
             "node": self.settings.node.name,
             "role": self.membership.role,
+            "since_s": round(self.startup.uptime_s, 1),
             "epoch": epoch,
             "generation": self.config().generation,
             "lease_ms_left": left_ms,
@@ -73,20 +88,29 @@ class StatusCommands:
         member = self.membership.member
         return single if member is None else single | member.status()
 
-    async def node(self, arguments: Arguments) -> Result:
+    async def node(self, _: Arguments) -> dict[str, Any]:
         """The answers to what is asked first."""
+        status = await self._own()
+        seen = status["peer"]
+        return judged(status, await self.peer.take(bool(seen and seen["alive"])))
+
+    async def _own(self) -> dict[str, Any]:
+        """This node, without what its peer says."""
         interfaces = await asyncio.to_thread(self._interfaces)
         sweep, lag, config = self.sweeper.result, self.lag.view(), self.config()
-        cluster: dict[str, Any] = await self.cluster(arguments)
-        return cluster | {
+        down = self.health.down
+        backends = [each.id for farm in config.farms.values() if farm.enabled for each in farm.backends]
+        return self._cluster() | {
             "started": self.startup.done,
             "uptime_s": round(self.startup.uptime_s, 3),
             "version": package_version(),
             "abi": ABI_VERSION,
             "versions": _versions(),
             "interfaces": interfaces,
+            "xdp_configured": self.settings.data.xdp_mode.value,
             "vips": len(config.vips),
             "farms": len(config.farms),
+            "backends": {"total": len(backends), "up": sum(each not in down for each in backends)},
             "flows": {"connections": sum(sweep.connections.values()), "max": self.settings.data.max_flows, **sweep.entries},
             "pins": {
                 "directory": str(self.settings.node.bpf_dir),
@@ -96,6 +120,12 @@ class StatusCommands:
             "memory_bytes": resident_bytes(),
             "loop_lag_ms": lag["worst_minute"],
         }
+
+    async def _report(self) -> dict[str, Any]:
+        """What the peer shows of this node."""
+        status = await self._own()
+        findings = list(redundancy.examine_node(status))
+        return own_row(status, findings) | {"findings": [each.view() for each in findings]}
 
     async def stats(self, _: Arguments) -> Result:
         """Counters with their reasons, and the daemon's own numbers."""
@@ -141,6 +171,58 @@ class StatusCommands:
                 }
             )
         return found
+
+
+def judged(status: dict[str, Any], report: Report) -> dict[str, Any]:
+    """The answer of `status`: with one row for each node, and what is not well. report: the peer's own, or empty."""
+    own = list(redundancy.examine_node(status))
+    status["nodes"] = [own_row(status, own)]
+    peer = status["peer"]
+    found = own
+    if peer:
+        status["nodes"].append(_peer_row(peer, report))
+        its = [from_view(view) for view in report.get("findings", ())[:_MAX_PEER_FINDINGS]]
+        # What this node's peer cannot do is WARN here: this node's own role tells whether the VIPs are served.
+        of_peer = [Finding(each.name, Severity.WARN, each.message, each.remedy) for each in its if each is not None]
+        found = [*redundancy.examine_pair(status), *own, *(each.of(peer["name"]) for each in of_peer)]
+    verdict = redundancy.judge(found)
+    status["findings"] = [each.view() for each in found]
+    status["check"] = {"exit_code": verdict.exit_code, "line": redundancy.line(verdict, redundancy.summary(status), found)}
+    return status
+
+
+def own_row(status: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:
+    """A node's row in the table of both."""
+    serves = status["role"] in ("active", "single")
+    return {
+        "name": status["node"],
+        "role": status["role"],
+        "since_s": status["since_s"],
+        "why": status.get("why", ""),
+        "epoch": status["epoch"],
+        "generation": status["generation"],
+        "in_step": serves or bool((status["sync"] or {}).get("in_step")),
+        "health": _HEALTH[worst(findings)],
+        "backends": status["backends"],
+        "version": status["version"],
+    }
+
+
+def _peer_row(peer: dict[str, Any], report: Report) -> dict[str, Any]:
+    """The peer's row: what its heartbeats say, and of its report what fits to them."""
+    alive, same_role = peer["alive"], report.get("role") == peer["role"]
+    return {
+        "name": peer["name"],
+        "role": peer["role"] if alive else "silent",
+        "since_s": report.get("since_s") if same_role else None,
+        "why": report.get("why", "") if same_role else "",
+        "epoch": peer.get("epoch"),
+        "generation": peer.get("generation"),
+        "in_step": alive and (peer["role"] == "active" or peer["in_step"]),
+        "health": report.get("health", "") if alive else "silent",
+        "backends": report.get("backends"),
+        "version": report.get("version", ""),
+    }
 
 
 def resident_bytes() -> int:

@@ -71,6 +71,8 @@ def test_examples_parse_and_reach_the_daemon(example: str, monkeypatch: pytest.M
     code, out, err = run(*words)
     if words[0] == "completion":
         assert (code, err) == (0, "") and out
+    elif words[-1] == "--check":
+        assert (code, out, err) == (3, "UNKNOWN: was asked\n", "")
     else:
         assert err == "xlbctl: was asked\n" and code == (0 if words[0] == "version" else 1)
 

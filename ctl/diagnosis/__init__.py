@@ -1,0 +1,1 @@
+"""What observations of a node mean: findings, each with the thing, its state and the remedy. Pure."""

@@ -1,0 +1,29 @@
+"""Whether the program is on a data interface, and how. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ctl.diagnosis.finding import Finding, Severity, judged
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An interface with the program. reason: why not in native mode; driver: empty if unknown."""
+
+    mode: str
+    driver: str
+    reason: str
+    carrier: bool
+
+
+def examine(name: str, seen: Seen | None, generic: bool) -> Finding:
+    """seen: None when the interface or the program is missing. generic: the node file asks for generic mode."""
+    name = f"interface {name}"
+    if seen is None:
+        return Finding(name, Severity.FAIL, "missing or without XDP", "bring the interface back; xlbd attaches by itself")
+    if not seen.carrier:
+        return Finding(name, Severity.FAIL, "has no carrier", f"check the cable and: ip link set {name.split()[1]} up")
+    message = f"{seen.mode} XDP, driver {seen.driver or 'unknown'}" + (f": {seen.reason}" if seen.reason else "")
+    remedy = "generic mode is correct but slow: use a driver with native XDP, or more queues"
+    return judged(name, seen.mode == "native" or generic, message, remedy)

@@ -1,0 +1,1 @@
+"""Observes this machine for `ctl.diagnosis`, with or without a running daemon."""
