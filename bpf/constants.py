@@ -23,6 +23,8 @@ MAX_SNAT_CANDIDATES = 32
 FIRST_SNAT_PORT = 1024
 """The lowest source port towards a backend: ports below it are privileged there."""
 MAX_IPV6_EXTENSIONS = 4
+MAX_PRIORITY_TAGS = 2
+"""VLAN-0 tags that are removed from a frame: one each of IEEE 802.1ad and 802.1Q."""
 
 TICK_SHIFT = 26
 """last_seen counts ticks of 2**26 ns (67 ms) of CLOCK_MONOTONIC; 32 bits overflow after nine years of uptime."""
@@ -120,7 +122,10 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("pass_not_ip", Kind.PASS, "Neither IPv4, IPv6 nor a neighbour message about a VIP: left to the kernel."),
     Counter("pass_not_ours", Kind.PASS, "No flow and no VIP matches: left to the kernel."),
     Counter(
-        "pass_neighbour", Kind.PASS, "ARP or neighbour solicitation for a VIP while the lease is open: the kernel answers."
+        "pass_neighbour",
+        Kind.PASS,
+        "ARP or neighbour solicitation for a VIP while the lease is open: the kernel answers. After the lease expired: "
+        "gratuitous ARP about a VIP, turned into a reply, from which the kernel learns without answering.",
     ),
     Counter("pass_vip_icmp", Kind.PASS, "Echo request or other ICMP to a VIP that belongs to no flow: the kernel answers."),
     Counter("pass_vip_open", Kind.PASS, "No farm serves the port and the VIP's guard is off: left to the kernel."),
@@ -140,7 +145,7 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("forward_icmp_error", Kind.FORWARD, "ICMP error about a flow, translated and forwarded (RFC 5508)."),
     Counter("forward_too_big", Kind.FORWARD, "Longer than the egress MTU: its sender got an ICMP error (RFC 1191, RFC 4443)."),
     Counter("drop_fenced", Kind.DROP, "The lease has expired: the peer may be active for this VIP."),
-    Counter("drop_fenced_neighbour", Kind.DROP, "ARP or neighbour solicitation for a VIP after the lease expired."),
+    Counter("drop_fenced_neighbour", Kind.DROP, "ARP or neighbour solicitation for a VIP after the lease expired: no answer."),
     Counter("drop_vip_guard", Kind.DROP, "No farm serves this port of the VIP, and the guard keeps other listeners private."),
     Counter("drop_no_backend", Kind.DROP, "The farm has no backend that may take new connections."),
     Counter("drop_no_flow", Kind.DROP, "Mid-stream packet without a flow, and the scheduler cannot derive its backend."),

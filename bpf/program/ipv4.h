@@ -30,6 +30,11 @@ static __always_inline u32 parse_v4(struct packet *packet, struct flow_key_v4 *k
 	return parse_transport(packet, packet->ip_bytes - header_bytes);
 }
 
+static __always_inline bool is_link_multicast_v4(struct addr_v4 *address)
+{
+	return false; /* ARP is no IP */
+}
+
 static __always_inline u8 hop_limit_v4(struct packet *packet)
 {
 	return ((struct iphdr *)packet->network)->ttl;

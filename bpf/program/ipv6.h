@@ -79,6 +79,12 @@ static __always_inline u32 parse_v6(struct packet *packet, struct flow_key_v6 *k
 	return parse_transport(packet, packet->ip_bytes - header_bytes);
 }
 
+/* A group of the link's nodes (RFC 4291): neighbour solicitations are sent to one. */
+static __always_inline bool is_link_multicast_v6(struct addr_v6 *address)
+{
+	return (address->word[0] & htonl(0xff0f0000)) == htonl(0xff020000);
+}
+
 static __always_inline u8 hop_limit_v6(struct packet *packet)
 {
 	return ((struct ipv6hdr *)packet->network)->hop_limit;

@@ -23,12 +23,17 @@ static __always_inline u32 fence_FAM(struct packet *packet, struct addr_FAM *des
 
 /* --- packets without a flow -------------------------------------------------------------------------------- */
 
-/* `verdict` if `destination` is a VIP; packets for other addresses belong to the kernel. */
+/* `verdict` if `destination` is a VIP; packets for other addresses belong to the kernel.
+ *
+ * Except one that the program does not understand and that may be a neighbour solicitation for a VIP.
+ */
 static __always_inline u32 handle_other_FAM(struct packet *packet, struct addr_FAM *destination, u32 verdict)
 {
 	struct vip *vip = vips_FAM.lookup((struct vip_key_FAM *)destination);
 	u32 fenced;
 
+	if (!vip && verdict == COUNTER_DROP_IPV6_EXTENSION && is_link_multicast_FAM(destination) && is_fenced(packet))
+		return COUNTER_DROP_FENCED_NEIGHBOUR;
 	if (!vip)
 		return COUNTER_PASS_NOT_OURS;
 	fenced = fence_FAM(packet, destination);

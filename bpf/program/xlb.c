@@ -1,6 +1,6 @@
 /* xlb's XDP program. A packet takes these steps:
  *
- *  1. parse    headers, lengths and ports                         parse.h, ipv4.h, ipv6.h
+ *  1. parse    tags, headers, lengths and ports                   vlan.h, parse.h, ipv4.h, ipv6.h
  *  2. find     its flow; without one, the VIP it is for           pipeline.family.h
  *  3. fence    stop here unless this node holds the lease         fence.h
  *  4. act      promote the connection, or select a backend and
@@ -30,6 +30,7 @@
 #include "ipv4.h"
 #include "ipv6.h"
 #include "fence.h"
+#include "vlan.h"
 #include "count.h"
 #include "select.h"
 #include "select.family.h"
@@ -46,8 +47,15 @@
 
 static __always_inline u32 handle_packet(struct packet *packet)
 {
+	u32 verdict;
+
 	if (packet->network > packet->end)
 		return COUNTER_PASS_NOT_IP;
+	if (is_vlan(packet->ethernet->h_proto)) {
+		verdict = remove_priority_tags(packet);
+		if (verdict != CONTINUE)
+			return verdict;
+	}
 	switch (packet->ethernet->h_proto) {
 	case htons(ETH_P_IP):
 		return handle_v4(packet);

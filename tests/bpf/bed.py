@@ -246,8 +246,11 @@ class Bed:
             ]
         )
 
-    def send(self, frame: bytes, side: str = "in0") -> Outcome:
-        """Run one frame as if it had come in by `side`. Fails unless exactly one verdict was counted, with all its bytes."""
+    def send(self, frame: bytes, side: str = "in0", tags: int = 0) -> Outcome:
+        """Run one frame as if it had come in by `side`. Fails unless exactly one verdict was counted, with all its bytes.
+
+        tags: VLAN tags that the program is expected to remove, and not to count.
+        """
         before = self.plane.counters()
         index = self.in0 if side == "in0" else self.out0
         run = self.inside(lambda: self.plane.test_run(frame, index))
@@ -255,7 +258,8 @@ class Bed:
         moved = {name: packets - before[name][0] for name, (packets, _) in after.items() if packets != before[name][0]}
         verdicts = [name for name in moved if not name.startswith("event_")]
         assert len(verdicts) == 1 and moved[verdicts[0]] == 1, f"one packet must be counted once: {moved}"
-        assert after[verdicts[0]][1] - before[verdicts[0]][1] == len(frame), "a verdict counts the bytes of the frame"
+        counted = after[verdicts[0]][1] - before[verdicts[0]][1]
+        assert counted == len(frame) - 4 * tags, "a verdict counts the bytes of the frame"
         action = {"pass": (PASS,), "drop": (DROP,), "forward": (TX, REDIRECT)}[verdicts[0].split("_")[0]]
         assert run.action in action, f"{verdicts[0]} ended in XDP action {run.action}"
         return Outcome(verdicts[0], run.action, run.packet, moved)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 
 import pytest
+from scapy.layers.inet6 import ICMPv6ND_NS, IPv6, IPv6ExtHdrDestOpt
+from scapy.layers.l2 import ARP, Ether
 
 from bpf.constants import LEASE_FOREVER_NS, LEASE_HANDED_OVER_NS, Mode, Protocol
 from ctl.network.kernel.announcements import announcement
-from tests.bpf.bed import V4, V6, Bed, Family
+from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, V4, V6, Bed, Family
 from tests.bpf.connections import establish
 from tests.bpf.packets import arp, echo_request, from_backend, from_client, icmp_error, network, solicitation, transport
 
@@ -136,12 +138,117 @@ def test_a_snat_address_is_fenced_too(bed: Bed, family: Family) -> None:
     assert bed.send(question).verdict == "drop_fenced_neighbour"
 
 
-def test_an_announcement_passes_a_closed_fence(bed: Bed, family: Family) -> None:
-    """After a hand-over, the node must learn the new MAC of the VIP, or its kernel queues packets for a second."""
+@pytest.mark.parametrize("deadline", [0, LEASE_HANDED_OVER_NS], ids=["expired", "handed over"])
+def test_a_fenced_kernel_learns_from_an_announcement_and_cannot_answer_it(bed: Bed, family: Family, deadline: int) -> None:
+    """Linux answers a gratuitous request for an address it owns, but no reply (arp_process in net/ipv4/arp.c)."""
     bed.farm(family.vip, (family.far(11), 8080))
-    lease(bed, -1)
     frame = announcement(family.vip, "02:00:00:00:00:77")
-    assert bed.send(frame).verdict == ("pass_neighbour" if family is V4 else "pass_not_ours")
+    assert bed.send(frame).frame == frame
+    bed.plane.set_lease(deadline, 7)
+    out = bed.send(frame)
+    if family is V6:
+        assert (out.verdict, out.frame) == ("pass_not_ours", frame)
+        return
+    expected = Ether(frame)
+    expected[ARP].op, expected[ARP].hwdst = 2, "02:00:00:00:00:77"
+    assert (out.verdict, out.frame) == ("pass_neighbour", bytes(expected))
+    assert bed.send(arp(V4.vip, operation=2)).verdict == "pass_not_ip"
+
+
+def probe(family: Family) -> bytes:
+    """Is the VIP in use? (RFC 5227; RFC 4862 duplicate address detection)"""
+    if family is V4:
+        question = ARP(op=1, hwsrc=GATEWAY_MAC, psrc="0.0.0.0", pdst=V4.vip)
+        return bytes(Ether(src=GATEWAY_MAC, dst="ff:ff:ff:ff:ff:ff") / question)
+    packet = Ether(solicitation(V6.vip))
+    packet[IPv6].src = "::"
+    del packet[ICMPv6ND_NS].cksum
+    return bytes(packet)
+
+
+def asked_directly(family: Family) -> bytes:
+    """A neighbour verifies its entry: to the address itself (RFC 4861 7.3)."""
+    packet = Ether(arp(V4.vip) if family is V4 else solicitation(V6.vip))
+    packet.dst = NODE_IN_MAC
+    if family is V6:
+        packet[IPv6].dst = V6.vip
+        del packet[ICMPv6ND_NS].cksum
+    return bytes(packet)
+
+
+def hidden_question(extensions: int) -> bytes:
+    """A solicitation behind extension headers, all of which Linux skips."""
+    packet = Ether(solicitation(V6.vip))
+    layers = packet[IPv6].copy()
+    question = layers[ICMPv6ND_NS].copy()
+    layers.remove_payload()
+    for _ in range(extensions):
+        layers = layers / IPv6ExtHdrDestOpt()
+    del layers.nh, layers.plen
+    return bytes(Ether(src=GATEWAY_MAC) / layers / question)
+
+
+def test_no_question_for_a_vip_passes_a_closed_fence(bed: Bed, family: Family) -> None:
+    bed.farm(family.vip, (family.far(11), 8080))
+    questions = [probe(family), asked_directly(family)]
+    if family is V6:
+        questions += [hidden_question(1), hidden_question(4)]
+    for question in questions:
+        bed.plane.set_lease(LEASE_FOREVER_NS, 7)
+        assert bed.send(question).verdict == "pass_neighbour"
+        bed.plane.set_lease(0, 7)
+        assert bed.send(question).verdict == "drop_fenced_neighbour"
+
+
+def test_a_question_that_is_not_understood_does_not_pass(bed: Bed) -> None:
+    """More extension headers than the program reads, but not more than Linux does."""
+    bed.farm(V6.vip, (V6.far(11), 8080))
+    assert bed.send(hidden_question(5)).verdict == "pass_not_ours"
+    bed.plane.set_lease(0, 7)
+    assert bed.send(hidden_question(5)).verdict == "drop_fenced_neighbour"
+
+
+def tagged(frame: bytes, *tags: int, vlan: int = 0) -> bytes:
+    """With these EtherTypes of tags in front, priority 5."""
+    return frame[:12] + b"".join(tag.to_bytes(2, "big") + (5 << 13 | vlan).to_bytes(2, "big") for tag in tags) + frame[12:]
+
+
+TAGS = {"802.1Q": (0x8100,), "802.1ad": (0x88A8,), "both": (0x88A8, 0x8100)}
+
+
+@pytest.mark.parametrize("tags", TAGS.values(), ids=TAGS)
+def test_priority_tagged_frames_are_handled_like_untagged_ones(bed: Bed, family: Family, tags: tuple[int, ...]) -> None:
+    bed.farm(family.vip, (family.far(11), 8080))
+    question = arp(V4.vip) if family is V4 else solicitation(V6.vip)
+    frames = [bytes(from_client(family)), question, echo_request(family, family.vip)]
+    open_verdicts = ["forward_redirect", "pass_neighbour", "pass_vip_icmp"]
+    for frame, verdict in zip(frames, open_verdicts, strict=True):
+        untagged = bed.send(frame)
+        out = bed.send(tagged(frame, *tags), tags=len(tags))
+        assert (out.verdict, out.frame) == (untagged.verdict, untagged.frame) and out.verdict == verdict
+    bed.plane.set_lease(0, 7)
+    verdicts = [bed.send(tagged(frame, *tags), tags=len(tags)).verdict for frame in frames]
+    assert verdicts == ["drop_fenced", "drop_fenced_neighbour", "drop_fenced"]
+
+
+def test_more_priority_tags_than_are_removed_do_not_pass_a_closed_fence(bed: Bed, family: Family) -> None:
+    """Linux would remove any number of them."""
+    bed.farm(family.vip, (family.far(11), 8080))
+    frame = tagged(bytes(from_client(family)), 0x8100, 0x8100, 0x8100)
+    out = bed.send(frame)
+    assert (out.verdict, out.frame) == ("pass_not_ip", frame)
+    bed.plane.set_lease(0, 7)
+    assert bed.send(frame).verdict == "drop_fenced"
+
+
+@pytest.mark.parametrize("deadline", [0, LEASE_FOREVER_NS], ids=["fenced", "open"])
+def test_frames_of_a_vlan_are_never_touched(bed: Bed, family: Family, deadline: int) -> None:
+    bed.farm(family.vip, (family.far(11), 8080))
+    bed.plane.set_lease(deadline, 7)
+    inside = tagged(bytes(from_client(family)), 0x8100, vlan=10)
+    for frame in (inside, tagged(inside, 0x8100), tagged(bytes(from_client(family)), 0x8100)[:17]):
+        out = bed.send(frame)
+        assert (out.verdict, out.frame) == ("pass_not_ip", frame)
 
 
 @pytest.mark.parametrize("protocol", list(Protocol), ids=lambda protocol: protocol.name.lower())
