@@ -76,7 +76,8 @@ class FlowFlag(enum.IntFlag):
 
 
 class FlowState(enum.IntFlag):
-    """Packets seen in a direction. The FIN and RST bits are written to both entries of a connection."""
+    """Packets seen in a direction. The FIN and RST bits are written to both entries of a connection, and cleared in both by a
+    packet that shows that an endpoint ignored them (bpf/program/flow.h)."""
 
     SEEN = 1  # a packet was forwarded in this direction
     FIN_HERE = 2  # this direction sent FIN
@@ -92,12 +93,19 @@ class VipFlag(enum.IntFlag):
     OPEN = 2  # no guard: packets that no farm serves go to the kernel
 
 
+class BackendFlag(enum.IntFlag):
+    """Properties of a backend in the map."""
+
+    UNAVAILABLE = 1  # down or removed: a SYN for its connections, and UDP that it has not answered twice, get another one
+
+
 class EventType(enum.IntEnum):
     """Why a flow event was written to the ring buffer for the peer."""
 
     ESTABLISHED = 1
     REFRESH = 2
     CLOSED = 3
+    REMOVED = 255  # deleted; the number that sync.flows.codec gives it
 
 
 class Kind(enum.Enum):

@@ -65,11 +65,12 @@ class DeleteService:
 
 @dataclass(frozen=True, slots=True)
 class PutBackend:
-    """Set address and port of backend `id` (1 … MAX_BACKENDS-1; 0 means none)."""
+    """Set address and port of backend `id` (1 … MAX_BACKENDS-1; 0 means none). `flags` are BackendFlag bits."""
 
     id: int
     address: str
     port: int
+    flags: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

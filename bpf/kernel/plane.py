@@ -161,6 +161,7 @@ class KernelPlane:
         values = np.zeros(len(group), dtype=bpf_map.value)
         values["address"] = columns.address_column((each.address for each in group), 16)
         values["port"] = [each.port for each in group]
+        values["flags"] = [each.flags for each in group]
         bpf_map.put(np.array([each.id for each in group], dtype=np.uint32), values)
 
     def _put_slots(self, group: list[PutSlots]) -> None:

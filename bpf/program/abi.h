@@ -58,7 +58,7 @@ struct slot_chunk {
 struct backend {
 	__be32 address[4]; /* IPv4 uses the first word */
 	__be16 port;
-	u16 flags;
+	u16 flags; /* BACKEND_FLAG_* */
 };
 _Static_assert(sizeof(struct backend) == 20, "backend");
 _Static_assert(MAX_FARMS <= 65536 && MAX_BACKENDS <= 65536, "struct flow has 16 bits for a farm's and a backend's id");

@@ -6,6 +6,17 @@
  * evicted one: a forward hit there looks up its reply entry, and repairs it with the same backend if it is missing.
  */
 
+/* What is known of a packet's connection. */
+struct match_FAM {
+	struct flow_FAM *flow;  /* the packet's entry, in `flows` or in `embryonic` */
+	struct flow_FAM *ended; /* the entry in `flows` of a connection that has ended, and whose tuple this SYN reuses */
+	struct vip *vip;        /* the destination; looked up only if there is no entry */
+	struct flow_FAM *old;   /* the forward entry that the tuple has already, while a connection is opened over it */
+	bool complete;          /* `old` has its reply entry */
+	bool retry;             /* select a backend anew; without it `old` is repaired */
+	bool kept;              /* the same backend was selected, so `old` stays as it is */
+};
+
 /* The key of the other direction. */
 static __always_inline void reverse_FAM(struct flow_key_FAM *reverse, struct flow_FAM *flow, u8 protocol)
 {
@@ -41,6 +52,25 @@ static __always_inline bool is_reply_to_FAM(struct flow_FAM *reply, struct flow_
 	return is_same_address_FAM(&reply->destination, &key->source) &&
 	       is_same_address_FAM(&reply->source, &key->destination) && reply->destination_port == key->source_port &&
 	       reply->source_port == key->destination_port;
+}
+
+/* Delete both entries of a connection, and nothing of another one that has its reply key. The peer has the established ones. */
+static __always_inline void end_connection_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *forward,
+					       bool established)
+{
+	struct flow_key_FAM reply_key = {};
+	struct flow_FAM *reply;
+
+	reverse_FAM(&reply_key, forward, key->protocol);
+	reply = find_flow_FAM(&reply_key);
+	if (established)
+		report_FAM(packet, key, forward, EVENT_TYPE_REMOVED);
+	if (reply && is_reply_to_FAM(reply, key)) {
+		flows_FAM.delete(&reply_key);
+		embryonic_FAM.delete(&reply_key);
+	}
+	flows_FAM.delete(key);
+	embryonic_FAM.delete(key);
 }
 
 /* --- creating a connection --------------------------------------------------------------------------------- */
@@ -135,26 +165,48 @@ static __always_inline void fill_connection_FAM(struct packet *packet, struct fl
 	forward->last_seen = reply->last_seen = now_ns(packet) >> TICK_SHIFT;
 }
 
-/* Create both entries. backend_id 0: a new connection, for which a backend is selected; otherwise one to be repaired. */
-static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *service, u32 backend_id)
+/* The backend of the connection; 0: an empty slot. */
+static __always_inline u32 choose_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *service,
+				      struct match_FAM *match, u32 hash, u32 seed)
+{
+	struct flow_FAM *old = match->old;
+	u32 idle_ticks;
+
+	if (old && !match->retry)
+		return old->backend;
+	if (old && service->scheduler == SCHEDULER_ROUNDROBIN && !is_unavailable(old->backend)) {
+		idle_ticks = (u32)(now_ns(packet) >> TICK_SHIFT) - old->last_seen;
+		if (is_closed(old->state) || idle_ticks < SYN_RETRY_TICKS)
+			return old->backend;
+	}
+	return select_FAM(key, service, hash, seed);
+}
+
+/* Create both entries, unless match->kept says that the old ones stay. */
+static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *service,
+				    struct match_FAM *match)
 {
 	u32 zero = 0;
 	struct globals *global = globals.lookup(&zero);
 	struct connection_FAM *connection = scratch_FAM.lookup(&zero);
 	struct backend *backend;
-	bool is_new = !backend_id;
-	u32 hash, verdict;
+	bool is_new = !match->old || match->retry;
+	u32 backend_id, hash, verdict;
 
 	if (!global || !connection)
 		return COUNTER_DROP_INTERNAL;
 	packet->farm = service->farm;
+	if (is_new && !service->slot_count)
+		return COUNTER_DROP_NO_BACKEND;
+	if (is_new && is_midstream(packet) && service->scheduler == SCHEDULER_ROUNDROBIN)
+		return COUNTER_DROP_NO_FLOW;
 	hash = flow_hash_FAM(key, global->hash_seed);
-	if (is_new) {
-		if (!service->slot_count)
-			return COUNTER_DROP_NO_BACKEND;
-		if (is_midstream(packet) && service->scheduler == SCHEDULER_ROUNDROBIN)
-			return COUNTER_DROP_NO_FLOW;
-		backend_id = select_FAM(key, service, hash, global->hash_seed);
+	backend_id = choose_FAM(packet, key, service, match, hash, global->hash_seed);
+	if (match->old && match->retry) {
+		match->kept = match->complete && match->old->backend == backend_id && match->old->farm == service->farm;
+		if (match->kept)
+			return CONTINUE;
+		end_connection_FAM(packet, key, match->old, match->ended);
 	}
 	backend = backend_id ? backends.lookup(&backend_id) : NULL;
 	if (!backend)
@@ -196,42 +248,36 @@ static __always_inline void promote_FAM(struct packet *packet, struct flow_key_F
 	packet->established = true;
 }
 
-/* Delete a closed connection from `flows`. */
-static __always_inline void delete_connection_FAM(struct flow_key_FAM *key, struct flow_FAM *forward)
+/* Record what a packet says about the state in both entries; report to the peer a connection that ends, or has not ended. */
+static __always_inline void update_state_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
 {
-	struct flow_key_FAM reply_key = {};
-
-	reverse_FAM(&reply_key, forward, key->protocol);
-	flows_FAM.delete(key);
-	flows_FAM.delete(&reply_key);
-}
-
-/* Record a FIN or RST in both entries; report the connection to the peer when it becomes closed. */
-static __always_inline void record_close_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
-{
-	u8 reset = packet->tcp_flags & TCP_RST ? FLOW_STATE_RST : 0;
-	u8 finished = packet->tcp_flags & TCP_FIN ? FLOW_STATE_FIN_HERE : 0;
-	u8 before = flow->state, state = before | reset | finished;
+	u8 before = flow->state, state = next_state(packet, before);
 	struct flow_key_FAM other_key = {};
 	struct flow_FAM *other;
 
 	if (state == before)
 		return;
 	flow->state = state;
+	if (!((state ^ before) & ~FLOW_STATE_SEEN))
+		return;
 	reverse_FAM(&other_key, flow, key->protocol);
 	other = find_flow_FAM(&other_key);
 	if (other)
-		other->state |= reset | (finished ? FLOW_STATE_FIN_THERE : 0);
-	if (packet->established && is_closed(state) && !is_closed(before)) {
-		if (flow->flags & FLOW_FLAG_FORWARD)
-			report_FAM(packet, key, flow, EVENT_TYPE_CLOSED);
-		else if (other)
-			report_FAM(packet, &other_key, other, EVENT_TYPE_CLOSED);
-	}
+		other->state = mirrored_state(state, other->state);
+	if (is_closed(state) == is_closed(before))
+		return;
+	if (packet->tcp_flags & TCP_SYN)
+		count_connection(flow->farm,
+				 flow->backend); /* the tuple of a closed connection, reused with the same backend */
+	if (!packet->established || (!other && !(flow->flags & FLOW_FLAG_FORWARD)))
+		return;
+	report_FAM(packet, flow->flags & FLOW_FLAG_FORWARD ? key : &other_key, flow->flags & FLOW_FLAG_FORWARD ? flow : other,
+		   is_closed(state) ? EVENT_TYPE_CLOSED : EVENT_TYPE_ESTABLISHED);
 }
 
 static __always_inline void touch_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
 {
+	const u8 revocable = FLOW_STATE_RST | FLOW_STATE_FIN_HERE;
 	u32 tick = now_ns(packet) >> TICK_SHIFT, before = flow->last_seen;
 	u32 phase = key->source_port >> (16 - REFRESH_SHIFT); /* spreads the reports of all connections over time */
 
@@ -241,27 +287,33 @@ static __always_inline void touch_FAM(struct packet *packet, struct flow_key_FAM
 		    ((before + phase) ^ (tick + phase)) >> REFRESH_SHIFT)
 			report_FAM(packet, key, flow, EVENT_TYPE_REFRESH);
 	}
-	if (!(flow->state & FLOW_STATE_SEEN))
-		flow->state |= FLOW_STATE_SEEN;
-	if (packet->tcp_flags & (TCP_FIN | TCP_RST))
-		record_close_FAM(packet, key, flow);
+	if ((flow->state & (FLOW_STATE_SEEN | revocable)) != FLOW_STATE_SEEN || packet->tcp_flags & (TCP_FIN | TCP_RST))
+		update_state_FAM(packet, key, flow);
 }
 
-/* A hit in `embryonic`: promote the connection if both ends have answered. False: its reply entry is missing. */
-static __always_inline bool check_reply_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
+/* A hit in `embryonic`: promote the connection if both ends have answered; of UDP, also if one has answered twice. False: the
+ * entry of the other direction is missing. */
+static __always_inline bool check_other_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow,
+					    bool *answered)
 {
-	struct flow_key_FAM reply_key = {};
-	struct flow_FAM *reply;
+	bool is_forward = flow->flags & FLOW_FLAG_FORWARD;
+	struct flow_key_FAM other_key = {};
+	struct flow_FAM *other;
 
-	if (!(flow->flags & FLOW_FLAG_FORWARD))
+	if (!is_forward && !(packet->protocol == IPPROTO_UDP && flow->state & FLOW_STATE_SEEN))
 		return true;
-	reverse_FAM(&reply_key, flow, key->protocol);
-	reply = embryonic_FAM.lookup(&reply_key);
-	if (!reply)
-		reply = flows_FAM.lookup(&reply_key);
-	if (!reply || !is_reply_to_FAM(reply, key))
-		return false;
-	if (!is_syn(packet) && reply->state & FLOW_STATE_SEEN)
-		promote_FAM(packet, key, flow, &reply_key, reply);
+	reverse_FAM(&other_key, flow, key->protocol);
+	other = embryonic_FAM.lookup(&other_key);
+	if (!other)
+		other = flows_FAM.lookup(&other_key);
+	if (!other || !is_reply_to_FAM(other, key))
+		return !is_forward;
+	*answered = other->state & FLOW_STATE_SEEN;
+	if (!*answered || is_syn(packet) || (packet->tcp_flags | other->state << 8) & (TCP_RST | FLOW_STATE_RST << 8))
+		return true;
+	if (is_forward)
+		promote_FAM(packet, key, flow, &other_key, other);
+	else
+		promote_FAM(packet, &other_key, other, key, flow);
 	return true;
 }

@@ -2,6 +2,8 @@
 #pragma once
 #include "parse.h"
 
+#define SYN_RETRY_TICKS 8 /* 0.5 s: later than a duplicate of a SYN, earlier than its first retransmission (1 s, RFC 6298) */
+
 static __always_inline bool is_closed(u8 state)
 {
 	const u8 both = FLOW_STATE_FIN_HERE | FLOW_STATE_FIN_THERE;
@@ -9,8 +11,48 @@ static __always_inline bool is_closed(u8 state)
 	return state & FLOW_STATE_RST || (state & both) == both;
 }
 
-/* A client reuses the tuple of a closed connection for a new one. */
-static __always_inline bool is_reopened(struct packet *packet, u8 flags, u8 state)
+/* May no new connection use this backend: is it down or removed? */
+static __always_inline bool is_unavailable(u32 backend_id)
 {
-	return is_syn(packet) && flags & FLOW_FLAG_FORWARD && is_closed(state);
+	struct backend *backend = backends.lookup(&backend_id);
+
+	return !backend || backend->flags & BACKEND_FLAG_UNAVAILABLE;
+}
+
+/* Payload bytes of a TCP segment, 0 for UDP. */
+static __always_inline u32 segment_bytes(struct packet *packet)
+{
+	struct tcphdr *tcp = packet->transport;
+
+	if (packet->protocol != IPPROTO_TCP || (void *)(tcp + 1) > packet->end)
+		return 0;
+	return packet->ip_bytes - (packet->transport - packet->network) - tcp->doff * 4;
+}
+
+/* The state of a flow after one of its packets. A FIN or RST is a hint: a sender that goes on after it has not sent it, or its
+ * receiver has ignored it (RFC 5961). So any later segment but another client's SYN revokes a RST, payload after a FIN
+ * revokes that FIN, and the answer to a SYN begins anew.
+ */
+static __always_inline u8 next_state(struct packet *packet, u8 state)
+{
+	const u8 ends = FLOW_STATE_RST | FLOW_STATE_FIN_HERE | FLOW_STATE_FIN_THERE;
+
+	state |= FLOW_STATE_SEEN;
+	if (packet->tcp_flags & TCP_RST)
+		return state | FLOW_STATE_RST;
+	if (packet->tcp_flags & TCP_SYN)
+		return packet->tcp_flags & TCP_ACK ? state & ~ends : state;
+	state &= ~FLOW_STATE_RST;
+	if (packet->tcp_flags & TCP_FIN)
+		return state | FLOW_STATE_FIN_HERE;
+	return state & FLOW_STATE_FIN_HERE && segment_bytes(packet) ? state & ~FLOW_STATE_FIN_HERE : state;
+}
+
+/* The same bits as the entry of the other direction has them; it keeps its other bits. */
+static __always_inline u8 mirrored_state(u8 state, u8 other)
+{
+	const u8 ends = FLOW_STATE_RST | FLOW_STATE_FIN_HERE | FLOW_STATE_FIN_THERE;
+
+	return (other & ~ends) | (state & FLOW_STATE_RST) | (state & FLOW_STATE_FIN_HERE ? FLOW_STATE_FIN_THERE : 0) |
+	       (state & FLOW_STATE_FIN_THERE ? FLOW_STATE_FIN_HERE : 0);
 }

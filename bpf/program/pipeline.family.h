@@ -1,12 +1,5 @@
 /* An IP packet: find its flow or VIP, check the fence, act. Each handler calls the fence once, and changes nothing before. */
 
-/* What handle_flow_FAM has found. */
-struct match_FAM {
-	struct flow_FAM *flow;  /* the packet's entry, in `flows` or in `embryonic` */
-	struct flow_FAM *ended; /* the entry in `flows` of a closed connection whose tuple this SYN reuses */
-	struct vip *vip;        /* the destination; looked up only if there is no entry */
-};
-
 /* CONTINUE, or the verdict on a packet that arrived without the lease.
  *
  * After a hand-over the kernel forwards packets for a VIP to the peer, and queues them until the peer has announced itself.
@@ -56,12 +49,18 @@ static __always_inline u32 handle_icmp_FAM(struct packet *packet, struct flow_ke
 
 /* --- TCP and UDP ------------------------------------------------------------------------------------------- */
 
+/* A client reuses the tuple of a connection that is closed, or whose backend no longer answers. */
+static __always_inline bool is_reused_FAM(struct packet *packet, struct flow_FAM *flow)
+{
+	return is_syn(packet) && flow->flags & FLOW_FLAG_FORWARD && (is_closed(flow->state) || is_unavailable(flow->backend));
+}
+
 /* CONTINUE: the packet has a flow, or is for a VIP. */
 static __always_inline u32 find_FAM(struct packet *packet, struct flow_key_FAM *key, struct match_FAM *match)
 {
 	struct flow_FAM *flow = flows_FAM.lookup(key);
 
-	if (flow && !is_reopened(packet, flow->flags, flow->state)) {
+	if (flow && !is_reused_FAM(packet, flow)) {
 		packet->established = true;
 		packet->farm = flow->farm;
 		match->flow = flow;
@@ -69,7 +68,7 @@ static __always_inline u32 find_FAM(struct packet *packet, struct flow_key_FAM *
 	}
 	match->ended = flow;
 	flow = embryonic_FAM.lookup(key);
-	if (flow && !is_reopened(packet, flow->flags, flow->state))
+	if (flow && !(is_syn(packet) && flow->flags & FLOW_FLAG_FORWARD && is_closed(flow->state)))
 		match->flow = flow;
 	if (match->ended)
 		packet->farm = match->ended->farm;
@@ -80,9 +79,10 @@ static __always_inline u32 find_FAM(struct packet *packet, struct flow_key_FAM *
 	return match->ended || match->flow || match->vip ? CONTINUE : COUNTER_PASS_NOT_OURS;
 }
 
-/* Open a connection on the listener it is for, with a new backend if backend_id is 0. CONTINUE: it is in `embryonic`. */
-static __always_inline u32 accept_FAM(struct packet *packet, struct flow_key_FAM *key, struct vip *vip, u32 backend_id)
+/* Open a connection on the listener it is for. CONTINUE: it is in `embryonic`, or match->old stays. */
+static __always_inline u32 accept_FAM(struct packet *packet, struct flow_key_FAM *key, struct match_FAM *match)
 {
+	struct vip *vip = match->vip;
 	struct service *found, service;
 
 	if (!vip)
@@ -93,29 +93,40 @@ static __always_inline u32 accept_FAM(struct packet *packet, struct flow_key_FAM
 	if (!found)
 		return vip->flags & VIP_FLAG_OPEN ? COUNTER_PASS_VIP_OPEN : COUNTER_DROP_VIP_GUARD;
 	service = *found; /* the daemon may replace it at any moment */
-	return open_FAM(packet, key, &service, backend_id);
+	return open_FAM(packet, key, &service, match);
+}
+
+/* Does the first packet of an exchange need another backend? Not of one that has answered and is available. */
+static __always_inline bool is_retry_FAM(struct packet *packet, struct flow_FAM *flow, bool answered)
+{
+	if (!(flow->flags & FLOW_FLAG_FORWARD) || is_midstream(packet))
+		return false;
+	return (is_syn(packet) && !answered) || is_unavailable(flow->backend);
 }
 
 /* The connection is not established: promote it, repair it, or open a new one. CONTINUE: match->flow is its entry. */
 static __always_inline u32 advance_FAM(struct packet *packet, struct flow_key_FAM *key, struct match_FAM *match)
 {
-	u32 backend_id = 0, verdict;
+	bool answered = true;
+	u32 verdict;
 
-	if (match->ended)
-		delete_connection_FAM(key, match->ended);
-	if (match->flow) {
-		packet->farm = match->flow->farm;
-		if (check_reply_FAM(packet, key, match->flow)) {
-			if (packet->established)
-				match->flow = flows_FAM.lookup(key);
+	match->old = match->ended ? match->ended : match->flow;
+	match->complete = match->retry = match->ended;
+	if (match->flow && !match->ended) {
+		match->complete = check_other_FAM(packet, key, match->flow, &answered);
+		if (packet->established) {
+			match->flow = flows_FAM.lookup(key);
 			return match->flow ? CONTINUE : COUNTER_DROP_INTERNAL;
 		}
-		backend_id = match->flow->backend;
+		match->retry = is_retry_FAM(packet, match->flow, answered);
+		if (match->complete && !match->retry)
+			return CONTINUE;
 	}
-	verdict = accept_FAM(packet, key, match->vip, backend_id);
+	verdict = accept_FAM(packet, key, match);
 	if (verdict != CONTINUE)
 		return verdict;
-	match->flow = embryonic_FAM.lookup(key);
+	packet->established = match->kept && match->ended;
+	match->flow = match->kept ? match->old : embryonic_FAM.lookup(key);
 	return match->flow ? CONTINUE : COUNTER_DROP_INTERNAL;
 }
 

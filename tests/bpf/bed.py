@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bpf.constants import LEASE_FOREVER_NS, Mode, Protocol, Scheduler, VipFlag
+from bpf.constants import LEASE_FOREVER_NS, TICK_SHIFT, Mode, Protocol, Scheduler, VipFlag
 from bpf.dataplane import (
     Array,
     DeleteService,
@@ -39,6 +39,8 @@ from bpf.dataplane import (
 )
 from bpf.kernel.plane import KernelPlane
 from bpf.loading import loader
+from bpf.maps.layout import Layouts
+from bpf.maps.pinned_map import PinnedMap
 from tests.rig import xdp_pass
 from tests.rig.namespaces import Namespace
 
@@ -112,6 +114,7 @@ class Bed:
     namespace: Namespace = field(init=False)
     plane: KernelPlane = field(init=False)
     pins: Path = field(init=False)
+    layouts: Layouts = field(init=False)
     _stack: contextlib.ExitStack = field(init=False)
     _inside: ThreadPoolExecutor = field(init=False)
     in0: int = field(init=False)
@@ -128,6 +131,7 @@ class Bed:
             self.pins = Path("/sys/fs/bpf") / name
             stack.callback(loader.remove_pins, self.pins)
             loaded = loader.ensure(loader.Build(self.pins, run_dir, self.max_flows, self.features))
+            self.layouts = loaded.layouts
             self.plane = KernelPlane(self.pins, loaded.layouts)
             stack.callback(self.plane.close)
             self._inside = ThreadPoolExecutor(1, initializer=self.namespace.enter)
@@ -209,6 +213,14 @@ class Bed:
         tuples = [FlowTuple(family.far(200), family.client, 1, port, Protocol.TCP) for port in range(1, 2 * MAX_FLOWS + 1)]
         keys = self.plane.encode_flow_keys(family.name, tuples)
         assert self.plane.update_flows(family.name, keys, self.blank_flows(family, len(keys))) == len(keys)
+
+    def age(self, flow_map: str, family: Family, seconds: float) -> None:
+        """Make all entries of a flow map look as if their last packets had come so much earlier."""
+        pinned = PinnedMap(self.pins, f"{flow_map}_{family.name}", self.layouts.maps[f"{flow_map}_{family.name}"])
+        for keys, values in list(self.plane.flow_batches(flow_map, family.name, 4096)):
+            values["last_seen"] -= int(seconds * 1e9) >> TICK_SHIFT
+            pinned.put(keys, values)
+        pinned.close()
 
     def clear(self, flow_map: str, family: Family) -> None:
         for keys, _ in list(self.plane.flow_batches(flow_map, family.name, 4096)):

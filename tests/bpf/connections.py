@@ -5,7 +5,7 @@ from __future__ import annotations
 from bpf.constants import Protocol
 from bpf.dataplane import FlowTuple
 from tests.bpf.bed import Bed, Family
-from tests.bpf.packets import from_backend, from_client
+from tests.bpf.packets import PAYLOAD, from_backend, from_client
 
 
 def arriving(family: Family, port: int = 40000, protocol: int = Protocol.TCP) -> FlowTuple:
@@ -16,12 +16,23 @@ def reply_tuple(family: Family, port: int = 40000, protocol: int = Protocol.TCP,
     return FlowTuple(family.far(number), family.vip, 8080, port, protocol)
 
 
-def client(bed: Bed, family: Family, flags: str = "S", port: int = 40000, protocol: int = Protocol.TCP) -> str:
-    return bed.send(bytes(from_client(family, protocol, flags, source_port=port))).verdict
+def client(
+    bed: Bed, family: Family, flags: str = "S", port: int = 40000, protocol: int = Protocol.TCP, payload: bytes = PAYLOAD
+) -> str:
+    return bed.send(bytes(from_client(family, protocol, flags, source_port=port, payload=payload))).verdict
 
 
-def backend(bed: Bed, family: Family, flags: str = "SA", port: int = 40000, protocol: int = Protocol.TCP) -> str:
-    return bed.send(bytes(from_backend(family, family.far(11), family.vip, port, protocol, flags)), "out0").verdict
+def backend(
+    bed: Bed,
+    family: Family,
+    flags: str = "SA",
+    port: int = 40000,
+    protocol: int = Protocol.TCP,
+    payload: bytes = PAYLOAD,
+    number: int = 11,
+) -> str:
+    packet = from_backend(family, family.far(number), family.vip, port, protocol, flags, payload=payload)
+    return bed.send(bytes(packet), "out0").verdict
 
 
 def establish(bed: Bed, family: Family, port: int = 40000, protocol: int = Protocol.TCP) -> None:

@@ -137,8 +137,30 @@ def test_a_reset_closes(paired_bed: Bed, family: Family, sender: Callable[[Bed, 
     with ring(paired_bed, family) as take:
         sender(paired_bed, family, "R")
         assert kinds(take()) == [EventType.CLOSED]
-        client(paired_bed, family, "FA")
+        sender(paired_bed, family, "R")
         assert len(take()) == 0
+
+
+def test_a_revoked_reset_is_reported_with_the_entry_as_it_is_now(paired_bed: Bed, family: Family) -> None:
+    paired_bed.farm(family.vip, (family.far(11), 8080))
+    establish(paired_bed, family)
+    with ring(paired_bed, family) as take:
+        client(paired_bed, family, "R")
+        backend(paired_bed, family, "A")
+        closed, revoked = take()
+        assert (closed["type"], revoked["type"]) == (EventType.CLOSED, EventType.ESTABLISHED)
+        assert (closed["flow"]["state"], revoked["flow"]["state"]) == (FlowState.SEEN | FlowState.RST, FlowState.SEEN)
+        assert revoked["flow"]["flags"] & FlowFlag.FORWARD and revoked["key"] == closed["key"]
+
+
+def test_a_replaced_connection_is_reported_as_removed(paired_bed: Bed, family: Family) -> None:
+    paired_bed.farm(family.vip, (family.far(11), 8080))
+    establish(paired_bed, family)
+    paired_bed.farm(family.vip, (family.far(12), 8080), first_backend=40)
+    client(paired_bed, family, "R")
+    with ring(paired_bed, family) as take:
+        client(paired_bed, family, "S")
+        assert kinds(take()) == [EventType.REMOVED]
 
 
 def test_half_open_connections_are_never_reported(paired_bed: Bed, family: Family) -> None:

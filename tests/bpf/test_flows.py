@@ -135,7 +135,7 @@ def test_a_syn_on_a_closed_connection_starts_a_new_one(bed: Bed, family: Family,
     client(bed, family, end[0])
     if end[1]:
         backend(bed, family, end[1])
-    assert client(bed, family, "A") == "forward_redirect", "late segments still take the old path"
+        assert client(bed, family, "A", payload=b"") == "forward_redirect", "late segments still take the old path"
     bed.farm(family.vip, (family.far(12), 8080), first_backend=40)
     assert client(bed, family) == "forward_redirect"
     assert where(bed, family) == {"flows": set(), "embryonic": {arriving(family), reply_tuple(family, number=12)}}

@@ -174,8 +174,30 @@ def test_a_closed_connection_is_closed_on_the_backup_and_may_be_reopened(joined:
     joined.engines[1].serve(2, time.monotonic_ns())
     backup = joined.backup
     assert backup.send(bytes(from_client(family, Protocol.TCP, "S"))).verdict == "forward_redirect"
-    assert not rows(backup, family)
     assert backup.send(answer, "out0").verdict == "forward_redirect"
+    assert {int(row["state"]) & ~FlowState.REPLICATED for row in rows(backup, family).values()} == {FlowState.SEEN}
+
+
+def test_both_maps_agree_after_a_reset_that_was_ignored(joined: Joined, family: Family) -> None:
+    for bed in (joined.active, joined.backup):
+        serve(bed, family, Mode.SNAT, Protocol.TCP)
+    answer = exchange(joined.active, family, Mode.SNAT, Protocol.TCP, 40000)
+    joined.meet()
+    joined.settle()
+    for flags in ("R", "A", "R"):
+        joined.active.send(bytes(from_client(family, Protocol.TCP, flags)))
+    joined.active.send(answer, "out0")
+    joined.settle()
+    both = [
+        {int(row["state"]) & ~FlowState.REPLICATED for row in rows(bed, family).values()}
+        for bed in (joined.active, joined.backup)
+    ]
+    assert both == [{FlowState.SEEN}, {FlowState.SEEN}]
+    joined.active.send(bytes(from_client(family, Protocol.TCP, "R")))
+    joined.settle()
+    assert all(
+        int(row["state"]) & FlowState.RST for bed in (joined.active, joined.backup) for row in rows(bed, family).values()
+    )
 
 
 def test_the_backup_keeps_what_the_active_keeps_and_no_longer_than_the_slack(joined: Joined, family: Family) -> None:
