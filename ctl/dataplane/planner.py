@@ -6,7 +6,8 @@ Pure: configuration, health and the previous state in; operations and the next s
 Invariants, at every instant between two operations:
 * a service points at slots that are written, and every slot of it at a backend that is bound;
 * slots and backend ids that a service still points at are neither rewritten nor rebound: a change writes a new slot range,
-  replaces the service, and the old range (or id) becomes usable one round later.
+  replaces the service, and the old range (or id) becomes usable one round later;
+* a backend that is down or removed is marked once no service points at it any more.
 
 A stopped farm has no service: the VIP's guard drops its new connections, existing flows continue.
 """
@@ -18,7 +19,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from bpf import constants
-from bpf.constants import MAX_SLOT_CHUNKS, VipFlag
+from bpf.constants import MAX_SLOT_CHUNKS, BackendFlag, VipFlag
 from bpf.dataplane import (
     DeleteService,
     DeleteVip,
@@ -59,6 +60,7 @@ class PlannerState:
     services: Mapping[ServiceKey, ServiceValue] = field(default_factory=dict)
     farms: Mapping[str, PlannedFarm] = field(default_factory=dict)
     bound: Mapping[int, Backend] = field(default_factory=dict)  # by id; with the address and port in the maps
+    marked: frozenset[int] = frozenset()  # the bound ones with BackendFlag.UNAVAILABLE
     down: frozenset[int] = frozenset()
     free: tuple[Run, ...] = ((0, MAX_SLOT_CHUNKS),)
     resting: tuple[Run, ...] = ()  # freed by the last round, free in the next
@@ -130,6 +132,16 @@ def eligible_backends(farm: Farm, down: AbstractSet[int]) -> tuple[Backend, ...]
     return tuple(backend for backend in able if backend.priority == tier)
 
 
+def unavailable_backends(farm: Farm, down: AbstractSet[int]) -> frozenset[int]:
+    """Ids of the backends that not even the first packets of an existing connection may use any more.
+
+    A draining backend, or one of a reserve tier, still serves its connections. With none up and all_down "all", none is.
+    """
+    return frozenset(backend.id for backend in farm.backends if backend.id in down) - {
+        backend.id for backend in eligible_backends(farm, down)
+    }
+
+
 def service_key(farm: Farm) -> ServiceKey:
     """The key of a farm's listener in the maps."""
     return ServiceKey(farm.vip, farm.port, farm.port_last, int(constants.Protocol[farm.protocol.name]))
@@ -157,6 +169,7 @@ class _Round:
         self.farms = dict(state.farms)
         self.services = dict(state.services)
         self.bound = dict(state.bound)
+        self.marked = set(state.marked)
         self.backend_puts: list[PutBackend] = []
         self.slot_puts: list[PutSlots] = []
         self.service_puts: list[PutService] = []
@@ -186,6 +199,7 @@ class _Round:
             services=self.services,
             farms=self.farms,
             bound=self.bound,
+            marked=frozenset(self.marked),
             down=self.down,
             free=self.space.free,
             resting=released,
@@ -210,18 +224,21 @@ class _Round:
         for backend in planned.farm.backends if planned else ():
             if _same_server(self.bound.get(backend.id), backend):
                 del self.bound[backend.id]
+                self.marked.discard(backend.id)
 
     def _bind(self, farm: Farm) -> frozenset[int]:
         """Returns the ids that must wait one round, because services in the maps still use them for another server."""
         waiting = set()
+        unavailable = unavailable_backends(farm, self.down)
         for backend in farm.backends:
             before = self.old.bound.get(backend.id)
             if before is not None and not _same_server(before, backend):
                 waiting.add(backend.id)
                 continue
             self.bound[backend.id] = backend
+            self.marked |= unavailable & {backend.id}
             if before is None:
-                self.backend_puts.append(PutBackend(backend.id, backend.address, backend.port))
+                self.backend_puts.append(_put_backend(backend, backend.id in unavailable))
         return frozenset(waiting)
 
     def _plan_farm(self, farm: Farm) -> None:
@@ -296,6 +313,12 @@ class _Round:
                 stale.append(old.key)
         return stale
 
+    def _marks(self) -> list[PutBackend]:
+        """Backends that became available or unavailable. A removed one stays in the map for the connections it has."""
+        puts = [_put_backend(backend, True) for number, backend in self.old.bound.items() if number not in self.bound]
+        changed = (self.marked ^ self.old.marked) & self.bound.keys() & self.old.bound.keys()
+        return puts + [_put_backend(self.bound[number], number in self.marked) for number in sorted(changed)]
+
     def _released(self) -> tuple[Run, ...]:
         """Slot ranges of replaced values that no new value uses."""
         kept = {run_of(put.value.slot_offset, put.value.slot_count) for put in self.service_puts}
@@ -327,9 +350,15 @@ class _Round:
         operations += [DeleteService(key) for key in first]
         operations += self.service_puts
         operations += [DeleteService(key) for key in stale if key not in first]
+        operations += self._marks()
         operations += [PutVip(each, flags) for each, flags in vips.items() if self._ranges_before(each) & ~flags]
         operations += [DeleteVip(address) for address in self.old.vips if address not in vips]
         return tuple(operations)
+
+
+def _put_backend(backend: Backend, unavailable: bool) -> PutBackend:
+    flags = int(BackendFlag.UNAVAILABLE) if unavailable else 0
+    return PutBackend(backend.id, backend.address, backend.port, flags)
 
 
 def _vip_puts(old: Mapping[str, int], new: Mapping[str, int]) -> list[PutVip]:

@@ -87,6 +87,7 @@ class FakePlane:
         self.vip_flags: dict[str, int] = {}
         self.listeners: dict[ServiceKey, ServiceValue] = {}
         self.backends: dict[int, tuple[str, int]] = {}
+        self.backend_flags: dict[int, int] = {}
         self.slots = np.zeros(slots, dtype=np.uint32)
         self.farm_counts = np.zeros(constants.MAX_FARMS, dtype=TRAFFIC)
         self.backend_counts = np.zeros(constants.MAX_BACKENDS, dtype=TRAFFIC)
@@ -128,8 +129,9 @@ class FakePlane:
             case DeleteService(key):
                 _require(key in self.listeners, f"delete of unknown listener {key}")
                 del self.listeners[key]
-            case PutBackend(number, address, port):
+            case PutBackend(number, address, port, flags):
                 self._put_backend(number, address, port)
+                self.backend_flags[number] = flags
             case PutSlots(offset, backends):
                 self._put_slots(offset, backends)
             case ZeroTraffic(farms, backends):

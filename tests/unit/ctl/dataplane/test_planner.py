@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bpf.constants import MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK, VipFlag
+from bpf.constants import MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK, BackendFlag, VipFlag
 from bpf.dataplane import DeleteService, Operation, PutBackend, PutService, PutSlots, PutVip, ServiceKey, ZeroTraffic
 from ctl.config.changes import change
 from ctl.config.model import Config
 from ctl.dataplane import planner
-from ctl.dataplane.planner import Plan, PlannerState, adopt, eligible_backends, plan, replan_everything
+from ctl.dataplane.planner import Plan, PlannerState, adopt, eligible_backends, plan, replan_everything, unavailable_backends
 from ctl.errors import XlbError
 from tests.fakes.plane import FakePlane
 
@@ -170,6 +170,21 @@ def test_eligible_backends() -> None:
     assert eligible_backends(everyone, {one.id, three.id}) == (one, three)
 
 
+def test_backends_without_connections_are_marked_after_the_services_left_them() -> None:
+    plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1), backend("web", 2), backend("web", 3))
+    one, two, three = (each.id for each in config.farms["web"].backends)
+    state, _ = settle(plane, PlannerState(), config)
+    state, operations = settle(plane, state, config, frozenset({one}))
+    assert kinds(operations) == ["PutSlots", "PutService", "PutBackend"]
+    config = configured(("backend.remove", {"farm": "web", "address": "10.0.1.2", "port": 80}), config=config)
+    config = configured(("backend.set", {"farm": "web", "address": "10.0.1.3", "port": 80, "draining": True}), config=config)
+    state, _ = settle(plane, state, config, frozenset({one}))
+    assert plane.backend_flags == {one: BackendFlag.UNAVAILABLE, two: BackendFlag.UNAVAILABLE, three: 0}
+    config = configured(("farm.set", {"name": "web", "all_down": "all"}), config=config)
+    settle(plane, state, config, frozenset({one}))
+    assert plane.backend_flags[one] == 0, "the farm tries it"
+
+
 def test_a_farm_without_backends_refuses_in_the_kernel() -> None:
     plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
     down = frozenset({config.farms["web"].backends[0].id})
@@ -222,7 +237,8 @@ def test_a_reused_id_waits_until_no_service_uses_it_and_its_counters_are_zeroed(
     number = farm.backends[0].id
     assert plane.backends[number] == ("10.0.1.99", 80)
     assert ZeroTraffic((), (number,)) in operations
-    assert kinds(operations) == ["PutService", "ZeroTraffic", "PutBackend", "PutSlots", "PutService"]
+    assert kinds(operations) == ["PutService", "PutBackend", "ZeroTraffic", "PutBackend", "PutSlots", "PutService"]
+    assert plane.backend_flags[number] == 0
 
 
 @pytest.fixture
@@ -383,6 +399,7 @@ def test_any_history_gives_the_result_of_planning_from_scratch(
     """One round may combine several changes; some rounds start with a restart that only knows the kernel's maps."""
     plane, state = FakePlane(), PlannerState()
     config = configured(VIP, ("vip.add", {"address": "10.0.0.2/24", "device": "eth0"}))
+    bound_before: frozenset[int] = frozenset()
     for commands, down, restart in steps:
         for command, arguments in commands:
             try:
@@ -395,6 +412,13 @@ def test_any_history_gives_the_result_of_planning_from_scratch(
         fresh = FakePlane()
         settle(fresh, PlannerState(), config, down)
         assert meaning(plane) == meaning(fresh)
+        bound = [backend for farm in config.farms.values() for backend in farm.backends]
+        unusable = {number for farm in config.farms.values() for number in unavailable_backends(farm, down)}
+        for each in bound:
+            assert plane.backend_flags[each.id] == (BackendFlag.UNAVAILABLE if each.id in unusable else 0)
+        if not restart:
+            assert all(plane.backend_flags[number] for number in bound_before - {each.id for each in bound})
+        bound_before = frozenset(each.id for each in bound)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -440,6 +464,11 @@ def test_the_order_is_backends_slots_vips_services_removals() -> None:
     config = configured(("farm.add", {"name": "six", "vip": "2001:db8::1", "port": 80, "proto": "udp"}), config=config)
     config = configured(("backend.add", {"farm": "six", "address": "2001:db8::11", "port": 53}), config=config)
     _, operations = settle(plane, state, config)
-    assert kinds(operations) == ["ZeroTraffic", "PutBackend", "PutSlots", "PutVip", "PutService", "DeleteService", "DeleteVip"]
+    first = ["ZeroTraffic", "PutBackend", "PutSlots", "PutVip", "PutService", "DeleteService"]
+    assert kinds(operations) == [*first, "PutBackend", "DeleteVip"]
     assert [each.key.protocol for each in operations if isinstance(each, PutService)] == [17]
-    assert [each.address for each in operations if isinstance(each, PutBackend | PutVip)] == ["2001:db8::11", "2001:db8::1"]
+    assert [each.address for each in operations if isinstance(each, PutBackend | PutVip)] == [
+        "2001:db8::11",
+        "2001:db8::1",
+        "10.0.1.1",
+    ]
