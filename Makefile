@@ -11,6 +11,7 @@ C_SOURCES := $(wildcard bpf/program/*.[ch] bench/*.c)
 PROSE := debian vagrant README.md CHANGELOG.md Makefile .ci
 PRIVILEGED_TESTS := $(wildcard tests/bpf tests/net)
 SEEDS ?= 2000
+MINUTES ?= 10
 
 .PHONY: help
 help: ## List the targets
@@ -59,6 +60,10 @@ docs: setup ## Rewrite the generated tables in docs
 .PHONY: program.c
 program.c: setup ## Write the flattened XDP program and compile_commands.json, for clangd, ctags and readers
 	$(PYTHON) -m bpf.loading.editor
+
+.PHONY: soak
+soak: setup ## Random faults on a pair with 1,000 held connections: make soak MINUTES=60 (root)
+	@$(PYTHON) -m tests.soak --minutes $(MINUTES)
 
 .PHONY: deb
 deb: ## Build the Debian package into dist/

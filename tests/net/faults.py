@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -210,9 +210,7 @@ class Observer:
         )
 
     def _epochs(self) -> set[str]:
-        """Every epoch in which either daemon was active, by its log."""
-        logs = (node.log.read_text(errors="replace") for node in self.rig.nodes if node.log.exists())
-        return {epoch for log in logs for epoch in re.findall(r"(?:active|serving) with epoch (\d+): ", log)}
+        return epochs_of(self.rig)
 
     def _described(self, frame: Spoken) -> str:
         return f"{(frame.at_ns - self.struck_ns) / NS_PER_MS:.1f} ms after the fault {frame.node} sent {frame.head.hex(' ', 2)}"
@@ -226,10 +224,20 @@ class Observer:
         return (last_ns - self.struck_ns) / NS_PER_MS, (next_ns - self.struck_ns) / NS_PER_MS
 
 
-def capture(rig: Rig, *addresses: str) -> Capture:
-    """Captures of the frames that the client and the backends receive from these VIPs, from now on."""
+def epochs_of(rig: Rig) -> set[str]:
+    """Every epoch in which either daemon was active until now, by its log."""
+    logs = (node.log.read_text(errors="replace") for node in rig.nodes if node.log.exists())
+    return {epoch for log in logs for epoch in re.findall(r"(?:active|serving) with epoch (\d+): ", log)}
+
+
+def capture(rig: Rig, *addresses: str, macs: Mapping[bytes, str] | None = None) -> Capture:
+    """Captures of the frames that the client and the backends receive from these VIPs, from now on.
+
+    macs: the nodes' names by MAC, if not those of now.
+    """
     ports = ["client-eth0", *(f"{backend.name}-eth0" for backend in rig.backends if rig.layout.interfaces == 1)]
-    return Capture(rig.switch, ports, {node.namespace.mac("eth0"): node.name for node in rig.nodes}, *addresses)
+    nodes = {node.namespace.mac("eth0"): node.name for node in rig.nodes} if macs is None else macs
+    return Capture(rig.switch, ports, nodes, *addresses)
 
 
 class ProbeFarm:

@@ -119,6 +119,10 @@ class Backend:
             self.process = None
 
 
+def _node_addresses(number: int) -> tuple[str, ...]:
+    return f"10.77.0.{number}/24", f"fd77::{number}/64"
+
+
 class Rig:
     """Use as a context manager. Nodes are configured but not started; backends answer, the client is ready."""
 
@@ -209,7 +213,7 @@ class Rig:
     def _build_node(self, number: int) -> None:
         name = f"lb{number}"
         namespace = self._namespace(name)
-        addresses = (f"10.77.0.{number}/24", f"fd77::{number}/64")
+        addresses = _node_addresses(number)
         if self.layout.plain_driver:
             self._plug(namespace, "wire0", "data", ())
             # `arp off`: wire0 would answer for eth0's addresses with its own MAC
@@ -276,6 +280,18 @@ class Rig:
             wait_until(lambda: "LOWER_UP" in self.switch.run("ip", "link", "show", port).stdout, f"{port} has its carrier")
             self.switch.run("bridge", "link", "set", "dev", port, "state", "forwarding")
             self._silent.remove(port)
+
+    def replug(self, node: Node) -> None:
+        """Delete a node's eth0 and create it again, with another index and MAC, and the node's own addresses."""
+        port = f"{node.name}-eth0"
+        self._ports.remove((node.name, port))
+        self._silent.discard(port)
+        node.namespace.ip("link del eth0")
+        self._plug(node.namespace, "eth0", "data", self.own_addresses(node), sends_by_xdp=True)
+
+    def own_addresses(self, node: Node) -> tuple[str, ...]:
+        """A node's own addresses on eth0, with their prefix lengths."""
+        return _node_addresses(1 + self.nodes.index(node))
 
     # --- removal -------------------------------------------------------------------------------------------------
 

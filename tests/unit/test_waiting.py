@@ -28,6 +28,8 @@ ALLOWED = {
     ("tests/bpf/test_fence.py", "test_a_deadline_passes_by_itself"): "sends packets until after the deadline",
     ("tests/fakes/cli.py", "Terminal.wait"): "reads the terminal until the process ends",
     ("tests/rig/node.py", "Node._wait_ready"): "waits on the notify socket",
+    ("tests/soak/__main__.py", "_half_seconds_until"): "lets a fault last as long as it should",
+    ("tests/soak/__main__.py", "soak"): "rounds until the time is over",
     ("bench/replication.py", "_heartbeat"): "measures how late the loop wakes",
     ("bench/replication.py", "Bench.stream"): "paces changes",
     ("bench/node.py", "measure"): "memory is measured at rest",
