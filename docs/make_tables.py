@@ -85,13 +85,14 @@ def check_codes() -> Iterator[str]:
 
 def transitions() -> Iterator[str]:
     """Every transition of the failover machine: sync/failover/transitions.py. States with the same transition share a row."""
-    states: dict[tuple[str, str, str], list[str]] = {}
+    states: dict[tuple[str, str, str, str], list[str]] = {}
     for row in TRANSITIONS:
         then = "unchanged" if row.next is row.state else row.next.value
-        states.setdefault((row.cause.value, then, f"`{row.message}`"), []).append(row.state.value)
+        key = (row.cause.value, then, f"`{row.message}`", row.attention.value)
+        states.setdefault(key, []).append(row.state.value)
     return table(
-        ("State", "Cause", "Next state", "Message"),
-        *((", ".join(names), cause, then, message) for (cause, then, message), names in states.items()),
+        ("State", "Cause", "Next state", "Message", "Level"),
+        *((", ".join(names), *rest) for rest, names in states.items()),
     )
 
 

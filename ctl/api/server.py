@@ -22,6 +22,7 @@ import msgpack
 import zmq
 import zmq.asyncio
 
+from ctl.api.caller import CALLER, Caller, from_peer_address
 from ctl.api.protocol import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
 from ctl.errors import Code, InternalError, InvalidInput, XlbError
 
@@ -191,6 +192,13 @@ def _pack_map_header(length: int) -> bytes:
     return header
 
 
+def _caller(frame: zmq.Frame) -> Caller:
+    try:
+        return from_peer_address(frame.get("Peer-Address"))
+    except zmq.ZMQError:  # a libzmq without it
+        return from_peer_address("")
+
+
 class ApiServer:
     """Answers one control socket until closed. Requests run concurrently, at most MAX_REQUESTS_IN_FLIGHT at a time."""
 
@@ -250,7 +258,7 @@ class ApiServer:
         while True:
             await self._slots.acquire()
             try:
-                frames = await server.recv_multipart()
+                received = await server.recv_multipart(copy=False)
             except zmq.ZMQError:
                 self._slots.release()
                 log.exception("the control socket failed; xlbctl cannot reach this daemon until it is restarted")
@@ -258,7 +266,8 @@ class ApiServer:
             except asyncio.CancelledError:
                 self._slots.release()
                 raise
-            task = asyncio.get_running_loop().create_task(self._answer(server, frames))
+            frames = [frame.bytes for frame in received]
+            task = asyncio.get_running_loop().create_task(self._answer(server, frames, _caller(received[-1])))
             self._tasks.add(task)
             task.add_done_callback(self._finished)
 
@@ -266,7 +275,8 @@ class ApiServer:
         self._tasks.discard(task)
         self._slots.release()
 
-    async def _answer(self, server: zmq.asyncio.Socket, frames: list[bytes]) -> None:
+    async def _answer(self, server: zmq.asyncio.Socket, frames: list[bytes], caller: Caller) -> None:
+        CALLER.set(caller)  # of this task and those it starts
         # DEALER sends [payload], REQ [empty, payload]; ZeroMQ puts the sender's identity in front of either.
         if len(frames) not in (2, 3) or (len(frames) == 3 and frames[1]):
             self._complain("a message of an unexpected number of frames was dropped")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ctl.cluster.peer_rpc import DocumentOffered, PeerLink, VersionTold
+from ctl.config import diff
 from ctl.config.model import Config
 from ctl.config.record_codec import DamagedRecord, Decoder, NewerRecord, Put, Record
 from ctl.errors import Code, XlbError
@@ -39,6 +40,16 @@ _CODES = {
 }
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """A configuration that lost in a split: its version, the winner's, where it is saved, and what only it had."""
+
+    version: Version
+    winner: Version
+    path: str
+    what: str
 
 
 class Host(Protocol):
@@ -66,11 +77,14 @@ class ConfigReplica:
         serving_epoch: Callable[[], int],
         files: Files | None = None,
         now_ns: Clock = monotonic_ns,
+        kept: Callable[[Discarded], None] = lambda _: None,
     ) -> None:
+        """kept: called on the loop when this node's configuration lost, and is saved."""
         self.peer = peer
         self.pair_id = pair_id
         self._host = host
         self._state_dir, self._files, self._now_ns = state_dir, files or Files(), now_ns
+        self._kept = kept
         self._serving_epoch = serving_epoch
         self._decoder = Decoder()
         self._sync = ConfigSync(config_sync.EMPTY, peer)
@@ -231,8 +245,9 @@ class ConfigReplica:
                 case config_sync.Store(document):
                     await self._store(document)
                 case config_sync.KeepConflict(document, winner):
-                    while not await asyncio.to_thread(self._keep, document, winner):
+                    while (discarded := await asyncio.to_thread(self._keep, document, winner)) is None:
                         await asyncio.sleep(DISK_RETRY_S)  # replaced it may be only when it is kept
+                    self._kept(discarded)
                 case config_sync.Adopt():
                     await self._adopt()
                 case config_sync.SendOffer(document):
@@ -267,19 +282,31 @@ class ConfigReplica:
         if config is not None:
             await self._host.adopt(config)
 
-    def _keep(self, document: Document, winner: Version) -> bool:
+    def _keep(self, document: Document, winner: Version) -> Discarded | None:
         """Save the losing side of a split as a file next to the configuration. Blocks."""
         epoch, generation = document.version
         path, files = self._state_dir / f"farms.conflict-{epoch}-{generation}.jsonl", self._files
-        text = "this node's configuration %s and %s's %s have a common origin only: %s is in force, this node's is kept as %s"
         try:
             files.write_synced(path, document.body)
             files.sync_directory(self._state_dir)
         except OSError as error:
             self._complain("%s cannot be written, so %s's configuration must wait: %s", path, self.peer, error.strerror)
-            return False
-        log.warning(text, document.version, self.peer, winner, winner, path)
-        return True
+            return None
+        what = self._differences(document, winner)
+        text = (
+            "split brain: this node's configuration %s and %s's %s have a common origin only: %s is in force, "
+            "this node's is saved as %s; discarded: %s"
+        )
+        log.warning(text, document.version, self.peer, winner, winner, path, what)
+        return Discarded(document.version, winner, str(path), what)
+
+    def _differences(self, document: Document, winner: Version) -> str:
+        """What the losing configuration has and the winning one has not, in one line. Blocks."""
+        record, _ = self._records.get(winner, (None, None))
+        try:
+            return diff.compact(record.config, Decoder().decode(document.body)) if record else "see the file"
+        except (DamagedRecord, NewerRecord):
+            return "see the file"
 
     def _tell(self, message: VersionTold | DocumentOffered) -> None:
         if self._link is not None:

@@ -23,6 +23,7 @@ from sync.failover.types import (
     Announce,
     ApplyReplicated,
     AskVote,
+    Attention,
     CloseLease,
     Completed,
     Effect,
@@ -76,7 +77,10 @@ class Flows(Protocol):
 
 @dataclass(slots=True)
 class Sinks:
-    """Where effects go. `role_changed` and `served` are called in the loop's next turn."""
+    """Where effects go. The functions are called in the loop's next turn.
+
+    split_ended: this node was active beside its peer, and is not any more.
+    """
 
     plane: DataPlane
     addresses: VipAddresses
@@ -85,6 +89,7 @@ class Sinks:
     epochs: EpochWriter
     role_changed: Callable[[Role], None] = lambda role: None
     served: Callable[[], None] = lambda: None
+    split_ended: Callable[[], None] = lambda: None
 
 
 class Performer:
@@ -190,10 +195,12 @@ class Performer:
         self._sinks.epochs.save_leases(effect.leases, lambda: self._happened(LeasesPersisted(effect.leases)))
 
     def _role_changed(self, effect: RoleChanged) -> None:
-        level = logging.INFO if effect.role in (Role.ACTIVE, Role.BACKUP, Role.LEFT) else logging.WARNING
+        level = logging.getLevelNamesMapping()[effect.attention.value]
         log.log(level, "%s is %s, epoch %d: %s", self._node, effect.role.value, effect.epoch, effect.why)
         self._sinks.epochs.set_maintenance(effect.role is Role.MAINTENANCE)
         self._loop.call_soon(self._sinks.role_changed, effect.role)
+        if effect.attention is Attention.HARM:
+            self._loop.call_soon(self._sinks.split_ended)
 
     def _refused(self, effect: Refused) -> None:
         if not self._requests.refused(effect.request, effect.why):

@@ -21,6 +21,7 @@ from ctl.cluster.flows.service import Replicator
 from ctl.cluster.links import Heard, PeerLinks
 from ctl.cluster.pair_configuration import PairConfiguration
 from ctl.cluster.parts import PairParts
+from ctl.cluster.split_notices import SplitNotices
 from ctl.errors import Code, InvalidInput, XlbError
 from ctl.runtime import realtime_scheduling
 from ctl.runtime.clock import monotonic_ns
@@ -92,8 +93,12 @@ class PairMember:
         self._undo.append(lambda: asyncio.to_thread(self.replicator.close))
         parts.sweeper.follow_with(self.replicator)
         self._undo.append(parts.sweeper.unfollow)
-        self.configuration = PairConfiguration(parts, cluster, self.serving_epoch, links.send_configuration)
+        self.configuration = PairConfiguration(
+            parts, cluster, self.serving_epoch, links.send_configuration, lambda notice: notices.tell(notice)
+        )
+        notices = SplitNotices(self.config.node, self.config.peer, parts.questions, self.configuration.ask)
         self._undo.append(self.configuration.close)
+        self._undo.append(notices.close)
         parts.questions.register("switchover", self._switchover_asked)
         self._undo.append(lambda: parts.questions.withdraw("switchover"))
         sinks = Sinks(
@@ -104,6 +109,7 @@ class PairMember:
             epochs=epochs,
             role_changed=self._role_changed,
             served=self._served,
+            split_ended=lambda: notices.tell({"kind": "role"}),
         )
         self.pair = FailoverDriver(self.config, sinks, self._standing, parts.give_up, boot)
         self._undo.append(self.pair.stop)

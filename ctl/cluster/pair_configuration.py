@@ -10,12 +10,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ctl.api.caller import CALLER, from_peer
 from ctl.api.server import Noted
-from ctl.cluster.config_replication import ConfigReplica, version_of
+from ctl.cluster.config_replication import ConfigReplica, Discarded, version_of
 from ctl.cluster.parts import PairParts
 from ctl.cluster.peer_rpc import PeerLink, Send
 from ctl.config import changes, farms_file
@@ -37,13 +38,24 @@ class PairConfiguration:
     serving_epoch: the epoch in which this node is active, 0 when it is not. send: the channel's.
     """
 
-    def __init__(self, parts: PairParts, settings: ClusterSettings, serving_epoch: Callable[[], int], send: Send) -> None:
+    def __init__(
+        self,
+        parts: PairParts,
+        settings: ClusterSettings,
+        serving_epoch: Callable[[], int],
+        send: Send,
+        notices: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> None:
+        """notices: has the peer's log name what this node discarded."""
         self.settings = settings
         self._changes, self._run_change, self._questions = parts.changes, parts.run_change, parts.questions
         self._state_dir = parts.settings.node.state_dir
         self._serving_epoch = serving_epoch
         peer = settings.peer.name
-        self.replica = ConfigReplica(parts.changes, settings.pair_id, peer, self._state_dir, serving_epoch)
+        self.replica = ConfigReplica(
+            parts.changes, settings.pair_id, peer, self._state_dir, serving_epoch, kept=self._conflict_kept
+        )
+        self._notices = notices
         self.link = PeerLink(peer, send, self._answer, self.replica.heard)
 
     @property
@@ -89,8 +101,10 @@ class PairConfiguration:
     async def forward(self, command: str, arguments: dict[str, Any]) -> Any:
         """Have the active node make a change, and wait until it is in force here too."""
         own, peer = self.settings.own.name, self.settings.peer.name
+        user = await asyncio.to_thread(CALLER.get().name)
+        asked = {"command": command, "arguments": arguments, "caller": {"user": user}}
         try:
-            answer = await self.ask("change", {"command": command, "arguments": arguments}, FORWARD_TIMEOUT_S)
+            answer = await self.ask("change", asked, FORWARD_TIMEOUT_S)
         except XlbError as error:
             if error.code != Code.PEER_UNREACHABLE:
                 raise
@@ -104,6 +118,9 @@ class PairConfiguration:
         deadline_s = time.monotonic() + FOLLOW_S
         while version_of(self._changes.config) < version and time.monotonic() < deadline_s:
             await asyncio.sleep(FOLLOW_POLL_S)
+
+    def _conflict_kept(self, discarded: Discarded) -> None:
+        self._notices({"kind": "configuration", **asdict(discarded)})
 
     async def _answer(self, command: str, arguments: dict[str, Any]) -> Any:
         if command == "change":
@@ -122,6 +139,7 @@ class PairConfiguration:
                 f"neither {names} is active at this moment; try again in a second, or see xlbctl cluster status",
                 Code.NO_ACTIVE_NODE,
             )
+        CALLER.set(from_peer(asked.get("caller"), self.settings.peer.name))
         outcome = await self._run_change(str(command), arguments)
         noted = outcome if isinstance(outcome, Noted) else Noted(outcome, "")
         return {"result": noted.result, "note": noted.note, "version": self.replica.version}
@@ -150,5 +168,5 @@ def set_aside(config: Config, state_dir: Path, occasion: str) -> Path | None:
         raise XlbError(
             f"cannot keep a copy of this node's farms in {path}: {error.strerror}; nothing was changed", storage_code(error)
         ) from None
-    log.warning("this node's own farms are kept as %s", path)
+    log.info("this node's own farms are kept as %s", path)
     return path

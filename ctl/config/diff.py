@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from ctl.config.fields import backend_fields, farm_fields, vip_fields
 from ctl.config.model import Backend, Config, Farm
 
+MAX_SHOWN = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -40,6 +42,17 @@ def differences(old: Config, new: Config) -> tuple[Difference, ...]:
 def summaries(old: Config, new: Config) -> list[str]:
     """The differences as messages, built one at a time."""
     return [each.summary for each in _differences(old, new)]
+
+
+def compact(old: Config, new: Config, most: int = MAX_SHOWN) -> str:
+    """The first differences as one line, and how many more there are; characters that cannot be printed are escaped."""
+    shown, count = [], 0
+    for each in _differences(old, new):
+        if count < most:
+            shown.append(each.summary)
+        count += 1
+    text = "; ".join(shown) + (f"; and {count - most} more" if count > most else "")
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _differences(old: Config, new: Config) -> Iterator[Difference]:

@@ -73,6 +73,8 @@ def examine_node(status: Status) -> Iterator[Finding]:
         yield Finding("xlbd", Severity.WARN, "is starting", "journalctl -u xlbd shows what it waits for")
     for each in status.get("interfaces", ()):
         yield from _interface(each, status.get("xdp_configured", "auto"), grave)
+    for message in status.get("faults", ()):
+        yield Finding("fault", Severity.WARN, str(message), "remove the cause; journalctl -u xlbd has when it began")
     if status["role"] in OUT_OF_SERVICE:
         remedy = (
             "xlbctl cluster maintenance off" if status["role"] == "maintenance" else "remove the cause; it returns by itself"

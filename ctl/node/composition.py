@@ -36,6 +36,7 @@ from ctl.health.probes.source_addresses import OwnSources
 from ctl.network.neighbours import NextHopKeeper
 from ctl.network.network import Network
 from ctl.network.vip_addresses import VipAddresses
+from ctl.node import audit
 from ctl.node.node import Node
 from ctl.node.parts import LocalParts, NodeParts
 from ctl.node.running_configuration import RunningConfiguration
@@ -165,7 +166,7 @@ def _register_commands(
     """Give each group of control commands what it uses."""
 
     local, dispatcher = parts.local, parts.dispatcher
-    commit, health = local.transaction.commit, local.checks.checks
+    commit, health = audit.audited(local.transaction.commit, settings.node.name), local.checks.checks
 
     def config() -> Config:
         return local.transaction.config

@@ -27,6 +27,7 @@ from sync.failover.types import (
     AdvertHeard,
     Announce,
     ApplyReplicated,
+    Attention,
     CloseLease,
     Completed,
     Effect,
@@ -340,7 +341,7 @@ class Failover:
         if State.CANDIDATE not in (before, row.next):  # a candidate hears as well as a backup does
             self._peer.stop_looking()
         self._state, self.why, self._settled_since_ns = row.next, message, self._now
-        self._report(message)
+        self._report(message, row.attention)
         if leaves:
             self._reserve()
             self._send()
@@ -353,10 +354,10 @@ class Failover:
         config = self.config
         return message.format(node=config.node, peer=config.peer, epoch=self.epoch, claim=self._claim.epoch, **facts)
 
-    def _report(self, message: str) -> None:
+    def _report(self, message: str, attention: Attention = Attention.NONE) -> None:
         """Have people read it; an empty message is none."""
         if message:
-            self._do(RoleChanged(self.role, self.epoch, message))
+            self._do(RoleChanged(self.role, self.epoch, message, attention))
 
     def _do(self, effect: Effect | None) -> None:
         if effect is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from sync.failover.types import Role
+from sync.failover.types import Attention, Role
 
 
 class State(enum.Enum):
@@ -76,6 +76,20 @@ class Cause(enum.Enum):
     SHUTDOWN = "shutdown is requested; of an active node: the peer cannot become active"
 
 
+ATTENTION = {
+    Cause.PEER_SILENT: Attention.ACT,
+    Cause.LEASE_EXPIRED: Attention.ACT,
+    Cause.PEER_OUTRANKS: Attention.HARM,
+    Cause.ADVERTISEMENT_OUTRANKS: Attention.ACT,
+    Cause.PEER_UNABLE: Attention.ACT,
+    Cause.HAND_OVER_TIMEOUT: Attention.ACT,
+    Cause.FAULT: Attention.ACT,
+    Cause.FAULT_ALONE: Attention.ACT,
+    Cause.MAINTENANCE_ENDED_IN_FAULT: Attention.ACT,
+}
+"""Causes after which an operator should look; the others are planned, or need nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Transition:
     """One row. `message` is a format string: `{node}`, `{peer}`, `{epoch}` and `{claim}` are always given."""
@@ -84,6 +98,11 @@ class Transition:
     cause: Cause
     next: State
     message: str
+
+    @property
+    def attention(self) -> Attention:
+        """What the transition asks of an operator."""
+        return ATTENTION.get(self.cause, Attention.NONE)
 
 
 def _rows(states: tuple[State, ...], cause: Cause, then: State, message: str) -> tuple[Transition, ...]:

@@ -21,6 +21,14 @@ class Role(enum.StrEnum):
     LEFT = "left"
 
 
+class Attention(enum.Enum):
+    """What a message asks of an operator; the value names the log level."""
+
+    NONE = "INFO"  # planned, or over
+    ACT = "WARNING"  # service goes on, and somebody should look
+    HARM = "ERROR"  # both nodes answered clients
+
+
 class Vote(enum.StrEnum):
     """What breaks the tie when the two nodes cannot hear each other.
 
@@ -286,6 +294,7 @@ class RoleChanged:
     role: Role
     epoch: int
     why: str
+    attention: Attention = Attention.NONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -295,6 +295,7 @@ def test_documented_bounds_of_the_node_file_are_those_of_the_code(setting: str, 
 PLACEHOLDER = "\0"
 LEAST_LETTERS = 6  # of a format that explains a message; "%s: %s" would explain all
 INSERTED = re.compile(
+    r"root( on lb1 \(farm\.set\))?|cluster\.switchover|farm web (removed|scheduler maglev → source)|\(\d+, \d+\)|"
     r"lb[12]|web|eth0|[\d.:]*( ms)?|/[\w./-]+|active|backup|fault|up|down|no (such device|space)|connection refused"
 )
 """What the examples have in place of values: names, numbers, roles, reasons of the kernel."""

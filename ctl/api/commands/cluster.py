@@ -23,14 +23,14 @@ class ClusterCommands:
 
     def register(self, dispatcher: Dispatcher) -> None:
         dispatcher.register("cluster.status", self.status.cluster, at_once=True)
-        dispatcher.register("cluster.switchover", self.switchover)
-        dispatcher.register("cluster.failback", self.failback)
-        dispatcher.register("cluster.maintenance", self.maintenance, ("on", "force"))
-        dispatcher.register("cluster.create", self.pairing.create, ("local", "peer"))
+        dispatcher.register("cluster.switchover", self.switchover, acts=True)
+        dispatcher.register("cluster.failback", self.failback, acts=True)
+        dispatcher.register("cluster.maintenance", self.maintenance, ("on", "force"), acts=True)
+        dispatcher.register("cluster.create", self.pairing.create, ("local", "peer"), acts=True)
         dispatcher.register("cluster.cancel", self.pairing.cancel)
         dispatcher.register("cluster.preview", self.pairing.preview)
-        dispatcher.register("cluster.join", self.pairing.join, ("local", "token"))
-        dispatcher.register("cluster.destroy", self.pairing.destroy)
+        dispatcher.register("cluster.join", self.pairing.join, ("local", "token"), acts=True)
+        dispatcher.register("cluster.destroy", self.pairing.destroy, acts=True)
         dispatcher.register("cluster.check", self.check.run)
 
     async def switchover(self, arguments: Arguments) -> Result:

@@ -37,7 +37,7 @@ class ConnectionCommands:
         dispatcher.register("conn.list", self.list, ("farm", "limit"))
         dispatcher.register("conn.count", self.count, ("farm",))
         dispatcher.register("conn.show", self.show, SHOW_ARGUMENTS)
-        dispatcher.register("conn.flush", self.flush, ("farm", "backend"))
+        dispatcher.register("conn.flush", self.flush, ("farm", "backend"), acts=True)
 
     async def list(self, arguments: Arguments) -> dict[str, Any]:
         """{"connections": […], "total", "limit"}; `total` counts those beyond the limit too."""

@@ -6,15 +6,20 @@ register theirs.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from ctl.api.caller import CALLER
 from ctl.config.changes import Committed, MakeConfig
 from ctl.config.model import Config
 from ctl.errors import Code, InvalidInput
 from ctl.runtime.startup import Startup
+
+log = logging.getLogger(__name__)
 
 Arguments = dict[str, Any]
 Result = Any
@@ -33,6 +38,7 @@ class Command:
     run: Run
     arguments: frozenset[str] | None
     at_once: bool = False  # may be answered before the node has started
+    acts: bool = False  # does something other than changing the configuration: its caller is logged
     changes: Callable[[Arguments], bool] = lambda _: False
 
 
@@ -57,9 +63,9 @@ class Dispatcher:
         """Every command by its name."""
         return MappingProxyType(self._commands)
 
-    def register(self, name: str, run: Run, arguments: Iterable[str] = (), at_once: bool = False) -> None:
-        """A command that changes no configuration. at_once: it may be answered before the node has started."""
-        self._commands[name] = Command(run, frozenset(arguments), at_once)
+    def register(self, name: str, run: Run, arguments: Iterable[str] = (), at_once: bool = False, acts: bool = False) -> None:
+        """A command that changes no configuration. See `Command`."""
+        self._commands[name] = Command(run, frozenset(arguments), at_once, acts)
 
     def register_change(
         self,
@@ -79,6 +85,7 @@ class Dispatcher:
         command = self._commands.get(name)
         if command is None:
             raise InvalidInput(f"unknown command {name!r}; this xlbd may be older than your xlbctl", code=Code.UNKNOWN_COMMAND)
+        CALLER.set(replace(CALLER.get(), command=name))
         if not command.at_once:
             await self._startup.wait()
         pair = None if forwarded else self._pair()
@@ -88,4 +95,6 @@ class Dispatcher:
         if unknown:
             names = ", ".join(sorted(command.arguments or ())) or "no arguments"
             raise InvalidInput(f"{name} takes {names}", min(unknown)[:64], Code.UNKNOWN_ARGUMENT)
+        if command.acts:
+            log.info("%s requested by %s", name, await asyncio.to_thread(CALLER.get().name))
         return await command.run(arguments)

@@ -84,6 +84,7 @@ class StatusCommands:
             "lease_ms_left": left_ms,
             "peer": None,
             "sync": None,
+            "faults": list(self.membership.faults),
         }
         member = self.membership.member
         return single if member is None else single | member.status()

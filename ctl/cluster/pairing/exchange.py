@@ -161,10 +161,11 @@ def _unpack_body(packed: bytes) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What to send back. `note`: a message for the log; empty: none."""
+    """What to send back. `note`: a message for the log; empty: none. refused: an operator should know."""
 
     message: bytes
     note: str = ""
+    refused: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +254,7 @@ class Invitation:
             return Reply(transcript.seal("refused", refusal), f"join refused: {refusal['reason']}")
         self._transcript = transcript
         answer = {"pair_id": self._pair_id, "priority": peer.priority, **_introduction(replace(self._own, member=own))}
-        return Reply(transcript.seal("accepted", answer), f"{peer.name} at {peer.cluster_address} joins")
+        return Reply(transcript.seal("accepted", answer), f"{peer.name} at {peer.cluster_address} joins", refused=False)
 
 
 # --- the joiner ------------------------------------------------------------------------------------------------------

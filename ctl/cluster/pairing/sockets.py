@@ -123,7 +123,7 @@ class Listener:
         outcome = self.invitation.received(message, time.monotonic_ns(), int(time.time()))
         if not isinstance(outcome, Agreed):
             if outcome.note:
-                log.warning("pairing: %s", outcome.note)
+                log.log(logging.WARNING if outcome.refused else logging.INFO, "pairing: %s", outcome.note)
             return outcome.message
         try:
             await self._store(outcome.settings)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl.cluster.config_replication import ConfigReplica, version_of
+from ctl.cluster.config_replication import ConfigReplica, Discarded, version_of
 from ctl.cluster.peer_rpc import (
     Answer,
     DocumentOffered,
@@ -87,7 +87,8 @@ class Side:
 
     def make(self) -> None:
         self.host = Host(self.directory)
-        self.replica = ConfigReplica(self.host, PAIR, self.peer, self.directory, lambda: self.epoch)
+        self.discarded: list[Discarded] = []
+        self.replica = ConfigReplica(self.host, PAIR, self.peer, self.directory, lambda: self.epoch, kept=self.discarded.append)
         self.link = PeerLink(self.peer, self.send, self.answer, self.replica.heard)
         self.replica.connect(self.link)
 
@@ -241,7 +242,9 @@ def test_after_a_split_brain_the_higher_epoch_wins_and_the_losing_version_is_sav
         assert list(one.host.config.vips) == ["10.0.0.1", "10.0.0.3"]
         kept = tmp_path / "one" / "farms.conflict-2-2.jsonl"
         assert list(decode_record(kept.read_bytes()).vips) == ["10.0.0.1", "10.0.0.2"]
-        assert str(kept) in caplog.text
+        what = "vip 10.0.0.2 added (/24 on eth0); vip 10.0.0.3 removed"
+        assert f"is saved as {kept}; discarded: {what}" in caplog.text
+        assert (one.discarded, two.discarded) == ([Discarded((2, 2), (3, 2), str(kept), what)], [])
         assert not list((tmp_path / "two").glob("farms.conflict*"))
 
     scene(test, tmp_path)

@@ -74,6 +74,7 @@ def test_a_sound_node_is_ok(status: dict[str, Any]) -> None:
         ),
         (ACTIVE | {"nodes": [ROWS[0], ROWS[1] | {"version": "0.1.0"}]}, WARNING, "xlb 0.2.0 on lb1, 0.1.0 on lb2"),
         (ACTIVE | {"nodes": [ROWS[0], ROWS[1] | {"generation": 4}]}, WARNING, "configuration 5 on lb1, 4 on lb2"),
+        (SINGLE | {"faults": ["the state directory is full"]}, WARNING, "fault: the state directory is full"),
         (ACTIVE | {"started": False}, WARNING, "xlbd: is starting"),
     ],
 )

@@ -20,6 +20,7 @@ from ctl.runtime.logs import set_up_logging
 from ctl.runtime.loop_lag import LoopLag
 from ctl.runtime.systemd import Notifier, watchdog_interval_s
 from ctl.version import installed_version
+from tests.fakes.logs import logging_restored
 from tests.fakes.network import FakeNetwork
 from tests.tree import TREE
 from tests.wait import wait_until_async
@@ -94,18 +95,11 @@ def test_a_terminal_gets_time_and_level() -> None:
     assert line.endswith(" WARNING look\n") and line.startswith("20")
 
 
-def test_libraries_log_warnings_only(caplog: pytest.LogCaptureFixture) -> None:
-    root = logging.getLogger()
-    before = (root.level, root.handlers[:], {name: logging.getLogger(name).level for name in ("ctl", "bpf", "sync")})
-    try:
+def test_libraries_log_warnings_only() -> None:
+    with logging_restored():
         set_up_logging("debug")
         assert logging.getLogger("ctl.node.node").isEnabledFor(logging.DEBUG)
         assert not logging.getLogger("pyroute2").isEnabledFor(logging.INFO)
-    finally:
-        root.setLevel(before[0])
-        root.handlers[:] = before[1]
-        for name, level in before[2].items():
-            logging.getLogger(name).setLevel(level)
 
 
 def test_loop_lag_shows_what_blocked_the_loop() -> None:

@@ -23,6 +23,7 @@ from ctl.errors import Code, InvalidInput, XlbError
 from ctl.network.network import InterfaceAddress
 from ctl.node.transaction import MAX_WAITING_CHANGES
 from tests.fakes.daemon import RunningDaemon, running_daemon, write_node_file
+from tests.fakes.logs import logging_restored
 from tests.fakes.network import FakeNetwork
 from tests.fakes.plane import FakePlane, flow_dtype
 from tests.refusals import refused
@@ -407,10 +408,11 @@ def test_conn_show_without_a_backend_to_take_it(daemon: RunningDaemon) -> None:
 
 
 def run_main(*arguments: str) -> int:
-    try:
-        main(arguments)
-    except SystemExit as end:
-        return int(end.code or 0)
+    with logging_restored():
+        try:
+            main(arguments)
+        except SystemExit as end:
+            return int(end.code or 0)
     return 0
 
 
@@ -469,6 +471,7 @@ def test_status_and_stats_are_documents(daemon: RunningDaemon) -> None:
         "lease_ms_left": None,
         "peer": None,
         "sync": None,
+        "faults": [],
     }
     everything = daemon.call("status")
     assert everything.items() >= status.items()

@@ -1,0 +1,70 @@
+"""The user of a request, and the node where it was entered: known while the request runs, for the log of changes.
+
+The control socket's kernel gives process and user of each connection (SO_PEERCRED, unix(7)); libzmq hands them over as
+the message's "Peer-Address". What a client says of itself is not used. Of a command that the peer forwards, the peer names
+the user: the channel between the nodes is authenticated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pwd
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_NO_LOGIN = 2**32 - 1  # loginuid of a process that no login started
+_MAX_NAME = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. uid None: not a client of the control socket; `user` is its name then. node: empty, this one."""
+
+    uid: int | None = None
+    pid: int = 0
+    user: str = "xlbd"
+    node: str = ""
+    command: str = ""
+
+    def name(self) -> str:
+        """The user's name, and of a session with another login its name too: "root (login alice)". Blocks."""
+        if self.uid is None:
+            return self.user
+        name, login = _user_name(self.uid), _login(self.pid)
+        return name if login is None or login == self.uid else f"{name} (login {_user_name(login)})"
+
+
+CALLER: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039 (it is frozen)
+
+
+def from_peer_address(address: object) -> Caller:
+    """The caller of libzmq's "Peer-Address" of an ipc connection, "…:UID:GID:PID"."""
+    fields = str(address).split(":")
+    if len(fields) < 4 or not (fields[-3].isdigit() and fields[-1].isdigit()):
+        return Caller(user="unknown user")
+    return Caller(int(fields[-3]), int(fields[-1]))
+
+
+def from_peer(told: Any, node: str) -> Caller:
+    """The caller that the peer `node` names; a peer of version 0.1.0 names none."""
+    user = told.get("user") if isinstance(told, dict) else None
+    if not isinstance(user, str) or not 0 < len(user) <= 2 * _MAX_NAME or not user.isprintable():
+        user = "unknown user"
+    return Caller(user=user, node=node)
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name[:_MAX_NAME]
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _login(pid: int) -> int | None:
+    """The user that logged in, which sudo does not change (proc(5), loginuid); None: unknown."""
+    with contextlib.suppress(OSError, ValueError):
+        uid = int(Path(f"/proc/{pid}/loginuid").read_text()) if pid else _NO_LOGIN
+        return None if uid == _NO_LOGIN else uid
+    return None
