@@ -30,7 +30,12 @@ TICK_SHIFT = 26
 """last_seen counts ticks of 2**26 ns (67 ms) of CLOCK_MONOTONIC; 32 bits overflow after nine years of uptime."""
 
 MAX_ERRORS_PER_TICK = 64
-"""ICMP errors that a CPU originates per tick: 950 per second (RFC 1812 4.3.2.8 and RFC 4443 2.4f require a limit)."""
+"""ICMP errors that a CPU originates per tick: 950 per second (RFC 1812 4.3.2.8 and RFC 4443 2.4f require a limit).
+The same number of TCP resets."""
+
+FIB_SKIP_NEIGHBOUR = 1 << 3
+FIB_SOURCE = 1 << 4
+"""Flags of bpf_fib_lookup that linux-libc-dev of Debian 12 does not know: since Linux 6.3 and 6.7."""
 
 REFRESH_SHIFT = 9
 """A busy flow is reported to the peer again every 2**9 ticks (34 s), at an offset that depends on the client's port."""
@@ -97,6 +102,12 @@ class BackendFlag(enum.IntFlag):
     """Properties of a backend in the map."""
 
     UNAVAILABLE = 1  # down or removed: a SYN for its connections, and UDP that it has not answered twice, get another one
+
+
+class FarmFlag(enum.IntFlag):
+    """Settings of a farm that its services do not hold."""
+
+    SILENT = 1  # a new connection that cannot be served is dropped without an answer
 
 
 class EventType(enum.IntEnum):
@@ -171,6 +182,17 @@ COUNTERS: tuple[Counter, ...] = (
         "Longer than the egress MTU, and no ICMP error could be sent, or their rate limit was reached.",
     ),
     Counter("drop_internal", Kind.DROP, "A map entry that must exist is missing: a bug, please report it."),
+    Counter(
+        "event_reset_sent",
+        Kind.EVENT,
+        "A dropped TCP segment was answered with a reset: its end of the connection does not wait (RFC 9293 3.5.2).",
+    ),
+    Counter(
+        "event_unreachable_sent",
+        Kind.EVENT,
+        "A dropped packet was answered with ICMP destination unreachable (port, host or no route).",
+    ),
+    Counter("event_time_exceeded_sent", Kind.EVENT, "A packet whose TTL expired here was answered with ICMP time exceeded."),
     Counter("event_promoted", Kind.EVENT, "A connection was established and moved to the map of established flows."),
     Counter(
         "event_flow_table_full",

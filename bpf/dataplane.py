@@ -64,6 +64,14 @@ class DeleteService:
 
 
 @dataclass(frozen=True, slots=True)
+class PutFarm:
+    """Settings of farm `id` (1 … MAX_FARMS-1); flags are FarmFlag bits."""
+
+    id: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
 class PutBackend:
     """Set address and port of backend `id` (1 … MAX_BACKENDS-1; 0 means none). `flags` are BackendFlag bits."""
 
@@ -89,7 +97,7 @@ class ZeroTraffic:
     backends: tuple[int, ...] = ()
 
 
-Operation = PutVip | DeleteVip | PutService | DeleteService | PutBackend | PutSlots | ZeroTraffic
+Operation = PutVip | DeleteVip | PutService | DeleteService | PutFarm | PutBackend | PutSlots | ZeroTraffic
 
 
 @dataclass(frozen=True, slots=True)

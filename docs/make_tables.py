@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bpf import constants
 from ctl.config import fields, validation
-from ctl.config.model import AllDown, CheckKind, Mode, Protocol, Scheduler
+from ctl.config.model import AllDown, CheckKind, Mode, OnNoBackend, Protocol, Scheduler
 from ctl.diagnosis import redundancy
 from ctl.errors import Code
 from ctl.state import cluster_file
@@ -123,7 +123,8 @@ MEANINGS = {
     "farm.scheduler": "`maglev`: hash of the connection. `source`: hash of the client address. `roundrobin`: in turn.",
     "farm.snat_address": "Mode `snat`: the VIP that backends see.",
     "farm.enabled": "`false`: the farm takes no new connections.",
-    "farm.all_down": "No backend is up. `drop`: new connections are dropped. `all`: they are distributed over all backends.",
+    "farm.all_down": "No backend is up. `drop`: none takes new connections. `all`: they are distributed over all backends.",
+    "farm.on_no_backend": "No backend can take a connection. `reject`: TCP reset or ICMP port unreachable. `drop`: no answer.",
     "farm.idle_timeout_s": "Seconds without a packet after which a connection is removed.",
     "farm.health.kind": "`tcp`: a connection succeeds. `http`: a GET returns an expected status. `none`: no checks.",
     "farm.health.interval_ms": "From one check to the next.",
@@ -162,6 +163,7 @@ VALUES = {
     "farm.scheduler": _choices(Scheduler),
     "farm.snat_address": "address",
     "farm.all_down": _choices(AllDown),
+    "farm.on_no_backend": _choices(OnNoBackend),
     "farm.idle_timeout_s": f"1 to {validation.MAX_IDLE_TIMEOUT_S}",
     "farm.health.kind": _choices(CheckKind),
     "farm.health.interval_ms": f"10 to {validation.MAX_INTERVAL_MS}",

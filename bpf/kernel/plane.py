@@ -28,6 +28,7 @@ from bpf.dataplane import (
     Operation,
     PlaneError,
     PutBackend,
+    PutFarm,
     PutService,
     PutSlots,
     PutVip,
@@ -107,6 +108,7 @@ class KernelPlane:
             DeleteVip: self._delete_vips,
             PutService: self._put_services,
             DeleteService: self._delete_services,
+            PutFarm: self._put_farms,
             PutBackend: self._put_backends,
             PutSlots: self._put_slots,
             ZeroTraffic: self._zero_traffic,
@@ -155,6 +157,12 @@ class KernelPlane:
         if is_range:
             keys["prefix_length"] = _bits_before_port(bpf_map) + np.array([row[2] for row in rows])
         return bpf_map, keys, owners
+
+    def _put_farms(self, group: list[PutFarm]) -> None:
+        bpf_map = self._maps["farm_settings"]
+        values = np.zeros(len(group), dtype=bpf_map.value)
+        values["flags"] = [each.flags for each in group]
+        bpf_map.put(np.array([each.id for each in group], dtype=np.uint32), values)
 
     def _put_backends(self, group: list[PutBackend]) -> None:
         bpf_map = self._maps["backends"]
@@ -348,6 +356,8 @@ def _describe(operation: Any) -> str:
             return f"{type(operation).__name__} {key.address} port {ports} protocol {key.protocol}"
         case PutBackend(number, address, port):
             return f"PutBackend {number} ({address} port {port}, ids below {MAX_BACKENDS})"
+        case PutFarm(number):
+            return f"PutFarm {number} (ids below {MAX_FARMS})"
         case PutSlots(offset, backends):
             return f"PutSlots {offset}..{offset + len(backends) - 1}"
         case _:

@@ -63,7 +63,12 @@ struct backend {
 _Static_assert(sizeof(struct backend) == 20, "backend");
 _Static_assert(MAX_FARMS <= 65536 && MAX_BACKENDS <= 65536, "struct flow has 16 bits for a farm's and a backend's id");
 
-/* ICMP errors that a CPU has originated in the current tick. */
+/* Per farm; read only when a new connection cannot be served. */
+struct farm_settings {
+	u32 flags; /* FARM_FLAG_* */
+};
+
+/* Answers that a CPU has originated in the current tick: entry 0 counts TCP resets, entry 1 ICMP errors. */
 struct error_budget {
 	u32 tick; /* see TICK_SHIFT */
 	u32 sent;

@@ -55,7 +55,7 @@ static __always_inline int finish(struct packet *packet, u32 verdict)
 
 		if (of_farm)
 			of_farm->drops++;
-		return XDP_DROP;
+		return packet->answered ? XDP_TX : XDP_DROP;
 	}
 	if (packet->egress_ifindex == packet->context->ingress_ifindex)
 		return XDP_TX;

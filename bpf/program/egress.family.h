@@ -1,9 +1,9 @@
 /* The egress interface and next hop: from the flow while its generation is the global one, else from the kernel's FIB.
  *
  * CONTINUE: the flow's MACs, interface and MTU are valid. pass_unresolved: the kernel has to resolve the neighbour.
- * pass_too_big: the packet is longer than `*mtu`. Otherwise a drop.
+ * pass_too_big: the packet is longer than packet->mtu. Otherwise a drop.
  */
-static __always_inline u32 lookup_fib_FAM(struct packet *packet, struct flow_FAM *flow, u32 generation, u32 *mtu)
+static __always_inline u32 lookup_fib_FAM(struct packet *packet, struct flow_FAM *flow, u32 generation)
 {
 	struct bpf_fib_lookup fib_params = {
 		.l4_protocol = packet->protocol,
@@ -20,7 +20,7 @@ static __always_inline u32 lookup_fib_FAM(struct packet *packet, struct flow_FAM
 	case BPF_FIB_LKUP_RET_NO_NEIGH:
 		return COUNTER_PASS_UNRESOLVED;
 	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
-		*mtu = fib_params.mtu_result;
+		packet->mtu = fib_params.mtu_result;
 		return COUNTER_PASS_TOO_BIG;
 	default:
 		return COUNTER_DROP_NO_ROUTE;
@@ -33,7 +33,7 @@ static __always_inline u32 lookup_fib_FAM(struct packet *packet, struct flow_FAM
 	return CONTINUE;
 }
 
-static __always_inline u32 find_next_hop_FAM(struct packet *packet, struct flow_FAM *flow, u32 *mtu)
+static __always_inline u32 find_next_hop_FAM(struct packet *packet, struct flow_FAM *flow)
 {
 	u32 zero = 0;
 	struct globals *global = globals.lookup(&zero);
@@ -44,5 +44,5 @@ static __always_inline u32 find_next_hop_FAM(struct packet *packet, struct flow_
 	generation = global->next_hop_generation;
 	if (generation && flow->next_hop_generation == generation && packet->ip_bytes <= flow->mtu)
 		return CONTINUE;
-	return lookup_fib_FAM(packet, flow, generation, mtu);
+	return lookup_fib_FAM(packet, flow, generation);
 }

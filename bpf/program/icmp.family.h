@@ -42,7 +42,7 @@ static __always_inline u32 translate_error_FAM(struct packet *packet, struct flo
 	struct ports *ports = NULL;
 	struct icmp_header *icmp = packet->transport;
 	struct flow_FAM *flow = find_quoted_flow_FAM(packet, &key, &ports);
-	u32 change, verdict, mtu = 0;
+	u32 change, verdict;
 
 	if (!flow || !ports || !is_same_address_FAM(&outer->destination, &key.destination))
 		return CONTINUE;
@@ -51,7 +51,7 @@ static __always_inline u32 translate_error_FAM(struct packet *packet, struct flo
 		return COUNTER_DROP_FENCED;
 	if (hop_limit_FAM(packet) <= 1)
 		return COUNTER_DROP_TTL_EXPIRED;
-	verdict = find_next_hop_FAM(packet, flow, &mtu);
+	verdict = find_next_hop_FAM(packet, flow);
 	if (verdict == COUNTER_PASS_TOO_BIG)
 		return COUNTER_DROP_TOO_BIG; /* no ICMP error in response to an ICMP error (RFC 1122) */
 	if (is_drop(verdict))

@@ -2,6 +2,7 @@
 #pragma once
 #include "parse.h"
 #include "checksum.h"
+#include "answer.h"
 
 #define ICMP_PROTOCOL_v4 IPPROTO_ICMP
 #define ONE_HOP htons(0x0100)       /* a TTL of one in the header's 16-bit word of TTL and protocol */
@@ -61,12 +62,23 @@ static __always_inline void rewrite_network_v4(struct packet *packet, struct flo
 	ip->daddr = flow->destination.word[0];
 }
 
-static __always_inline void fill_fib_params_v4(struct bpf_fib_lookup *fib_params, struct packet *packet, struct flow_v4 *flow)
+static __always_inline void fill_fib_addresses_v4(struct bpf_fib_lookup *fib_params, struct addr_v4 *source,
+						  struct addr_v4 *destination)
 {
 	fib_params->family = 2; /* AF_INET */
+	fib_params->ipv4_src = source->word[0];
+	fib_params->ipv4_dst = destination->word[0];
+}
+
+static __always_inline void fill_fib_params_v4(struct bpf_fib_lookup *fib_params, struct packet *packet, struct flow_v4 *flow)
+{
+	fill_fib_addresses_v4(fib_params, &flow->source, &flow->destination);
 	fib_params->tos = ((struct iphdr *)packet->network)->tos;
-	fib_params->ipv4_src = flow->source.word[0];
-	fib_params->ipv4_dst = flow->destination.word[0];
+}
+
+static __always_inline void read_fib_source_v4(struct bpf_fib_lookup *fib_params, struct addr_v4 *source)
+{
+	source->word[0] = fib_params->ipv4_src;
 }
 
 static __always_inline bool may_be_fragmented_v4(struct packet *packet)
@@ -124,27 +136,50 @@ static __always_inline u32 rewrite_outer_v4(struct packet *packet, struct flow_v
 	return 0;
 }
 
-/* --- originating an ICMP error ----------------------------------------------------------------------------- */
+/* --- answering --------------------------------------------------------------------------------------------- */
 
-#define QUOTE_BYTES_v4 68 /* the longest header and 8 bytes; a packet longer than an MTU has that many (RFC 791: 68) */
-#define ERROR_HEADER_BYTES_v4 (sizeof(struct iphdr) + sizeof(struct icmp_header))
+#define IP_HEADER_BYTES_v4 sizeof(struct iphdr)
+#define QUOTE_BYTES_v4 68       /* the longest header and 8 bytes; a packet longer than an MTU has that many (RFC 791: 68) */
+#define SHORT_QUOTE_BYTES_v4 28 /* the shortest header and 8 bytes; every TCP and UDP packet has that many */
 
-/* Fragmentation needed (RFC 792, RFC 1191), in front of the quoted packet. */
-static __always_inline void write_too_big_v4(struct iphdr *ip, u32 mtu)
+/* A source that no single host can have (RFC 1812 5.3.7): "this network", loopback, multicast, reserved, broadcast. */
+static __always_inline bool is_impossible_v4(struct addr_v4 *address)
 {
-	struct iphdr *quoted = (void *)ip + ERROR_HEADER_BYTES_v4;
-	struct icmp_header *icmp = (void *)(ip + 1);
+	u32 first = ntohl(address->word[0]) >> 24;
 
+	return first == 0 || first == 127 || first >= 224;
+}
+
+static __always_inline void write_ip_v4(struct iphdr *ip, struct addr_v4 *source, struct addr_v4 *destination, u8 protocol,
+					u16 payload_bytes)
+{
 	*ip = (struct iphdr){
 		.version = 4,
-		.ihl = 5,
-		.tot_len = htons(ERROR_HEADER_BYTES_v4 + QUOTE_BYTES_v4),
+		.ihl = sizeof(*ip) / 4,
+		.tot_len = htons(sizeof(*ip) + payload_bytes),
+		.frag_off = protocol == IPPROTO_TCP ? DONT_FRAGMENT : 0,
 		.ttl = 64,
-		.protocol = IPPROTO_ICMP,
-		.saddr = quoted->daddr,
-		.daddr = quoted->saddr,
+		.protocol = protocol,
+		.saddr = source->word[0],
+		.daddr = destination->word[0],
 	};
 	ip->check = ~fold(sum_words((__be32 *)ip, sizeof(*ip) / 4));
-	*icmp = (struct icmp_header){ .type = 3, .code = 4, .rest = htonl(mtu & 0xffff) };
-	icmp->checksum = ~fold(sum_words((__be32 *)icmp, (sizeof(struct icmp_header) + QUOTE_BYTES_v4) / 4));
+}
+
+static __always_inline u16 icmp_checksum_v4(struct icmp_header *icmp, const u32 bytes, struct addr_v4 *source,
+					    struct addr_v4 *destination)
+{
+	return ~fold(sum_words((__be32 *)icmp, bytes / 4));
+}
+
+/* RFC 792, RFC 1191, RFC 1812. */
+static __always_inline void describe_error_v4(struct icmp_header *error, u32 answer, u32 mtu)
+{
+	error->type = answer == ANSWER_TIME_EXCEEDED ? 11 : 3;
+	if (answer == ANSWER_TOO_BIG) {
+		error->code = 4;
+		error->rest = htonl(mtu & 0xffff);
+	} else if (answer != ANSWER_TIME_EXCEEDED) {
+		error->code = answer == ANSWER_NO_PORT ? 3 : 1; /* port or host unreachable */
+	}
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include "parse.h"
 #include "checksum.h"
+#include "answer.h"
 
 #define ICMP_PROTOCOL_v6 IPPROTO_ICMPV6
 #define NEIGHBOUR_SOLICITATION 135
@@ -109,12 +110,23 @@ static __always_inline void rewrite_network_v6(struct packet *packet, struct flo
 	write_addresses(ip, &flow->source, &flow->destination);
 }
 
-static __always_inline void fill_fib_params_v6(struct bpf_fib_lookup *fib_params, struct packet *packet, struct flow_v6 *flow)
+static __always_inline void fill_fib_addresses_v6(struct bpf_fib_lookup *fib_params, struct addr_v6 *source,
+						  struct addr_v6 *destination)
 {
 	fib_params->family = 10; /* AF_INET6 */
+	__builtin_memcpy(fib_params->ipv6_src, source, sizeof(*source));
+	__builtin_memcpy(fib_params->ipv6_dst, destination, sizeof(*destination));
+}
+
+static __always_inline void fill_fib_params_v6(struct bpf_fib_lookup *fib_params, struct packet *packet, struct flow_v6 *flow)
+{
+	fill_fib_addresses_v6(fib_params, &flow->source, &flow->destination);
 	fib_params->flowinfo = *(__be32 *)packet->network & htonl(0x0fffffff);
-	__builtin_memcpy(fib_params->ipv6_src, &flow->source, sizeof(flow->source));
-	__builtin_memcpy(fib_params->ipv6_dst, &flow->destination, sizeof(flow->destination));
+}
+
+static __always_inline void read_fib_source_v6(struct bpf_fib_lookup *fib_params, struct addr_v6 *source)
+{
+	__builtin_memcpy(source, fib_params->ipv6_src, sizeof(*source));
 }
 
 /* Routers do not fragment IPv6 packets. */
@@ -168,29 +180,48 @@ static __always_inline u32 rewrite_outer_v6(struct packet *packet, struct flow_v
 	return change;
 }
 
-/* --- originating an ICMPv6 error --------------------------------------------------------------------------- */
+/* --- answering --------------------------------------------------------------------------------------------- */
 
-#define QUOTE_BYTES_v6 504 /* with the ICMP header the limit of bpf_csum_diff on any kernel; every MTU is 1280 or more */
-#define ERROR_HEADER_BYTES_v6 (sizeof(struct ipv6hdr) + sizeof(struct icmp_header))
+#define IP_HEADER_BYTES_v6 sizeof(struct ipv6hdr)
+#define QUOTE_BYTES_v6 504      /* with the ICMP header the limit of bpf_csum_diff on any kernel; every MTU is 1280 or more */
+#define SHORT_QUOTE_BYTES_v6 48 /* the header and 8 bytes; every TCP and UDP packet has that many */
 
-/* Packet too big (RFC 4443), in front of the quoted packet. */
-static __always_inline void write_too_big_v6(struct ipv6hdr *ip, u32 mtu)
+/* A source that no single host can have (RFC 4291, RFC 6890): unspecified, loopback, IPv4 in IPv6, multicast. */
+static __always_inline bool is_impossible_v6(struct addr_v6 *address)
 {
-	struct ipv6hdr *quoted = (void *)ip + ERROR_HEADER_BYTES_v6;
-	struct icmp_header *icmp = (void *)(ip + 1);
-	u64 sum;
+	const __be32 *word = address->word;
 
-	*ip = (struct ipv6hdr){
-		.version = 6,
-		.payload_len = htons(sizeof(struct icmp_header) + QUOTE_BYTES_v6),
-		.nexthdr = IPPROTO_ICMPV6,
-		.hop_limit = 64,
-		.saddr = quoted->daddr,
-		.daddr = quoted->saddr,
-	};
-	*icmp = (struct icmp_header){ .type = 2, .rest = htonl(mtu) };
-	sum = bpf_csum_diff(NULL, 0, (__be32 *)icmp, sizeof(struct icmp_header) + QUOTE_BYTES_v6, 0);
+	if ((word[0] & htonl(0xff000000)) == htonl(0xff000000))
+		return true;
+	return !word[0] && !word[1] && (!word[2] || word[2] == htonl(0xffff));
+}
+
+static __always_inline void write_ip_v6(struct ipv6hdr *ip, struct addr_v6 *source, struct addr_v6 *destination, u8 protocol,
+					u16 payload_bytes)
+{
+	*ip = (struct ipv6hdr){ .version = 6, .payload_len = htons(payload_bytes), .nexthdr = protocol, .hop_limit = 64 };
+	write_addresses(ip, source, destination);
+}
+
+static __always_inline u16 icmp_checksum_v6(struct icmp_header *icmp, const u32 bytes, struct addr_v6 *source,
+					    struct addr_v6 *destination)
+{
+	u64 sum = bpf_csum_diff(NULL, 0, (__be32 *)icmp, bytes, 0);
+
 	sum = (sum & 0xffff) + (sum >> 16); /* the helper returns a 32-bit sum */
-	sum += sum_words((__be32 *)&ip->saddr, 8) + ip->payload_len + htons(IPPROTO_ICMPV6);
-	icmp->checksum = ~fold(sum);
+	return ~fold(sum + sum_words(source->word, 4) + sum_words(destination->word, 4) + htons(bytes) + htons(IPPROTO_ICMPV6));
+}
+
+/* RFC 4443. */
+static __always_inline void describe_error_v6(struct icmp_header *error, u32 answer, u32 mtu)
+{
+	if (answer == ANSWER_TOO_BIG) {
+		error->type = 2;
+		error->rest = htonl(mtu);
+	} else if (answer == ANSWER_TIME_EXCEEDED) {
+		error->type = 3;
+	} else {
+		error->type = 1;
+		error->code = answer == ANSWER_NO_PORT ? 4 : 0; /* port unreachable, or no route */
+	}
 }

@@ -26,9 +26,11 @@ struct packet {
 	u32 ip_bytes;       /* IP header and payload, without the frame's padding */
 	u32 farm;           /* the farm that a drop is counted for; 0: not known */
 	u32 egress_ifindex; /* set by the step that forwards the packet */
+	u32 mtu;            /* of the egress; set with the verdict drop_too_big */
 	u8 protocol;
 	u8 tcp_flags;     /* 0 for UDP */
 	bool established; /* its flow is in `flows` */
+	bool answered;    /* dropped, and the frame is an answer to its sender now */
 };
 
 struct ports {

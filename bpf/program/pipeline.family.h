@@ -161,7 +161,8 @@ static __always_inline u32 handle_FAM(struct packet *packet)
 	case IPPROTO_UDP:
 		key.source_port = ((struct ports *)packet->transport)->source;
 		key.destination_port = ((struct ports *)packet->transport)->destination;
-		return handle_flow_FAM(packet, &key);
+		verdict = handle_flow_FAM(packet, &key);
+		return is_drop(verdict) ? answer_FAM(packet, &key, verdict) : verdict;
 	case ICMP_PROTOCOL_FAM:
 		if (packet->transport + sizeof(struct icmp_header) > packet->end)
 			return handle_other_FAM(packet, &key.destination, COUNTER_DROP_MALFORMED);

@@ -25,15 +25,15 @@ static __always_inline void write_macs_FAM(struct packet *packet, struct flow_FA
 /* The kernel decrements the TTL of a packet that is passed to it for forwarding. */
 static __always_inline u32 forward_FAM(struct packet *packet, struct flow_FAM *flow)
 {
-	u32 mtu = 0, verdict;
+	u32 verdict;
 
 	if (hop_limit_FAM(packet) <= 1)
 		return COUNTER_DROP_TTL_EXPIRED;
-	verdict = find_next_hop_FAM(packet, flow, &mtu);
+	verdict = find_next_hop_FAM(packet, flow);
 	if (is_drop(verdict))
 		return verdict;
 	if (verdict == COUNTER_PASS_TOO_BIG && !may_be_fragmented_FAM(packet))
-		return send_too_big_FAM(packet, mtu);
+		return COUNTER_DROP_TOO_BIG;
 	rewrite_network_FAM(packet, flow, verdict == CONTINUE);
 	rewrite_transport_FAM(packet, flow);
 	count_traffic(packet, flow->farm, flow->backend, flow->flags & FLOW_FLAG_FORWARD);

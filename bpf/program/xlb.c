@@ -7,7 +7,8 @@
  *              open one                                           flow.family.h, select.family.h
  *  5. egress   next hop, from the flow or from the FIB            egress.family.h
  *  6. rewrite  addresses, ports, checksums, MACs                  rewrite.family.h
- *  7. finish   count the verdict, return the XDP action           count.h
+ *  7. answer   tell the sender of a packet that was dropped       answer.h, answer.family.h
+ *  8. finish   count the verdict, return the XDP action           count.h
  *
  * ICMP errors (icmp.family.h) and neighbour messages (neighbour.h) take the same steps: find, fence, act.
  *
@@ -27,9 +28,10 @@
 #include "verdict.h"
 #include "parse.h"
 #include "checksum.h"
+#include "fence.h"
+#include "answer.h"
 #include "ipv4.h"
 #include "ipv6.h"
-#include "fence.h"
 #include "vlan.h"
 #include "count.h"
 #include "select.h"
@@ -37,12 +39,11 @@
 #include "event.family.h"
 #include "flow.h"
 #include "flow.family.h"
-#include "error_budget.h"
-#include "too_big.family.h"
 #include "egress.family.h"
 #include "rewrite.family.h"
 #include "icmp.family.h"
 #include "neighbour.h"
+#include "answer.family.h"
 #include "pipeline.family.h"
 
 static __always_inline u32 handle_packet(struct packet *packet)

@@ -156,6 +156,7 @@ def print_farm(farm: dict[str, Any]) -> None:
         ("scheduler", farm["scheduler"]),
         ("health check", check_sentence(farm["health"])),
         ("all down", {"drop": "drop new connections", "all": "try every backend"}.get(farm["all_down"], farm["all_down"])),
+        ("no backend", "refuse new connections" if farm.get("on_no_backend") != "drop" else "drop them silently"),
         ("idle timeout", f"{farm['idle_timeout_s']} s"),
     ]
     print_fields(fields)

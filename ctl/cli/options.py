@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctl.config.model import AllDown, CheckKind, Mode, Protocol, Scheduler, format_endpoint
+from ctl.config.model import AllDown, CheckKind, Mode, OnNoBackend, Protocol, Scheduler, format_endpoint
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -227,6 +227,11 @@ def farm_options(adding: bool) -> Callable[[Callable[..., Any]], Callable[..., A
         click.option("--snat-address", type=ADDRESS, help=f"VIP that backends see in mode snat.{default('the VIP')}"),
         click.option(
             "--all-down", type=_choice(AllDown), help=f"With no backend up: drop new connections or try all.{default('drop')}"
+        ),
+        click.option(
+            "--on-no-backend",
+            type=_choice(OnNoBackend),
+            help=f"Refuse a connection that no backend can take, or drop it silently.{default('reject')}",
         ),
         click.option(
             "--idle-timeout",

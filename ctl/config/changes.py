@@ -80,8 +80,8 @@ def vip_delete(config: Config, arguments: Arguments) -> Config:
 
 
 def farm_add(config: Config, arguments: Arguments) -> Config:
-    """name, vip, port (80 or "8000-8010") and any of: proto, mode, scheduler, snat_address, enabled, all_down, idle_timeout_s,
-    health: {kind, interval_ms, timeout_ms, rise, fall, port, path, status, host}.
+    """name, vip, port (80 or "8000-8010") and any of: proto, mode, scheduler, snat_address, enabled, all_down, on_no_backend,
+    idle_timeout_s, health: {kind, interval_ms, timeout_ms, rise, fall, port, path, status, host}.
     """
     name = arguments.get("name")
     farm = read_farm(Fields(arguments, f"farm.{name}" if isinstance(name, str) else "farm", FARM_FIELDS))

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from ctl.config.model import AllDown, Backend, CheckKind, Farm, HealthCheck, Mode, Protocol, Scheduler, Vip
+from ctl.config.model import AllDown, Backend, CheckKind, Farm, HealthCheck, Mode, OnNoBackend, Protocol, Scheduler, Vip
 from ctl.config.validation import canonical_address, check_bounds, suggest
 from ctl.errors import Code, InvalidInput
 
@@ -26,6 +26,7 @@ FARM_FIELDS = (
     "snat_address",
     "enabled",
     "all_down",
+    "on_no_backend",
     "idle_timeout_s",
     "health",
 )
@@ -172,6 +173,7 @@ def read_farm(fields: Fields, base: Farm | None = None) -> Farm:
         snat_address=_read_snat_address(fields, base),
         enabled=fields.boolean("enabled", base.enabled if base else True),
         all_down=fields.choice("all_down", AllDown, base.all_down if base else AllDown.DROP),
+        on_no_backend=fields.choice("on_no_backend", OnNoBackend, base.on_no_backend if base else OnNoBackend.REJECT),
         idle_timeout_s=fields.integer("idle_timeout_s", base.idle_timeout_s if base else 0),
         health=_read_health(fields.section("health", HEALTH_FIELDS), base.health if base else HealthCheck()),
         backends=base.backends if base else (),
@@ -253,6 +255,7 @@ def farm_fields(farm: Farm) -> dict[str, object]:
         "snat_address": farm.snat_address,
         "enabled": farm.enabled,
         "all_down": farm.all_down.value,
+        "on_no_backend": farm.on_no_backend.value,
         "idle_timeout_s": farm.idle_timeout_s,
         "health": health_fields(farm.health),
     }

@@ -49,6 +49,13 @@ class AllDown(enum.StrEnum):
     ALL = "all"
 
 
+class OnNoBackend(enum.StrEnum):
+    """What the client of a new connection gets that no backend can take: a refusal, or no answer."""
+
+    REJECT = "reject"
+    DROP = "drop"
+
+
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
     """How a farm's backends are probed."""
@@ -103,6 +110,7 @@ class Farm:
     all_down: AllDown = AllDown.DROP
     idle_timeout_s: int = 0  # 0: DEFAULT_IDLE_TIMEOUT_S of the protocol
     health: HealthCheck = HealthCheck()
+    on_no_backend: OnNoBackend = OnNoBackend.REJECT
     backends: tuple[Backend, ...] = ()
 
     @property

@@ -13,7 +13,19 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
-from ctl.config.model import AllDown, Backend, CheckKind, Config, Farm, HealthCheck, Mode, Protocol, Scheduler, Vip
+from ctl.config.model import (
+    AllDown,
+    Backend,
+    CheckKind,
+    Config,
+    Farm,
+    HealthCheck,
+    Mode,
+    OnNoBackend,
+    Protocol,
+    Scheduler,
+    Vip,
+)
 from ctl.config.validation import check_config
 from ctl.errors import Code, InvalidInput, XlbError
 
@@ -21,7 +33,16 @@ FORMAT_VERSION = 1
 MAX_BYTES = 256 << 20
 """More than the limits of a configuration need; a longer record is damaged or hostile."""
 
-_ENUMS = {"protocol": Protocol, "mode": Mode, "scheduler": Scheduler, "all_down": AllDown, "kind": CheckKind}
+_ENUMS = {
+    "protocol": Protocol,
+    "mode": Mode,
+    "scheduler": Scheduler,
+    "all_down": AllDown,
+    "on_no_backend": OnNoBackend,
+    "kind": CheckKind,
+}
+_LATER_FIELDS = {field.name: field.default for field in fields(Farm) if field.name in ("on_no_backend",)}
+"""Fields that 0.1.0 does not know: omitted at their default, so that a peer of that version can read the record."""
 _NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Vip, Farm, Backend, HealthCheck)}
 
 
@@ -149,6 +170,7 @@ def _values(value: Vip | Backend | HealthCheck) -> dict[str, Any]:
 
 def _farm_values(farm: Farm) -> dict[str, Any]:
     values = {name: getattr(farm, name) for name in _NAMES[Farm]}
+    values = {name: value for name, value in values.items() if name not in _LATER_FIELDS or value != _LATER_FIELDS[name]}
     return values | {"health": _values(farm.health), "backends": [_values(backend) for backend in farm.backends]}
 
 

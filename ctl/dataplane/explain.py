@@ -14,7 +14,7 @@ from typing import Any
 
 from bpf.constants import COUNTERS
 from bpf.dataplane import FlowTuple
-from ctl.config.model import Backend, Config, Farm, Mode, Scheduler, format_endpoint
+from ctl.config.model import Backend, Config, Farm, Mode, OnNoBackend, Protocol, Scheduler, format_endpoint
 from ctl.dataplane import maglev
 from ctl.dataplane.flow_hash import client_hash, flow_hash, snat_candidates
 from ctl.dataplane.flow_selection import PROTOCOL_NUMBERS
@@ -77,6 +77,7 @@ def explain(
     eligible = eligible_backends(farm, down)
     trace.steps.append(_eligible_message(farm, eligible, down))
     if not eligible:
+        trace.steps[-1] += f"; {_refusal_message(farm)}"
         return trace.end("drop_no_backend", False, None)
     return _select(arriving, farm, eligible, seed, trace)
 
@@ -169,6 +170,13 @@ def _eligible_message(farm: Farm, eligible: tuple[Backend, ...], down: AbstractS
         out.append(f"{_endpoint(backend)} {reason}")
     message = f"{len(eligible)} of {len(farm.backends)} backends take new connections"
     return f"{message}; {', '.join(out)}" if out else message
+
+
+def _refusal_message(farm: Farm) -> str:
+    if farm.on_no_backend is OnNoBackend.DROP:
+        return "the client gets no answer (on_no_backend is drop)"
+    answer = "a TCP reset" if farm.protocol is Protocol.TCP else "ICMP port unreachable"
+    return f"the client gets {answer} (on_no_backend is reject), unless this CPU has sent its share of answers"
 
 
 def _endpoint(backend: Backend, offset: int = 0) -> str:

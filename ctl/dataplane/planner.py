@@ -19,12 +19,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from bpf import constants
-from bpf.constants import MAX_SLOT_CHUNKS, BackendFlag, VipFlag
+from bpf.constants import MAX_SLOT_CHUNKS, BackendFlag, FarmFlag, VipFlag
 from bpf.dataplane import (
     DeleteService,
     DeleteVip,
     Operation,
     PutBackend,
+    PutFarm,
     PutService,
     PutSlots,
     PutVip,
@@ -32,7 +33,7 @@ from bpf.dataplane import (
     ServiceValue,
     ZeroTraffic,
 )
-from ctl.config.model import AllDown, Backend, Config, Farm, Scheduler
+from ctl.config.model import AllDown, Backend, Config, Farm, OnNoBackend, Scheduler
 from ctl.dataplane import maglev
 from ctl.dataplane.slot_allocator import Run, SlotSpace, run_of
 from ctl.errors import Code, XlbError
@@ -156,6 +157,11 @@ def vip_flags(config: Config) -> dict[str, int]:
     return flags
 
 
+def farm_flags(farm: Farm) -> int:
+    """The FarmFlag bits of a farm."""
+    return int(FarmFlag.SILENT) if farm.on_no_backend is OnNoBackend.DROP else 0
+
+
 class _Round:
     """The working copy of a state while one round is planned."""
 
@@ -171,6 +177,7 @@ class _Round:
         self.bound = dict(state.bound)
         self.marked = set(state.marked)
         self.backend_puts: list[PutBackend] = []
+        self.farm_puts: list[PutFarm] = []
         self.slot_puts: list[PutSlots] = []
         self.service_puts: list[PutService] = []
         self.new_farms: list[int] = []
@@ -245,6 +252,8 @@ class _Round:
         old = self.old.farms.get(farm.name)
         if old is None or old.farm.id != farm.id:
             self.new_farms.append(farm.id)
+        if old is None or farm_flags(old.farm) != farm_flags(farm) or farm.id in self.new_farms:
+            self.farm_puts.append(PutFarm(farm.id, farm_flags(farm)))
         waiting = self._bind(farm)
         if not farm.enabled:
             self.farms[farm.name] = PlannedFarm(farm, not waiting)
@@ -343,6 +352,7 @@ class _Round:
         new_backends = tuple(put.id for put in self.backend_puts)
         if not self.old.adopted and (self.new_farms or new_backends):
             operations.append(ZeroTraffic(tuple(self.new_farms), new_backends))
+        operations += self.farm_puts
         operations += self.backend_puts
         operations += self.slot_puts
         first = [key for key in stale if any(_share_prefixes(key, put.key) for put in self.service_puts)]

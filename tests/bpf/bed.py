@@ -30,6 +30,7 @@ from bpf.dataplane import (
     FlowEntry,
     FlowTuple,
     PutBackend,
+    PutFarm,
     PutService,
     PutSlots,
     PutVip,
@@ -192,7 +193,7 @@ class Bed:
         """No configuration, no flows, an open lease."""
         plane = self.plane
         plane.apply([*(DeleteService(key) for key in plane.services()), *(DeleteVip(address) for address in plane.vips())])
-        plane.apply([ZeroTraffic(tuple(range(1, 16)), tuple(range(1, 64)))])
+        plane.apply([ZeroTraffic(tuple(range(1, 16)), tuple(range(1, 64))), *(PutFarm(farm, 0) for farm in range(1, 16))])
         for family in FAMILIES:
             for flow_map in ("flows", "embryonic"):
                 self.clear(flow_map, family)
@@ -272,7 +273,8 @@ class Bed:
         assert len(verdicts) == 1 and moved[verdicts[0]] == 1, f"one packet must be counted once: {moved}"
         counted = after[verdicts[0]][1] - before[verdicts[0]][1]
         assert counted == len(frame) - 4 * tags, "a verdict counts the bytes of the frame"
-        action = {"pass": (PASS,), "drop": (DROP,), "forward": (TX, REDIRECT)}[verdicts[0].split("_")[0]]
+        answered = any(name.endswith("_sent") for name in moved)
+        action = {"pass": (PASS,), "drop": (TX if answered else DROP,), "forward": (TX, REDIRECT)}[verdicts[0].split("_")[0]]
         assert run.action in action, f"{verdicts[0]} ended in XDP action {run.action}"
         return Outcome(verdicts[0], run.action, run.packet, moved)
 

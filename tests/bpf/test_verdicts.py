@@ -368,6 +368,24 @@ def backend_beyond_the_map(bed: Bed, family: Family) -> Outcome:
     return bed.send(bytes(from_client(family)))
 
 
+@case("event_reset_sent")
+def segment_that_cannot_be_forwarded(bed: Bed, family: Family) -> Outcome:
+    bed.farm(family.vip)
+    return bed.send(bytes(from_client(family)))
+
+
+@case("event_unreachable_sent")
+def datagram_that_cannot_be_forwarded(bed: Bed, family: Family) -> Outcome:
+    bed.farm(family.vip, protocol=Protocol.UDP)
+    return bed.send(bytes(from_client(family, Protocol.UDP)))
+
+
+@case("event_time_exceeded_sent")
+def last_hop_reported(bed: Bed, family: Family) -> Outcome:
+    serve(bed, family)
+    return bed.send(bytes(from_client(family, ttl=1)))
+
+
 # --- events --------------------------------------------------------------------------------------------------
 
 

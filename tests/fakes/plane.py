@@ -21,6 +21,7 @@ from bpf.dataplane import (
     Operation,
     PlaneError,
     PutBackend,
+    PutFarm,
     PutService,
     PutSlots,
     PutVip,
@@ -88,6 +89,7 @@ class FakePlane:
         self.listeners: dict[ServiceKey, ServiceValue] = {}
         self.backends: dict[int, tuple[str, int]] = {}
         self.backend_flags: dict[int, int] = {}
+        self.farm_flags: dict[int, int] = {}
         self.slots = np.zeros(slots, dtype=np.uint32)
         self.farm_counts = np.zeros(constants.MAX_FARMS, dtype=TRAFFIC)
         self.backend_counts = np.zeros(constants.MAX_BACKENDS, dtype=TRAFFIC)
@@ -129,6 +131,9 @@ class FakePlane:
             case DeleteService(key):
                 _require(key in self.listeners, f"delete of unknown listener {key}")
                 del self.listeners[key]
+            case PutFarm(number, flags):
+                _require(0 < number < constants.MAX_FARMS, f"farm id {number}")
+                self.farm_flags[number] = flags
             case PutBackend(number, address, port, flags):
                 self._put_backend(number, address, port)
                 self.backend_flags[number] = flags

@@ -36,6 +36,7 @@ from bpf.dataplane import (
     Operation,
     PlaneError,
     PutBackend,
+    PutFarm,
     PutService,
     PutSlots,
     PutVip,
@@ -88,6 +89,7 @@ def farm(family: str, number: int = 1, port: int = 80) -> tuple[ServiceKey, Serv
 
 REFUSED: Sequence[Operation] = (
     PutBackend(MAX_BACKENDS, "10.0.0.1", 80),
+    PutFarm(MAX_FARMS, 0),
     PutSlots(SLOTS_PER_CHUNK // 2, np.ones(3, np.uint32)),
     PutSlots(MAX_SLOT_CHUNKS * SLOTS_PER_CHUNK, np.ones(3, np.uint32)),
     ZeroTraffic(farms=(MAX_FARMS,)),

@@ -156,9 +156,12 @@ def test_what_happens_when_all_backends_are_down(site: Serving, policy: str) -> 
     if policy == "all":
         assert set(connect_many(site).by_backend) == {"b1", "b2", "b3"}
     else:
-        before = site.counters()["drop_no_backend"]
+        before = site.counters()
+        assert "Errno 111" in site.tcp().error
+        site.node.xlbctl("farm", "set", "tcp4", "--on-no-backend", "drop")
         assert site.tcp(timeout_s=0.3).error == "TimeoutError"
-        assert site.counters()["drop_no_backend"] > before
+        moved = {name: count - before[name] for name, count in site.counters().items() if count != before[name]}
+        assert moved["event_reset_sent"] == 1 and moved["drop_no_backend"] > 1
 
 
 def test_a_farm_can_be_stopped_and_started(site: Serving) -> None:

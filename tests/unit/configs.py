@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from ctl.config.model import AllDown, Backend, CheckKind, Config, Farm, HealthCheck, Mode, Protocol, Scheduler, Vip
+from ctl.config.model import AllDown, Backend, CheckKind, Config, Farm, HealthCheck, Mode, OnNoBackend, Protocol, Scheduler, Vip
 
 _NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,12}", fullmatch=True)
 _CHECKS = st.builds(
@@ -59,6 +59,7 @@ def configs(draw: st.DrawFn) -> Config:
             snat_address=draw(st.sampled_from(["", *(each.address for each in vips if (":" in each.address) == (":" in vip))])),
             enabled=draw(st.booleans()),
             all_down=draw(st.sampled_from(AllDown)),
+            on_no_backend=draw(st.sampled_from(OnNoBackend)),
             idle_timeout_s=draw(st.integers(0, 604800)),
             health=draw(st.just(HealthCheck()) | _CHECKS),
             backends=tuple(replace(backend, id=next_id + offset) for offset, backend in enumerate(backends)),

@@ -156,7 +156,8 @@ def test_farm_set_changes_only_what_is_given(xlbctl: Xlbctl) -> None:
 
 @pytest.mark.usefixtures("web")
 def test_every_option_of_farm_add_arrives(xlbctl: Xlbctl) -> None:
-    options = "--vip 10.77.0.100 --port 9000-9010 --proto udp --mode dnat --scheduler source --all-down all --idle-timeout 77"
+    options = "--vip 10.77.0.100 --port 9000-9010 --proto udp --mode dnat --scheduler source --idle-timeout 77"
+    options += " --all-down all --on-no-backend drop"
     check = "--check tcp --check-interval-ms 500 --check-timeout-ms 400 --check-rise 1 --check-fall 9 --check-port 99"
     xlbctl("farm", "add", "all", *options.split(), *check.split())
     farm = json.loads(xlbctl("farm", "show", "all", "-o", "json"))
@@ -166,6 +167,7 @@ def test_every_option_of_farm_add_arrives(xlbctl: Xlbctl) -> None:
         "mode": "dnat",
         "scheduler": "source",
         "all_down": "all",
+        "on_no_backend": "drop",
         "idle_timeout_s": 77,
     }.items() <= farm.items()
     health = {"kind": "tcp", "interval_ms": 500, "timeout_ms": 400, "rise": 1, "fall": 9, "port": 99}

@@ -107,6 +107,7 @@ def test_the_documented_example_is_valid_and_shows_every_setting() -> None:
     for name in (
         "guard",
         "all_down",
+        "on_no_backend",
         "idle_timeout_s",
         "snat_address",
         "enabled",

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bpf.constants import MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK, BackendFlag, VipFlag
-from bpf.dataplane import DeleteService, Operation, PutBackend, PutService, PutSlots, PutVip, ServiceKey, ZeroTraffic
+from bpf.constants import MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK, BackendFlag, FarmFlag, VipFlag
+from bpf.dataplane import DeleteService, Operation, PutBackend, PutFarm, PutService, PutSlots, PutVip, ServiceKey, ZeroTraffic
 from ctl.config.changes import change
 from ctl.config.model import Config
 from ctl.dataplane import planner
@@ -81,7 +81,7 @@ def kinds(operations: Sequence[Operation]) -> list[str]:
 def test_a_farm_is_added_slots_first_service_last() -> None:
     plane = FakePlane()
     _, operations = settle(plane, PlannerState(), configured(VIP, WEB, backend("web", 1)))
-    assert kinds(operations) == ["ZeroTraffic", "PutBackend", "PutSlots", "PutVip", "PutService"]
+    assert kinds(operations) == ["ZeroTraffic", "PutFarm", "PutBackend", "PutSlots", "PutVip", "PutService"]
 
 
 def test_an_unchanged_configuration_plans_nothing() -> None:
@@ -148,6 +148,23 @@ def test_an_open_vip_and_one_only_for_snat() -> None:
     stopped = configured(("farm.stop", {"name": "web"}), config=config)
     state, operations = settle(plane, state, stopped)
     assert kinds(operations) == ["DeleteService"], "flows of a stopped farm still need the address"
+
+
+def test_whether_a_farm_refuses_or_drops_is_written_when_it_changes_and_to_adopted_maps() -> None:
+    plane = FakePlane()
+    config = configured(VIP, WEB, backend("web", 1))
+    state, _ = settle(plane, PlannerState(), config)
+    number = config.farms["web"].id
+    assert plane.farm_flags == {number: 0}
+    config = configured(("farm.set", {"name": "web", "on_no_backend": "drop"}), config=config)
+    state, operations = settle(plane, state, config)
+    assert operations == [PutFarm(number, FarmFlag.SILENT)]
+    config = configured(("farm.stop", {"name": "web"}), config=config)
+    state, operations = settle(plane, state, config)
+    assert "PutFarm" not in kinds(operations)
+    plane.farm_flags.clear()
+    settle(plane, adopt(plane.vips(), plane.services()), config)
+    assert plane.farm_flags == {number: FarmFlag.SILENT}
 
 
 def test_eligible_backends() -> None:
@@ -464,7 +481,7 @@ def test_the_order_is_backends_slots_vips_services_removals() -> None:
     config = configured(("farm.add", {"name": "six", "vip": "2001:db8::1", "port": 80, "proto": "udp"}), config=config)
     config = configured(("backend.add", {"farm": "six", "address": "2001:db8::11", "port": 53}), config=config)
     _, operations = settle(plane, state, config)
-    first = ["ZeroTraffic", "PutBackend", "PutSlots", "PutVip", "PutService", "DeleteService"]
+    first = ["ZeroTraffic", "PutFarm", "PutBackend", "PutSlots", "PutVip", "PutService", "DeleteService"]
     assert kinds(operations) == [*first, "PutBackend", "DeleteVip"]
     assert [each.key.protocol for each in operations if isinstance(each, PutService)] == [17]
     assert [each.address for each in operations if isinstance(each, PutBackend | PutVip)] == [
