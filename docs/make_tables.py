@@ -125,7 +125,9 @@ MEANINGS = {
     "farm.enabled": "`false`: the farm takes no new connections.",
     "farm.all_down": "No backend is up. `drop`: none takes new connections. `all`: they are distributed over all backends.",
     "farm.on_no_backend": "No backend can take a connection. `reject`: TCP reset or ICMP port unreachable. `drop`: no answer.",
-    "farm.idle_timeout_s": "Seconds without a packet after which a connection is removed.",
+    "farm.idle_timeout_s": "Seconds without a packet after which a connection is removed; no other timeout is longer.",
+    "farm.opening_timeout_s": "The same until both ends have answered.",
+    "farm.closing_timeout_s": "The same after a FIN of both ends, or a RST that no later packet has revoked (tcp).",
     "farm.health.kind": "`tcp`: a connection succeeds. `http`: a GET returns an expected status. `none`: no checks.",
     "farm.health.interval_ms": "From one check to the next.",
     "farm.health.timeout_ms": "After which a check has failed; at most `interval_ms`.",
@@ -143,7 +145,9 @@ MEANINGS = {
 }
 DEFAULTS_ELSEWHERE = {
     "farm.snat_address": "the VIP",
-    "farm.idle_timeout_s": "900 (tcp), 120 (udp)",
+    "farm.idle_timeout_s": "7440 (tcp), 300 (udp)",
+    "farm.opening_timeout_s": "240 (tcp), 120 (udp)",
+    "farm.closing_timeout_s": "240",
     "farm.health.host": "the backend's address",
 }
 
@@ -164,7 +168,9 @@ VALUES = {
     "farm.snat_address": "address",
     "farm.all_down": _choices(AllDown),
     "farm.on_no_backend": _choices(OnNoBackend),
-    "farm.idle_timeout_s": f"1 to {validation.MAX_IDLE_TIMEOUT_S}",
+    **dict.fromkeys(
+        ("farm.idle_timeout_s", "farm.opening_timeout_s", "farm.closing_timeout_s"), f"1 to {validation.MAX_IDLE_TIMEOUT_S}"
+    ),
     "farm.health.kind": _choices(CheckKind),
     "farm.health.interval_ms": f"10 to {validation.MAX_INTERVAL_MS}",
     "farm.health.timeout_ms": f"1 to {validation.MAX_INTERVAL_MS}",

@@ -157,13 +157,21 @@ def print_farm(farm: dict[str, Any]) -> None:
         ("health check", check_sentence(farm["health"])),
         ("all down", {"drop": "drop new connections", "all": "try every backend"}.get(farm["all_down"], farm["all_down"])),
         ("no backend", "refuse new connections" if farm.get("on_no_backend") != "drop" else "drop them silently"),
-        ("idle timeout", f"{farm['idle_timeout_s']} s"),
+        ("idle timeout", idle_timeouts(farm)),
     ]
     print_fields(fields)
     click.echo()
     total = sum(backend["new_connections"] for backend in farm["backends"])
     rows = [backend_row(backend, total) for backend in farm["backends"]]
     print_table(BACKEND_COLUMNS, rows, f"No backends yet: add one with 'xlbctl backend add {farm['name']} ADDR:PORT'.")
+
+
+def idle_timeouts(farm: dict[str, Any]) -> str:
+    """The timeouts that the farm's protocol has. An earlier daemon reports the first only."""
+    idle, opening, closing = (farm.get(f"{name}_timeout_s") for name in ("idle", "opening", "closing"))
+    more = [f"opening {opening} s"] if opening else []
+    more += [f"closing {closing} s"] if closing and farm["proto"] == "tcp" else []
+    return ", ".join([f"{idle} s", *more])
 
 
 def backend_row(backend: dict[str, Any], farm_total: int) -> tuple[str, ...]:

@@ -238,7 +238,21 @@ def farm_options(adding: bool) -> Callable[[Callable[..., Any]], Callable[..., A
             "idle_timeout_s",
             type=number(0),
             metavar="SECONDS",
-            help=f"Delete connections that are idle for this time.{default('900 for tcp, 120 for udp')}",
+            help=f"Delete connections that are idle for this time.{default('7440 for tcp, 300 for udp')}",
+        ),
+        click.option(
+            "--opening-timeout",
+            "opening_timeout_s",
+            type=number(0),
+            metavar="SECONDS",
+            help=f"The same until both ends have answered.{default('240 for tcp, 120 for udp')}",
+        ),
+        click.option(
+            "--closing-timeout",
+            "closing_timeout_s",
+            type=number(0),
+            metavar="SECONDS",
+            help=f"The same after FIN of both ends, or a RST.{default('240')}",
         ),
         *_check_options(default),
     ]

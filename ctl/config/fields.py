@@ -28,6 +28,8 @@ FARM_FIELDS = (
     "all_down",
     "on_no_backend",
     "idle_timeout_s",
+    "opening_timeout_s",
+    "closing_timeout_s",
     "health",
 )
 HEALTH_FIELDS = ("kind", "interval_ms", "timeout_ms", "rise", "fall", "port", "path", "status", "host")
@@ -175,6 +177,8 @@ def read_farm(fields: Fields, base: Farm | None = None) -> Farm:
         all_down=fields.choice("all_down", AllDown, base.all_down if base else AllDown.DROP),
         on_no_backend=fields.choice("on_no_backend", OnNoBackend, base.on_no_backend if base else OnNoBackend.REJECT),
         idle_timeout_s=fields.integer("idle_timeout_s", base.idle_timeout_s if base else 0),
+        opening_timeout_s=fields.integer("opening_timeout_s", base.opening_timeout_s if base else 0),
+        closing_timeout_s=fields.integer("closing_timeout_s", base.closing_timeout_s if base else 0),
         health=_read_health(fields.section("health", HEALTH_FIELDS), base.health if base else HealthCheck()),
         backends=base.backends if base else (),
     )
@@ -257,6 +261,8 @@ def farm_fields(farm: Farm) -> dict[str, object]:
         "all_down": farm.all_down.value,
         "on_no_backend": farm.on_no_backend.value,
         "idle_timeout_s": farm.idle_timeout_s,
+        "opening_timeout_s": farm.opening_timeout_s,
+        "closing_timeout_s": farm.closing_timeout_s,
         "health": health_fields(farm.health),
     }
 

@@ -109,6 +109,8 @@ class Farm:
     enabled: bool = True
     all_down: AllDown = AllDown.DROP
     idle_timeout_s: int = 0  # 0: DEFAULT_IDLE_TIMEOUT_S of the protocol
+    opening_timeout_s: int = 0  # 0: DEFAULT_OPENING_TIMEOUT_S of the protocol
+    closing_timeout_s: int = 0  # 0: DEFAULT_CLOSING_TIMEOUT_S
     health: HealthCheck = HealthCheck()
     on_no_backend: OnNoBackend = OnNoBackend.REJECT
     backends: tuple[Backend, ...] = ()
@@ -122,6 +124,16 @@ class Farm:
     def idle_timeout(self) -> int:
         """Seconds of silence after which a connection expires."""
         return self.idle_timeout_s or DEFAULT_IDLE_TIMEOUT_S[self.protocol]
+
+    @property
+    def opening_timeout(self) -> int:
+        """Seconds of silence after which a connection expires that is not established, or not answered."""
+        return self.opening_timeout_s or DEFAULT_OPENING_TIMEOUT_S[self.protocol]
+
+    @property
+    def closing_timeout(self) -> int:
+        """Seconds of silence after which a connection expires that both ends have finished, or one has reset."""
+        return self.closing_timeout_s or DEFAULT_CLOSING_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,4 +164,8 @@ class Config:
     farms: Mapping[str, Farm] = field(default_factory=lambda: MappingProxyType({}))
 
 
-DEFAULT_IDLE_TIMEOUT_S = MappingProxyType({Protocol.TCP: 900, Protocol.UDP: 120})
+DEFAULT_IDLE_TIMEOUT_S = MappingProxyType({Protocol.TCP: 7440, Protocol.UDP: 300})
+"""RFC 5382 REQ-5: two hours and four minutes. RFC 4787 REQ-5: at least 2 minutes, 5 are recommended."""
+DEFAULT_OPENING_TIMEOUT_S = MappingProxyType({Protocol.TCP: 240, Protocol.UDP: 120})
+DEFAULT_CLOSING_TIMEOUT_S = 240
+"""RFC 5382 REQ-5: four minutes for partially open and for closing connections."""

@@ -41,7 +41,8 @@ _ENUMS = {
     "on_no_backend": OnNoBackend,
     "kind": CheckKind,
 }
-_LATER_FIELDS = {field.name: field.default for field in fields(Farm) if field.name in ("on_no_backend",)}
+_LATER = ("on_no_backend", "opening_timeout_s", "closing_timeout_s")
+_LATER_FIELDS = {field.name: field.default for field in fields(Farm) if field.name in _LATER}
 """Fields that 0.1.0 does not know: omitted at their default, so that a peer of that version can read the record."""
 _NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Vip, Farm, Backend, HealthCheck)}
 

@@ -148,7 +148,8 @@ def check_farm(farm: Farm, place: str = "") -> None:
             raise InvalidInput(
                 f"expected the family of the farm's VIP {farm.vip}, got {farm.snat_address}", f"{place}.snat_address"
             )
-    check_bounds(farm.idle_timeout_s, 0, MAX_IDLE_TIMEOUT_S, f"{place}.idle_timeout_s")
+    for name in ("idle_timeout_s", "opening_timeout_s", "closing_timeout_s"):
+        check_bounds(getattr(farm, name), 0, MAX_IDLE_TIMEOUT_S, f"{place}.{name}")
     check_health(farm.health, f"{place}.health")
     if len(farm.backends) > MAX_BACKENDS_PER_FARM:
         raise InvalidInput(

@@ -4,17 +4,17 @@ Decides from the entries and a given tick. Must not know maps, file descriptors 
 A connection is idle if both its entries are, so a decision takes two steps: `candidates` checks the entry alone, then
 `expired` checks it together with the entry of the other direction.
 
-Idle timeouts by state (compare the defaults of nf_conntrack and IPVS):
-* reset: 10 s, for segments still in flight;
-* FIN from both sides: 30 s. The last ACK may get lost, and 30 s cover seven retransmissions of a FIN that start at 200 ms;
-  a server's own TIME-WAIT (60 s) does not depend on the entry;
-* FIN from one side: 120 s of silence; the other side may continue to send without limit;
-* seen in one direction only: 30 s;
-* otherwise the farm's idle timeout, which also limits all others.
+Idle timeouts (RFC 5382 REQ-5, RFC 4787 REQ-5):
+* opening: until both directions were seen; of TCP until it is established;
+* closing: FIN from both sides, or a RST;
+* otherwise, half-closed connections included, the farm's idle timeout, which also limits the others.
+The timeouts of established connections shrink while the map of established flows is filled: they are unchanged below
+PRESSURE_FROM, then fall linearly to FLOOR_S when it is full.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 
 from bpf.constants import MAX_BACKENDS, MAX_FARMS, REFRESH_SHIFT, TICK_SHIFT, FlowFlag, FlowState
 from bpf.dataplane import Array
-from ctl.config.model import Config
+from ctl.config.model import Config, Protocol
 
-RESET_S = 10
-FINISHED_S = 30
-HALF_CLOSED_S = 120
-HALF_OPEN_S = 30
 NO_FARM_S = 120
 """For connections of a deleted farm, whose timeout is unknown."""
+PRESSURE_FROM = 0.6
+FLOOR_S = 60
+"""Also the time for which the source port of a closed connection is kept from other clients (bpf/program/select.h)."""
 
 Mask = NDArray[np.bool_]
 Ticks = NDArray[np.uint32]
@@ -44,12 +43,39 @@ def to_ticks(seconds: int) -> int:
     return -(-seconds * 1_000_000_000 >> TICK_SHIFT)
 
 
-def timeout_ticks(config: Config) -> Ticks:
-    """Idle timeout in ticks, indexed by farm id."""
-    timeouts = np.full(MAX_FARMS, to_ticks(NO_FARM_S), np.uint32)
+@dataclass(frozen=True, slots=True, eq=False)
+class Timeouts:
+    """In ticks, indexed by farm id. `handshake`: whether the farm's connections are established by a handshake (TCP)."""
+
+    idle: Ticks
+    opening: Ticks
+    closing: Ticks
+    handshake: Mask
+
+    def under_pressure(self, fill: float) -> Timeouts:
+        """With the map filled by this share, 0 to 1."""
+        kept = min(1.0, max(0.0, (1.0 - fill) / (1.0 - PRESSURE_FROM)))
+        if kept == 1.0:
+            return self
+        floor = to_ticks(FLOOR_S)
+
+        def shrunk(limits: Ticks) -> Ticks:
+            lowest = np.minimum(limits, floor)
+            return np.asarray(np.ceil(lowest + (limits - lowest) * kept), np.uint32)
+
+        return replace(self, idle=shrunk(self.idle), opening=shrunk(self.opening), closing=shrunk(self.closing))
+
+
+def timeout_ticks(config: Config) -> Timeouts:
+    """The timeouts of all farms."""
+    idle, opening, closing = (np.full(MAX_FARMS, to_ticks(NO_FARM_S), np.uint32) for _ in range(3))
+    handshake = np.zeros(MAX_FARMS, np.bool_)
     for farm in config.farms.values():
-        timeouts[farm.id] = to_ticks(farm.idle_timeout)
-    return timeouts
+        idle[farm.id] = to_ticks(farm.idle_timeout)
+        opening[farm.id] = to_ticks(min(farm.opening_timeout, farm.idle_timeout))
+        closing[farm.id] = to_ticks(min(farm.closing_timeout, farm.idle_timeout))
+        handshake[farm.id] = farm.protocol is Protocol.TCP
+    return Timeouts(idle, opening, closing, handshake)
 
 
 def age_ticks(last_seen: Array, now_tick: int) -> Ticks:
@@ -58,9 +84,9 @@ def age_ticks(last_seen: Array, now_tick: int) -> Ticks:
     return np.where(age < 1 << 31, age, np.uint32(0)).astype(np.uint32)
 
 
-def candidates(values: Array, now_tick: int, timeouts: Ticks) -> Mask:
-    """Entries whose connection may be idle."""
-    limits = _limits(values["state"], values["farm"], timeouts)
+def candidates(values: Array, now_tick: int, timeouts: Timeouts, embryonic: bool = False) -> Mask:
+    """Entries whose connection may be idle. embryonic: they are in that map."""
+    limits = _limits(values["state"], values["farm"], timeouts, embryonic)
     return np.asarray(age_ticks(values["last_seen"], now_tick) >= limits, np.bool_)
 
 
@@ -86,13 +112,26 @@ def opposite_keys(keys: Array, values: Array) -> Array:
     return opposite
 
 
-def expired(keys: Array, values: Array, found: Mask, opposite: Array, now_tick: int, timeouts: Ticks) -> tuple[Mask, Mask]:
+def is_opposite(keys: Array, opposite: Array) -> Mask:
+    """Row by row, whether `opposite` leads back to `keys`. An entry of another connection may have taken its key."""
+    return _same_keys(opposite_keys(keys, opposite), keys)
+
+
+def expired(
+    keys: Array,
+    values: Array,
+    found: Mask,
+    opposite: Array,
+    now_tick: int,
+    timeouts: Timeouts,
+    embryonic: bool = False,
+) -> tuple[Mask, Mask]:
     """Which of the candidates to delete, and for which to delete the entry of the opposite direction too.
 
     keys, values: the candidates. found: whether an entry exists under each one's `opposite_keys`. opposite: those entries (any
     value if not found). timeouts: `timeout_ticks`. An opposite entry of another connection is ignored.
     """
-    ours = found & _same_keys(opposite_keys(keys, opposite), keys)
+    ours = found & is_opposite(keys, opposite)
     here, there = values["state"], np.where(ours, opposite["state"], 0).astype(np.uint8)
     state = here | (there & int(FlowState.RST | FlowState.REPLICATED))
     state |= np.where(there & int(FlowState.FIN_HERE), int(FlowState.FIN_THERE), 0).astype(np.uint8)
@@ -101,33 +140,34 @@ def expired(keys: Array, values: Array, found: Mask, opposite: Array, now_tick: 
     state = np.where(both_seen, state, state & ~np.uint8(FlowState.SEEN)).astype(np.uint8)
     age = age_ticks(values["last_seen"], now_tick)
     age = np.where(ours, np.minimum(age, age_ticks(opposite["last_seen"], now_tick)), age)
-    gone = np.asarray(age >= _limits(state, values["farm"], timeouts), np.bool_)
+    gone = np.asarray(age >= _limits(state, values["farm"], timeouts, embryonic), np.bool_)
     return gone, gone & ours
 
 
 def count_connections(values: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Current connections by backend id and by farm id: forward entries of connections that have not ended."""
     state = values["state"]
-    ended = ((state & int(FlowState.RST)) != 0) | ((state & _FINISHED) == _FINISHED)
-    current = ((values["flags"] & int(FlowFlag.FORWARD)) != 0) & ~ended
+    current = ((values["flags"] & int(FlowFlag.FORWARD)) != 0) & ~_is_closed(state)
     backends = np.minimum(values["backend"][current], MAX_BACKENDS - 1)
     farms = np.minimum(values["farm"][current], MAX_FARMS - 1)
     return np.bincount(backends, minlength=MAX_BACKENDS), np.bincount(farms, minlength=MAX_FARMS)
 
 
-def _limits(state: Any, farm: Array, timeouts: Ticks) -> Ticks:
+def _limits(state: Any, farm: Array, timeouts: Timeouts, embryonic: bool) -> Ticks:
     """Idle timeout in ticks by state; SEEN means both directions if both are known."""
-    limit = timeouts[np.minimum(farm, len(timeouts) - 1)]
+    row = np.minimum(farm, len(timeouts.idle) - 1)
     replicated = (state & int(FlowState.REPLICATED)) != 0
-    finished = state & _FINISHED
-    for applies, seconds in (
-        (((state & int(FlowState.SEEN)) == 0) & ~replicated, HALF_OPEN_S),
-        (finished != 0, HALF_CLOSED_S),
-        (finished == _FINISHED, FINISHED_S),
-        ((state & int(FlowState.RST)) != 0, RESET_S),
-    ):
-        limit = np.where(applies, np.minimum(limit, to_ticks(seconds)), limit)
+    opening = ((state & int(FlowState.SEEN)) == 0) & ~replicated
+    if embryonic:
+        opening |= timeouts.handshake[row]
+    limit = np.where(opening, timeouts.opening[row], timeouts.idle[row])
+    limit = np.where(_is_closed(state), timeouts.closing[row], limit)
     return np.asarray(limit + np.where(replicated, _REFRESH_TICKS, 0), np.uint32)
+
+
+def _is_closed(state: Any) -> Any:
+    """Like is_closed in bpf/program/flow.h."""
+    return ((state & int(FlowState.RST)) != 0) | ((state & _FINISHED) == _FINISHED)
 
 
 def _same_keys(one: Array, other: Array) -> Mask:

@@ -136,7 +136,10 @@ def _local(
     def config() -> Config:
         return transaction.config
 
-    addresses = VipAddresses(network, run_dir, lease_open=lambda: plane.lease()[0] > monotonic_ns())
+    def serving() -> bool:
+        return plane.lease()[0] > monotonic_ns()
+
+    addresses = VipAddresses(network, run_dir, lease_open=serving)
     sources = OwnSources(network, config)
     checks = CheckRunner(
         HealthChecks(load_down(run_dir)), run_dir, lambda transition: running.health_changed(transition), own_probe(sources)
@@ -149,7 +152,8 @@ def _local(
         in_force=lambda done: running.in_force(done),
         refused=lambda: running.replan_later(),
     )
-    sweeper, next_hops = Sweeper(plane, config), NextHopKeeper(network, config)
+    sweeper = Sweeper(plane, config, lambda: checks.checks.down if serving() else None, settings.data.max_flows)
+    next_hops = NextHopKeeper(network, config)
     running = RunningConfiguration(transaction, addresses, checks, next_hops, sweeper, supervisor, changed)
     interfaces = DataInterfaces(settings.data.interfaces, attacher, network, supervisor, running.follow_addresses)
     return LocalParts(addresses, sources, checks, sweeper, next_hops, transaction, running, interfaces, DropSampler(plane))

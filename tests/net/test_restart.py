@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from bpf import xdp
+from tests.net.many_flows import put_connections
 from tests.net.serving import PORTS, VIPS, Serving, copy_of_the_code, serving
 from tests.rig import HeldConnections, Layout, Tally, http_get, repeat
+from tests.wait import wait_until
 
 HELD = 1000
 
@@ -102,3 +104,32 @@ def another_version(tree: Path) -> Path:
     with (copy_of_the_code(tree) / "bpf" / "program" / "xlb.c").open("a") as source:
         source.write("\nstatic const u32 another_version = 1;\n")
     return tree
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_no_flow_stays_on_a_removed_backend_after_a_crash(family: int) -> None:
+    """The backend is removed and the daemon killed at once, among many flows: the next one compares flows with the farms."""
+    with serving() as site:
+        farms = [site.add_farm(service, family, weights=(1, 0, 0)) for service in ("tcp", "udp")]
+        held = HeldConnections(VIPS[family], PORTS["tcp"], 10)
+        site.rig.client.run(held.open())
+        if family == 4:
+            put_connections(site.node, 60_000)
+        assert site.udp(family, source_port=20_001).backend == "b1"
+        others = [backend.address4 if family == 4 else backend.address6 for backend in site.rig.backends]
+        first = others.pop(0)
+        for farm, port in zip(farms, (PORTS["tcp"], PORTS["udp"]), strict=True):
+            for other in others:
+                site.node.call("backend.set", farm=farm, address=other, port=port, weight=1)
+            site.node.call("backend.remove", farm=farm, address=first, port=port)
+        site.node.kill()
+        site.node.start()
+
+        def is_clean() -> bool:  # what the clients still send goes to others, which reset it
+            listed = site.node.call("conn.list", limit=500)
+            backends = {each["backend"].rpartition(":")[0].strip("[]") for each in listed["connections"]}
+            return listed["total"] < 500 and first not in backends
+
+        wait_until(is_clean, "no flow to a removed backend", 15, every_s=0.3)
+        assert site.udp(family, source_port=20_001).backend != "b1"
+        site.rig.client.run(held.close())

@@ -61,6 +61,8 @@ def configs(draw: st.DrawFn) -> Config:
             all_down=draw(st.sampled_from(AllDown)),
             on_no_backend=draw(st.sampled_from(OnNoBackend)),
             idle_timeout_s=draw(st.integers(0, 604800)),
+            opening_timeout_s=draw(st.sampled_from([0, 1, 604800])),
+            closing_timeout_s=draw(st.sampled_from([0, 1, 604800])),
             health=draw(st.just(HealthCheck()) | _CHECKS),
             backends=tuple(replace(backend, id=next_id + offset) for offset, backend in enumerate(backends)),
         )

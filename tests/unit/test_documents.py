@@ -258,7 +258,7 @@ def test_documented_bounds_of_farms_are_those_of_the_code(setting: str, low: int
     for value in (low, high):
         put(setting, value)
     for value in (low - 1, high + 1):
-        if (setting, value) != ("farm.idle_timeout_s", 0):  # 0: the default of the transport
+        if not (setting.endswith("_timeout_s") and value == 0):  # 0: the default of the transport
             with pytest.raises(InvalidInput):
                 put(setting, value)
 

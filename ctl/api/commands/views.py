@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ctl.config.fields import farm_fields
-from ctl.config.model import DEFAULT_IDLE_TIMEOUT_S, Backend, CheckKind, Farm, HealthCheck, Vip
+from ctl.config.model import Backend, CheckKind, Farm, HealthCheck, Vip
 from ctl.health.check_machine import BackendHealth
 
 
@@ -59,7 +59,9 @@ def farm_view(farm: Farm, readings: Readings) -> dict[str, Any]:
     traffic = readings.farm_traffic(farm.id)
     backends = [backend_view(backend, readings) for backend in farm.backends]
     return farm_fields(farm) | {
-        "idle_timeout_s": farm.idle_timeout_s or DEFAULT_IDLE_TIMEOUT_S[farm.protocol],
+        "idle_timeout_s": farm.idle_timeout,
+        "opening_timeout_s": farm.opening_timeout,
+        "closing_timeout_s": farm.closing_timeout,
         "health": health_view(farm.health),
         "connections": sum(backend["connections"] for backend in backends),
         "new_connections": traffic.connections,

@@ -35,7 +35,7 @@ def remove(plane: DataPlane, selection: FlowSelection, report: Callable[[str, Ar
             deleted = plane.delete_flows(table, family, keys[chosen])
             removed += deleted
             rest_after(deleted)
-            if table == "flows" and (forward := chosen & _forward(values)).any():
+            if table == "flows" and (forward := chosen & is_forward(values)).any():
                 report(family, keys[forward])
     return removed
 
@@ -51,7 +51,7 @@ def rest_after(deleted: int) -> None:
 def count(plane: DataPlane, selection: FlowSelection) -> int:
     """Connections, i.e. forward entries."""
     return sum(
-        int(np.count_nonzero(_forward(values) & selection.matches(keys, values))) for _, _, keys, values in slices(plane)
+        int(np.count_nonzero(is_forward(values) & selection.matches(keys, values))) for _, _, keys, values in slices(plane)
     )
 
 
@@ -60,7 +60,7 @@ def collect(plane: DataPlane, selection: FlowSelection, limit: int) -> tuple[lis
     entries: list[FlowEntry] = []
     total = 0
     for table, _, keys, values in slices(plane):
-        rows = np.flatnonzero(_forward(values) & selection.matches(keys, values))
+        rows = np.flatnonzero(is_forward(values) & selection.matches(keys, values))
         total += len(rows)
         wanted = rows[: limit - len(entries)]
         if len(wanted):
@@ -79,7 +79,8 @@ def find(plane: DataPlane, arriving: FlowTuple) -> FlowEntry | None:
     return None
 
 
-def _forward(values: Array) -> Array:
+def is_forward(values: Array) -> Array:
+    """Entries of the direction from client to backend."""
     chosen: Array = (values["flags"] & int(constants.FlowFlag.FORWARD)) != 0
     return chosen
 

@@ -1,7 +1,8 @@
-"""Periodically deletes idle flows and counts the others, in one thread and in batches, never on the loop.
+"""Periodically deletes idle and misplaced flows and counts the others, in one thread and in batches, never on the loop.
 
-`ctl.dataplane.expiry` decides which entries are idle; this module decides when to sweep and deletes the entries. A sweep of a
-large map takes longer, so the pause grows with it: sweeping takes at most a fifth of the time.
+`ctl.dataplane.expiry` decides which entries are idle, `ctl.dataplane.placement` which have a backend that they must leave; this
+module decides when to sweep and deletes the entries. A sweep of a large map takes longer, so the pause grows with it: sweeping
+takes at most a fifth of the time.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ctl.config.model import Config
 from ctl.dataplane import expiry
 from ctl.dataplane.flow_selection import FlowSelection
 from ctl.dataplane.kernel import flow_maps
+from ctl.dataplane.placement import Placement
 from ctl.runtime.realtime_scheduling import worker_threads
 
 MIN_PAUSE_S = 1.0
@@ -43,6 +45,7 @@ class SweepResult:
     connections: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     entries: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     expired: int = 0
+    misplaced: int = 0
     took_ms: float = 0.0
 
 
@@ -59,9 +62,19 @@ class Follower(Protocol):
 class Sweeper:
     """Runs as one task. Also executes requests about flows in the same thread, so that they cannot race with a sweep."""
 
-    def __init__(self, plane: DataPlane, config: Callable[[], Config]) -> None:
+    def __init__(
+        self,
+        plane: DataPlane,
+        config: Callable[[], Config],
+        down: Callable[[], frozenset[int] | None] = lambda: None,
+        max_flows: int = 0,
+    ) -> None:
+        """down: ids of backends whose check failed, or None while this node does not serve: then no flow has to leave its
+        backend, because the active node decides it. max_flows: connections the map of established flows holds; 0: unknown.
+        """
         self._plane = plane
-        self._config = config
+        self._config, self._down, self._max_flows = config, down, max_flows
+        self._placement: Placement | None = None  # while this node serves
         self._thread = worker_threads(1, "xlb-sweep")
         self.result = SweepResult()
         self.sweeps = 0
@@ -116,29 +129,62 @@ class Sweeper:
         follower = self._follower if started - self._notified_s >= NOTIFY_S else None
         if follower:
             self._notified_s = started
-        timeouts = expiry.timeout_ticks(self._config())
+        config, down = self._config(), self._down()
+        placement = None
+        if down is not None:
+            placement = self._placement or Placement()
+            placement.follow(config, down, started)
+        self._placement = placement
+        timeouts = expiry.timeout_ticks(config)
         counts = np.zeros(MAX_BACKENDS, dtype=np.intp)
         entries = {f"{table}_{family}": 0 for table in flow_maps.TABLES for family in flow_maps.FAMILIES}
-        removed = 0
+        removed = moved = 0
         for table, family, keys, values in flow_maps.slices(self._plane):
-            counts += expiry.count_connections(values)[0]
             entries[f"{table}_{family}"] += len(keys)
-            expired = self._expire(table, family, keys, values, timeouts, follower if table == "flows" else None)
+            if placement is not None and (chosen := placement.misplaced(keys, values)).any():
+                moved += self._remove_misplaced(table, family, keys[chosen], values[chosen])
+                keys, values = keys[~chosen], values[~chosen]
+            counts += expiry.count_connections(values)[0]
+            limits = timeouts.under_pressure(self._fill(family)) if table == "flows" else timeouts
+            expired = self._expire(table, family, keys, values, limits, follower if table == "flows" else None)
             removed += expired
             flow_maps.rest_after(expired)
+        if moved:
+            log.info("flows to removed, failed or unused backends ended: %d entries", moved)
         used = np.flatnonzero(counts)
         connections = dict(zip(used.tolist(), counts[used].tolist(), strict=True))
-        return SweepResult(connections, entries, removed, (time.monotonic() - started) * 1000)
+        return SweepResult(connections, entries, removed, moved, (time.monotonic() - started) * 1000)
+
+    def _fill(self, family: str) -> float:
+        """How full the map of established flows was at the last sweep, 0 to 1."""
+        return self.result.entries.get(f"flows_{family}", 0) / (2 * self._max_flows) if self._max_flows else 0.0
+
+    def _remove_misplaced(self, table: str, family: str, keys: Array, values: Array) -> int:
+        """Delete these entries of a map and those of their opposite directions; returns how many were deleted."""
+        removed = self._plane.delete_flows(table, family, keys)
+        opposite_keys = expiry.opposite_keys(keys, values)
+        for where in flow_maps.TABLES:
+            found, opposite = self._plane.lookup_flows(where, family, opposite_keys)
+            ours = found & expiry.is_opposite(keys, opposite)
+            if ours.any():
+                removed += self._plane.delete_flows(where, family, opposite_keys[ours])
+        forward = flow_maps.is_forward(values)
+        if self._follower is not None and table == "flows" and forward.any():
+            self._follower.removed(family, keys[forward])
+        flow_maps.rest_after(removed)
+        return removed
 
     def _expire(
-        self, table: str, family: str, keys: Array, values: Array, timeouts: expiry.Ticks, follower: Follower | None
+        self, table: str, family: str, keys: Array, values: Array, timeouts: expiry.Timeouts, follower: Follower | None
     ) -> int:
         """Delete the idle connections of a batch, both directions; returns the number of entries.
 
         follower: notified of connections that only their reply entry keeps alive.
         """
         now_tick = self._plane.now_tick()
-        idle = expiry.candidates(values if follower is None else expiry.without_slack(values), now_tick, timeouts)
+        embryonic = table == "embryonic"
+        checked = values if follower is None else expiry.without_slack(values)
+        idle = expiry.candidates(checked, now_tick, timeouts, embryonic)
         if not idle.any():
             return 0
         keys, values = keys[idle], values[idle]
@@ -150,7 +196,7 @@ class Sweeper:
             other = flow_maps.TABLES[1 - flow_maps.TABLES.index(table)]
             missing = np.flatnonzero(~found)
             found[missing], opposite[missing] = self._plane.lookup_flows(other, family, opposite_keys[missing])
-        gone, opposite_gone = expiry.expired(keys, values, found, opposite, now_tick, timeouts)
+        gone, opposite_gone = expiry.expired(keys, values, found, opposite, now_tick, timeouts, embryonic)
         if follower is not None:
             busy = ~gone & found & expiry.only_reply_is_busy(values, opposite, now_tick)
             if busy.any():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bpf.constants import REFRESH_SHIFT, TICK_SHIFT, FlowFlag, FlowState
 from ctl.config.changes import change
@@ -21,7 +24,15 @@ SEEN, FIN, PEER_FIN, RST, REPLICATED = (
     FlowState.REPLICATED,
 )
 NOW = 1_000_000
-TIMEOUTS = np.full(4096, expiry.to_ticks(900), np.uint32)
+IDLE_S, OPENING_S, CLOSING_S = 900, 240, 200
+
+
+def of_all_farms(seconds: int) -> np.ndarray:
+    return np.full(4096, expiry.to_ticks(seconds), np.uint32)
+
+
+TIMEOUTS = expiry.Timeouts(of_all_farms(IDLE_S), of_all_farms(OPENING_S), of_all_farms(CLOSING_S), np.arange(4096) == 1)
+"""Farm 1 is TCP, all others UDP."""
 
 
 def ticks(seconds: float) -> int:
@@ -47,14 +58,17 @@ def connection(forward: tuple[int, float], reply: tuple[int, float], now: int = 
     return keys, values
 
 
-def sweep(keys: np.ndarray, values: np.ndarray, now: int = NOW, timeouts: np.ndarray = TIMEOUTS) -> set[int]:
+def sweep(
+    keys: np.ndarray, values: np.ndarray, now: int = NOW, timeouts: expiry.Timeouts = TIMEOUTS, embryonic: bool = False
+) -> set[int]:
     """The rows that a sweep of the daemon deletes."""
     place = {key.tobytes(): row for row, key in enumerate(keys)}
-    chosen = np.flatnonzero(expiry.candidates(values, now, timeouts))
+    chosen = np.flatnonzero(expiry.candidates(values, now, timeouts, embryonic))
     pairs = expiry.opposite_keys(keys[chosen], values[chosen])
     rows = [place.get(key.tobytes(), -1) for key in pairs]
     found = np.array([row >= 0 for row in rows], bool)
-    gone, pair_gone = expiry.expired(keys[chosen], values[chosen], found, values[np.array(rows, int)], now, timeouts)
+    opposite = values[np.array(rows, int)]
+    gone, pair_gone = expiry.expired(keys[chosen], values[chosen], found, opposite, now, timeouts, embryonic)
     return {*chosen[gone].tolist(), *(row for row, go in zip(rows, pair_gone, strict=True) if go)}
 
 
@@ -66,15 +80,15 @@ def test_forward_and_reply_flow_refer_to_each_other() -> None:
 @pytest.mark.parametrize(
     ("forward", "reply", "kept_s"),
     [
-        (SEEN, SEEN, 900),
-        (SEEN, 0, expiry.HALF_OPEN_S),
-        (0, SEEN, expiry.HALF_OPEN_S),
-        (FIN, PEER_FIN, expiry.HALF_CLOSED_S),
-        (PEER_FIN, FIN, expiry.HALF_CLOSED_S),
-        (FIN | PEER_FIN, FIN | PEER_FIN, expiry.FINISHED_S),
-        (RST, RST, expiry.RESET_S),
-        (SEEN, RST, expiry.RESET_S),
-        (RST | FIN | PEER_FIN, RST, expiry.RESET_S),
+        (SEEN, SEEN, IDLE_S),
+        (SEEN, 0, OPENING_S),
+        (0, SEEN, OPENING_S),
+        (FIN, PEER_FIN, IDLE_S),  # half-closed: the other end may be silent for as long as in any connection
+        (PEER_FIN, FIN, IDLE_S),
+        (FIN | PEER_FIN, FIN | PEER_FIN, CLOSING_S),
+        (RST, RST, CLOSING_S),
+        (SEEN, RST, CLOSING_S),
+        (RST | FIN | PEER_FIN, RST, CLOSING_S),
     ],
 )
 @pytest.mark.parametrize("now", [NOW, 50, 2**32 - 1])
@@ -83,6 +97,32 @@ def test_idle_time_allowed_in_each_state(forward: int, reply: int, kept_s: int, 
         before, after = kept_s - 1, kept_s + 1
         assert sweep(*connection((forward, before), (reply, before + 5 * (quiet < 1)), now), now) == set()
         assert sweep(*connection((forward, after), (reply, after + 5 * (quiet < 1)), now), now) == {0, 1}
+
+
+def test_tcp_is_opening_until_it_is_established_and_udp_until_it_is_answered() -> None:
+    both = connection((SEEN, OPENING_S + 1), (SEEN, OPENING_S + 1))
+    assert sweep(*both) == set()
+    assert sweep(*both, embryonic=True) == {0, 1}, "the client has not answered the SYN-ACK"
+    both[1]["farm"] = 2
+    assert sweep(*both, embryonic=True) == set(), "a question and its answer"
+    both[1]["state"] = [SEEN, 0]
+    assert sweep(*both, embryonic=True) == {0, 1}
+
+
+@given(st.floats(0, 1.2), st.sampled_from([SEEN, FIN, RST, 0]), st.integers(1, 1000))
+def test_timeouts_shrink_linearly_from_60_percent_to_the_floor(fill: float, state: int, seconds: int) -> None:
+    """pf's adaptive timeouts: unchanged, then between the farm's timeout and a minute, which is never raised."""
+    limits = TIMEOUTS.under_pressure(fill)
+    limit_s = {0: OPENING_S, RST: CLOSING_S}.get(state, IDLE_S)
+    share = min(1.0, max(0.0, (fill - 0.6) / 0.4))
+    expected = limit_s - (limit_s - expiry.FLOOR_S) * share
+    gone = bool(sweep(*connection((state, seconds), (state, seconds)), timeouts=limits))
+    if abs(seconds - expected) > 0.5:
+        assert gone == (seconds > expected)
+    if fill <= 0.6:
+        assert limits is TIMEOUTS
+    short = replace(TIMEOUTS, idle=of_all_farms(20)).under_pressure(fill)
+    assert short.idle[1] == expiry.to_ticks(20), "a timeout below the floor stays"
 
 
 def test_a_busy_flow_keeps_both_directions() -> None:
@@ -119,10 +159,18 @@ def test_timeouts_by_farm() -> None:
     config = change(Config(), "vip.add", {"address": "10.0.0.1/24", "device": "eth0"})
     config = change(config, "farm.add", {"name": "web", "vip": "10.0.0.1", "port": 80, "idle_timeout_s": 20})
     config = change(config, "farm.add", {"name": "dns", "vip": "10.0.0.1", "port": 53, "proto": "udp"})
+    config = change(config, "farm.add", {"name": "db", "vip": "10.0.0.1", "port": 5432, "idle_timeout_s": 3600})
+    config = change(config, "farm.set", {"name": "db", "opening_timeout_s": 10, "closing_timeout_s": 5})
+    config = change(config, "farm.add", {"name": "ssh", "vip": "10.0.0.1", "port": 22})
     timeouts = expiry.timeout_ticks(config)
-    assert timeouts[config.farms["web"].id] == expiry.to_ticks(20)
-    assert timeouts[config.farms["dns"].id] == expiry.to_ticks(120)
-    assert timeouts[4000] == expiry.to_ticks(expiry.NO_FARM_S)
+    by_farm = {
+        name: [int(limits[farm.id]) for limits in (timeouts.idle, timeouts.opening, timeouts.closing)]
+        for name, farm in config.farms.items()
+    }
+    expected = {"web": (20, 20, 20), "dns": (300, 120, 240), "db": (3600, 10, 5), "ssh": (7440, 240, 240)}
+    assert by_farm == {name: [expiry.to_ticks(seconds) for seconds in each] for name, each in expected.items()}
+    assert [timeouts.handshake[farm.id] for farm in config.farms.values()] == [True, False, True, True]
+    assert timeouts.idle[4000] == expiry.to_ticks(expiry.NO_FARM_S)
     assert config.farms["web"].id == 1
     assert sweep(*connection((SEEN, 21), (SEEN, 21)), timeouts=timeouts) == {0, 1}
     assert sweep(*connection((FIN, 21), (PEER_FIN, 21)), timeouts=timeouts) == {0, 1}, "the farm's timeout bounds the others"

@@ -311,10 +311,10 @@ def test_connections_are_listed_counted_shown_and_flushed(daemon: RunningDaemon)
 
 
 def test_a_sweep_counts_the_live_and_removes_the_idle(daemon: RunningDaemon) -> None:
-    long_ago = 100_000
+    long_ago = 200_000
     put_connection(daemon, 40001, SERVERS[0])
     put_connection(daemon, 40002, SERVERS[1], age=long_ago)
-    put_connection(daemon, 40003, SERVERS[2], age=1000, state=int(FlowState.SEEN | FlowState.RST))
+    put_connection(daemon, 40003, SERVERS[2], age=4000, state=int(FlowState.SEEN | FlowState.RST))
     wait_until(lambda: daemon.node.parts.local.sweeper.expired == 4, "two connections to expire")
     wait_until(lambda: sum(daemon.node.parts.local.sweeper.result.connections.values()) == 1, "the next count")
     backends = {each["address"]: each["connections"] for each in daemon.call("farm.show", name="web")["backends"]}

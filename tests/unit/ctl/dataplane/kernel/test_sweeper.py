@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+import pytest
+
 from bpf.constants import FlowState
 from bpf.dataplane import Array
 from ctl.config.model import Config
@@ -84,4 +86,41 @@ def test_expiry_is_not_reported_because_the_peer_expires_flows_itself() -> None:
     made, heard = sweeper(plane)
     made._sweep()
     assert not plane.flow_maps["flows", "v4"] and not heard.gone and not heard.alive
+    made.close()
+
+
+def test_misplaced_flows_end_in_both_directions_and_the_peer_hears_of_the_established_ones() -> None:
+    """The fake flows belong to farm 3 and backend 5, which an empty configuration does not have."""
+    plane, clock = FakePlane(), iter((0.0, 0.0, 10.0, 10.0))
+    keys = {("v4", aged(plane, number, 1, 1)) for number in (1, 2)}
+    made, heard = Sweeper(plane, Config, frozenset), Heard()
+    made.follow_with(heard)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ctl.dataplane.kernel.sweeper.time.monotonic", lambda: next(clock))
+        assert made._sweep().misplaced == 0 and len(plane.flow_maps["flows", "v4"]) == 4
+        assert made._sweep().misplaced == 4
+    assert not plane.flow_maps["flows", "v4"] and set(heard.gone) == keys
+    made.close()
+
+
+def test_a_backup_leaves_flows_to_the_active_node() -> None:
+    plane = FakePlane()
+    aged(plane, 1, 1, 1)
+    made = Sweeper(plane, Config, lambda: None)
+    for _ in range(2):
+        assert made._sweep().misplaced == 0
+    assert len(plane.flow_maps["flows", "v4"]) == 2
+    made.close()
+
+
+@pytest.mark.parametrize(("entries", "kept"), [(6, True), (10, False)])
+def test_idle_connections_expire_earlier_while_the_map_is_full(entries: int, kept: bool) -> None:
+    """Idle for 90 s of 120: unchanged at 60 %, a minute when the map is full."""
+    plane = FakePlane()
+    for number in range(entries // 2):
+        aged(plane, number, expiry.to_ticks(90), expiry.to_ticks(90))
+    made = Sweeper(plane, Config, max_flows=5)
+    made.result = made._sweep()
+    made._sweep()
+    assert bool(plane.flow_maps["flows", "v4"]) == kept
     made.close()

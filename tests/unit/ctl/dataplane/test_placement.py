@@ -1,0 +1,144 @@
+"""Which flows must leave their backend: compared with the configuration, whatever happened before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bpf.dataplane import Array
+from ctl.config.changes import change
+from ctl.config.model import Config, Protocol
+from ctl.dataplane.placement import GONE_AFTER_S, UDP_MOVES_AFTER_S, Placement
+from ctl.dataplane.planner import eligible_backends, unavailable_backends
+from tests.fakes.plane import flow_dtype, key_dtype
+
+UDP, TCP = 17, 6
+
+
+def config(*backends: dict[str, Any], protocol: str = "udp", all_down: str = "drop", base: Config | None = None) -> Config:
+    """One farm."""
+    if base is None:
+        base = change(Config(), "vip.add", {"address": "10.0.0.1/24", "device": "eth0"})
+        base = change(base, "farm.add", {"name": "a", "vip": "10.0.0.1", "port": 53, "proto": protocol, "all_down": all_down})
+    for each in backends:
+        base = change(base, "backend.add", {"farm": "a", "port": 53, **each})
+    return base
+
+
+def flows(of: Config, protocol: int, *more: tuple[int, int]) -> tuple[Array, Array]:
+    """One flow to each backend, then `more`: (farm, backend) by id."""
+    pairs = [(farm.id, backend.id) for farm in of.farms.values() for backend in farm.backends] + list(more)
+    keys, values = np.zeros(len(pairs), key_dtype("v4")), np.zeros(len(pairs), flow_dtype("v4"))
+    keys["protocol"] = protocol
+    values["farm"], values["backend"] = [farm for farm, _ in pairs], [number for _, number in pairs]
+    return keys, values
+
+
+def ids(of: Config) -> list[int]:
+    return [backend.id for farm in of.farms.values() for backend in farm.backends]
+
+
+def leave(placement: Placement, of: Config, down: frozenset[int], now: float, flows: tuple[Array, Array]) -> list[int]:
+    """Backends that the flows of a sweep at `now` must leave."""
+    placement.follow(of, down, now)
+    return [int(number) for number in flows[1]["backend"][placement.misplaced(*flows)]]
+
+
+THREE = ({"address": "10.0.1.1"}, {"address": "10.0.1.2"}, {"address": "10.0.1.3", "priority": 1})
+
+
+def test_flows_of_a_removed_backend_end_after_the_configuration_had_time_to_follow() -> None:
+    now = config(*THREE)
+    for protocol in (TCP, UDP):
+        placement, held = Placement(), flows(now, protocol, (1, 77), (9, ids(now)[0]))
+        assert leave(placement, now, frozenset(), 0.0, held) == []
+        assert leave(placement, now, frozenset(), GONE_AFTER_S - 0.1, held) == []
+        assert leave(placement, now, frozenset(), GONE_AFTER_S, held) == [77, ids(now)[0]]
+        assert leave(placement, now, frozenset(), 9.0, held) == [77, ids(now)[0]], "and whatever is created later"
+
+
+def test_a_new_backend_whose_configuration_is_late_keeps_its_flows() -> None:
+    before = config(*THREE)
+    after = config({"address": "10.0.1.4"}, base=before)
+    placement, held = Placement(), flows(after, UDP)
+    assert leave(placement, before, frozenset(), 0.0, held) == []
+    assert leave(placement, after, frozenset(), GONE_AFTER_S, held) == []
+    assert leave(placement, before, frozenset(), GONE_AFTER_S + 1, held) == [], "forgotten meanwhile"
+
+
+def test_udp_leaves_a_dead_backend_at_once_and_tcp_stays() -> None:
+    for protocol, expected in (("udp", [0]), ("tcp", [])):
+        now = config(*THREE, protocol=protocol)
+        held = flows(now, UDP if protocol == "udp" else TCP)
+        assert leave(Placement(), now, frozenset({ids(now)[0]}), 0.0, held) == [ids(now)[each] for each in expected]
+
+
+def test_udp_stays_where_every_backend_is_down_and_all_are_tried() -> None:
+    now = config(*THREE, all_down="all")
+    assert leave(Placement(), now, frozenset(ids(now)), 0.0, flows(now, UDP)) == []
+    now = config(*THREE)
+    assert leave(Placement(), now, frozenset(ids(now)), 0.0, flows(now, UDP)) == ids(now)
+
+
+def test_udp_leaves_the_reserve_tier_in_bounded_time() -> None:
+    now = config(*THREE)
+    one, two, reserve = ids(now)
+    placement, held = Placement(), flows(now, UDP)
+    both = frozenset({one, two})
+    assert leave(placement, now, both, 0.0, held) == [one, two]
+    assert leave(placement, now, frozenset(), 100.0, held) == []
+    assert leave(placement, now, frozenset(), 100.0 + UDP_MOVES_AFTER_S - 0.1, held) == []
+    assert leave(placement, now, frozenset(), 100.0 + UDP_MOVES_AFTER_S, held) == [reserve]
+    assert leave(placement, now, both, 200.0, held) == [one, two], "needed again"
+    assert leave(placement, now, frozenset(), 201.0, held) == [], "the time starts again"
+    tcp = config(*THREE, protocol="tcp")
+    placement = Placement()
+    assert [leave(placement, tcp, frozenset(), at, flows(tcp, TCP)) for at in (0.0, 1000.0)] == [[], []]
+
+
+def test_udp_leaves_draining_backends_and_those_of_weight_0_if_there_is_another() -> None:
+    one = {"address": "10.0.1.1"}
+    for closed in ({"draining": True}, {"weight": 0}):
+        now = change(config(one), "backend.set", {"farm": "a", "address": "10.0.1.1", "port": 53, **closed})
+        placement = Placement()
+        assert [leave(placement, now, frozenset(), at, flows(now, UDP)) for at in (0.0, 99.0)] == [[], []]
+        now = config({"address": "10.0.1.2"}, base=now)
+        assert leave(placement, now, frozenset(), 100.0, flows(now, UDP)) == []
+        assert leave(placement, now, frozenset(), 100.0 + UDP_MOVES_AFTER_S, flows(now, UDP)) == [ids(now)[0]]
+
+
+STATES = st.lists(
+    st.tuples(st.frozensets(st.integers(0, 5)), st.sets(st.integers(0, 5)), st.sets(st.integers(0, 5)), st.floats(0.5, 40)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(STATES, st.sampled_from(["drop", "all"]))
+def test_after_the_bounds_no_flow_is_where_it_must_not_be(
+    history: list[tuple[frozenset[int], set[int], set[int], float]], all_down: str
+) -> None:
+    """Whatever happened: once nothing changes for the longest bound, flows are exactly where the configuration allows them."""
+    everyone = config(*({"address": f"10.0.1.{n}", "priority": n // 3} for n in range(6)), all_down=all_down)
+    held = flows(everyone, UDP)
+    numbers = ids(everyone)
+    placement, now, last, down_ids = Placement(), 0.0, everyone, frozenset[int]()
+    for down, removed, draining, passed in history:
+        last = everyone
+        for number in draining:
+            last = change(last, "backend.drain", {"farm": "a", "address": f"10.0.1.{number}", "port": 53})
+        for number in removed:
+            last = change(last, "backend.remove", {"farm": "a", "address": f"10.0.1.{number}", "port": 53})
+        now += passed
+        down_ids = frozenset(numbers[each] for each in down)
+        leave(placement, last, down_ids, now, held)
+    leave(placement, last, down_ids, now + 1, held)
+    left = set(leave(placement, last, down_ids, now + 1 + UDP_MOVES_AFTER_S, held))
+    farm = last.farms["a"]
+    eligible = {each.id for each in eligible_backends(farm, down_ids)}
+    present = {each.id for each in farm.backends}
+    allowed = eligible if eligible else present - unavailable_backends(farm, down_ids)
+    assert left == set(numbers) - allowed and farm.protocol is Protocol.UDP
