@@ -19,9 +19,8 @@ static __always_inline u32 restore_quoted_ports_FAM(struct packet *packet, struc
 	return fold(change + difference(old, *check));
 }
 
-/* The flow that the error belongs to, opposite to that of the packet it quotes; `key` becomes its key. */
-static __always_inline struct flow_FAM *find_quoted_flow_FAM(struct packet *packet, struct flow_key_FAM *key,
-							     struct ports **quoted)
+/* The quoted ports; NULL: the error quotes no TCP or UDP packet. `key` becomes that of the flow opposite to the quoted packet. */
+static __always_inline struct ports *read_quoted_FAM(struct packet *packet, struct flow_key_FAM *key)
 {
 	struct ports *ports = parse_quoted_FAM(packet, packet->transport + sizeof(struct icmp_header), key);
 
@@ -31,20 +30,59 @@ static __always_inline struct flow_FAM *find_quoted_flow_FAM(struct packet *pack
 		return NULL;
 	key->source_port = ports->destination;
 	key->destination_port = ports->source;
-	*quoted = ports;
-	return find_flow_FAM(key);
+	return ports;
 }
 
-/* CONTINUE: the error is about no flow of ours. Otherwise the verdict on the translated error. */
+/* The forward flow that a connection with this key would have now, with the first source port that it would try; in no map.
+ * NULL: none can be computed. */
+static __always_inline struct flow_FAM *compute_flow_FAM(struct packet *packet, struct flow_key_FAM *key)
+{
+	u32 zero = 0, hash, port, backend_id;
+	struct globals *global = globals.lookup(&zero);
+	struct connection_FAM *connection = scratch_FAM.lookup(&zero);
+	struct vip *vip = vips_FAM.lookup((struct vip_key_FAM *)&key->destination);
+	struct service *service = vip ? find_service_FAM(key, vip) : NULL;
+	struct flow_FAM *flow;
+	struct backend *backend;
+
+	if (!global || !connection || !service || !service->slot_count || service->scheduler == SCHEDULER_ROUNDROBIN)
+		return NULL;
+	hash = flow_hash_FAM(key, global->hash_seed);
+	backend_id = select_FAM(key, service, hash, global->hash_seed);
+	backend = backend_id ? backends.lookup(&backend_id) : NULL;
+	if (!backend)
+		return NULL;
+	fill_connection_FAM(packet, key, service, backend, backend_id, connection);
+	flow = &connection->forward;
+	port = service->mode == MODE_DNAT ? ntohs(key->source_port) : snat_candidate(0, ntohs(key->source_port), hash);
+	flow->source_port = htons(port ? port : snat_candidate(1, 0, hash));
+	flow->l4_delta = fold(flow->l3_delta +
+			      difference(key->source_port + key->destination_port, flow->source_port + flow->destination_port));
+	flow->l3_delta = header_delta_FAM(flow->l3_delta);
+	return flow;
+}
+
+/* CONTINUE: the error is about no flow of ours. Otherwise the verdict on the translated error.
+ *
+ * The error of a router keeps its source, so that traceroute shows the path (RFC 5508 4.2); that of an endpoint comes from
+ * the address that its packets come from. "Too big" is needed even if the flow is not known here: path MTU discovery of a
+ * connection that continues here would fail.
+ */
 static __always_inline u32 translate_error_FAM(struct packet *packet, struct flow_key_FAM *outer)
 {
 	struct flow_key_FAM key = {};
-	struct ports *ports = NULL;
 	struct icmp_header *icmp = packet->transport;
-	struct flow_FAM *flow = find_quoted_flow_FAM(packet, &key, &ports);
+	struct ports *ports = read_quoted_FAM(packet, &key);
+	struct addr_FAM *source = &outer->source;
+	struct flow_FAM *flow;
 	u32 change, verdict;
 
-	if (!flow || !ports || !is_same_address_FAM(&outer->destination, &key.destination))
+	if (!ports || !is_same_address_FAM(&outer->destination, &key.destination))
+		return CONTINUE;
+	flow = find_flow_FAM(&key);
+	if (!flow && is_too_big_FAM(icmp))
+		flow = compute_flow_FAM(packet, &key);
+	if (!flow)
 		return CONTINUE;
 	packet->farm = flow->farm;
 	if (is_fenced(packet))
@@ -56,9 +94,11 @@ static __always_inline u32 translate_error_FAM(struct packet *packet, struct flo
 		return COUNTER_DROP_TOO_BIG; /* no ICMP error in response to an ICMP error (RFC 1122) */
 	if (is_drop(verdict))
 		return verdict;
+	if (is_same_address_FAM(source, &key.source))
+		source = &flow->source;
 	change = restore_quoted_ports_FAM(packet, ports, flow, key.protocol);
 	change += restore_quoted_FAM(packet->transport + sizeof(struct icmp_header), flow);
-	change += rewrite_outer_FAM(packet, flow, verdict == CONTINUE);
+	change += rewrite_outer_FAM(packet, source, &flow->destination, verdict == CONTINUE);
 	icmp->checksum = changed_checksum(icmp->checksum, fold(change));
 	if (verdict != CONTINUE)
 		return verdict;

@@ -94,6 +94,11 @@ static __always_inline bool is_icmp_error_v4(u8 type)
 	return type == 3 || type == 11 || type == 12;
 }
 
+static __always_inline bool is_too_big_v4(struct icmp_header *icmp)
+{
+	return icmp->type == 3 && icmp->code == 4;
+}
+
 /* Read the header that an ICMP error quotes: its addresses go, swapped, into `key`. Returns the quoted transport header, NULL
  * if it cannot be used. */
 static __always_inline void *parse_quoted_v4(struct packet *packet, void *quoted, struct flow_key_v4 *key)
@@ -120,19 +125,20 @@ static __always_inline u32 restore_quoted_v4(void *quoted, struct flow_v4 *flow)
 	return 0;
 }
 
-/* Address the outer header as the flow's packets. Returns the delta for the ICMP checksum, which covers no addresses in IPv4. */
-static __always_inline u32 rewrite_outer_v4(struct packet *packet, struct flow_v4 *flow, bool decrement_ttl)
+/* Address the outer header. Returns the delta for the ICMP checksum, which covers no addresses in IPv4. */
+static __always_inline u32 rewrite_outer_v4(struct packet *packet, struct addr_v4 *source, struct addr_v4 *destination,
+					    bool decrement_ttl)
 {
 	struct iphdr *ip = packet->network;
 	u32 before = sum_words(&ip->saddr, 2);
-	u32 after = sum_words(flow->source.word, 1) + sum_words(flow->destination.word, 1);
+	u32 after = sum_words(source->word, 1) + sum_words(destination->word, 1);
 
 	u16 addresses = difference(before, after);
 
 	ip->check = changed_checksum(ip->check, decrement_ttl ? header_delta_v4(addresses) : addresses);
 	ip->ttl -= decrement_ttl;
-	ip->saddr = flow->source.word[0];
-	ip->daddr = flow->destination.word[0];
+	ip->saddr = source->word[0];
+	ip->daddr = destination->word[0];
 	return 0;
 }
 

@@ -143,6 +143,34 @@ static __always_inline bool is_icmp_error_v6(u8 type)
 	return type >= 1 && type <= 4;
 }
 
+static __always_inline bool is_too_big_v6(struct icmp_header *icmp)
+{
+	return icmp->type == 2;
+}
+
+/* The transport header behind a quoted IP header, NULL if it cannot be found. */
+static __always_inline void *skip_quoted_extensions(struct packet *packet, struct ipv6hdr *ip, u8 *protocol)
+{
+	void *header = ip + 1;
+
+	*protocol = ip->nexthdr;
+#pragma unroll
+	for (int i = 0; i <= MAX_IPV6_EXTENSIONS; i++) {
+		u8 *extension = header;
+
+		if (*protocol != IPPROTO_HOPOPTS && *protocol != IPPROTO_DSTOPTS && *protocol != IPPROTO_ROUTING &&
+		    *protocol != IPPROTO_FRAGMENT)
+			return i ? packet->network + forget_bounds(header - packet->network) : header;
+		if (header + 8 > packet->end || header - packet->network > MAX_HEADER_BYTES / 2)
+			return NULL;
+		if (*protocol == IPPROTO_FRAGMENT && *(__be16 *)(extension + 2) & htons(0xfff8))
+			return NULL; /* not the first fragment: there are no ports */
+		header += *protocol == IPPROTO_FRAGMENT ? 8 : 8 + extension[1] * 8;
+		*protocol = extension[0];
+	}
+	return NULL;
+}
+
 static __always_inline void *parse_quoted_v6(struct packet *packet, void *quoted, struct flow_key_v6 *key)
 {
 	struct ipv6hdr *ip = quoted;
@@ -151,32 +179,31 @@ static __always_inline void *parse_quoted_v6(struct packet *packet, void *quoted
 		return NULL;
 	__builtin_memcpy(&key->source, &ip->daddr, sizeof(ip->daddr));
 	__builtin_memcpy(&key->destination, &ip->saddr, sizeof(ip->saddr));
-	key->protocol = ip->nexthdr;
-	return ip + 1;
+	return skip_quoted_extensions(packet, ip, &key->protocol);
 }
 
-/* Delta of replacing a header's addresses by the flow's. */
-static __always_inline u32 address_delta(struct ipv6hdr *ip, struct flow_v6 *flow)
+/* Delta of replacing a header's addresses. */
+static __always_inline u32 address_delta(struct ipv6hdr *ip, struct addr_v6 *source, struct addr_v6 *destination)
 {
-	return difference(sum_words((__be32 *)&ip->saddr, 8),
-			  sum_words(flow->source.word, 4) + sum_words(flow->destination.word, 4));
+	return difference(sum_words((__be32 *)&ip->saddr, 8), sum_words(source->word, 4) + sum_words(destination->word, 4));
 }
 
 static __always_inline u32 restore_quoted_v6(void *quoted, struct flow_v6 *flow)
 {
-	u32 change = address_delta(quoted, flow);
+	u32 change = address_delta(quoted, &flow->source, &flow->destination);
 
 	write_addresses(quoted, &flow->destination, &flow->source);
 	return change;
 }
 
-static __always_inline u32 rewrite_outer_v6(struct packet *packet, struct flow_v6 *flow, bool decrement_ttl)
+static __always_inline u32 rewrite_outer_v6(struct packet *packet, struct addr_v6 *source, struct addr_v6 *destination,
+					    bool decrement_ttl)
 {
 	struct ipv6hdr *ip = packet->network;
-	u32 change = address_delta(ip, flow);
+	u32 change = address_delta(ip, source, destination);
 
 	ip->hop_limit -= decrement_ttl;
-	write_addresses(ip, &flow->source, &flow->destination);
+	write_addresses(ip, source, destination);
 	return change;
 }
 

@@ -13,6 +13,9 @@ from scapy.layers.inet6 import (
     ICMPv6ParamProblem,
     ICMPv6TimeExceeded,
     IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
 )
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
@@ -27,6 +30,7 @@ from tests.bpf.bed import (
     SMALL_MTU,
     TX,
     V4,
+    V6,
     Bed,
     Family,
     Outcome,
@@ -76,11 +80,15 @@ def quoted_ends(frame: bytes, family: Family) -> tuple[tuple[str, str, int, int]
     return (inner.src, inner.dst, *ports), (outer.src, outer.dst)
 
 
-def error_about(family: Family, quoted: Packet, error: Packet, length: int, macs: tuple[str, str], ttl: int = 64) -> bytes:
-    """From a router to the quoted packet's sender, quoting `length` bytes behind the quoted IP header."""
+def error_about(
+    family: Family, quoted: Packet, error: Packet, length: int, macs: tuple[str, str], ttl: int = 64, source: str = ""
+) -> bytes:
+    """From a router, or from `source`, to the quoted packet's sender, quoting `length` bytes behind the quoted IP header."""
     inner = bytes(quoted)[: family.header_bytes + length]
     layer = quoted[IP] if family is V4 else quoted[IPv6]
-    return bytes(Ether(src=macs[0], dst=macs[1]) / network(family, router(family), layer.src, ttl) / error / Raw(inner))
+    return bytes(
+        Ether(src=macs[0], dst=macs[1]) / network(family, source or router(family), layer.src, ttl) / error / Raw(inner)
+    )
 
 
 def inner_header_is_right(frame: bytes, family: Family, original: Packet) -> None:
@@ -106,7 +114,7 @@ def test_about_a_clients_packet(bed: Bed, family: Family, protocol: Protocol, mo
     assert out.verdict == "forward_icmp_error"
     quoted, outer = quoted_ends(out.frame, family)
     assert quoted == (family.client, family.vip, 40000, 80)
-    assert outer == (family.vip, family.client)
+    assert outer == (router(family), family.client), "traceroute shows the router"
     assert checks_out(out.frame, family)
     if family is V4:
         sent[IP].ttl -= 1
@@ -132,9 +140,95 @@ def test_about_a_backends_packet(bed: Bed, family: Family, protocol: Protocol, m
     assert out.verdict == "forward_icmp_error"
     quoted, outer = quoted_ends(out.frame, family)
     assert quoted == (family.far(11), seen[0], 8080, 40000)
-    assert outer == (seen[0], family.far(11))
+    assert outer == (router(family), family.far(11))
     assert checks_out(out.frame, family)
     assert (Ether(out.frame).dst, Ether(out.frame).src) == (backend_mac(11), NODE_OUT_MAC)
+
+
+@MODES
+def test_an_error_of_an_endpoint_comes_from_the_address_that_the_other_end_knows(bed: Bed, family: Family, mode: Mode) -> None:
+    """A backend has no such port, or reassembly failed at the client: its own address is not the one it is known by."""
+    bed.farm(family.vip, (family.far(11), 8080), protocol=Protocol.UDP, mode=mode, snat=family.snat)
+    forwarded = Ether(bed.send(bytes(from_client(family, Protocol.UDP))).frame)
+    out = bed.send(
+        error_about(
+            family, forwarded.payload, ERRORS[family.name][0], 8, (backend_mac(11), NODE_OUT_MAC), source=family.far(11)
+        ),
+        "out0",
+    )
+    assert out.verdict == "forward_icmp_error"
+    assert quoted_ends(out.frame, family)[1] == (family.vip, family.client)
+    assert checks_out(out.frame, family)
+    seen = (family.snat if mode is Mode.SNAT else family.client, 40000)
+    reply = from_backend(family, family.far(11), *seen, Protocol.UDP, payload=PAYLOAD)
+    forwarded = Ether(bed.send(bytes(reply), "out0").frame)
+    out = bed.send(
+        error_about(family, forwarded.payload, ERRORS[family.name][2], 8, (GATEWAY_MAC, NODE_IN_MAC), source=family.client)
+    )
+    assert out.verdict == "forward_icmp_error"
+    assert quoted_ends(out.frame, family)[1] == (seen[0], family.far(11))
+    assert checks_out(out.frame, family)
+
+
+@PROTOCOLS
+@MODES
+def test_too_big_about_an_unknown_connection_goes_where_the_hash_leads(
+    bed: Bed, family: Family, protocol: Protocol, mode: Mode
+) -> None:
+    """Path MTU discovery must not fail because this node has lost the flow, or never had it."""
+    backends = tuple((family.far(number), 8080) for number in range(11, 19))
+    bed.farm(family.vip, *backends, protocol=protocol, mode=mode, snat=family.snat)
+    bed.send(bytes(from_client(family, protocol)))
+    ((_, entry),) = ((key, entry) for key, entry in bed.flows("embryonic", family).items() if entry.forward)
+    bed.clear("embryonic", family)
+    reply = network(family, family.vip, family.client) / transport(protocol, 80, 40000) / Raw(PAYLOAD)
+    error = error_about(family, reply, ERRORS[family.name][1], 20, (GATEWAY_MAC, NODE_IN_MAC))
+    out = bed.send(error)
+    assert out.verdict == "forward_icmp_error"
+    quoted, outer = quoted_ends(out.frame, family)
+    there = entry.leaves
+    assert quoted == (there.destination, there.source, there.destination_port, there.source_port)
+    assert outer == (router(family), there.destination)
+    assert checks_out(out.frame, family)
+    assert bed.flows("embryonic", family) == {}, "an ICMP error opens no connection"
+    other = error_about(family, reply, ERRORS[family.name][0], 20, (GATEWAY_MAC, NODE_IN_MAC))
+    assert bed.send(other).verdict == "pass_vip_icmp", "only too big"
+
+
+@pytest.mark.parametrize("extensions", ["hop-by-hop", "destination options", "first fragment", "all"])
+def test_a_quote_with_extension_headers_is_understood(bed: Bed, extensions: str) -> None:
+    bed.farm(V6.vip, (V6.far(11), 8080), snat=V6.snat)
+    sent = from_client(V6, payload=PAYLOAD)
+    forwarded = Ether(bed.send(bytes(sent)).frame)
+    chains: dict[str, list[Packet]] = {
+        "hop-by-hop": [IPv6ExtHdrHopByHop()],
+        "destination options": [IPv6ExtHdrDestOpt(), IPv6ExtHdrDestOpt()],
+        "first fragment": [IPv6ExtHdrFragment(m=1, id=7)],
+        "all": [IPv6ExtHdrHopByHop(), IPv6ExtHdrDestOpt(), IPv6ExtHdrFragment(m=1, id=7), IPv6ExtHdrDestOpt()],
+    }
+
+    def extended(packet: Packet) -> Packet:
+        ip: Packet = IPv6(src=packet[IPv6].src, dst=packet[IPv6].dst, hlim=packet[IPv6].hlim)
+        for each in [*chains[extensions], packet[TCP]]:
+            ip = ip / each.copy()
+        return ip
+
+    inner = extended(forwarded)
+    macs = (backend_mac(12), NODE_OUT_MAC)
+    outer = Ether(src=macs[0], dst=macs[1]) / network(V6, router(V6), V6.snat)
+    out = bed.send(bytes(outer / ICMPv6TimeExceeded() / Raw(bytes(inner))), "out0")
+    assert out.verdict == "forward_icmp_error"
+    assert checks_out(out.frame, V6)
+    sent[IPv6].hlim -= 1
+    assert out.frame[14 + 48 :] == bytes(extended(Ether(bytes(sent))))
+
+
+def test_a_quote_of_a_later_fragment_belongs_to_no_flow(bed: Bed) -> None:
+    bed.farm(V6.vip, (V6.far(11), 8080))
+    forwarded = Ether(bed.send(bytes(from_client(V6))).frame)
+    inner = IPv6(src=V6.vip, dst=V6.far(11)) / IPv6ExtHdrFragment(offset=100, id=7, nh=6) / Raw(bytes(forwarded[TCP]))
+    outer = Ether(src=backend_mac(12), dst=NODE_OUT_MAC) / network(V6, router(V6), V6.vip)
+    assert bed.send(bytes(outer / ICMPv6TimeExceeded() / inner), "out0").verdict == "pass_vip_icmp"
 
 
 def test_about_an_established_connection(bed: Bed, family: Family) -> None:
