@@ -125,7 +125,7 @@ def _print_explanation(answer: dict[str, Any]) -> None:
         "forward": f"{existing}, forwarded to {answer['backend']}",
         "either": "a new connection, forwarded to the next backend in turn",
     }
-    fields = [("outcome", outcomes.get(answer["verdict"], f"{answer['verdict']}: {answer['why']}"))]
+    fields = [("outcome", outcomes.get(answer["verdict"], f"{answer['why']} ({answer['verdict']})"))]
     fields += [(name, answer[name]) for name in ("farm", "rewrite") if answer[name]]
     print_fields(fields)
     click.echo()

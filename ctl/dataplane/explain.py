@@ -35,12 +35,13 @@ class _Trace:
     rewrite: str | None = None
     slot: int | None = None
     slots: int | None = None
+    why: str = ""
 
     def end(self, verdict: str, exists: bool, connection: Mapping[str, Any] | None) -> dict[str, Any]:
         return {
             "exists": exists,
             "verdict": verdict,
-            "why": _REASONS.get(verdict, ""),
+            "why": self.why or _REASONS.get(verdict, ""),
             "farm": self.farm,
             "backend": self.backend,
             "rewrite": self.rewrite,
@@ -70,6 +71,10 @@ def explain(
     farm = _listener(config, arriving)
     if farm is None:
         guard = "on" if vip.guard else "off"
+        stopped = _listener(config, arriving, running=False)
+        if stopped is not None:
+            trace.farm, trace.why = stopped.name, f"farm {stopped.name} is stopped"
+            trace.steps.append(f"{trace.why}; xlbctl farm start {stopped.name}")
         trace.steps.append(f"no running farm listens on port {arriving.destination_port}; the VIP's guard is {guard}")
         return trace.end("drop_vip_guard" if vip.guard else "pass_vip_open", False, None)
     trace.farm = farm.name
@@ -80,6 +85,58 @@ def explain(
         trace.steps[-1] += f"; {_refusal_message(farm)}"
         return trace.end("drop_no_backend", False, None)
     return _select(arriving, farm, eligible, seed, trace)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The node that explains, and the node that answers for the VIPs at this moment; empty: neither does."""
+
+    node: str
+    role: str
+    serving: str
+
+
+def at_node(answer: dict[str, Any], standing: Standing) -> dict[str, Any]:
+    """The explanation on this node: where it does not serve, its closed lease comes first, and the rest is its peer's."""
+    if standing.node == standing.serving or answer["verdict"] == "pass_not_ours":
+        return answer
+    handles = f"{standing.serving} handles this" if standing.serving else "neither node answers for the VIPs"
+    first = f"{standing.node} is {standing.role}: its lease is closed, so it answers nothing for a VIP; {handles}"
+    rest = f"on the active node: {answer['verdict']}" + (f", {answer['why']}" if answer["why"] else "")
+    steps = [first, *answer["steps"], rest]
+    return answer | {"verdict": "drop_fenced", "why": f"{standing.role}; {handles}", "steps": steps}
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """Where this node would send a packet: interface and address; `resolved`: the kernel has its MAC address."""
+
+    device: str
+    address: str
+    resolved: bool
+
+
+def destination(answer: Mapping[str, Any]) -> str:
+    """The address that the packet leaves for; empty: it leaves for none that is known."""
+    if answer["verdict"] != "forward":
+        return ""
+    found = answer["connection"]
+    endpoint = found["client"] if found and found["direction"] == "reply" else answer["backend"]
+    return str(endpoint).rpartition(":")[0].strip("[]")
+
+
+def with_next_hop(answer: dict[str, Any], address: str, hop: NextHop | None) -> dict[str, Any]:
+    """The explanation with the next hop towards `address`; None: there is no route."""
+    if hop is None:
+        step = f"there is no route to {address}: ip route get {address}"
+        return answer | {"verdict": "drop_no_route", "why": f"no route to {address}", "steps": [*answer["steps"], step]}
+    through = f"{hop.address} on {hop.device}"
+    if hop.resolved:
+        return answer | {"steps": [*answer["steps"], f"next hop {through}"]}
+    step = (
+        f"next hop unresolved: {through} has not answered, so the kernel asks for it and forwards; ip neigh show {hop.address}"
+    )
+    return answer | {"verdict": "pass_unresolved", "why": f"next hop unresolved: {through}", "steps": [*answer["steps"], step]}
 
 
 def _existing(found: Mapping[str, Any], trace: _Trace) -> dict[str, Any]:
@@ -139,12 +196,12 @@ def _rewrite(arriving: FlowTuple, farm: Farm, backend: str, seed: int, trace: _T
     return f"{client} -> {vip} becomes {format_endpoint(address, ports[0])} -> {backend}"
 
 
-def _listener(config: Config, arriving: FlowTuple) -> Farm | None:
-    """An exact port takes precedence over a range, as in the BPF maps."""
+def _listener(config: Config, arriving: FlowTuple, running: bool = True) -> Farm | None:
+    """An exact port takes precedence over a range, as in the BPF maps. running: of the farms that run, or of the stopped."""
     candidates = [
         farm
         for farm in config.farms.values()
-        if farm.enabled
+        if farm.enabled is running
         and farm.vip == arriving.destination
         and PROTOCOL_NUMBERS[farm.protocol] == arriving.protocol
         and farm.port <= arriving.destination_port <= farm.port_last

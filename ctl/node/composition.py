@@ -214,7 +214,7 @@ def _register_commands(
     FarmCommands(config, commit, gauges).register(dispatcher)
     BackendCommands(commit, gauges).register(dispatcher)
     ConfigCommands(config, commit).register(dispatcher)
-    ConnectionCommands(config, plane, local.sweeper, health).register(dispatcher)
+    ConnectionCommands(config, plane, local.sweeper, health, network, status.standing).register(dispatcher)
     status.register(dispatcher)
     doctor.register(dispatcher, examined)
     ClusterCommands(parts.membership, parts.pairing, parts.cluster_check, status).register(dispatcher)

@@ -219,6 +219,24 @@ def test_conn_show_predicts_the_forwarding(site: Serving, family: int) -> None:
     assert shown["farm"] == f"tcp{family}"
 
 
+@both_families
+def test_conn_show_sees_what_the_kernel_cannot_reach(site: Serving, family: int) -> None:
+    absent, elsewhere = ("10.77.0.99", "203.0.113.9") if family == 4 else ("fd77::99", "2001:db8:9::9")
+    site.node.call("farm.add", name="absent", vip=VIPS[family], port=4999, health={"kind": "none"})
+    site.node.call("backend.add", farm="absent", address=absent, port=80)
+    asked = {"source": "10.77.0.10", "source_port": 4_100, "destination": VIPS[family], "destination_port": 4999}
+    asked["source"] = asked["source"] if family == 4 else "fd77::10"
+    shown = site.node.call("conn.show", **asked)
+    assert (shown["verdict"], shown["why"]) == ("pass_unresolved", f"next hop unresolved: {absent} on eth0")
+    site.node.call("farm.stop", name="absent")
+    assert site.node.call("conn.show", **asked)["why"] == "farm absent is stopped"
+    site.node.call("farm.start", name="absent")
+    site.node.call("backend.remove", farm="absent", address=absent, port=80)
+    site.node.call("backend.add", farm="absent", address=elsewhere, port=80)
+    assert site.node.call("conn.show", **asked)["why"] == f"no route to {elsewhere}"
+    site.node.call("farm.delete", name="absent")
+
+
 @pytest.mark.parametrize("service", ["tcp", "udp"])
 def test_idle_flows_are_forgotten(service: str) -> None:
     with serving() as site:

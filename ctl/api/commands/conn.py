@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,14 @@ from bpf.dataplane import DataPlane, FlowEntry, FlowTuple
 from ctl.api.commands.dispatcher import Arguments, Dispatcher, ReadConfig
 from ctl.config import changes, validation
 from ctl.config.model import Config, Protocol, format_endpoint
-from ctl.dataplane.explain import explain
+from ctl.dataplane import explain
+from ctl.dataplane.explain import NextHop, Standing
 from ctl.dataplane.flow_selection import EVERYTHING, PROTOCOL_NUMBERS, FlowSelection
 from ctl.dataplane.kernel import flow_maps
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.errors import Code, InvalidInput, XlbError
 from ctl.health.check_machine import HealthChecks
+from ctl.network.network import Network
 
 DEFAULT_LIMIT = 1000
 MAX_LIMIT = 20_000
@@ -32,6 +35,8 @@ class ConnectionCommands:
     plane: DataPlane
     sweeper: Sweeper
     health: HealthChecks
+    network: Network
+    standing: Callable[[], Standing]
 
     def register(self, dispatcher: Dispatcher) -> None:
         dispatcher.register("conn.list", self.list, ("farm", "limit"))
@@ -79,7 +84,26 @@ class ConnectionCommands:
         names, now_tick = Names(self.config()), self.plane.now_tick()
         found = connection_view(entry, names, now_tick) if entry is not None else None
         down, seed = self.health.down, self.config().hash_seed
-        return await asyncio.to_thread(explain, arriving, found, self.config(), down, seed)
+        standing = self.standing()
+
+        def explained() -> dict[str, Any]:
+            answer = explain.explain(arriving, found, self.config(), down, seed)
+            address = explain.destination(answer)
+            if address and standing.node == standing.serving:
+                answer = explain.with_next_hop(answer, address, self._next_hop(address))
+            return explain.at_node(answer, standing)
+
+        return await asyncio.to_thread(explained)
+
+    def _next_hop(self, address: str) -> NextHop | None:
+        """As the kernel has it at this moment. Blocks."""
+        (route,) = self.network.routes([address])
+        if route is None:
+            return None
+        hop = route.gateway or address
+        names = {link.index: link.name for link in self.network.interfaces().values()}
+        known = any((each.index, each.address) == (route.index, hop) and each.resolved for each in self.network.neighbours())
+        return NextHop(names.get(route.index, f"interface {route.index}"), hop, known)
 
     def _selection(self, arguments: Arguments) -> FlowSelection:
         """Raises InvalidInput or XlbError naming the farm or backend there is not."""

@@ -19,6 +19,7 @@ from ctl.api.commands.peer_report import PeerReport, Report
 from ctl.api.server import ApiCounts
 from ctl.cluster.membership import Membership
 from ctl.cluster.peer_questions import PeerQuestions
+from ctl.dataplane.explain import Standing
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.diagnosis import redundancy
@@ -88,6 +89,13 @@ class StatusCommands:
         }
         member = self.membership.member
         return single if member is None else single | member.status()
+
+    def standing(self) -> Standing:
+        """Which node answers for the VIPs, as far as this node knows."""
+        own, status = self.settings.node.name, self._cluster()
+        peer = status["peer"]
+        its = peer["name"] if peer and peer["alive"] and peer["role"] == "active" else ""
+        return Standing(own, status["role"], own if status["role"] in ("active", "single") else its)
 
     async def node(self, _: Arguments) -> dict[str, Any]:
         """The answers to what is asked first."""

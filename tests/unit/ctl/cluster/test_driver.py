@@ -90,6 +90,24 @@ def test_doctor_accepts_a_backup_and_fenced_packets(pair: tuple[Site, Site], mon
     assert "drop_fenced" in {each["name"] for each in pair[0].call("doctor")}, "a single node's lease never expires"
 
 
+def test_conn_show_on_the_backup_names_the_active_node(pair: tuple[Site, Site]) -> None:
+    one, two = pair
+    one.call("farm.add", name="web", vip="10.77.0.100", port=80, health={"kind": "none"})
+    one.call("backend.add", farm="web", address="10.77.0.11", port=8080)
+    wait_until(lambda: "web" in two.daemon.farms.farms and two.daemon.network.kept, "the farm on the backup")
+    packet = {"source": "192.0.2.1", "source_port": 4000, "destination": "10.77.0.100", "destination_port": 80}
+    wait_until(lambda: one.call("conn.show", **packet)["verdict"] == "forward", "the next hop on the active node")
+    shown = two.call("conn.show", **packet)
+    assert (shown["verdict"], shown["why"]) == ("drop_fenced", "backup; lb1 handles this")
+    assert shown["backend"] == "10.77.0.11:8080" and shown["steps"][-1] == "on the active node: forward"
+    assert two.call("conn.show", **packet | {"destination": "10.77.0.7"})["verdict"] == "pass_not_ours"
+    one.cut_links()
+    one.daemon.on_loop(one.member.pair.stop)
+    two.call("cluster.maintenance", on=True, force=True)
+    wait_until(lambda: not two.status["peer"]["alive"], "the peer to be missed")
+    assert two.call("conn.show", **packet)["why"] == "maintenance; neither node answers for the VIPs"
+
+
 @pytest.mark.parametrize("asked_on", [0, 1])
 def test_switchover_from_either_node(pair: tuple[Site, Site], asked_on: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctl.cluster.effects.HANDED_OVER_S", 0.2)

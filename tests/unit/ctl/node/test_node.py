@@ -22,6 +22,7 @@ from ctl.dataplane.flow_selection import PROTOCOL_NUMBERS
 from ctl.errors import Code, InvalidInput, XlbError
 from ctl.network.network import InterfaceAddress
 from ctl.node.transaction import MAX_WAITING_CHANGES
+from tests.fakes.cli import run
 from tests.fakes.daemon import RunningDaemon, running_daemon, write_node_file
 from tests.fakes.logs import logging_restored
 from tests.fakes.network import FakeNetwork
@@ -364,6 +365,7 @@ def test_conn_show_names_the_backend_the_slots_name(tmp_path: Path, scheduler: s
     with running_daemon(tmp_path) as daemon:
         add_web(daemon, scheduler=scheduler)
         ((key, value),) = daemon.plane.services().items()
+        wait_until(lambda: len(daemon.network.kept) == 3, "the next hops to be kept")
         seen = set()
         for port in range(50000, 50030):
             shown = daemon.call(
@@ -391,6 +393,7 @@ def test_conn_show_names_the_backend_the_slots_name(tmp_path: Path, scheduler: s
 )
 def test_conn_show_gives_the_reason_of_a_refusal(daemon: RunningDaemon, tuple_change: dict[str, object], verdict: str) -> None:
     packet = {"source": "192.0.2.1", "source_port": 4000, "destination": VIP, "destination_port": 80} | tuple_change
+    wait_until(lambda: len(daemon.network.kept) == 3, "the next hops to be kept")
     shown = daemon.call("conn.show", **packet)
     assert (shown["exists"], shown["verdict"]) == (False, verdict)
     assert shown["why"] or verdict == "forward"
@@ -402,6 +405,32 @@ def test_conn_show_without_a_backend_to_take_it(daemon: RunningDaemon) -> None:
     shown = daemon.call("conn.show", source="192.0.2.1", source_port=4000, destination=VIP, destination_port=80)
     assert shown["verdict"] == "drop_no_backend"
     assert "is draining" in shown["steps"][-1]
+
+
+def test_conn_show_sees_a_stopped_farm(daemon: RunningDaemon) -> None:
+    daemon.call("farm.stop", name="web")
+    packet = {"source": "192.0.2.1", "source_port": 4000, "destination": VIP, "destination_port": 80}
+    shown = daemon.call("conn.show", **packet)
+    assert (shown["verdict"], shown["why"], shown["farm"]) == ("drop_vip_guard", "farm web is stopped", "web")
+    _, out, _ = run("--config", str(daemon.config), "conn", "show", f"192.0.2.1:4000 -> {VIP}:80")
+    assert out.startswith("outcome  farm web is stopped (drop_vip_guard)\n")
+
+
+def test_conn_show_sees_an_unresolved_next_hop(daemon: RunningDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_until(lambda: daemon.network.kept == {(2, server) for server in SERVERS}, "the next hops to be kept")
+    packet = {"source": "192.0.2.1", "source_port": 4000, "destination": VIP, "destination_port": 80}
+    shown = daemon.call("conn.show", **packet)
+    backend = shown["backend"].split(":")[0]
+    assert (shown["verdict"], shown["steps"][-1]) == ("forward", f"next hop {backend} on eth0")
+    monkeypatch.setattr(daemon.network, "neighbours", list)
+    shown = daemon.call("conn.show", **packet)
+    assert (shown["verdict"], shown["why"]) == ("pass_unresolved", f"next hop unresolved: {backend} on eth0")
+    daemon.network.gateways[backend] = "10.77.0.1"
+    assert daemon.call("conn.show", **packet)["why"] == "next hop unresolved: 10.77.0.1 on eth0"
+    monkeypatch.setattr(daemon.network, "routes", lambda destinations: [None] * len(destinations))
+    assert daemon.call("conn.show", **packet)["verdict"] == "drop_no_route"
+    _, out, _ = run("--config", str(daemon.config), "conn", "show", f"192.0.2.1:4000 -> {VIP}:80")
+    assert out.startswith(f"outcome  no route to {backend} (drop_no_route)\n")
 
 
 # --- the process ---------------------------------------------------------------------------------------------
