@@ -8,7 +8,8 @@ import click
 
 from ctl.cli import pairing
 from ctl.cli.base import Session, XlbGroup, pass_session
-from ctl.cli.output import Column, duration, plural, print_fields, print_table, printable, share, show
+from ctl.cli.output import duration, plural, print_fields, print_table, printable, share, show
+from ctl.cli.terminal.tables import Column
 from ctl.diagnosis import redundancy
 from ctl.errors import Code, XlbError
 
@@ -16,16 +17,16 @@ CHECK_TIMEOUT_MS = 5_000  # monitoring gives a check about ten seconds
 NODE_COLUMNS = (
     Column("NODE"),
     Column("ROLE", state=True),
-    Column("SINCE"),
-    Column("EPOCH", right=True),
-    Column("GENERATION", right=True),
-    Column("IN STEP"),
-    Column("HEALTH", state=True),
-    Column("BACKENDS UP"),
-    Column("VERSION"),
-    Column("WHY"),
+    Column("SINCE", priority=4),
+    Column("EPOCH", right=True, priority=3),
+    Column("GENERATION", right=True, priority=6),
+    Column("IN STEP", priority=1),
+    Column("HEALTH", state=True, priority=1),
+    Column("BACKENDS UP", priority=7),
+    Column("VERSION", priority=5),
+    Column("WHY", priority=2, text=True),
 )
-FINDING_COLUMNS = (Column("RESULT", state=True), Column("WHAT"), Column("FINDING"), Column("REMEDY"))
+FINDING_COLUMNS = (Column("RESULT", state=True), Column("WHAT"), Column("FINDING", text=True), Column("REMEDY", text=True))
 
 
 @click.group(cls=XlbGroup, examples=["xlbctl cluster create --local 10.99.0.1 --peer 10.99.0.2", "xlbctl cluster status"])

@@ -9,20 +9,21 @@ import click
 
 from ctl.cli.base import Session, XlbGroup, pass_session
 from ctl.cli.options import CONNECTION, ENDPOINT, complete_backend, complete_farm, number, yes_option
-from ctl.cli.output import Column, print_fields, print_table, printable, show
+from ctl.cli.output import print_fields, print_table, printable, show
+from ctl.cli.terminal.tables import Column
 from ctl.config.model import Protocol, format_endpoint
 
 DEFAULT_LIMIT = 1000
 MAX_LIMIT = 20_000
 
 CONNECTION_COLUMNS = (
-    Column("PROTO"),
+    Column("PROTO", priority=2),
     Column("CLIENT"),
-    Column("VIP"),
+    Column("VIP", priority=4),
     Column("BACKEND"),
-    Column("FARM"),
-    Column("STATE"),
-    Column("IDLE", right=True),
+    Column("FARM", priority=3),
+    Column("STATE", priority=1),
+    Column("IDLE", right=True, priority=5),
 )
 
 

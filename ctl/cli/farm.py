@@ -9,31 +9,32 @@ import click
 
 from ctl.cli.base import Session, XlbGroup, pass_session
 from ctl.cli.options import collect_farm_fields, complete_farm, farm_options
-from ctl.cli.output import Column, byte_count, count, duration, print_fields, print_table, share, show
+from ctl.cli.output import byte_count, count, duration, print_fields, print_table, share, show
+from ctl.cli.terminal.tables import Column
 from ctl.config.model import format_endpoint
 
 FARM_COLUMNS = (
     Column("NAME"),
     Column("VIP"),
-    Column("PROTO"),
-    Column("MODE"),
-    Column("SCHEDULER"),
+    Column("PROTO", priority=2),
+    Column("MODE", priority=4),
+    Column("SCHEDULER", priority=5),
     Column("STATE", state=True),
-    Column("UP", right=True),
-    Column("CONNECTIONS", right=True),
+    Column("UP", right=True, priority=1),
+    Column("CONNECTIONS", right=True, priority=3),
 )
 BACKEND_COLUMNS = (
     Column("BACKEND"),
-    Column("WEIGHT", right=True),
-    Column("PRIORITY", right=True),
+    Column("WEIGHT", right=True, priority=3),
+    Column("PRIORITY", right=True, priority=7),
     Column("STATE", state=True),
-    Column("CONNECTIONS", right=True),
-    Column("OPENED", right=True),
-    Column("SHARE", right=True),
-    Column("PACKETS", right=True),
-    Column("BYTES", right=True),
-    Column("SINCE"),
-    Column("LAST ERROR"),
+    Column("CONNECTIONS", right=True, priority=3),
+    Column("OPENED", right=True, priority=6),
+    Column("SHARE", right=True, priority=5),
+    Column("PACKETS", right=True, priority=8),
+    Column("BYTES", right=True, priority=9),
+    Column("SINCE", priority=4),
+    Column("LAST ERROR", priority=2, text=True),
 )
 
 

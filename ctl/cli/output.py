@@ -1,22 +1,20 @@
 """Output formats: JSON for programs, coloured tables on a terminal, plain aligned columns in a pipe.
 
-Decides the format only. Must not know where values come from. Imports rich on demand, because that takes 60 ms.
+Decides the format only. Must not know where values come from.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from rich.table import Table
-    from rich.text import Text
+from ctl.cli.terminal.tables import LEAST_TEXT, Column, left_out, table_lines, wrap
 
 STATE_STYLES = {
     "up": "green",
@@ -40,74 +38,46 @@ STATE_STYLES = {
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table. Cells of a `state` column are coloured by the word in them."""
-
-    title: str
-    right: bool = False
-    state: bool = False
-
-
 def print_json(value: Any) -> None:
     """Write one JSON document; None, the answer of a command without a result, becomes {"ok": true}."""
     click.echo(json.dumps({"ok": True} if value is None else value, indent=2, ensure_ascii=False, default=str))
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], empty: str) -> None:
-    """Write a table; `empty` is the message without rows (a pipe gets the header only)."""
+    """Write a table; `empty` is the message without rows (a pipe gets the header only). On a terminal it fits the width."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        for line in plain_lines(columns, cells):
+        for line in table_lines(columns, cells):
             click.echo(line)
     elif not cells:
         click.echo(empty)
     else:
-        from rich.console import Console
+        width = shutil.get_terminal_size().columns
+        header, *lines = table_lines(columns, cells, width, paint_cell)
+        click.echo(click.style(header, bold=True) if header and not colour_refused() else header)
+        for line in lines:
+            click.echo(line)
+        if missing := left_out(columns, cells, width):
+            click.echo("\n".join(wrap(f"not shown in {width} columns: {', '.join(missing)}", width)), err=True)
 
-        Console(highlight=False, no_color=colour_refused()).print(rich_table(columns, cells))
+
+def paint_cell(padded: str, cell: str, column: Column) -> str:
+    """Colour a cell of a `state` column by the word in it."""
+    if not column.state or colour_refused() or cell not in STATE_STYLES:
+        return padded
+    style = STATE_STYLES[cell]
+    painted = click.style(cell, fg=style.split()[-1], bold=style.startswith("bold") or None)
+    return padded.replace(cell, painted, 1)
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
-    """Write one name and value per line, values aligned."""
+    """Write one name and value per line, values aligned; on a terminal long values wrap between words."""
     pairs = [(name, printable(str(value))) for name, value in fields]
     width = max((len(name) for name, _ in pairs), default=0)
+    space = shutil.get_terminal_size().columns - width - 2 if sys.stdout.isatty() else None
     for name, value in pairs:
-        click.echo(f"{name:<{width}}  {paint(value)}".rstrip())
-
-
-def plain_lines(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> list[str]:
-    """Return header and rows as lines, columns two spaces apart; an empty cell is '-', so that awk sees every column."""
-    table = [[column.title for column in columns], *[[cell or "-" for cell in row] for row in cells]]
-    widths = [max(len(row[index]) for row in table) for index in range(len(columns))]
-
-    def line(row: Sequence[str]) -> str:
-        padded = (
-            f"{cell:>{width}}" if column.right else f"{cell:<{width}}"
-            for cell, width, column in zip(row, widths, columns, strict=True)
-        )
-        return "  ".join(padded).rstrip()
-
-    return [line(row) for row in table]
-
-
-def rich_table(columns: Sequence[Column], cells: Iterable[Sequence[str]]) -> Table:
-    """Return the table as rich draws it."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*(styled(cell, column) for cell, column in zip(row, columns, strict=True)))
-    return table
-
-
-def styled(cell: str, column: Column) -> Text:
-    """Return a cell as text that rich does not interpret, coloured if its column holds states."""
-    from rich.text import Text
-
-    return Text(cell, style=STATE_STYLES.get(cell, "") if column.state else "")
+        for number, part in enumerate([value] if space is None else wrap(value, max(LEAST_TEXT, space))):
+            click.echo(f"{'' if number else name:<{width}}  {paint(part)}".rstrip())
 
 
 def paint(word: str) -> str:

@@ -18,13 +18,14 @@ import click
 
 from ctl.cli.base import Session, XlbCommand, pass_session
 from ctl.cli.options import ADDRESS, PORT
-from ctl.cli.output import Column, plural, print_json, print_table, show
+from ctl.cli.output import plural, print_json, print_table, show
+from ctl.cli.terminal.tables import Column
 from ctl.errors import Code, InvalidInput, XlbError
 
 if TYPE_CHECKING:
     from ctl.cluster.pairing.ssh import Done, Peer
 
-CHECK_COLUMNS = (Column("CHECK"), Column("RESULT", state=True), Column("FINDING"), Column("REMEDY"))
+CHECK_COLUMNS = (Column("CHECK"), Column("RESULT", state=True), Column("FINDING", text=True), Column("REMEDY", text=True))
 TIMEOUT_MS = 60_000
 IN_STEP_S = 20.0
 POLL_S = 0.2

@@ -11,12 +11,18 @@ from typing import Any
 import click
 
 from ctl.cli.base import Session, XlbCommand
-from ctl.cli.interrupt import interruptible
-from ctl.cli.output import Column, bit_rate, byte_count, count, print_json, print_table
+from ctl.cli.output import bit_rate, byte_count, count, print_json, print_table
 from ctl.cli.rates import Sample, rates, sample
+from ctl.cli.terminal.interrupt import interruptible
+from ctl.cli.terminal.tables import Column
 from ctl.config.model import format_endpoint
 
-COUNTER_COLUMNS = (Column("COUNTER"), Column("KIND", state=True), Column("PACKETS", right=True), Column("WHY"))
+COUNTER_COLUMNS = (
+    Column("COUNTER"),
+    Column("KIND", state=True, priority=1),
+    Column("PACKETS", right=True),
+    Column("WHY", text=True),
+)
 FARM_COLUMNS = (
     Column("FARM"),
     Column("NEW CONNECTIONS", right=True),
@@ -67,9 +73,9 @@ def take_sample(session: Session) -> tuple[dict[str, Any], list[dict[str, Any]],
 
 
 def _watch(session: Session, everything: bool, interval: float) -> None:
-    with interruptible() as stopped_within:
+    with interruptible() as wait:
         _, _, before = take_sample(session)
-        while not stopped_within(interval):
+        while wait(interval) is None:
             answer, _, after = take_sample(session)
             if sys.stdout.isatty():
                 click.clear()

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from ctl.cli.base import Session, XlbCommand, pass_session
-from ctl.cli.output import Column, print_fields, print_table, show
+from ctl.cli.output import print_fields, print_table, show
+from ctl.cli.terminal.tables import Column
 from ctl.errors import XlbError
 from ctl.version import package_version
 
-DOCTOR_COLUMNS = (Column("CHECK"), Column("RESULT", state=True), Column("FINDING"), Column("REMEDY"))
+DOCTOR_COLUMNS = (Column("CHECK"), Column("RESULT", state=True), Column("FINDING", text=True), Column("REMEDY", text=True))
 
 
 @click.command("doctor", cls=XlbCommand, examples=["xlbctl doctor", "xlbctl doctor -o json"])

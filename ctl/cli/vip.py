@@ -8,9 +8,10 @@ import click
 
 from ctl.cli.base import Session, XlbGroup, pass_session
 from ctl.cli.options import ADDRESS_WITH_PREFIX, VIP_ADDRESS, complete_vip
-from ctl.cli.output import Column, print_table, show
+from ctl.cli.output import print_table, show
+from ctl.cli.terminal.tables import Column
 
-COLUMNS = (Column("ADDRESS"), Column("DEVICE"), Column("GUARD"))
+COLUMNS = (Column("ADDRESS"), Column("DEVICE"), Column("GUARD", priority=1))
 
 
 @click.group(cls=XlbGroup, examples=["xlbctl vip add 10.77.0.100/24 --dev eth0", "xlbctl vip list"])

@@ -322,8 +322,8 @@ def test_top_on_a_terminal(daemon: RunningDaemon) -> None:
 
 @pytest.mark.usefixtures("web")
 def test_top_fits_a_small_terminal_and_counts_hidden_rows(daemon: RunningDaemon) -> None:
-    with Terminal([*XLBCTL, "--config", str(daemon.config), "top", "--interval", "0.05"], rows=10) as terminal:
-        terminal.expect(r"1 more line")
+    with Terminal([*XLBCTL, "--config", str(daemon.config), "top", "--interval", "0.05"], rows=4) as terminal:
+        terminal.expect(r"1 more below")
         terminal.type("\x03")
         assert terminal.wait() == 0
 

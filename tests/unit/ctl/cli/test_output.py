@@ -6,8 +6,8 @@ import pytest
 
 from ctl.cli import output
 from ctl.cli.cluster import peer_fields
-from ctl.cli.output import Column
 from ctl.cli.rates import Load, rates, sample
+from ctl.cli.terminal.tables import Column, table_lines
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_units() -> None:
 
 
 def test_a_plain_table_is_aligned_and_has_no_empty_cell() -> None:
-    lines = output.plain_lines([Column("NAME"), Column("PACKETS", right=True)], [["web", "12"], ["dns-internal", ""]])
+    lines = table_lines([Column("NAME"), Column("PACKETS", right=True)], [["web", "12"], ["dns-internal", ""]])
     assert lines == ["NAME          PACKETS", "web                12", "dns-internal        -"]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from rich.console import Console
+import pytest
 
 from ctl.cli.rates import rates, sample
+from ctl.cli.terminal.view import View
 from ctl.cli.top import Screen
 
 STATUS = {"node": "lb1", "role": "single", "epoch": 3, "interfaces": [{"name": "eth0", "xdp_mode": "native"}]}
@@ -53,13 +55,43 @@ def test_the_busiest_come_first() -> None:
     assert rows[1] == ("  10.0.0.1:82", "weight 1", "up", "5", "150", "75.0 %", "1.5k", "1.2 Mbit/s")
 
 
-def test_a_frame_never_is_taller_than_the_terminal() -> None:
-    for height in (6, 9, 12, 40):
-        console = Console(width=120, height=height, record=True, color_system=None)
-        with console.capture() as captured:
-            console.print(screen().render(height))
-        lines = captured.get().splitlines()
-        assert len(lines) <= max(height, 10)
-        shown = sum("10.0.0." in line or "idle" in line for line in lines)
-        hidden = int(lines[-1].split()[0]) if "more" in lines[-1] else 0
-        assert shown + hidden == 5
+@pytest.mark.parametrize("height", [7, 9, 12, 40])
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_frame_never_exceeds_the_terminal(height: int, width: int) -> None:
+    view = View()
+    lines = screen().render(height, width, view)
+    assert len(lines) <= height and all(len(plain(line)) <= width for line in lines)
+    rows = [plain(line) for line in lines if re.search(r"10\.0\.0|^(idle|busy)", line)]
+    hidden = re.search(r"(\d+) more below", lines[-1])
+    assert len(rows) + int(hidden[1] if hidden else 0) == 5
+    assert "FARM / BACKEND" in plain("".join(lines)) and "q quits" in lines[-1]
+
+
+def test_scrolling_shows_every_row() -> None:
+    view, seen = View(), set()
+    for _ in range(6):
+        lines = screen().render(8, 120, view)
+        seen |= {line.split()[0] for line in map(plain, lines[4:-1])}
+        view.pressed(b"\x1b[B")
+    assert len(seen) == 4 and "2 more above" in lines[-1] and "below" not in lines[-1]
+    view.pressed(b"\x1b[H")
+    assert "more below" in screen().render(8, 120, view)[-1]
+
+
+def test_a_filter_keeps_what_matches() -> None:
+    view = View()
+    view.pressed(b"/82")
+    assert screen().render(20, 120, view)[-1].startswith("filter: 82")
+    view.pressed(b"\r")
+    assert [row[0] for row in screen().rows(view)] == ["busy", "  10.0.0.1:82"]
+    assert screen().render(20, 120, view)[-1].startswith("filter 82: 2 lines; ")
+    view.pressed(b"\x1b/IDLE\n")
+    assert [row[0] for row in screen().rows(view)] == ["idle", "  10.0.0.1:81"]
+    view.pressed(b"/\x15none\n")
+    assert screen().rows(view) == []
+    view.pressed(b"\x1b")
+    assert len(screen().rows(view)) == 5
+
+
+def plain(line: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", line)

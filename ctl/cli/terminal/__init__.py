@@ -1,0 +1,1 @@
+"""Tables that fit a width, and the keys of a terminal."""
