@@ -152,7 +152,14 @@ def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
     service = f"{plural(answer['farms'], 'farm')} on {plural(answer['vips'], 'VIP')}"
     fields.append(("service", f"{service}, {plural(flows['connections'], 'connection')} (limit {flows['max']})"))
     fields.append(("xlbd", f"{answer['version']}, up for {duration(answer['uptime_s'])}, pins {answer['pins']['origin']}"))
-    return fields + peer_fields(answer.get("peer"), answer.get("sync"), answer.get("paths"), answer["role"] == "active")
+    fields += peer_fields(answer.get("peer"), answer.get("sync"), answer.get("paths"), answer["role"] == "active")
+    return fields + trust_fields(answer.get("advertisements"))
+
+
+def trust_fields(advertisements: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return what was rejected because it only claims to be the peer's; nothing on a quiet network."""
+    rejected = {why: count for why, count in (advertisements or {}).get("rejected", {}).items() if count}
+    return [("rejected VRRP", ", ".join(f"{count} {why}" for why, count in rejected.items()))] if rejected else []
 
 
 def interface_message(interface: dict[str, Any]) -> str:

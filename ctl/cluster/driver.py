@@ -227,6 +227,8 @@ class FailoverDriver:
         alive, boot = self.machine.peer_alive, self.machine.peer_boot
         if (alive, boot) == (self._peer_alive, self._peer_boot):
             return
+        if boot:
+            self._links.peer_lives(boot)
         lost = self._peer_alive and not alive
         self._peer_alive, self._peer_boot = alive, boot
         self._flows.peer_present(alive, boot)

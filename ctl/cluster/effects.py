@@ -61,6 +61,9 @@ class Links(Protocol):
     def send_heartbeat(self, heartbeat: Heartbeat) -> None: ...
     def send_advert(self, priority: int) -> None: ...
     def ask_vote(self, asked_ns: int) -> None: ...
+    def peer_lives(self, boot: int) -> None:
+        """A heartbeat of this incarnation of the peer counted: its advertisements may, too."""
+
     def drain(self) -> None:
         """Hand over everything that has arrived."""
 

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from zmq.utils import z85
+
 from ctl.cluster.flows.service import BULK_BOUNDS
 from ctl.cluster.gateway_probe import GatewayProbe
 from ctl.cluster.peer_rpc import BOUNDS as CONFIG_BOUNDS
@@ -22,6 +24,8 @@ from sync.errors import WireError
 from sync.failover import heartbeat_codec
 from sync.failover.types import Heartbeat
 from sync.transport import TOS_NETWORK_CONTROL, Channel, ChannelBounds, Link
+from sync.vrrp.authentication import Session
+from sync.vrrp.key_agreement import pair_secret
 
 CONTROL_BOUNDS = ChannelBounds(queued_messages=64, message_bytes=4096, tos=TOS_NETWORK_CONTROL)
 RETRY_S = 1.0
@@ -50,13 +54,22 @@ class LinkCounts:
 class PeerLinks:
     """Implements `ctl.cluster.effects.Links`. Create on a running loop, `open` once, `close` once.
 
-    virtual: the VIPs at this moment. realtime_priority: of the thread that moves heartbeats, 0 for an ordinary one.
+    boot: number of this incarnation. virtual: the VIPs at this moment. new_peer: called when another incarnation of the peer
+    is heard. realtime_priority: of the thread that moves heartbeats, 0 for an ordinary one.
     """
 
     def __init__(
-        self, cluster: ClusterSettings, node: NodeSettings, virtual: Callable[[], Collection[str]], realtime_priority: int = 0
+        self,
+        cluster: ClusterSettings,
+        node: NodeSettings,
+        boot: int,
+        virtual: Callable[[], Collection[str]],
+        new_peer: Callable[[], None],
+        realtime_priority: int = 0,
     ) -> None:
         self._cluster, self._node, self._virtual = cluster, node, virtual
+        self._new_peer, self._peer_boot = new_peer, 0
+        self._session = Session(_secret_of(cluster), boot)
         self.counts = LinkCounts()
         self._heartbeats = Link(cluster.keys, cluster.peer.public_key, realtime_priority)
         self._bulk = Link(cluster.keys, cluster.peer.public_key)
@@ -108,7 +121,9 @@ class PeerLinks:
         own, peer, section = self._cluster.own.data_address, self._cluster.peer.data_address, self._node.cluster
         if self.vrrp is None and own and peer:
             device = self._node.data.interfaces[0] if section.vrrp_multicast else ""
-            self.vrrp = VrrpSocket(own, peer, section.vrrp_id, section.heartbeat_ms, device, self._virtual, heard.advert)
+            self.vrrp = VrrpSocket(
+                own, peer, section.vrrp_id, section.heartbeat_ms, device, self._virtual, heard.advert, self._session
+            )
 
     def _open_gateway(self, heard: Heard) -> None:
         gateway, interfaces = self._node.cluster.gateway, self._node.data.interfaces
@@ -136,6 +151,18 @@ class PeerLinks:
     def send_heartbeat(self, heartbeat: Heartbeat) -> None:
         if self.control is not None:
             self.control.send(heartbeat_codec.encode(heartbeat))
+        if self.vrrp is not None:
+            self.vrrp.greet()
+
+    def peer_lives(self, boot: int) -> None:
+        if boot == self._peer_boot:
+            return
+        self._peer_boot = boot
+        if self.vrrp is not None:
+            self.vrrp.peer_lives(boot)
+        else:
+            self._session.lives(boot)
+        self._new_peer()
 
     def send_advert(self, priority: int) -> None:
         if self.vrrp is not None:
@@ -144,6 +171,10 @@ class PeerLinks:
     def ask_vote(self, asked_ns: int) -> None:
         if self.gateway is not None:
             self.gateway.ask(asked_ns)
+
+    def peer_is_old(self) -> None:
+        """The peer is of version 0.1.0, and knows of no trailer."""
+        self._session.peer_is_old = True
 
     def send_flows(self, message: bytes) -> bool:
         """Queue a message of the replicator; False if the queue is full or there is no connection."""
@@ -172,3 +203,7 @@ class PeerLinks:
             heard(message)
         else:
             self.counts.malformed += 1
+
+
+def _secret_of(cluster: ClusterSettings) -> bytes:
+    return pair_secret(z85.decode(cluster.secret_key.encode()), z85.decode(cluster.peer.public_key.encode()))

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ctl.cluster.after_takeover import AnnounceAgain, Arrival, Arrived
@@ -31,9 +32,13 @@ from ctl.state.node_file import NodeSettings
 from sync.errors import TimingError
 from sync.failover.timing import Timing, check_timing
 from sync.failover.types import FailoverConfig, FaultChanged, MaintenanceRequested, Role, SwitchoverRequested, Vote
+from sync.vrrp.endpoint import VrrpCounts
 
 CLOCK_MONOTONIC_COARSE = 6  # clock_gettime(2): the clock the lease is compared with
 REQUEST_BOUND_S = 10.0
+VERIFIES = "vrrp.verifies"
+"""The question whether the peer verifies advertisements; version 0.1.0 does not know it."""
+ASK_AGAIN_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +54,7 @@ class PairMember:
         self._refused: list[str] = []
         self._arrival: asyncio.Task[None] | None = None
         self._shown, self._since_ns = Role.BACKUP, monotonic_ns()  # the role others see, and since when
+        self._asking: asyncio.Task[None] | None = None
         self._undo: list[Callable[[], object]] = []  # what `end` must undo, in reverse
 
     async def begin(self, founding: bool) -> None:
@@ -82,11 +88,16 @@ class PairMember:
             self._undo.append(resting.cancel)
         epochs = EpochWriter(file, replace(stored, epoch=max(stored.epoch, parts.changes.config.epoch)))
         self._undo.append(epochs.close)
+        boot = new_boot()
         self.links = links = PeerLinks(
-            cluster, parts.settings, lambda: parts.changes.config.vips, realtime_scheduling.PRIORITY if granted else 0
+            cluster,
+            parts.settings,
+            boot,
+            lambda: parts.changes.config.vips,
+            self._ask_about_trailers,
+            realtime_scheduling.PRIORITY if granted else 0,
         )
         self._undo.append(links.close)
-        boot = new_boot()
         self.replicator = Replicator(
             parts.plane, links.send_flows, boot, lambda: self.pair.clock.offset_ns, self._connections, self._step_changed
         )
@@ -99,8 +110,9 @@ class PairMember:
         notices = SplitNotices(self.config.node, self.config.peer, parts.questions, self.configuration.ask)
         self._undo.append(self.configuration.close)
         self._undo.append(notices.close)
-        parts.questions.register("switchover", self._switchover_asked)
-        self._undo.append(lambda: parts.questions.withdraw("switchover"))
+        for question, answer in (("switchover", self._switchover_asked), (VERIFIES, self._verifies)):
+            parts.questions.register(question, answer)
+            self._undo.append(partial(parts.questions.withdraw, question))
         sinks = Sinks(
             plane=parts.plane,
             addresses=parts.addresses,
@@ -124,8 +136,9 @@ class PairMember:
 
     async def end(self) -> None:
         """Stop every part; the lease and the addresses are left as they are."""
-        if self._arrival is not None:
-            self._arrival.cancel()
+        for task in (self._arrival, self._asking):
+            if task is not None:
+                task.cancel()
         while self._undo:
             outcome = self._undo.pop()()
             if asyncio.iscoroutine(outcome):
@@ -193,6 +206,29 @@ class PairMember:
         except TimeoutError:
             raise XlbError(f"no answer within {REQUEST_BOUND_S:g} s; see the outcome with xlbctl cluster status") from None
 
+    # --- what the peer can verify --------------------------------------------------------------------------------
+
+    async def _verifies(self, _: dict[str, Any]) -> bool:
+        return True
+
+    def _ask_about_trailers(self) -> None:
+        """Another incarnation of the peer is heard: it may be of another version than the last."""
+        if self._asking is not None:
+            self._asking.cancel()
+        self._asking = asyncio.get_running_loop().create_task(self._learn_about_trailers(), name="peer's version")
+
+    async def _learn_about_trailers(self) -> None:
+        while True:
+            try:
+                await self.configuration.ask(VERIFIES, {})
+            except XlbError as error:
+                if error.code not in (Code.PEER_VERSION, Code.UNCODED):
+                    await asyncio.sleep(ASK_AGAIN_S)
+                    continue
+                log.info("%s sends and takes advertisements without a trailer only, being of version 0.1.0", self.config.peer)
+                self.links.peer_is_old()
+            return
+
     # --- what others see -------------------------------------------------------------------------------------
 
     @property
@@ -209,13 +245,19 @@ class PairMember:
         """The pair's part of `cluster status`."""
         seen, flows = self.pair.machine.status(monotonic_ns()), self.replicator.status()
         deadline_ns, _ = self._parts.plane.lease()
+        vrrp, takeover_ns = self.links.vrrp, self.pair.machine.timing.takeover_ns
+        counts = vrrp.counts if vrrp is not None else VrrpCounts()
         return {
             "role": self.role.value,
             "since_s": round((monotonic_ns() - self._since_ns) / 1e9, 1),
             "epoch": seen.epoch,
             "lease_ms_left": max(0, deadline_ns - monotonic_ns()) // 1_000_000,
             "why": seen.why,
-            "paths": seen.paths,
+            "paths": seen.paths | ({"data": True} if vrrp is not None and vrrp.shows(takeover_ns) else {}),
+            "advertisements": {
+                "received": counts.received,
+                "rejected": {"unsigned": counts.unsigned, "forged": counts.forged, "replayed": counts.replayed},
+            },
             "peer": {
                 "name": seen.peer,
                 "role": seen.peer_role or "unknown",

@@ -1,7 +1,6 @@
 """A raw socket for VRRPv3 advertisements (RFC 9568) between the two nodes' data addresses.
 
-Does I/O and checks what the RFC asks of a receiver before anything is parsed: protocol 112, TTL 255 (it crossed no router),
-the peer's address. `sync.failover.vrrp_codec` decides what an advertisement contains. Unicast to the peer; where multicast is
+Does I/O. `sync.vrrp.endpoint` decides what is sent and which packets are the peer's. Unicast to the peer; where multicast is
 wanted, to the group of RFC 9568 as well. The addresses are the nodes' own, so XDP leaves these packets to the kernel.
 """
 
@@ -9,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import logging
 import socket
 import struct
 import sys
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
 
 from ctl.errors import Code, XlbError
+from ctl.runtime.clock import Clock, monotonic_ns
 from sync.errors import WireError
-from sync.failover import vrrp_codec
 from sync.transport import TOS_NETWORK_CONTROL
+from sync.vrrp import codec
+from sync.vrrp.authentication import Session
+from sync.vrrp.endpoint import Datagram, Endpoint, VrrpCounts
 
 READS_PER_TURN = 64
 MAX_PACKET_BYTES = 8192
@@ -32,22 +32,19 @@ _NOT_THERE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, e
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class VrrpCounts:
-    """What the socket has seen since it was opened."""
-
-    sent: int = 0
-    unsent: int = 0
-    received: int = 0
-    foreign: int = 0  # not from the peer, or of another virtual router
-    malformed: int = 0
+ALARMS = {
+    "unsigned": "an older version of xlb runs there, or somebody on the data network pretends to be",
+    "forged": "they cannot be verified: somebody on the data network pretends to be",
+    "replayed": "they were sent before: somebody on the data network pretends to be",
+}
 
 
 class VrrpSocket:
     """Create on a running loop. `heard(priority, sender_is_greater)` is called for each advertisement of the peer.
 
     own, peer: addresses of one family, on the data network; device: where multicast leaves, empty for none; virtual: the VIPs
-    at this moment, the same object as long as they do not change. Raises XlbError naming what cannot be had.
+    at this moment, the same object as long as they do not change; session: the pair's keys, None to believe anybody as RFC 9568
+    does. Raises XlbError naming what cannot be had.
     """
 
     def __init__(
@@ -59,19 +56,16 @@ class VrrpSocket:
         device: str,
         virtual: Callable[[], Collection[str]],
         heard: Callable[[int, bool], None],
+        session: Session | None = None,
+        now_ns: Clock = monotonic_ns,
     ) -> None:
-        self.counts = VrrpCounts()
-        self._own, self._peer = own, peer
-        self._router_id, self._interval_cs = router_id, vrrp_codec.interval_cs(interval_ms * 1_000_000)
-        self._virtual, self._heard = virtual, heard
-        self._built_for: object = None
+        interval_cs = codec.interval_cs(interval_ms * 1_000_000)
+        self._endpoint = Endpoint(own, peer, router_id, interval_cs, bool(device), virtual, session, now_ns())
+        self._heard, self._now_ns = heard, now_ns
         self._six = ":" in own
-        self._greater = ipaddress.ip_address(peer).packed > ipaddress.ip_address(own).packed
         family = socket.AF_INET6 if self._six else socket.AF_INET
         try:
-            self._socket = socket.socket(
-                family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, vrrp_codec.PROTOCOL
-            )
+            self._socket = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, codec.PROTOCOL)
         except OSError as error:
             raise XlbError(
                 f"no VRRP socket: {error.strerror}; run xlbd as root or with CAP_NET_RAW", Code.NOT_PERMITTED
@@ -86,38 +80,56 @@ class VrrpSocket:
         # Not left to the kernel: for ff02::12 it would take the link-local address, which the peer does not know us by and
         # the checksum was not made for.
         self._from = _source(own)
-        self._targets = [peer, *([vrrp_codec.GROUP_V6 if self._six else vrrp_codec.GROUP_V4] if device else [])]
-        self._frames: dict[int, list[tuple[bytes, str]]] = {}
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self.drain)
 
+    @property
+    def counts(self) -> VrrpCounts:
+        """What the socket has seen since it was opened."""
+        return self._endpoint.counts
+
     def _set_up(self, device: str) -> None:
         one, index = self._socket, socket.if_nametoindex(device) if device else 0
-        one.bind((self._own, 0)) if not device else None
+        one.bind((self._endpoint.own, 0)) if not device else None
         if self._six:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, vrrp_codec.TTL)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, codec.TTL)
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, TOS_NETWORK_CONTROL)
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, vrrp_codec.TTL)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, codec.TTL)
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             if device:
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
-                group = socket.inet_pton(socket.AF_INET6, vrrp_codec.GROUP_V6) + struct.pack("=I", index)
+                group = socket.inet_pton(socket.AF_INET6, codec.GROUP_V6) + struct.pack("=I", index)
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
             return
-        one.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, vrrp_codec.TTL)
+        one.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, codec.TTL)
         one.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, TOS_NETWORK_CONTROL)
         if device:
-            membership = struct.pack("=4s4si", socket.inet_aton(vrrp_codec.GROUP_V4), socket.inet_aton(self._own), index)
-            one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, vrrp_codec.TTL)
+            membership = struct.pack("=4s4si", socket.inet_aton(codec.GROUP_V4), socket.inet_aton(self._endpoint.own), index)
+            one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, codec.TTL)
             one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, membership)
             one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
             one.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
 
     def send(self, priority: int) -> None:
         """One advertisement to the peer, and to the group where multicast is wanted. Not heard is not an error."""
-        for packet, target in self._packets(priority):
+        self._send(self._endpoint.advertisement(priority))
+
+    def greet(self) -> None:
+        """To be called with each heartbeat: let the nodes know each other's incarnation where the cluster link does not."""
+        self._send(self._endpoint.greeting(self._now_ns()))
+
+    def peer_lives(self, boot: int) -> None:
+        """The cluster link brought a heartbeat of this incarnation of the peer."""
+        self._endpoint.peer_lives(boot, self._now_ns())
+
+    def shows(self, within_ns: int) -> bool:
+        """Whether a peer that does not know of trailers seems to advertise; nothing may depend on it."""
+        return self._endpoint.shows(self._now_ns(), within_ns)
+
+    def _send(self, packets: Iterable[Datagram]) -> None:
+        for packet, target in packets:
             try:
                 self._socket.sendmsg([packet], [self._from], 0, (target, 0))
                 self.counts.sent += 1
@@ -125,19 +137,6 @@ class VrrpSocket:
                 self.counts.unsent += 1
                 if error.errno not in _NOT_THERE and not isinstance(error, BlockingIOError):
                     log.warning("an advertisement to %s could not be sent: %s", target, error.strerror)
-
-    def _packets(self, priority: int) -> list[tuple[bytes, str]]:
-        virtual = self._virtual()
-        if virtual is not self._built_for:
-            self._built_for = virtual
-            self._frames.clear()
-        if priority not in self._frames:
-            own = ipaddress.ip_address(self._own)
-            of_family = [each for each in map(ipaddress.ip_address, virtual) if each.version == own.version]
-            addresses = tuple(of_family[: vrrp_codec.MAX_ADDRESSES]) or (own,)  # an advertisement without any is malformed
-            advert = vrrp_codec.Advertisement(self._router_id, priority, self._interval_cs, addresses)
-            self._frames[priority] = [(vrrp_codec.build(advert, self._own, target), target) for target in self._targets]
-        return self._frames[priority]
 
     def drain(self) -> None:
         """Hand over the advertisements that have arrived."""
@@ -158,21 +157,18 @@ class VrrpSocket:
             self._socket.close()
 
     def _take(self, data: bytes, controls: list[tuple[int, int, bytes]], sender: str) -> None:
-        if sender != self._peer:
-            self.counts.foreign += 1
-            return
         payload, ttl, destination = self._without_header(data, controls)
         try:
-            advert = vrrp_codec.parse(payload, sender, destination, ttl)
+            taken = self._endpoint.take(payload, sender, destination, ttl, self._now_ns())
         except WireError as error:
-            self.counts.malformed += 1
             log.debug("an advertisement of %s was dropped: %s", sender, error)
             return
-        if advert.router_id != self._router_id:
-            self.counts.foreign += 1
-            return
-        self.counts.received += 1
-        self._heard(advert.priority, self._greater)
+        if taken.alarm:
+            text = "%s advertisements in the name of %s rejected, without effect: %s it"
+            log.warning(text, taken.alarm, sender, ALARMS[taken.alarm])
+        self._send(taken.answers)
+        if taken.priority is not None:
+            self._heard(taken.priority, self._endpoint.peer_is_greater)
 
     def _without_header(self, data: bytes, controls: list[tuple[int, int, bytes]]) -> tuple[bytes, int, str]:
         """(VRRP packet, TTL, destination): an IPv4 raw socket delivers the IP header, an IPv6 one does not."""

@@ -23,11 +23,12 @@ TIMING = {"heartbeat_ms": 10, "lease_ms": 30, "takeover_ms": 36}
 DEFAULT_TIMING = {"heartbeat_ms": 100, "lease_ms": 300, "takeover_ms": 350}
 
 
-def pair_members() -> tuple[ClusterSettings, ClusterSettings]:
-    """The contents of cluster.json of lb1 and of lb2."""
+def pair_members(data_family: int = 4) -> tuple[ClusterSettings, ClusterSettings]:
+    """The contents of cluster.json of lb1 and of lb2. data_family: of the addresses between which VRRP is spoken."""
     keys = [Keys.generate(), Keys.generate()]
+    data = "fd77::" if data_family == 6 else "10.77.0."
     members = [
-        Member(f"lb{number}", f"10.99.0.{number}", f"10.77.0.{number}", 110 - 10 * number, key.public)
+        Member(f"lb{number}", f"10.99.0.{number}", f"{data}{number}", 110 - 10 * number, key.public)
         for number, key in enumerate(keys, 1)
     ]
     pair_id = secrets.token_hex(16)
@@ -38,11 +39,11 @@ def pair_members() -> tuple[ClusterSettings, ClusterSettings]:
     )
 
 
-def write_pair(rig: Rig, cluster: Mapping[str, Any] = TIMING) -> None:
+def write_pair(rig: Rig, cluster: Mapping[str, Any] = TIMING, data_family: int = 4) -> None:
     """Make the rig's two nodes a pair from their next start on; `cluster` is the node files' section of that name."""
     lines = "".join(f"{key} = {_toml(value)}\n" for key, value in cluster.items())
     interfaces = ("eth0", "eth1") if rig.layout.interfaces == 2 else ("eth0",)
-    for node, settings in zip(rig.nodes, pair_members(), strict=True):
+    for node, settings in zip(rig.nodes, pair_members(data_family), strict=True):
         node.configure(interfaces, rig.layout.xdp_mode, rig.layout.max_flows, f"[cluster]\n{lines}")
         ClusterFile(node.state_dir).save(settings)
 
@@ -100,14 +101,19 @@ PAIR = Layout(nodes=2)
 
 @contextmanager
 def paired(
-    layout: Layout = PAIR, cluster: Mapping[str, Any] = TIMING, *, apart: bool = False, tree: Path = TREE
+    layout: Layout = PAIR,
+    cluster: Mapping[str, Any] = TIMING,
+    *,
+    apart: bool = False,
+    tree: Path = TREE,
+    data_family: int = 4,
 ) -> Iterator[PairSite]:
     """Build, pair, start, wait until in step, and take down.
 
     apart: one processor for each daemon, where there are two. tree: of the daemons' code, see `Node.tree`.
     """
     with Rig(layout) as rig:
-        write_pair(rig, cluster)
+        write_pair(rig, cluster, data_family)
         processors = sorted(os.sched_getaffinity(0))
         if apart and len(processors) >= len(rig.nodes):
             for node, processor in zip(rig.nodes, processors, strict=False):

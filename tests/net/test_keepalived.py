@@ -1,6 +1,8 @@
 """A real keepalived as VRRPv3 peer, on the network of an active node with xlb's program attached, in both directions.
 
-keepalived runs in the client's namespace; the node's half is the pair's socket class, driven in the node's namespace.
+keepalived runs in the client's namespace; the node's half is the pair's socket class, driven in the node's namespace. It has no
+keys here, and neither has keepalived 2.2: what is tested is that both speak RFC 9568. With keys, as in a pair, nothing that
+keepalived sends has an effect; the trailer is tested against the packets of its draft (tests/unit/sync/vrrp).
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.vrrp import VRRPv3
 from scapy.utils import rdpcap
 
-from ctl.cluster.vrrp_socket import VrrpCounts, VrrpSocket
-from sync.failover import vrrp_codec
+from ctl.cluster.vrrp_socket import VrrpSocket
 from sync.transport import TOS_NETWORK_CONTROL
+from sync.vrrp import codec
+from sync.vrrp.authentication import Session
+from sync.vrrp.endpoint import VrrpCounts
 from tests.net.serving import Serving, serving
 from tests.rig import CLIENT4, CLIENT6, Client, Layout, Rig
 from tests.wait import wait_until
@@ -134,7 +138,9 @@ def keepalived(site: Serving, family: int, multicast: bool, interval_ms: int = I
 class Advertiser:
     """The pair's VRRP socket in the node's namespace, on its own loop; sends at `priority` while it is not None."""
 
-    def __init__(self, site: Serving, family: int, multicast: bool, interval_ms: int = INTERVAL_MS) -> None:
+    def __init__(
+        self, site: Serving, family: int, multicast: bool, interval_ms: int = INTERVAL_MS, session: Session | None = None
+    ) -> None:
         self.heard: list[int] = []
         self.greater: set[bool] = set()
         self._loop = Client(site.node.namespace)
@@ -151,6 +157,7 @@ class Advertiser:
                 "eth0" if multicast else "",
                 lambda: FLOATING[family],
                 self._hear,
+                session,
             )
 
         self._socket = self._loop.run(make())
@@ -179,7 +186,7 @@ class Advertiser:
         """Priority 0, once, and silence."""
 
         async def send() -> None:
-            self._socket.send(vrrp_codec.RESIGN_PRIORITY)
+            self._socket.send(codec.RESIGN_PRIORITY)
 
         self.advertise(None)
         self._loop.run(send())
@@ -198,8 +205,10 @@ class Advertiser:
 
 
 @contextmanager
-def advertiser(site: Serving, family: int, multicast: bool, interval_ms: int = INTERVAL_MS) -> Iterator[Advertiser]:
-    one = Advertiser(site, family, multicast, interval_ms)
+def advertiser(
+    site: Serving, family: int, multicast: bool, interval_ms: int = INTERVAL_MS, session: Session | None = None
+) -> Iterator[Advertiser]:
+    one = Advertiser(site, family, multicast, interval_ms, session)
     try:
         yield one
     finally:
@@ -261,9 +270,19 @@ def test_we_hear_keepalived_and_its_resignation(site: Serving, family: int, mult
             theirs.wait_for("MASTER")
             wait_until(lambda: len(ours.heard) >= 5, "five of its advertisements")
             assert set(ours.heard) == {THEIR_PRIORITY}
-        wait_until(lambda: ours.heard[-1] == vrrp_codec.RESIGN_PRIORITY, "its resignation")
+        wait_until(lambda: ours.heard[-1] == codec.RESIGN_PRIORITY, "its resignation")
         assert ours.greater == {True}, ".10 is greater than .1, which decides between equal priorities"
         assert (ours.counts.malformed, ours.counts.foreign) == (0, 0)
+
+
+@both_families
+def test_a_socket_with_keys_counts_keepalived_and_does_not_believe_it(site: Serving, family: int) -> None:
+    session = Session(bytes(32), 1)
+    session.lives(2)
+    with advertiser(site, family, False, session=session) as ours, keepalived(site, family, False) as theirs:
+        theirs.wait_for("MASTER")
+        wait_until(lambda: ours.counts.unsigned >= 5, "five of its advertisements")
+        assert (ours.heard, ours.counts.received, ours.counts.malformed) == ([], 0, 0)
 
 
 # --- what other hosts see ---------------------------------------------------------------------------------
@@ -272,11 +291,11 @@ def test_we_hear_keepalived_and_its_resignation(site: Serving, family: int, mult
 @both_families
 @both_modes
 def test_scapy_and_tcpdump_read_our_advertisements(site: Serving, family: int, multicast: bool) -> None:
-    targets = {PEER[family], *([vrrp_codec.GROUP_V6 if family == 6 else vrrp_codec.GROUP_V4] if multicast else [])}
+    targets = {PEER[family], *([codec.GROUP_V6 if family == 6 else codec.GROUP_V4] if multicast else [])}
     file = site.rig.directory / f"{family}{multicast}.pcap"
     with advertiser(site, family, multicast) as ours:
         ours.advertise(GREATER)
-        wanted = f"ip proto {vrrp_codec.PROTOCOL} or ip6 proto {vrrp_codec.PROTOCOL}"
+        wanted = f"ip proto {codec.PROTOCOL} or ip6 proto {codec.PROTOCOL}"
         count = str(2 * len(targets))
         site.rig.client.namespace.run(
             "tcpdump", "-Z", "root", "-i", "eth0", "-Q", "in", "-c", count, "-w", str(file), wanted, timeout_s=20

@@ -47,6 +47,7 @@ LOGGED = {
 """Mark to a pattern of a log line."""
 
 OBSERVED = (
+    "advertisement rejected",
     "change on both nodes",
     "change on one node only",
     "change refused: disk_full",
@@ -56,6 +57,7 @@ OBSERVED = (
     "flow block sent again",
     "hand-over marker removed",
     "hand-over marker set",
+    "incarnation proved by a greeting",
     "late flows taken by an active node",
     "maintenance refused",
     "node file with other times",

@@ -10,7 +10,7 @@ import asyncio
 import heapq
 import logging
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +29,7 @@ from sync.failover import types
 from sync.failover.timing import Timing, check_timing
 from sync.failover.types import FailoverConfig, Vote
 from tests.sim.kernel import CONNECTIONS, connection
+from tests.sim.links import endpoint
 from tests.sim.loop import NodeLoop
 from tests.sim.marks import marks_of_log
 from tests.sim.node import CARRIER, DEGRADED, HEALTHY, MS, NO_CARRIER, PAIR_ID, STATE_DIR, Answered, Node, mark_of
@@ -76,6 +77,7 @@ PROCESS = (
     "advert_cut",
     "carrier",
     "degraded",
+    "forge",
     "switchover",
     "maintenance",
     "restart",
@@ -139,6 +141,7 @@ class World:
         ]
         self.cut: dict[tuple[int, str], bool] = {}  # (sender, path) or (node, "vote")
         self.bulk_arrives = [0, 0]
+        self.captured: tuple[deque[bytes], deque[bytes]] = (deque(maxlen=500), deque(maxlen=500))  # by receiver
         self.loss = self.profile.loss
         self.slow_net = self.slow_process = 0
         self.witness_holder, self.witness_until = -1, 0
@@ -231,6 +234,8 @@ class World:
         if path == "bulk":  # one TCP connection: what is not lost with it stays in order
             arrives = self.bulk_arrives[sender] = max(arrives, self.bulk_arrives[sender] + 1)
         self.at(arrives, lambda: receiver.arrive(kind, payload))
+        if path == "data":  # whoever listens there has it once it has arrived
+            self.at(arrives + 1, lambda: self.captured[receiver.index].append(payload))
         if rng.random() < self.profile.duplicates:
             self.at(self.now + delay + int(rng.random() * 20 * MS), lambda: receiver.arrive(kind, payload))
         return True
@@ -411,6 +416,20 @@ class World:
             self.fault_switchover(node, length)
         elif choice < 0.6:
             self.after(length // 2, self.unless_replaced(node, lambda: self.fault_crash(node, length, choice < 0.5)))
+
+    def fault_forge(self, node: Node, length: int) -> None:
+        """Somebody on the data network advertises in the name of a node's peer: old words, or new ones without the keys."""
+        stranger = endpoint(1 - node.index, b"stranger", self.rng.getrandbits(48) | 1, 0)
+        end = self.now + 3 * length
+
+        def inject() -> None:
+            kinds = [stranger.advertisement(255)[0][0]]
+            kinds += [self.rng.choice(self.captured[node.index])] if self.captured[node.index] else []
+            node.arrive("injected", self.rng.choice(kinds))
+            if self.now < end:
+                self.after(self.rng.randint(MS, 10 * MS), inject)
+
+        inject()
 
     def fault_slow(self, node: Node, length: int) -> None:
         self.slow_process = self.rng.choice((8 * MS, 15 * MS, 30 * MS))

@@ -20,8 +20,8 @@ from tests.tree import TREE
 TOP_LEVEL = ("bpf", "ctl", "sync")
 STANDARD_OF_PURE = {
     *("__future__", "bisect", "collections", "collections.abc", "dataclasses", "difflib", "enum", "errno", "functools"),
-    *("hashlib", "heapq", "ipaddress", "itertools", "json", "math", "re", "struct", "sys", "tomllib", "types", "typing"),
-    *("zlib", "msgpack", "numpy", "numpy.typing"),
+    *("hashlib", "heapq", "hmac", "ipaddress", "itertools", "json", "math", "re", "struct", "sys", "tomllib", "types"),
+    *("typing", "zlib", "msgpack", "numpy", "numpy.typing"),
 }
 PURE_ELSEWHERE = {"bpf.constants", "bpf.dataplane", "bpf.columns"}
 """Modules without I/O in packages that have some."""

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 
 from ctl.network.kernel.announcements import ETH_P_ARP, ETH_P_IPV6, internet_checksum
 from sync.errors import WireError
-from sync.failover import vrrp_codec
+from sync.vrrp import codec as vrrp_codec
 
 MAX_PROBED = 64
 PROBE_INTERVAL_S = 0.1
@@ -119,7 +119,7 @@ def hear_adverts(own: str, peer: str, device: str, router_id: int, seconds: floa
             link.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
         for source, target, ttl, packet in _packets(link, six, seconds):
             try:
-                advert = vrrp_codec.parse(packet, source, target, ttl)
+                advert = vrrp_codec.parse(packet, source, target, ttl).content
             except WireError:
                 continue
             if source == peer and advert.router_id == router_id:

@@ -306,6 +306,9 @@ class SilentLinks:
     def send_advert(self, priority: int) -> None:
         self.adverts.append(priority)
 
+    def peer_lives(self, boot: int) -> None:
+        return
+
     def ask_vote(self, asked_ns: int) -> None:
         return
 

@@ -13,8 +13,8 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.vrrp import VRRPv3
 
 from sync.errors import WireError
-from sync.failover import vrrp_codec
-from sync.failover.vrrp_codec import Advertisement
+from sync.vrrp import codec
+from sync.vrrp.codec import Advertisement
 
 V4 = ("10.77.0.1", "10.77.0.2")
 V6 = ("fe80::1", "ff02::12")
@@ -40,7 +40,7 @@ def families() -> st.SearchStrategy[tuple[tuple[str, str], Advertisement]]:
 @given(families())
 def test_advertisements_survive_encoding(case: tuple[tuple[str, str], Advertisement]) -> None:
     (source, destination), advertisement = case
-    assert vrrp_codec.parse(vrrp_codec.build(advertisement, source, destination), source, destination, 255) == advertisement
+    assert codec.parse(codec.build(advertisement, source, destination), source, destination, 255).content == advertisement
 
 
 @given(families())
@@ -55,55 +55,55 @@ def test_scapy_builds_the_same_bytes(case: tuple[tuple[str, str], Advertisement]
         ipcount=len(advertisement.addresses),
     )
     packet = bytes(ip / layer)
-    assert packet[20 if source == V4[0] else 40 :] == vrrp_codec.build(advertisement, source, destination)
+    assert packet[20 if source == V4[0] else 40 :] == codec.build(advertisement, source, destination)
 
 
 @given(families(), st.data())
 def test_one_changed_byte_is_refused(case: tuple[tuple[str, str], Advertisement], data: st.DataObject) -> None:
     (source, destination), advertisement = case
-    packet = bytearray(vrrp_codec.build(advertisement, source, destination))
+    packet = bytearray(codec.build(advertisement, source, destination))
     packet[data.draw(st.integers(0, len(packet) - 1))] ^= data.draw(st.integers(1, 255))
     with pytest.raises(WireError):
-        vrrp_codec.parse(bytes(packet), source, destination, 255)
+        codec.parse(bytes(packet), source, destination, 255)
 
 
 @given(families(), st.integers(0, 400))
 def test_any_other_length_is_refused(case: tuple[tuple[str, str], Advertisement], length: int) -> None:
     (source, destination), advertisement = case
-    packet = vrrp_codec.build(advertisement, source, destination)
+    packet = codec.build(advertisement, source, destination)
     if length != len(packet):
         with pytest.raises(WireError):
-            vrrp_codec.parse(packet.ljust(length, b"\0")[:length], source, destination, 255)
+            codec.parse(packet.ljust(length, b"\0")[:length], source, destination, 255)
 
 
 @given(st.binary(max_size=80), st.sampled_from([V4, V6, (V4[0], V6[1]), ("", "x")]), st.integers(0, 255))
 def test_random_bytes_raise_nothing_else(packet: bytes, addresses: tuple[str, str], ttl: int) -> None:
     with contextlib.suppress(WireError):
-        vrrp_codec.parse(packet, *addresses, ttl)
+        codec.parse(packet, *addresses, ttl)
 
 
 def test_an_advertisement_that_was_routed_is_refused() -> None:
-    packet = vrrp_codec.build(Advertisement(7, 100, 1, (ipaddress.ip_address("10.77.0.100"),)), *V4)
+    packet = codec.build(Advertisement(7, 100, 1, (ipaddress.ip_address("10.77.0.100"),)), *V4)
     with pytest.raises(WireError, match="TTL is 254"):
-        vrrp_codec.parse(packet, *V4, 254)
+        codec.parse(packet, *V4, 254)
 
 
 def test_version_two_is_refused() -> None:
     with pytest.raises(WireError, match="version 2 type 1"):
-        vrrp_codec.parse(bytes([0x21, 7, 100, 1, 0, 1, 0, 0, 10, 0, 0, 1]), *V4, 255)
+        codec.parse(bytes([0x21, 7, 100, 1, 0, 1, 0, 0, 10, 0, 0, 1]), *V4, 255)
 
 
 def test_either_ipv4_checksum_is_taken() -> None:
     advertisement = Advertisement(7, 100, 1, (ipaddress.ip_address("10.77.0.100"),))
-    plain = vrrp_codec.build(advertisement, *V4, ipv4_pseudo_header=False)
-    assert plain != vrrp_codec.build(advertisement, *V4)
-    assert vrrp_codec.parse(plain, *V4, 255) == advertisement
+    plain = codec.build(advertisement, *V4, ipv4_pseudo_header=False)
+    assert plain != codec.build(advertisement, *V4)
+    assert codec.parse(plain, *V4, 255).content == advertisement
 
 
 def test_the_checksum_covers_the_addresses_of_the_ip_header() -> None:
-    packet = vrrp_codec.build(Advertisement(7, 100, 1, (ipaddress.ip_address("10.77.0.100"),)), *V4)
+    packet = codec.build(Advertisement(7, 100, 1, (ipaddress.ip_address("10.77.0.100"),)), *V4)
     with pytest.raises(WireError, match="checksum"):
-        vrrp_codec.parse(packet, "10.77.0.3", V4[1], 255)
+        codec.parse(packet, "10.77.0.3", V4[1], 255)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,41 @@ def test_the_checksum_covers_the_addresses_of_the_ip_header() -> None:
 )
 def test_values_out_of_range_are_not_encoded(advertisement: Advertisement) -> None:
     with pytest.raises(ValueError, match=r"."):
-        vrrp_codec.build(advertisement, *V4)
+        codec.build(advertisement, *V4)
 
 
 def test_the_interval_is_advertised_in_centiseconds() -> None:
-    assert [vrrp_codec.interval_cs(ms * 1_000_000) for ms in (5, 10, 11, 100, 10_000, 60_000)] == [1, 1, 2, 10, 1000, 4095]
+    assert [codec.interval_cs(ms * 1_000_000) for ms in (5, 10, 11, 100, 10_000, 60_000)] == [1, 1, 2, 10, 1000, 4095]
+
+
+TRAILER = bytes(range(28))
+
+
+@pytest.mark.parametrize("addresses", [V4, V6], ids=["IPv4", "IPv6"])
+def test_a_trailer_follows_the_message_and_is_read_apart(addresses: tuple[str, str]) -> None:
+    advertisement = Advertisement(7, 100, 1, (ipaddress.ip_address("10.0.0.1" if addresses is V4 else "::1"),))
+    signed: list[bytes] = []
+
+    def sign(message: bytes) -> bytes:
+        signed.append(message)
+        return TRAILER
+
+    packet = codec.build(advertisement, *addresses, trailer=sign)
+    read = codec.parse(packet, *addresses, 255)
+    assert (read.content, read.trailer) == (advertisement, TRAILER)
+    assert [read.message] == signed, "the receiver verifies what the sender signed"
+    assert read.message[6:8] == bytes(2)
+    with pytest.raises(WireError, match="with or without a trailer"):
+        codec.parse(packet[:-1], *addresses, 255)
+
+
+@pytest.mark.parametrize("addresses", [V4, V6], ids=["IPv4", "IPv6"])
+def test_greetings_survive_encoding(addresses: tuple[str, str]) -> None:
+    greeting = codec.Greeting(7, (1 << 63) - 1, 12)
+    packet = codec.build_greeting(greeting, *addresses, lambda _: TRAILER)
+    assert codec.parse(packet, *addresses, 255).content == greeting
+    for change in (1, 8):  # router, incarnation
+        changed = bytearray(packet)
+        changed[change : change + (1 if change == 1 else 8)] = bytes(1 if change == 1 else 8)
+        with pytest.raises(WireError):
+            codec.parse(bytes(changed), *addresses, 255)
