@@ -84,6 +84,17 @@ def detach(bpf_dir: Path, interfaces: Sequence[str]) -> list[str]:
     return detached
 
 
+def own_program(bpf_dir: Path) -> int:
+    """Id of the pinned program, 0 if there is none."""
+    return _own_id(bpf_dir)
+
+
+def name_of(program_id: int) -> tuple[str, bool]:
+    """The name of a loaded program, and whether it is a build of xlb; "" once it is unloaded."""
+    name = _program_name(program_id)
+    return name, name == PROGRAM
+
+
 def attached(bpf_dir: Path, interfaces: Sequence[str]) -> dict[str, Attachment | None]:
     """How the pinned program is attached to each interface now, None if it is not; for `status`."""
     own_id = _own_id(bpf_dir)

@@ -55,6 +55,7 @@ class PairMember:
         self._arrival: asyncio.Task[None] | None = None
         self._shown, self._since_ns = Role.BACKUP, monotonic_ns()  # the role others see, and since when
         self._asking: asyncio.Task[None] | None = None
+        self.carriers = dict.fromkeys(parts.settings.cluster.track, True)  # of tracked interfaces, as the machine knows them
         self._undo: list[Callable[[], object]] = []  # what `end` must undo, in reverse
 
     async def begin(self, founding: bool) -> None:
@@ -153,7 +154,8 @@ class PairMember:
     def link_changed(self, name: str, state: str) -> None:
         """An interface went up, down or away, or came back (see `NetworkEvents.link_changed`)."""
         if name in self._parts.settings.cluster.track:
-            self.fault_changed(f"carrier {name}", "" if state in ("up", "new") else f"no carrier on {name}", disables=True)
+            self.carriers[name] = state in ("up", "new")
+            self.fault_changed(f"carrier {name}", "" if self.carriers[name] else f"no carrier on {name}", disables=True)
 
     def fault_changed(self, name: str, message: str, disables: bool) -> None:
         """See `FaultChanged`. The caller has logged it."""

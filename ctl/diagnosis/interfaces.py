@@ -17,11 +17,14 @@ class Seen:
     carrier: bool
 
 
-def examine(name: str, seen: Seen | None, generic: bool) -> Finding:
-    """seen: None when the interface or the program is missing. generic: the node file asks for generic mode."""
+def examine(name: str, seen: Seen | None, generic: bool, why_not: str = "missing or without XDP") -> Finding:
+    """seen: None when the interface or the program is missing; why_not says so. generic: the node file asks for that mode."""
     name = f"interface {name}"
     if seen is None:
-        return Finding(name, Severity.FAIL, "missing or without XDP", "bring the interface back; xlbd attaches by itself")
+        remedy = (
+            "bring the interface back, remove the program of others (ip link set dev NAME xdp off): xlbd attaches by itself"
+        )
+        return Finding(name, Severity.FAIL, f"balances nothing: {why_not}", remedy.replace("NAME", name.split()[1]))
     if not seen.carrier:
         return Finding(name, Severity.FAIL, "has no carrier", f"check the cable and: ip link set {name.split()[1]} up")
     message = f"{seen.mode} XDP, driver {seen.driver or 'unknown'}" + (f": {seen.reason}" if seen.reason else "")

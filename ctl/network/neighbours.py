@@ -2,14 +2,15 @@
 
 The routes decide the next hop of a backend: its own address on the link, or its gateway. Routes are looked up again after
 route changes (at most once per RESOLVE_DELAY_S), and neighbours resolved again when the kernel drops an entry. The kernel
-probes the neighbours (managed neighbours); on an older kernel this module repeats the request.
+probes the neighbours (managed neighbours); on an older kernel this module repeats the request. A neighbour that the kernel
+refuses does not stop the others; `ctl.node.reconciler` asks for it again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from ctl.config.model import Config
 from ctl.errors import XlbError
@@ -38,6 +39,8 @@ class NextHopKeeper:
         self._lost: set[tuple[int, str]] = set()
         self.kept: frozenset[tuple[int, str]] = frozenset()
         self.unroutable: tuple[str, ...] = ()
+        self.excess: tuple[str, ...] = ()  # one message per family whose neighbour table is too small
+        self._refused = False
 
     def wake(self) -> None:
         """The backends or the routes changed."""
@@ -70,6 +73,11 @@ class NextHopKeeper:
         if self._routes_stale:
             self._routes_stale = False
             wanted, unroutable = await asyncio.to_thread(self._resolve, self._config())
+            excess = await asyncio.to_thread(excess_of, self._network, (address for _, address in wanted))
+            for message in excess:
+                if message not in self.excess:
+                    log.warning("%s", message)
+            self.excess = excess
             gone, new = self.kept - wanted, wanted - self.kept
             self.kept, self.unroutable = wanted, unroutable
             if gone:
@@ -79,7 +87,13 @@ class NextHopKeeper:
         again = (self._lost & self.kept) | new
         self._lost = set()
         if again:
-            await asyncio.to_thread(self._network.keep_resolved, again)
+            self._tell_refused(await asyncio.to_thread(self._network.keep_resolved, again))
+
+    def _tell_refused(self, messages: Sequence[str]) -> None:
+        """Once, until none is refused."""
+        if messages and not self._refused:
+            log.warning("%s (and %d others); trying again", messages[0], len(messages) - 1)
+        self._refused = bool(messages)
 
     def _resolve(self, config: Config) -> tuple[frozenset[tuple[int, str]], tuple[str, ...]]:
         destinations = sorted(backend_addresses(config))[:MAX_NEIGHBOURS]
@@ -87,3 +101,21 @@ class NextHopKeeper:
         pairs = list(zip(destinations, routes, strict=True))
         wanted = frozenset((route.index, route.gateway or address) for address, route in pairs if route is not None)
         return wanted, tuple(address for address, route in pairs if route is None)
+
+
+def excess_of(network: Network, addresses: Iterable[str]) -> tuple[str, ...]:
+    """One message for each family of which there are more neighbours than the kernel keeps, with the remedy. Blocks."""
+    counts = [0, 0]
+    for address in addresses:
+        counts[":" in address] += 1
+    messages = []
+    for family, count, capacity in zip(("ipv4", "ipv6"), counts, network.neighbour_capacity(), strict=True):
+        if capacity and count > capacity:
+            names = [f"net.{family}.neigh.default.gc_thresh{number}" for number in (1, 2, 3)]
+            values = [count, count * 3 // 2, count * 2]
+            remedy = " ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+            messages.append(
+                f"{count} next hops of backends, but the kernel keeps {capacity} neighbours ({names[2]}), "
+                f"and connections to the others fail: sysctl -w {remedy}"
+            )
+    return tuple(messages)

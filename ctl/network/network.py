@@ -22,6 +22,8 @@ class Interface:
     up: bool  # administratively
     carrier: bool
     driver: str  # "" for those without one, e.g. loopback
+    xdp_program: int = 0  # id of the XDP program on it, whoever attached it; 0: none
+    xdp_mode: str = ""  # "native", "generic", or "other": offloaded, or several programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,39 @@ class Neighbour:
     address: str
     resolved: bool
     mac: str
+    managed: bool = False  # the kernel keeps it resolved
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A sysctl under net/ and the value that forwarding requires.
+
+    instead_of: change only this value; empty: change any other.
+    """
+
+    path: str
+    wanted: str
+    instead_of: str = ""
+
+    @property
+    def name(self) -> str:
+        return "net." + self.path.replace("/", ".")
+
+    def is_wrong(self, value: str) -> bool:
+        return value == self.instead_of if self.instead_of else value != self.wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the kernel has at one moment. addresses: to whether it is a secondary one; settings: to the value now.
+
+    neighbours: None when they were not looked at. They are the resolved or managed ones.
+    """
+
+    interfaces: Mapping[str, Interface]
+    addresses: Mapping[InterfaceAddress, bool]
+    settings: Mapping[Setting, str]
+    neighbours: frozenset[tuple[int, str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +94,8 @@ class NetworkEvents:
     neighbour_lost: Callable[[int, str], None]  # the kernel dropped this entry (interface index, address)
     routes_changed: Callable[[], None]  # routes to the backends may have changed
     link_changed: Callable[[str, str], None]  # (interface, "up"|"down"|"gone"|"new")
-    address_lost: Callable[[int, str], None]  # an address was removed from an interface (interface index, address)
+    changed: Callable[[], None]  # something that xlb depends on may be other than it should: compare
+    overrun: Callable[[], None]  # the kernel dropped notifications: anything may have changed
 
 
 class ReadyAddresses(Protocol):
@@ -80,6 +116,10 @@ class ReadyAddresses(Protocol):
 
     def announce(self) -> list[str]:
         """Gratuitous ARP or unsolicited neighbour advertisement for each."""
+
+    @property
+    def macs(self) -> Mapping[str, str]:
+        """The MAC of each interface that the last announcement gave."""
 
     def close(self) -> None: ...
 
@@ -106,8 +146,23 @@ class Network(Protocol):
     def routes(self, destinations: Sequence[str]) -> Sequence[Route | None]:
         """The route to each destination, or None."""
 
-    def keep_resolved(self, neighbours: Collection[tuple[int, str]]) -> None:
-        """Make the kernel resolve these (interface index, address), now and continuously without traffic."""
+    def observe(self, interfaces: Sequence[str], vip_interfaces: Sequence[str], neighbours: bool = False) -> Observed:
+        """Everything that is reconciled. interfaces, vip_interfaces: whose settings for data and for VIPs are read.
+
+        neighbours: look at these too.
+        """
+
+    def correct(self, setting: Setting) -> None:
+        """Set a sysctl to the wanted value. Raises XlbError."""
+
+    def neighbour_capacity(self) -> tuple[int, int]:
+        """How many neighbours the kernel keeps, IPv4 and IPv6 (gc_thresh3); 0: unknown."""
+
+    def keep_resolved(self, neighbours: Collection[tuple[int, str]]) -> Sequence[str]:
+        """Make the kernel resolve these (interface index, address), now and continuously without traffic.
+
+        Continues after a refusal; returns one message per refusal.
+        """
 
     def release(self, neighbours: Collection[tuple[int, str]]) -> None:
         """Stop keeping them resolved."""
@@ -117,9 +172,6 @@ class Network(Protocol):
         """Whether keep_resolved must be called repeatedly, because this kernel has no managed neighbours."""
 
     def neighbours(self) -> Sequence[Neighbour]: ...
-
-    def enable_forwarding(self, interfaces: Sequence[str]) -> Sequence[str]:
-        """Set the sysctls for forwarding; returns one message per change or failure."""
 
     def forwarding_problems(self, interfaces: Sequence[str]) -> Sequence[str]:
         """One message for each sysctl that is not as forwarding requires."""

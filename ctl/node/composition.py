@@ -33,12 +33,14 @@ from ctl.diagnosis.kernel.recent_drops import DropSampler
 from ctl.health.check_machine import HealthChecks
 from ctl.health.probes.runner import CheckRunner, load_down, own_probe
 from ctl.health.probes.source_addresses import OwnSources
+from ctl.network.announcer import Announcer
 from ctl.network.neighbours import NextHopKeeper
 from ctl.network.network import Network
 from ctl.network.vip_addresses import VipAddresses
 from ctl.node import audit
 from ctl.node.node import Node
 from ctl.node.parts import LocalParts, NodeParts
+from ctl.node.reconciler import Reconciler, Subjects
 from ctl.node.running_configuration import RunningConfiguration
 from ctl.node.summary import Summary
 from ctl.node.transaction import Transaction
@@ -48,7 +50,7 @@ from ctl.runtime.loop_lag import LoopLag
 from ctl.runtime.startup import Startup
 from ctl.runtime.supervisor import Supervisor
 from ctl.runtime.systemd import Notifier
-from ctl.state.node_file import NodeSettings
+from ctl.state.node_file import NodeSettings, XdpMode
 from ctl.state.store import Store
 
 CONTROL_SOCKET = "control.sock"
@@ -79,7 +81,9 @@ def _parts(
 ) -> NodeParts:
     """A part that calls one made after it does so through a function."""
     supervisor, tidier = Supervisor(), memory.Tidier()
-    local = _local(settings, plane, network, attacher, supervisor, changed=lambda: summary.show())
+    local = _local(
+        settings, plane, network, attacher, supervisor, changed=lambda: summary.show(), membership=lambda: membership
+    )
     transaction, interfaces = local.transaction, local.interfaces
     pair = PairParts(
         settings,
@@ -98,7 +102,7 @@ def _parts(
         settings.node.name,
         config=lambda: transaction.config,
         role=lambda: membership.role,
-        attachments=lambda: interfaces.attachments,
+        attachments=interfaces.attachments,
         notifier=notifier,
     )
     pairing = Pairing(settings, network, transaction, membership)
@@ -130,6 +134,7 @@ def _local(
     attacher: Attacher,
     supervisor: Supervisor,
     changed: Callable[[], None],
+    membership: Callable[[], Membership],
 ) -> LocalParts:
     run_dir = settings.node.run_dir
 
@@ -154,9 +159,34 @@ def _local(
     )
     sweeper = Sweeper(plane, config, lambda: checks.checks.down if serving() else None, settings.data.max_flows)
     next_hops = NextHopKeeper(network, config)
-    running = RunningConfiguration(transaction, addresses, checks, next_hops, sweeper, supervisor, changed)
-    interfaces = DataInterfaces(settings.data.interfaces, attacher, network, supervisor, running.follow_addresses)
-    return LocalParts(addresses, sources, checks, sweeper, next_hops, transaction, running, interfaces, DropSampler(plane))
+    running = RunningConfiguration(transaction, checks, next_hops, sweeper, supervisor, changed)
+    interfaces = DataInterfaces(settings.data.interfaces, attacher, network)
+    announcer = Announcer(addresses, settings.data.announce_interval_s)
+    subjects = Subjects(
+        network,
+        interfaces,
+        transaction,
+        addresses,
+        next_hops,
+        pair=lambda: membership().member,
+        fault=lambda name, message, disables: membership().fault_changed(name, message, disables),
+        announce=announcer.soon,
+        renew_next_hops=plane.bump_next_hops,
+    )
+    reconciler = Reconciler(subjects, level=settings.data.xdp_mode is XdpMode.AUTO)
+    return LocalParts(
+        addresses,
+        sources,
+        checks,
+        sweeper,
+        next_hops,
+        transaction,
+        running,
+        interfaces,
+        DropSampler(plane),
+        reconciler,
+        announcer,
+    )
 
 
 def _register_commands(
@@ -186,6 +216,7 @@ def _register_commands(
         network,
         local.interfaces,
         local.sweeper,
+        local.reconciler,
         parts.membership,
         parts.lag,
         parts.api.counts,

@@ -50,10 +50,9 @@ class Node:
         else:
             parts.membership.fence()
         await parts.local.configuration.begin()
+        await parts.local.reconciler.prepare()
         await parts.local.interfaces.attach()
         await parts.local.configuration.follow_addresses()
-        for change in await asyncio.to_thread(self._network.enable_forwarding, settings.data.interfaces):
-            log.info("%s", change)
         self._network.watch(self._events())
         if cluster is not None:
             await parts.membership.begin(cluster)
@@ -69,6 +68,8 @@ class Node:
             ("loop lag", parts.lag.run()),
             ("giving memory back", parts.tidier.run()),
             ("health checks", parts.local.checks.run()),
+            ("reconciling", parts.local.reconciler.run()),
+            ("announcing", parts.local.announcer.run()),
             ("neighbour keeping", parts.local.next_hops.run()),
             ("flow expiry", parts.local.sweeper.run()),
             ("planning", parts.local.configuration.run()),
@@ -116,7 +117,8 @@ class Node:
             neighbour_lost=self.parts.local.next_hops.lost,
             routes_changed=self.parts.local.next_hops.wake,
             link_changed=self._link_changed,
-            address_lost=self.parts.local.configuration.address_lost,
+            changed=self.parts.local.reconciler.changed,
+            overrun=self._overrun,
         )
 
     def _next_hops_changed(self) -> None:
@@ -130,6 +132,9 @@ class Node:
         if parts.membership.member is not None:
             parts.membership.member.link_changed(name, state)
         if name in self._settings.data.interfaces:
-            parts.local.interfaces.changed(name, state)
-        elif state == "new":
-            parts.local.configuration.interface_came(name)
+            log.log(logging.INFO if state in ("up", "new") else logging.WARNING, "interface %s is %s", name, state)
+
+    def _overrun(self) -> None:
+        """The kernel dropped notifications."""
+        self.parts.local.next_hops.wake()
+        self.parts.local.reconciler.overrun()

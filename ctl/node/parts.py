@@ -14,8 +14,10 @@ from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.diagnosis.kernel.recent_drops import DropSampler
 from ctl.health.probes.runner import CheckRunner
 from ctl.health.probes.source_addresses import OwnSources
+from ctl.network.announcer import Announcer
 from ctl.network.neighbours import NextHopKeeper
 from ctl.network.vip_addresses import VipAddresses
+from ctl.node.reconciler import Reconciler
 from ctl.node.running_configuration import RunningConfiguration
 from ctl.node.summary import Summary
 from ctl.node.transaction import Transaction
@@ -39,6 +41,8 @@ class LocalParts:
     configuration: RunningConfiguration
     interfaces: DataInterfaces
     drops: DropSampler
+    reconciler: Reconciler
+    announcer: Announcer
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,12 @@ class _KernelAttacher:
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
         return attach.detach(self._bpf_dir, interfaces)
 
+    def program(self) -> int:
+        return attach.own_program(self._bpf_dir)
+
+    def name_of(self, program: int) -> tuple[str, bool]:
+        return attach.name_of(program)
+
     def report_flows(self) -> None:
         loaded = loader.ensure(_build_for(self._settings, paired=True))
         if loaded.how == "adopted":

@@ -19,7 +19,6 @@ from ctl.errors import XlbError
 from ctl.health.check_machine import Transition
 from ctl.health.probes.runner import CheckRunner
 from ctl.network.neighbours import NextHopKeeper
-from ctl.network.vip_addresses import VipAddresses
 from ctl.node.transaction import Transaction
 from ctl.runtime import memory
 from ctl.runtime.supervisor import Supervisor
@@ -40,14 +39,13 @@ class RunningConfiguration:
     def __init__(
         self,
         transaction: Transaction,
-        addresses: VipAddresses,
         checks: CheckRunner,
         next_hops: NextHopKeeper,
         sweeper: Sweeper,
         supervisor: Supervisor,
         changed: Callable[[], None],
     ) -> None:
-        self._transaction, self._addresses = transaction, addresses
+        self._transaction = transaction
         self._checks, self._next_hops, self._sweeper = checks, next_hops, sweeper
         self._supervisor, self._changed = supervisor, changed
         self._replan_wanted = asyncio.Event()
@@ -119,22 +117,11 @@ class RunningConfiguration:
     # --- addresses -------------------------------------------------------------------------------------------
 
     async def follow_addresses(self) -> None:
-        """Put back the VIPs' addresses that are missing; on a backup, prepare what a takeover needs."""
+        """Make the interfaces carry the VIPs; on a backup, prepare what a takeover needs."""
         try:
             await self._transaction.follow_addresses()
         except (XlbError, OSError) as error:
-            log.error("%s; the VIP cannot be reached until its interface is there", error)
-
-    def interface_came(self, name: str) -> None:
-        """An interface that was not there before may be one of a VIP's."""
-        if any(vip.device == name for vip in self._transaction.config.vips.values()):
-            self._supervisor.run(self.follow_addresses(), "addresses")
-
-    def address_lost(self, _index: int, address: str) -> None:
-        """An address was removed from its interface."""
-        if address in self._transaction.config.vips and self._addresses.serving:
-            log.warning("vip %s was removed from its interface by another program; restoring it", address)
-            self._supervisor.run(self.follow_addresses(), "addresses")
+            log.error("%s; the VIP cannot be reached until the cause is removed", error)
 
 
 def changed_backends(old: Config, new: Config) -> tuple[frozenset[int], frozenset[int]]:

@@ -23,6 +23,7 @@ from ctl.config.model import Config
 from ctl.config.record_codec import Encoder, Put, Record
 from ctl.dataplane import planner
 from ctl.errors import Code, XlbError, code_of
+from ctl.network.reconcile import VipRepair
 from ctl.network.vip_addresses import VipAddresses
 from ctl.state.store import Store
 
@@ -240,10 +241,10 @@ class Transaction:
         async with self._kernel:
             await _uninterrupted(lambda: self._replan(self._config, self._down()))
 
-    async def follow_addresses(self) -> None:
-        """Put back the VIPs' addresses that are missing."""
+    async def follow_addresses(self) -> list[VipRepair]:
+        """Make the interfaces carry the VIPs; returns what was done, which no change or move of VIPs had asked for."""
         async with self._kernel:
-            await _uninterrupted(lambda: self._addresses.follow(self._config))
+            return await _uninterrupted(lambda: self._addresses.follow(self._config))
 
     def _replan(self, config: Config, down: frozenset[int]) -> None:
         for _ in range(MAX_PLANNING_ROUNDS):
@@ -272,7 +273,7 @@ class Transaction:
         """Back to `old` on disk, in the maps and on the interfaces; a step that fails does not prevent the next."""
         log.error("configuration change failed, restoring the previous one: %s", cause)
         self._known = False
-        steps: tuple[tuple[str, Callable[[], None]], ...] = (
+        steps: tuple[tuple[str, Callable[[], object]], ...] = (
             ("state file", self._store.take_back),
             ("maps", lambda: self._replan(old, down)),
             ("addresses", lambda: self._addresses.follow(old)),

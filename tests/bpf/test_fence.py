@@ -142,7 +142,7 @@ def test_a_snat_address_is_fenced_too(bed: Bed, family: Family) -> None:
 def test_a_fenced_kernel_learns_from_an_announcement_and_cannot_answer_it(bed: Bed, family: Family, deadline: int) -> None:
     """Linux answers a gratuitous request for an address it owns, but no reply (arp_process in net/ipv4/arp.c)."""
     bed.farm(family.vip, (family.far(11), 8080))
-    frame = announcement(family.vip, "02:00:00:00:00:77")
+    frame = announcement(family.vip, bytes.fromhex("020000000077"))
     assert bed.send(frame).frame == frame
     bed.plane.set_lease(deadline, 7)
     out = bed.send(frame)

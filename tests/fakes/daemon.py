@@ -7,7 +7,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.fakes.network import FakeNetwork
 from tests.fakes.plane import FakePlane
 
 DEADLINE_S = 10.0
+PROGRAM = 77
 
 NODE_FILE = """\
 [node]
@@ -38,20 +39,40 @@ interfaces = ["eth0"]
 class FakeAttacher:
     """Implements `ctl.dataplane.kernel.xdp_interfaces.Attacher`."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: FakeNetwork) -> None:
+        self._network = network
         self.on: dict[str, Attachment] = {}
         self.reports_flows = False
 
     def attach(self, interfaces: Sequence[str]) -> Mapping[str, Attachment]:
         done = {name: Attachment(name, "native", "fake", "") for name in interfaces}
+        for name in interfaces:
+            self._put(name, PROGRAM, "native")
         self.on |= done
         return done
+
+    def program(self) -> int:
+        return PROGRAM
+
+    def name_of(self, program: int) -> tuple[str, bool]:
+        return ("xlb", True) if program == PROGRAM else ("other", False)
+
+    def remove(self, name: str, by: int = 0) -> None:
+        """Another program removes xlb's from an interface and attaches itself, or none (0)."""
+        self._put(name, by, "native" if by else "")
+
+    def _put(self, name: str, program: int, mode: str) -> None:
+        if name in self._network.links:
+            self._network.links[name] = replace(self._network.links[name], xdp_program=program, xdp_mode=mode)
 
     def report_flows(self) -> None:
         self.reports_flows = True
 
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
-        return [name for name in interfaces if self.on.pop(name, None)]
+        detached = [name for name in interfaces if self.on.pop(name, None)]
+        for name in detached:
+            self._put(name, 0, "")
+        return detached
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +130,8 @@ def running_daemon(
     Given the plane of an earlier one, it is a restart that adopts pins. Raises what the node raises when it cannot start.
     """
     settings = write_node_file(directory)
-    plane, network, attacher = plane or FakePlane(), network or FakeNetwork(), FakeAttacher()
+    plane, network = plane or FakePlane(), network or FakeNetwork()
+    attacher = FakeAttacher(network)
     started: Future[tuple[Node, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def serve() -> None:

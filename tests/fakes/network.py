@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from ctl.errors import Code, XlbError
-from ctl.network.network import Interface, InterfaceAddress, Neighbour, NetworkEvents, Route
+from ctl.network.network import Interface, InterfaceAddress, Neighbour, NetworkEvents, Observed, Route, Setting
 
 
 class FakeReadyAddresses:
@@ -15,7 +15,9 @@ class FakeReadyAddresses:
         self._network, self.closed = network, False
         self.addresses = tuple(each for each in addresses if each.device in network.links)
         unknown = [each for each in addresses if each.device not in network.links]
-        self._unknown = [f"cannot add {each.address}: interface {each.device} does not exist" for each in unknown]
+        self._unknown = [
+            f"cannot add {each.address}/{each.prefix_length} on {each.device}: the interface does not exist" for each in unknown
+        ]
 
     def add(self) -> list[str]:
         assert not self.closed
@@ -33,6 +35,10 @@ class FakeReadyAddresses:
         assert not self.closed
         self._network.announce(self.addresses)
         return []
+
+    @property
+    def macs(self) -> Mapping[str, str]:
+        return {each.device: self._network.links[each.device].mac for each in self.addresses}
 
     def close(self) -> None:
         self.closed = True
@@ -52,6 +58,10 @@ class FakeNetwork:
         self.kept: set[tuple[int, str]] = set()
         self.asked: list[tuple[int, str]] = []
         self.problems: list[str] = []
+        self.settings: dict[Setting, str] = {}
+        self.fixed: set[Setting] = set()  # cannot be set
+        self.secondary: set[InterfaceAddress] = set()
+        self.capacity = (0, 0)
         self.joining: dict[str, list[str]] = {}
         self.refuse_addresses = False
         self.events: NetworkEvents | None = None
@@ -88,18 +98,29 @@ class FakeNetwork:
     def routes(self, destinations: Sequence[str]) -> Sequence[Route | None]:
         return [Route(2, self.gateways.get(destination, "")) for destination in destinations]
 
-    def keep_resolved(self, neighbours: Collection[tuple[int, str]]) -> None:
+    def observe(self, interfaces: Sequence[str], vip_interfaces: Sequence[str], neighbours: bool = False) -> Observed:
+        placed = {each: each in self.secondary for each in self.present}
+        kept = frozenset(self.kept) if neighbours else None
+        return Observed(dict(self.links), placed, dict(self.settings), kept)
+
+    def correct(self, setting: Setting) -> None:
+        if setting in self.fixed:
+            raise XlbError(f"cannot set {setting.name}={setting.wanted}: refused by the test", Code.KERNEL_REFUSED)
+        self.settings[setting] = setting.wanted
+
+    def neighbour_capacity(self) -> tuple[int, int]:
+        return self.capacity
+
+    def keep_resolved(self, neighbours: Collection[tuple[int, str]]) -> Sequence[str]:
         self.kept |= set(neighbours)
         self.asked += neighbours
+        return []
 
     def release(self, neighbours: Collection[tuple[int, str]]) -> None:
         self.kept -= set(neighbours)
 
     def neighbours(self) -> Sequence[Neighbour]:
         return [Neighbour(index, address, True, "02:00:00:00:01:01") for index, address in sorted(self.kept)]
-
-    def enable_forwarding(self, interfaces: Sequence[str]) -> Sequence[str]:
-        return []
 
     def forwarding_problems(self, interfaces: Sequence[str]) -> Sequence[str]:
         return list(self.problems)

@@ -63,7 +63,7 @@ class NetworkContract:
             ready = subject.network.ready([*ADDRESSES, InterfaceAddress("nothing0", "10.66.0.101", 24)])
             assert list(ready.addresses) == ADDRESSES
             for _ in range(2):
-                assert ready.add() == ["cannot add 10.66.0.101: interface nothing0 does not exist"]
+                assert ready.add() == ["cannot add 10.66.0.101/24 on nothing0: the interface does not exist"]
                 assert subject.network.addresses() >= set(ADDRESSES)
             assert ready.announce() == []
             for _ in range(2):

@@ -137,7 +137,7 @@ class Heard:
         self.bumps = 0
         self.lost: list[str] = []
         self.links: list[tuple[str, str]] = []
-        self.addresses: list[str] = []
+        self.changes = 0
         self.routes = 0
 
     def events(self) -> NetworkEvents:
@@ -146,11 +146,15 @@ class Heard:
             neighbour_lost=lambda _, address: self.lost.append(address),
             routes_changed=self._route,
             link_changed=lambda name, state: self.links.append((name, state)),
-            address_lost=lambda _, address: self.addresses.append(address),
+            changed=self._change,
+            overrun=lambda: None,
         )
 
     def _bump(self) -> None:
         self.bumps += 1
+
+    def _change(self) -> None:
+        self.changes += 1
 
     def _route(self) -> None:
         self.routes += 1
@@ -192,8 +196,14 @@ def test_the_watcher_hears_what_matters(cable: Cable) -> None:
         yield lambda: heard.bumps == 2, "a new MAC"
         cable.here.ip("neigh del 10.66.0.2 dev eth0")
         yield lambda: "10.66.0.2" in heard.lost, "another lost neighbour"
-        cable.here.ip("addr del 10.66.0.1/24 dev eth0")
-        yield lambda: "10.66.0.1" in heard.addresses, "a lost address"
+        for change in ("addr del 10.66.0.1/24 dev eth0", "link set eth0 address 02:00:00:00:00:77", "link set eth0 mtu 1400"):
+            heard.changes = 0
+            cable.here.ip(change)
+            yield lambda: heard.changes > 0, change
+        for setting in ("net.ipv4.conf.eth0.forwarding", "net.ipv6.conf.eth0.forwarding"):
+            heard.changes = 0
+            cable.here.sysctl({setting: 1})
+            yield lambda: heard.changes > 0, setting
         cable.there.ip("link set eth0 down")
         yield lambda: ("eth0", "down") in heard.links, "a lost carrier"
         cable.there.ip("link set eth0 up")
@@ -210,5 +220,11 @@ def test_the_watcher_hears_what_matters(cable: Cable) -> None:
 def test_forwarding_is_set_and_reported(cable: Cable) -> None:
     cable.here.sysctl({"net.ipv4.ip_forward": 0, "net.ipv6.conf.all.forwarding": 0})
     assert cable.here.call(lambda: cable.network.forwarding_problems(["eth0"]))
-    assert cable.here.call(lambda: cable.network.enable_forwarding(["eth0"]))
+
+    def correct() -> None:
+        for setting, value in cable.network.observe(["eth0"], []).settings.items():
+            if setting.is_wrong(value):
+                cable.network.correct(setting)
+
+    cable.here.call(correct)
     assert cable.here.call(lambda: cable.network.forwarding_problems(["eth0"])) == []

@@ -19,7 +19,7 @@ _MOVE_IMMEDIATE, _EXIT = 0xB7, 0x95
 
 
 @functools.cache
-def _load() -> int:
+def load() -> int:
     """A descriptor of `return XDP_PASS`, kept open as long as the process."""
     code = struct.pack("<BBhi", _MOVE_IMMEDIATE, 0, 0, _XDP_PASS) + struct.pack("<BBhi", _EXIT, 0, 0, 0)
     fd: int = ctypes.CDLL("libbpf.so.1").bpf_prog_load(_BPF_PROG_TYPE_XDP, b"rig_pass", b"GPL", code, ctypes.c_size_t(2), None)
@@ -30,4 +30,4 @@ def _load() -> int:
 
 def attach(interface_index: int) -> None:
     """Put the program natively on an interface of the calling thread's namespace."""
-    xdp.attach(interface_index, _load(), xdp.XDP_FLAGS_DRV_MODE)
+    xdp.attach(interface_index, load(), xdp.XDP_FLAGS_DRV_MODE)

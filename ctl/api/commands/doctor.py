@@ -116,13 +116,14 @@ def _machine(node: ExaminedNode) -> Iterator[Finding]:
 
 def _interfaces(node: ExaminedNode) -> Iterator[Finding]:
     links, generic = node.network.interfaces(), node.settings.data.xdp_mode.value == "generic"
+    attachments = node.interfaces.attachments(links)
     for name in node.settings.data.interfaces:
-        link, attachment = links.get(name), node.interfaces.attachments.get(name)
+        link, attachment = links.get(name), attachments.get(name)
         seen = None
         if link is not None and attachment is not None:
             seen = interfaces.Seen(attachment.mode, link.driver, attachment.reason, link.carrier)
-        yield interfaces.examine(name, seen, generic)
-    below = [name for name, attachment in node.interfaces.attachments.items() if attachment.mode == "generic"]
+        yield interfaces.examine(name, seen, generic, node.interfaces.why_not(link))
+    below = [name for name, attachment in attachments.items() if attachment.mode == "generic"]
     for device, features in node.network.joining_frames(below).items():
         message = f"joins received frames ({', '.join(features)}) below XDP in generic mode, which takes them for too long"
         remedy = f"ethtool -K {device} {' off '.join(features)} off"

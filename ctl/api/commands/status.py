@@ -9,7 +9,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from bpf import libbpf
 from bpf.constants import ABI_VERSION, COUNTERS, LEASE_FOREVER_NS
@@ -44,6 +44,12 @@ class Origin:
     took_ms: float
 
 
+class Reconciling(Protocol):
+    """What keeps the kernel as it should be (`ctl.node.reconciler.Reconciler`)."""
+
+    def status(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class StatusCommands:
     """What they use of the node."""
@@ -57,6 +63,7 @@ class StatusCommands:
     network: Network
     interfaces: DataInterfaces
     sweeper: Sweeper
+    reconciler: Reconciling
     membership: Membership
     lag: LoopLag
     api: ApiCounts
@@ -128,6 +135,7 @@ class StatusCommands:
             },
             "memory_bytes": resident_bytes(),
             "loop_lag_ms": lag["worst_minute"],
+            "reconcile": self.reconciler.status(),
         }
 
     async def _report(self) -> dict[str, Any]:
@@ -164,14 +172,15 @@ class StatusCommands:
 
     def _interfaces(self) -> list[dict[str, Any]]:
         links = self.network.interfaces()
+        attachments = self.interfaces.attachments(links)
         found = []
         for name in self.settings.data.interfaces:
-            link, attachment = links.get(name), self.interfaces.attachments.get(name)
+            link, attachment = links.get(name), attachments.get(name)
             found.append(
                 {
                     "name": name,
                     "xdp_mode": attachment.mode if attachment else None,
-                    "reason": attachment.reason if attachment else "not attached",
+                    "reason": attachment.reason if attachment else self.interfaces.why_not(link),
                     "driver": link.driver if link else "",
                     "mac": link.mac if link else "",
                     "mtu": link.mtu if link else 0,
@@ -241,7 +250,7 @@ def resident_bytes() -> int:
 
 
 def _versions() -> dict[str, Any]:
-    modules = {name: installed_version(name) for name in ("bcc", "pyroute2", "pyzmq", "msgpack", "numpy")}
+    modules = {name: installed_version(name) for name in ("bcc", "pyzmq", "msgpack", "numpy")}
     return {
         "xlbd": package_version(),
         "abi": ABI_VERSION,

@@ -25,8 +25,9 @@ RESOLVE_S = 3.0
 
 def facts_of(settings: NodeSettings, network: Network, interfaces: DataInterfaces, cluster_address: str) -> dict[str, Any]:
     """The node's side of every comparison. cluster_address: its own; empty on a single node."""
-    cluster, attachments = settings.cluster, interfaces.attachments
+    cluster = settings.cluster
     links, addresses = network.interfaces(), network.addresses()
+    attachments = interfaces.attachments(links)
     cluster_device = next((each.device for each in addresses if each.address == cluster_address), "") if cluster_address else ""
     return {
         "node": settings.node.name,

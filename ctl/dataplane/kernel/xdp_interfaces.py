@@ -1,20 +1,20 @@
-"""The data interfaces of a running node: attaches the program to them, and again to an interface that is re-created.
+"""The program on the data interfaces: attaches it, and reads from an observation how it is attached now.
 
-Decides when to attach the program to an interface. Must not know how (`bpf.kernel.attach`), nor the configuration.
+Decides nothing: `ctl.network.reconcile` decides when to attach the program again. Must not know how (`bpf.kernel.attach`), nor
+the configuration.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol, cast
 
 from bpf.dataplane import PlaneError
 from bpf.kernel.attach import Attachment
 from ctl.errors import Code, XlbError
-from ctl.network.network import Network
-from ctl.runtime.supervisor import Supervisor
+from ctl.network.network import Interface, Network
 
 log = logging.getLogger(__name__)
 
@@ -27,32 +27,32 @@ class Attacher(Protocol):
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
         """Returns the detached interfaces; ignores one that is gone or has another program."""
 
+    def program(self) -> int:
+        """Id of the pinned program; 0: there is none."""
+
+    def name_of(self, program: int) -> tuple[str, bool]:
+        """The name of a loaded program, and whether it is a build of xlb; empty once it is unloaded."""
+
     def report_flows(self) -> None:
         """Make the program report flow changes for a peer. Replaces it in place if necessary; maps are kept."""
 
 
 class DataInterfaces:
-    """`attachments`: how the program is attached to each interface. came_back: called after an interface is re-created."""
+    """The data interfaces of the node file. `names`: all of them, present or not."""
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        attacher: Attacher,
-        network: Network,
-        supervisor: Supervisor,
-        came_back: Callable[[], Awaitable[None]],
-    ) -> None:
-        self.attachments: dict[str, Attachment] = {}
-        self._names, self._attacher, self._network = names, attacher, network
-        self._supervisor, self._came_back = supervisor, came_back
+    def __init__(self, names: Sequence[str], attacher: Attacher, network: Network) -> None:
+        self.names = tuple(names)
+        self._attacher, self._network = attacher, network
+        self._reasons: dict[str, Attachment] = {}  # why the program was attached in that mode
+        self._seen: Mapping[str, Interface] = {}
 
     async def attach(self) -> None:
         """Attach the program to all of them. Raises XlbError if one refuses it."""
-        await asyncio.to_thread(self._attach, self._names)
+        await asyncio.to_thread(self.attach_to, self.names)
 
     async def detach(self) -> None:
         """Detach the program. Raises PlaneError."""
-        for name in await asyncio.to_thread(self._attacher.detach, self._names):
+        for name in await asyncio.to_thread(self._attacher.detach, self.names):
             log.info("XDP detached from %s", name)
 
     async def report_flows(self) -> None:
@@ -62,30 +62,57 @@ class DataInterfaces:
         except PlaneError as error:
             raise XlbError(str(error), Code.KERNEL_REFUSED) from error
 
-    def changed(self, name: str, state: str) -> None:
-        """An interface changed its state (see `NetworkEvents.link_changed`)."""
-        log.log(logging.INFO if state in ("up", "new") else logging.WARNING, "interface %s is %s", name, state)
-        if state == "gone":
-            self.attachments.pop(name, None)
-        elif state == "new":
-            self._supervisor.run(self._attach_again(name), f"attaching {name}")
-
-    async def _attach_again(self, name: str) -> None:
-        try:
-            await asyncio.to_thread(self._attach, (name,))
-        except XlbError as error:
-            log.error("cannot attach XDP again to %s: %s", name, error)
-        await self._came_back()
-
-    def _attach(self, names: Sequence[str]) -> None:
+    def attach_to(self, names: Sequence[str]) -> None:
+        """Attach the program to these, where it is not yet. Blocks. Raises XlbError."""
         try:
             attached = self._attacher.attach(names)
         except PlaneError as error:
             raise XlbError(str(error), Code.KERNEL_REFUSED) from error
-        self.attachments.update(attached)
         for name, attachment in attached.items():
-            log.info(
-                "XDP attached to %s, mode %s%s", name, attachment.mode, f": {attachment.reason}" if attachment.reason else ""
-            )
+            if self._reasons.get(name) != attachment or name not in self.attachments():
+                reason = f": {attachment.reason}" if attachment.reason else ""
+                log.info("XDP attached to %s, mode %s%s", name, attachment.mode, reason)
+        self._reasons |= attached
         for message in self._network.keep_frames_whole([name for name, each in attached.items() if each.mode == "generic"]):
             log.info("%s", message)
+        self.seen(self._network.interfaces())
+
+    # --- what is there ---------------------------------------------------------------------------------------
+
+    def program(self) -> int:
+        """Id of the pinned program; 0: unknown. Blocks for microseconds."""
+        try:
+            return self._attacher.program()
+        except (PlaneError, OSError):
+            return 0
+
+    def other_builds(self, interfaces: Mapping[str, Interface]) -> frozenset[int]:
+        """Programs on data interfaces that are other builds of xlb, for example while the program is replaced."""
+        present = {interfaces[name].xdp_program for name in self.names if name in interfaces}
+        return frozenset(number for number in present if number and self._attacher.name_of(number)[1])
+
+    def described(self, program: int) -> str:
+        """A program for people: its id and its name."""
+        return f"{program} ({self._attacher.name_of(program)[0] or 'unnamed'})"
+
+    def seen(self, interfaces: Mapping[str, Interface]) -> None:
+        """Take up an observation, for `attachments` to be answered from."""
+        self._seen = interfaces
+
+    def attachments(self, interfaces: Mapping[str, Interface] | None = None) -> dict[str, Attachment]:
+        """How the program is attached, by `interfaces` or by the last observation; without those that do not have it."""
+        found = {}
+        program, interfaces = self.program(), self._seen if interfaces is None else interfaces
+        for name in self.names:
+            link = interfaces.get(name)
+            if link is not None and link.xdp_program and link.xdp_program == program and link.xdp_mode != "other":
+                known = self._reasons.get(name)
+                reason = known.reason if known is not None and known.mode == link.xdp_mode else ""
+                found[name] = Attachment(name, cast("Literal['native', 'generic']", link.xdp_mode), link.driver, reason)
+        return found
+
+    def why_not(self, link: Interface | None) -> str:
+        """Why the program is not attached to a data interface."""
+        if link is None:
+            return "the interface does not exist"
+        return f"it has another XDP program: {self.described(link.xdp_program)}" if link.xdp_program else "not attached"

@@ -8,17 +8,27 @@ linux/neighbour.h.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ctl.network.kernel.announcements import announcement
-from ctl.network.kernel.rtnetlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_ERROR, RECEIVE_BYTES
-from ctl.network.network import Interface, InterfaceAddress
+from ctl.network.kernel.messages import (
+    HEADER,
+    NLMSG_ERROR,
+    RTM_DELADDR,
+    RTM_DELNEIGH,
+    RTM_DELROUTE,
+    RTM_NEWADDR,
+    RTM_NEWROUTE,
+    attribute,
+)
+from ctl.network.kernel.rtnetlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, RECEIVE_BYTES
+from ctl.network.network import InterfaceAddress
 
-RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE, RTM_DELNEIGH = 20, 21, 24, 25, 29
 NDA_DST = 1
 RTA_DST, RTA_OIF = 1, 4
 RT_TABLE_LOCAL, RTPROT_STATIC, RTN_LOCAL = 255, 4, 2
@@ -28,13 +38,12 @@ FOREVER = 0xFFFFFFFF
 RECEIVE_BUFFER_BYTES = 4 << 20
 REQUESTS_PER_MESSAGE = 64
 
-_HEADER = struct.Struct("=IHHII")
 _IFADDR = struct.Struct("=BBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _ROUTE = struct.Struct("=BBBBBBBBI")
-_ATTRIBUTE = struct.Struct("=HH")
+_IFREQ = struct.Struct("16s24x")
 _CACHEINFO = struct.Struct("=IIII")
-_NO_MAC = ("", "00:00:00:00:00:00")
+_SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8927, 0x8933
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +56,51 @@ class Announcement:
 
 
 class AddressBatch:
-    """Implements `ctl.network.network.ReadyAddresses` for some addresses of interfaces that exist."""
+    """Implements `ctl.network.network.ReadyAddresses`.
 
-    def __init__(self, addresses: Sequence[InterfaceAddress], interfaces: Mapping[str, Interface]) -> None:
-        known = [each for each in addresses if each.device in interfaces]
+    The requests hold the index of an interface and the frames its MAC. Both are compared with the kernel's before each use, at
+    2 µs per interface: an interface may have been created again or have another MAC since.
+    """
+
+    def __init__(self, addresses: Sequence[InterfaceAddress]) -> None:
+        self._all = tuple(addresses)
+        self._devices = tuple(dict.fromkeys(each.device for each in addresses))
+        self._netlink = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_ROUTE
+        )
+        self._link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        self._netlink.bind((0, 0))
+        self._links = self._look()
+        self._prepare()
+
+    def _look(self) -> dict[str, tuple[int, bytes]]:
+        """Index and MAC of each interface that exists."""
+        found = {}
+        for device in self._devices:
+            try:
+                index = fcntl.ioctl(self._link, _SIOCGIFINDEX, _IFREQ.pack(device.encode()[:15]))
+                hardware = fcntl.ioctl(self._link, _SIOCGIFHWADDR, _IFREQ.pack(device.encode()[:15]))
+            except OSError:
+                continue
+            found[device] = (struct.unpack_from("=i", index, 16)[0], hardware[18:24])
+        return found
+
+    def _refresh(self) -> None:
+        links = self._look()
+        if links != self._links:
+            self._links = links
+            self._prepare()
+
+    def _prepare(self) -> None:
+        links = self._links
+        known = [each for each in self._all if each.device in links]
         self.addresses = tuple(known)
-        unknown = [each for each in addresses if each.device not in interfaces]
-        self._unknown = [f"cannot add {each.address}: interface {each.device} does not exist" for each in unknown]
-        rows = [(each, interfaces[each.device].index) for each in known]
+        unknown = [each for each in self._all if each.device not in links]
+        self._unknown = [
+            f"cannot add {each.address}/{each.prefix_length} on {each.device}: the interface does not exist" for each in unknown
+        ]
+        rows = [(each, links[each.device][0]) for each in known]
         add = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE
         self._add = _pack([_request(RTM_NEWADDR, add, number, *row) for number, row in enumerate(rows)])
         self._remove = _pack([_request(RTM_DELADDR, NLM_F_REQUEST, number, *row) for number, row in enumerate(rows)])
@@ -63,18 +109,13 @@ class AddressBatch:
         gone = [_local_route(RTM_DELROUTE, NLM_F_REQUEST, number, *row) for number, row in enumerate(rows) if _six(row[0])]
         self._gone = _pack(gone)
         self._frames = tuple(
-            Announcement(each.device, each.address, announcement(each.address, interfaces[each.device].mac))
+            Announcement(each.device, each.address, announcement(each.address, links[each.device][1]))
             for each in known
-            if interfaces[each.device].mac not in _NO_MAC
+            if any(links[each.device][1])
         )
-        self._netlink = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_ROUTE
-        )
-        self._link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-        self._netlink.bind((0, 0))
 
     def add(self) -> list[str]:
+        self._refresh()
         # The kernel adds the local route of a new IPv6 address later, in a work queue. Until then it would forward packets for
         # the address, including answers to its own neighbour solicitations, and repeat those after a second.
         refused = self._request(self._here, "route", (errno.EEXIST,))
@@ -82,6 +123,7 @@ class AddressBatch:
         return self._unknown + refused
 
     def remove(self) -> list[str]:
+        self._refresh()
         # The neighbour entry of the peer for this address is from an earlier epoch. With it, the kernel would send packets
         # before the peer is active; without an entry it queues them until the peer announces the address.
         self._request(self._forget, "forget", (errno.ENOENT, errno.ENODEV))
@@ -89,6 +131,7 @@ class AddressBatch:
         return refused + self._request(self._gone, "unroute", (errno.ESRCH, errno.ENODEV))
 
     def announce(self) -> list[str]:
+        self._refresh()
         refused = []
         for each in self._frames:
             try:
@@ -96,6 +139,10 @@ class AddressBatch:
             except OSError as error:
                 refused.append(f"cannot announce {each.address} on {each.device}: {error.strerror}")
         return refused
+
+    @property
+    def macs(self) -> dict[str, str]:
+        return {device: mac.hex(":") for device, (_, mac) in self._links.items()}
 
     def close(self) -> None:
         self._netlink.close()
@@ -123,13 +170,13 @@ class AddressBatch:
             except OSError as error:
                 return [*refused, f"cannot read the kernel's answer to '{verb} addresses': {error.strerror}"]
             offset = 0
-            while offset + _HEADER.size <= len(data):
-                length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
-                code = -struct.unpack_from("=i", data, offset + _HEADER.size)[0] if kind == NLMSG_ERROR else 0
+            while offset + HEADER.size <= len(data):
+                length, kind, _, sequence, _ = HEADER.unpack_from(data, offset)
+                code = -struct.unpack_from("=i", data, offset + HEADER.size)[0] if kind == NLMSG_ERROR else 0
                 if code and code not in no_errors:
                     each = self.addresses[sequence]
                     refused.append(f"cannot {verb} {each.address}/{each.prefix_length} on {each.device}: {os.strerror(code)}")
-                offset += max(_HEADER.size, (length + 3) & ~3)
+                offset += max(HEADER.size, (length + 3) & ~3)
 
 
 def _pack(requests: Sequence[bytes]) -> tuple[bytes, ...]:
@@ -143,31 +190,27 @@ def _request(kind: int, flags: int, sequence: int, address: InterfaceAddress, in
     packed = socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, address.address)
     # IPv6: without duplicate address detection, and deprecated from the start; see KernelNetwork.add_addresses.
     body = _IFADDR.pack(socket.AF_INET6 if six else socket.AF_INET, address.prefix_length, IFA_F_NODAD if six else 0, 0, index)
-    body += _attribute(IFA_LOCAL, packed) + _attribute(IFA_ADDRESS, packed)
+    body += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
     if six and kind == RTM_NEWADDR:
-        body += _attribute(IFA_CACHEINFO, _CACHEINFO.pack(0, FOREVER, 0, 0))
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
+        body += attribute(IFA_CACHEINFO, _CACHEINFO.pack(0, FOREVER, 0, 0))
+    return HEADER.pack(HEADER.size + len(body), kind, flags, sequence, 0) + body
 
 
 def _forget(sequence: int, address: InterfaceAddress, index: int) -> bytes:
     """A request that deletes the neighbour entry of this address."""
     family = socket.AF_INET6 if _six(address) else socket.AF_INET
-    body = _NEIGHBOUR.pack(family, index, 0, 0, 0) + _attribute(NDA_DST, socket.inet_pton(family, address.address))
-    return _HEADER.pack(_HEADER.size + len(body), RTM_DELNEIGH, NLM_F_REQUEST, sequence, 0) + body
+    body = _NEIGHBOUR.pack(family, index, 0, 0, 0) + attribute(NDA_DST, socket.inet_pton(family, address.address))
+    return HEADER.pack(HEADER.size + len(body), RTM_DELNEIGH, NLM_F_REQUEST, sequence, 0) + body
 
 
 def _local_route(kind: int, flags: int, sequence: int, address: InterfaceAddress, index: int) -> bytes:
     """A copy of the kernel's local route of an IPv6 address, effective immediately."""
     body = _ROUTE.pack(socket.AF_INET6, 128, 0, 0, RT_TABLE_LOCAL, RTPROT_STATIC, 0, RTN_LOCAL, 0)
-    body += _attribute(RTA_DST, socket.inet_pton(socket.AF_INET6, address.address)) + _attribute(
+    body += attribute(RTA_DST, socket.inet_pton(socket.AF_INET6, address.address)) + attribute(
         RTA_OIF, struct.pack("=I", index)
     )
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
+    return HEADER.pack(HEADER.size + len(body), kind, flags, sequence, 0) + body
 
 
 def _six(address: InterfaceAddress) -> bool:
     return ":" in address.address
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value

@@ -1,7 +1,7 @@
 """Announces an address on a link: gratuitous ARP (RFC 5227 section 3) and unsolicited neighbour advertisement
 (RFC 4861 section 7.2.6).
 
-The frames are pure functions; `send_frame` is the only I/O.
+Pure: `ctl.network.kernel.address_batch` sends the frames.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ _ICMPV6, _NEIGHBOUR_ADVERTISEMENT, _OVERRIDE = 58, 136, 0x20000000
 _ROUTER = 0x80000000  # the node forwards, so RFC 4861 requires the flag
 
 
-def announcement(address: str, mac: str) -> bytes:
+def announcement(address: str, mac: bytes) -> bytes:
     """The Ethernet frame that binds `address` to `mac` in every neighbour's cache."""
-    hardware = bytes.fromhex(mac.replace(":", ""))
-    return _neighbour_advertisement(address, hardware) if ":" in address else _gratuitous_arp(address, hardware)
+    return _neighbour_advertisement(address, mac) if ":" in address else _gratuitous_arp(address, mac)
 
 
 def _gratuitous_arp(address: str, mac: bytes) -> bytes:
@@ -48,10 +47,3 @@ def internet_checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
-
-
-def send_frame(device: str, frame: bytes) -> None:
-    """Send one Ethernet frame; raises OSError."""
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as link:
-        link.bind((device, 0))
-        link.send(frame)

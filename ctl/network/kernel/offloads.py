@@ -15,7 +15,8 @@ import fcntl
 import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from ctl.network.kernel.messages import Link
 
 JOINING = ("rx-gro", "rx-gro-hw", "rx-lro")
 
@@ -28,21 +29,11 @@ _SET_BLOCK = struct.Struct("=II")  # valid, requested
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENODEV})
 
 
-@dataclass(frozen=True, slots=True)
-class Stacked:
-    """The position of a link in a stack: `below` is the index of its lower device, `above` of its master; 0: none."""
-
-    name: str
-    index: int
-    below: int = 0
-    above: int = 0
-
-
-def devices_below(interface: str, links: Iterable[Stacked]) -> list[str]:
+def devices_below(interface: str, links: Iterable[Link]) -> list[str]:
     """Every device whose frames reach the interface through another one of `links`, nearest first; not the interface."""
     by_index = {link.index: link for link in links}
     start = next((link for link in by_index.values() if link.name == interface), None)
-    found: list[Stacked] = []
+    found: list[Link] = []
     waiting = [start] if start is not None else []
     while waiting:
         upper = waiting.pop(0)

@@ -1,8 +1,8 @@
-"""Watches netlink notifications of neighbours, routes, links and addresses, and reports changes that affect the data plane.
+"""Watches netlink notifications of neighbours, routes, links, addresses and settings, and reports changes that matter.
 
 `ChangeFilter` decides, without I/O: a reconfirmed neighbour (REACHABLE to STALE and back) has no effect, a changed or deleted
-MAC invalidates cached next hops. `NetlinkWatcher` reads the notifications on the event loop; pyroute2 parses them (0.7 and
-0.9 have the same parser, but different socket classes).
+MAC invalidates cached next hops. `NetlinkWatcher` reads the notifications on the event loop. A notification is a hint for
+speed only: what must hold is compared with the kernel by `ctl.network.reconcile`, also when the kernel drops notifications.
 """
 
 from __future__ import annotations
@@ -11,25 +11,23 @@ import asyncio
 import errno
 import logging
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from ctl.network.kernel import lean_pyroute2
+from ctl.network.kernel.messages import Address, Link, Message, NeighbourEntry, RouteChanged, SettingChanged, decode
 from ctl.network.network import NetworkEvents
 
 MAX_KNOWN_NEIGHBOURS = 65536
 COALESCE_S = 0.003
-READS_PER_TURN = 4
+READS_PER_TURN = 64
 RECEIVE_BYTES = 65536
-SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
+SOCKET_BUFFER_BYTES = 8 * 1024 * 1024
+"""More than net.core.rmem_max permits, if this process has CAP_NET_ADMIN."""
 
-_NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # reachable, stale, delay, probe, noarp, permanent
-_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
-_AF_BRIDGE = 7
-_RTM_NEWROUTE, _RTM_DELROUTE = "RTM_NEWROUTE", "RTM_DELROUTE"
-_RTM_F_CLONED = 0x200
+_SO_RCVBUFFORCE = 33
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
-_GROUPS = (1, 3, 5, 7, 9, 11, 8, 19, 32)  # link, neigh, ipv4 addr and route, ipv6 addr and route, rules, next hops
+_GROUPS = (1, 3, 5, 7, 9, 11, 8, 19, 24, 25, 32)
+"""link, neigh, ipv4 addr and route, ipv6 addr and route, rules of both, settings (netconf) of both, next hops."""
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +38,13 @@ class Verdict:
 
     next_hops: bool = False  # cached next hops may be invalid
     routes: bool = False  # the route to a backend may have changed
+    compare: bool = False  # what xlb set may be gone: links, addresses, settings
     lost_neighbour: tuple[int, str] | None = None
     link: tuple[str, str] | None = None  # (name, "up"|"down"|"gone"|"new")
-    lost_address: tuple[int, str] | None = None
 
 
-_NOTHING = Verdict()
+_NOTHING, _ROUTE = Verdict(), Verdict(next_hops=True, routes=True)
+_Known = tuple[str, bool, str, int, int, str]
 
 
 class ChangeFilter:
@@ -53,63 +52,46 @@ class ChangeFilter:
 
     def __init__(self) -> None:
         self._macs: dict[tuple[int, str], str] = {}
-        self._links: dict[int, tuple[str, bool]] = {}
+        self._links: dict[int, _Known] = {}
 
-    def judge(self, message: Any) -> Verdict:
-        """`message` is a decoded rtnetlink message of pyroute2 (or a dict of the same shape)."""
-        event = message.get("event", "")
-        if event in ("RTM_NEWNEIGH", "RTM_DELNEIGH"):
-            return self._neighbour(message, event == "RTM_DELNEIGH")
-        if event in ("RTM_NEWLINK", "RTM_DELLINK"):
-            return self._link(message, event == "RTM_DELLINK")
-        if event in (_RTM_NEWROUTE, _RTM_DELROUTE):
-            return _NOTHING if message.get("flags", 0) & _RTM_F_CLONED else Verdict(next_hops=True, routes=True)
-        if event in ("RTM_NEWADDR", "RTM_DELADDR"):
-            return self._address(message, event == "RTM_DELADDR")
-        return Verdict(next_hops=True, routes=True)  # rules and next-hop objects: rare, and any may move a route
+    def judge(self, message: Message) -> Verdict:
+        """The effect of this message."""
+        if isinstance(message, RouteChanged):
+            return _ROUTE
+        if isinstance(message, NeighbourEntry):
+            return self._neighbour(message)
+        if isinstance(message, Link):
+            return self._link(message)
+        if isinstance(message, Address):
+            return Verdict(next_hops=True, routes=True, compare=True)
+        return Verdict(compare=True) if isinstance(message, SettingChanged) else _NOTHING
 
-    def _neighbour(self, message: Any, deleted: bool) -> Verdict:
-        address = attribute(message, "NDA_DST")
-        if not isinstance(address, str) or message.get("family") == _AF_BRIDGE:
-            return _NOTHING
-        key = (message["ifindex"], address)
-        valid = not deleted and bool(message["state"] & _NUD_VALID)
-        mac = (attribute(message, "NDA_LLADDR") or "") if valid else ""
+    def _neighbour(self, entry: NeighbourEntry) -> Verdict:
+        key = (entry.index, entry.address)
         known = self._macs.get(key, "")
-        if mac:
+        if entry.mac:
             if len(self._macs) >= MAX_KNOWN_NEIGHBOURS and key not in self._macs:
                 self._macs.clear()  # costs a few additional invalidations, never a wrong next hop
-            self._macs[key] = mac
-        elif deleted:
+            self._macs[key] = entry.mac
+        elif entry.gone:
             # A failed entry keeps its last MAC here: recovery with the same MAC is no change.
             self._macs.pop(key, None)
-        return Verdict(next_hops=bool(mac) and mac != known, lost_neighbour=key if deleted else None)
+        return Verdict(next_hops=bool(entry.mac) and entry.mac != known, lost_neighbour=key if entry.gone else None)
 
-    def _link(self, message: Any, deleted: bool) -> Verdict:
-        index, name = message["index"], attribute(message, "IFLA_IFNAME") or str(message["index"])
-        if message.get("family") == _AF_BRIDGE:
-            return _NOTHING
-        if deleted:
-            self._links.pop(index, None)
-            return Verdict(next_hops=True, routes=True, link=(name, "gone"))
-        up = message["flags"] & (_IFF_UP | _IFF_LOWER_UP) == _IFF_UP | _IFF_LOWER_UP
-        before = self._links.get(index)
-        self._links[index] = (name, up)
-        if before is None or before[0] != name:
-            return Verdict(next_hops=True, routes=True, link=(name, "new"))
+    def _link(self, link: Link) -> Verdict:
+        if link.gone:
+            self._links.pop(link.index, None)
+            return Verdict(next_hops=True, routes=True, compare=True, link=(link.name, "gone"))
+        up = link.up and link.carrier
+        before = self._links.get(link.index)
+        now = (link.name, up, link.mac, link.mtu, link.xdp_program, link.xdp_mode)
+        self._links[link.index] = now
+        if before is None or before[0] != link.name:
+            return Verdict(next_hops=True, routes=True, compare=True, link=(link.name, "new"))
         if before[1] != up:
-            return Verdict(next_hops=True, routes=True, link=(name, "up" if up else "down"))
-        return _NOTHING
-
-    def _address(self, message: Any, deleted: bool) -> Verdict:
-        address = attribute(message, "IFA_LOCAL") or attribute(message, "IFA_ADDRESS")
-        lost = (message["index"], address) if deleted and isinstance(address, str) else None
-        return Verdict(next_hops=True, routes=True, lost_address=lost)
-
-
-def attribute(message: Any, name: str) -> Any:
-    """The first attribute of that name, of a pyroute2 message or of a dict of the same structure."""
-    return next((pair[1] for pair in message.get("attrs", ()) if pair[0] == name), None)
+            return Verdict(next_hops=True, routes=True, compare=True, link=(link.name, "up" if up else "down"))
+        # A cached next hop holds the MAC of the egress interface, and the MTU of the route.
+        return _NOTHING if before == now else Verdict(next_hops=before[2:4] != now[2:4], compare=True)
 
 
 class NetlinkWatcher:
@@ -118,13 +100,15 @@ class NetlinkWatcher:
     def __init__(self, events: NetworkEvents) -> None:
         self._events = events
         self._filter = ChangeFilter()
-        self._marshal = lean_pyroute2.classes().MarshalRtnl()
         self._loop = asyncio.get_running_loop()
         self._bump_pending = False
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, SOCKET_BUFFER_BYTES)
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
         self._socket.bind((0, 0))
         for group in _GROUPS:
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
@@ -135,7 +119,7 @@ class NetlinkWatcher:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
 
-    def learn(self, messages: list[Any]) -> None:
+    def learn(self, messages: Iterable[Message]) -> None:
         """Learn links or neighbours from a dump, so that their next notification is no change."""
         for message in messages:
             self._filter.judge(message)
@@ -147,29 +131,29 @@ class NetlinkWatcher:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno == errno.ENOBUFS:  # the kernel dropped notifications: invalidate everything
+                if error.errno == errno.ENOBUFS:  # the kernel dropped notifications
                     self._bump_soon()
-                    self._events.routes_changed()
-                    return
-                log.error(
-                    "cannot read netlink notifications: %s; next hops are no longer updated, restart xlbd", error.strerror
-                )
+                    self._events.overrun()
+                    continue  # the others that wait are read as usual
+                log.error("cannot read netlink notifications: %s; changes are noticed late, restart xlbd", error.strerror)
                 self.close()
                 return
-            for message in self._marshal.parse(data):
+            for message in decode(data):
                 self._act(self._filter.judge(message))
 
     def _act(self, verdict: Verdict) -> None:
+        if verdict is _NOTHING:
+            return
         if verdict.next_hops:
             self._bump_soon()
         if verdict.routes:
             self._events.routes_changed()
+        if verdict.compare:
+            self._events.changed()
         if verdict.lost_neighbour is not None:
             self._events.neighbour_lost(*verdict.lost_neighbour)
         if verdict.link is not None:
             self._events.link_changed(*verdict.link)
-        if verdict.lost_address is not None:
-            self._events.address_lost(*verdict.lost_address)
 
     def _bump_soon(self) -> None:
         if not self._bump_pending:

@@ -52,9 +52,9 @@ def test_a_pair_is_ok_until_the_peer_is_gone(tmp_path: Path) -> None:
         assert table.splitlines()[0].split()[:3] == ["NODE", "ROLE", "SINCE"]
         assert [line.split()[:2] for line in table.splitlines()[1:3]] == [["lb1", "active"], ["lb2", "backup"]]
 
-        del two.daemon.node.parts.local.interfaces.attachments["eth0"]
+        two.daemon.attacher.remove("eth0", by=99)
         wait_until(lambda: check(one.daemon.config)[0] == 1, "what lb2 says of itself")
-        assert "lb2 interface eth0: the program is not attached" in check(one.daemon.config)[1]
+        assert "lb2 is in fault and cannot take over" in check(one.daemon.config)[1]
 
         two.cut_links()
         wait_until(lambda: "lb2 has not been heard" in check(one.daemon.config)[1], "the peer to be missed")

@@ -20,7 +20,7 @@ from ctl.cluster.member import failover_config
 from ctl.cluster.operator_requests import Requests
 from ctl.config.model import Config, Vip
 from ctl.errors import Code, InvalidInput, XlbError
-from ctl.network.network import InterfaceAddress
+from ctl.network.network import InterfaceAddress, Observed
 from ctl.network.vip_addresses import VipAddresses
 from ctl.state.cluster_file import ClusterFile
 from ctl.state.epoch_file import EpochFile, EpochState
@@ -463,10 +463,10 @@ def test_an_outdated_decision_does_not_remove_an_address(tmp_path: Path, monkeyp
     list(vips.stop_serving())
     assert not network.present
     list(vips.serve())
-    looked = network.addresses
+    looked = network.observe
 
-    def overtaken() -> frozenset[InterfaceAddress]:
-        found = looked()
+    def overtaken(*arguments: Any) -> Observed:
+        found = looked(*arguments)
         list(vips.serve())
         return found
 
@@ -475,7 +475,7 @@ def test_an_outdated_decision_does_not_remove_an_address(tmp_path: Path, monkeyp
 
     vips._serving = False
     monkeypatch.setattr(FakeReadyAddresses, "remove", never)
-    network.addresses = overtaken  # type: ignore[method-assign]
+    network.observe = overtaken  # type: ignore[assignment, method-assign]
     vips.follow(CONFIG)
     assert network.present
 

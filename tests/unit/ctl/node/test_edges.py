@@ -14,7 +14,6 @@ import pytest
 
 from ctl.config.model import Backend, Config, Farm
 from ctl.network import neighbours
-from ctl.network.kernel import lean_pyroute2
 from ctl.network.neighbours import MAX_NEIGHBOURS, NextHopKeeper
 from ctl.runtime.logs import set_up_logging
 from ctl.runtime.loop_lag import LoopLag
@@ -99,7 +98,7 @@ def test_libraries_log_warnings_only() -> None:
     with logging_restored():
         set_up_logging("debug")
         assert logging.getLogger("ctl.node.node").isEnabledFor(logging.DEBUG)
-        assert not logging.getLogger("pyroute2").isEnabledFor(logging.INFO)
+        assert not logging.getLogger("asyncssh").isEnabledFor(logging.INFO)
 
 
 def test_loop_lag_shows_what_blocked_the_loop() -> None:
@@ -157,21 +156,10 @@ def test_the_neighbours_kept_are_bounded() -> None:
     assert len(keeper.kept) == MAX_NEIGHBOURS
 
 
-def test_pyroute2_is_imported_lean_and_whole_afterwards() -> None:
-    code = (
-        "import sys; from ctl.network.kernel import lean_pyroute2 as lean; c = lean.classes();"
-        "assert 'pyroute2' not in sys.modules and 'pyroute2.ndb.main' not in sys.modules, 'not lean';"
-        "import pyroute2; assert pyroute2.NetNS and pyroute2.IPRoute is c.IPRoute; print(c.MarshalRtnl.__name__)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=TREE, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("MarshalRtnl\n", "")
-    assert lean_pyroute2.classes() is lean_pyroute2.classes()
-
-
 def test_the_daemon_starts_without_openssl() -> None:
     code = (
-        "import sys; from ctl.runtime import footprint; footprint.keep_small(); from ctl.network.kernel import lean_pyroute2; "
-        "from ctl.node import process; from ctl.api.commands.dispatcher import Dispatcher; lean_pyroute2.classes().IPRoute; "
+        "import sys; from ctl.runtime import footprint; footprint.keep_small(); "
+        "from ctl.node import process; from ctl.api.commands.dispatcher import Dispatcher; "
         "import hashlib; hashlib.sha256(b'x'); "
         "print(sorted(name for name in ('ssl', '_ssl', '_hashlib', 'unittest') if sys.modules.get(name)))"
     )
@@ -182,6 +170,6 @@ def test_the_daemon_starts_without_openssl() -> None:
 def test_versions_are_those_of_the_installation() -> None:
     import importlib.metadata
 
-    for project in ("pyroute2", "pyzmq", "msgpack", "numpy"):
+    for project in ("pyzmq", "msgpack", "numpy"):
         assert installed_version(project) == importlib.metadata.version(project)
     assert installed_version("no-such-project") is None

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,11 @@ from ctl.daemon import locked_run_dir, main
 from ctl.dataplane.flow_hash import client_hash, flow_hash
 from ctl.dataplane.flow_selection import PROTOCOL_NUMBERS
 from ctl.errors import Code, InvalidInput, XlbError
-from ctl.network.network import InterfaceAddress
+from ctl.network.network import InterfaceAddress, Setting
+from ctl.network.opposition import TIMES
 from ctl.node.transaction import MAX_WAITING_CHANGES
 from tests.fakes.cli import run
-from tests.fakes.daemon import RunningDaemon, running_daemon, write_node_file
+from tests.fakes.daemon import PROGRAM, RunningDaemon, running_daemon, write_node_file
 from tests.fakes.logs import logging_restored
 from tests.fakes.network import FakeNetwork
 from tests.fakes.plane import FakePlane, flow_dtype
@@ -172,13 +174,101 @@ def test_stopping_leaves_everything_in_place_unless_asked(tmp_path: Path) -> Non
     assert network.present == set() and not daemon.attacher.on
 
 
-def test_an_address_removed_by_others_is_restored(daemon: RunningDaemon) -> None:
+@pytest.mark.parametrize("notified", [True, False])
+def test_an_address_removed_by_others_is_restored(daemon: RunningDaemon, notified: bool) -> None:
     events = daemon.network.events
     assert events is not None
     daemon.network.present.clear()
-    daemon.on_loop(events.address_lost, 2, "192.0.2.1")
-    daemon.on_loop(events.address_lost, 2, VIP)
+    if notified:
+        daemon.on_loop(events.changed)
     wait_until(lambda: daemon.network.present == {ADDRESS}, "the address to come back")
+    wait_until(lambda: repairs(daemon) == {"vip_added": 1}, "the repair to be counted")
+
+
+def repairs(daemon: RunningDaemon) -> dict[str, int]:
+    """The reconciler's repairs, by kind."""
+    counts: dict[str, int] = daemon.call("status")["reconcile"]["by_kind"]
+    return counts
+
+
+def test_a_vip_that_is_deleted_is_not_put_back(daemon: RunningDaemon, caplog: pytest.LogCaptureFixture) -> None:
+    daemon.call("farm.delete", name="web")
+    events = daemon.network.events
+    assert events is not None
+    for number in range(10):
+        daemon.call("vip.add", address=f"10.77.0.{200 + number}/24", device="eth0")
+        daemon.on_loop(events.changed)
+        daemon.call("vip.delete", address=f"10.77.0.{200 + number}")
+        daemon.on_loop(events.changed)
+    passes = daemon.call("status")["reconcile"]["passes"]
+    wait_until(lambda: daemon.call("status")["reconcile"]["passes"] > passes + 1, "another pass")
+    assert repairs(daemon) == {}
+    assert [record.message for record in caplog.records if "vip" in record.message] == []
+
+
+def test_lost_notifications_have_everything_compared_at_once(daemon: RunningDaemon, caplog: pytest.LogCaptureFixture) -> None:
+    events = daemon.network.events
+    assert events is not None
+    kept = {(2, server) for server in SERVERS}
+    wait_until(lambda: daemon.network.kept == kept, "the next hops to be resolved")
+    daemon.network.present.clear()
+    daemon.attacher.remove("eth0")
+    setting = Setting("ipv4/conf/eth0/forwarding", "1")
+    daemon.network.settings[setting] = "0"
+    daemon.network.kept.clear()
+    daemon.on_loop(events.overrun)
+    wait_until(lambda: daemon.call("status")["reconcile"]["last_overrun"], "the comparison")
+    assert daemon.network.present == {ADDRESS}
+    assert daemon.network.links["eth0"].xdp_program == PROGRAM
+    assert daemon.network.settings[setting] == "1"
+    assert daemon.network.kept == kept
+    assert repairs(daemon) == {"neighbours": 1, "sysctl": 1, "vip_added": 1, "xdp": 1}
+    lines = [record for record in caplog.records if "notifications were lost" in record.message]
+    assert [record.message.rpartition(", ")[2] for record in lines] == ["4 repairs"]
+
+
+def test_a_mac_that_changes_is_announced(daemon: RunningDaemon) -> None:
+    before = len(daemon.network.announced)
+    daemon.network.links["eth0"] = replace(daemon.network.links["eth0"], mac="02:00:00:00:00:99")
+    wait_until(lambda: daemon.network.announced[before:] == [ADDRESS], "the VIP to be announced with the new MAC")
+
+
+def test_a_program_of_others_is_not_fought_over(daemon: RunningDaemon) -> None:
+    daemon.attacher.remove("eth0", by=99)
+    wait_until(lambda: daemon.call("status")["faults"], "the fault")
+    status = daemon.call("status")
+    assert status["faults"] == [
+        "interface eth0 balances nothing: it has the XDP program 99 (other), not xlb's; "
+        "stop the process that attached it, or: ip link set dev eth0 xdp off"
+    ]
+    (interface,) = status["interfaces"]
+    assert (interface["xdp_mode"], interface["reason"]) == (None, "it has another XDP program: 99 (other)")
+    (finding,) = [each for each in daemon.call("doctor") if each["name"] == "interface eth0"]
+    assert not finding["ok"] and "99 (other)" in finding["message"]
+    assert daemon.network.links["eth0"].xdp_program == 99
+    daemon.attacher.remove("eth0")
+    wait_until(lambda: not daemon.call("status")["faults"], "the end of the fault")
+    assert daemon.network.links["eth0"].xdp_program == PROGRAM
+
+
+def test_a_setting_that_is_undone_again_and_again_is_a_fault(daemon: RunningDaemon) -> None:
+    setting = Setting("ipv4/conf/eth0/forwarding", "1")
+    wait_until(lambda: daemon.call("status")["reconcile"]["passes"], "the interface to be known")
+    for number in range(1, TIMES + 1):
+        daemon.network.settings[setting] = "0"
+        wait_until(partial(lambda number: repairs(daemon).get("sysctl") == number, number), "the repair")
+    assert daemon.network.settings[setting] == "1"
+    (fault,) = daemon.call("status")["faults"]
+    assert "net.ipv4.conf.eth0.forwarding" in fault and "again and again" in fault
+
+
+def test_a_setting_that_cannot_be_set_is_a_fault_until_it_is_right(daemon: RunningDaemon) -> None:
+    setting = Setting("ipv4/conf/eth0/forwarding", "1")
+    daemon.network.fixed.add(setting)
+    daemon.network.settings[setting] = "0"
+    wait_until(lambda: daemon.call("status")["faults"], "the fault")
+    daemon.network.settings[setting] = "1"
+    wait_until(lambda: not daemon.call("status")["faults"], "the end of the fault")
 
 
 # --- restart -------------------------------------------------------------------------------------------------
@@ -200,7 +290,7 @@ def test_a_restart_finds_everything_and_disturbs_nothing(tmp_path: Path) -> None
         ) == (generation, seed, seed)
         assert plane.turn(key) == turns, "clients keep their backends"
         assert len(daemon.call("farm.show", name="web")["backends"]) == 3
-        assert network.announced == [ADDRESS], "an address that is there is not announced again"
+        assert set(network.announced) == {ADDRESS}
 
 
 def test_a_restart_removes_what_is_not_in_the_store(tmp_path: Path) -> None:
@@ -232,9 +322,6 @@ def test_a_missing_interface_does_not_keep_the_node_from_starting(tmp_path: Path
         findings = {each["name"]: each for each in daemon.call("doctor")}
         assert not findings[f"vip {VIP}"]["ok"]
         network.links["eth1"] = eth1
-        events = network.events
-        assert events is not None
-        daemon.on_loop(events.link_changed, "eth1", "new")
         wait_until(lambda: len(network.present) == 1, "the VIP on the interface that came")
 
 
@@ -261,11 +348,11 @@ def test_next_hops_of_backends_are_kept_resolved(daemon: RunningDaemon) -> None:
 def test_an_interface_that_comes_back_is_attached_again(daemon: RunningDaemon) -> None:
     events = daemon.network.events
     assert events is not None
-    daemon.attacher.on.clear()
-    daemon.on_loop(events.link_changed, "eth0", "gone")
+    eth0 = daemon.network.links.pop("eth0")
     assert daemon.call("status")["interfaces"][0]["xdp_mode"] is None
+    daemon.network.links["eth0"] = replace(eth0, index=9, xdp_program=0, xdp_mode="")
     daemon.on_loop(events.link_changed, "eth0", "new")
-    wait_until(lambda: "eth0" in daemon.attacher.on, "the attachment")
+    wait_until(lambda: daemon.network.links["eth0"].xdp_program == PROGRAM, "the attachment")
     bumps = daemon.plane.next_hop_bumps
     daemon.on_loop(events.next_hops_changed)
     assert daemon.plane.next_hop_bumps == bumps + 1

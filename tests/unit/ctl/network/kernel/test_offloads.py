@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from ctl.network.kernel.offloads import Stacked, devices_below
+from ctl.network.kernel.messages import Link
+from ctl.network.kernel.offloads import devices_below
 
-BOND = [Stacked("eth0", 2, above=4), Stacked("eth1", 3, above=4), Stacked("bond0", 4), Stacked("bond0.7", 5, below=4)]
+
+def stacked(name: str, index: int, below: int = 0, above: int = 0) -> Link:
+    return Link(False, index, name, True, True, "", 1500, 0, "", below, above)
+
+
+BOND = [stacked("eth0", 2, above=4), stacked("eth1", 3, above=4), stacked("bond0", 4), stacked("bond0.7", 5, below=4)]
 
 
 def test_ports_and_members_are_below_through_every_level() -> None:
@@ -15,9 +21,9 @@ def test_ports_and_members_are_below_through_every_level() -> None:
 
 def test_a_missing_interface_has_no_lower_devices() -> None:
     assert devices_below("eth9", BOND) == []
-    assert devices_below("lost0", [Stacked("lost0", 2, below=77)]) == []
+    assert devices_below("lost0", [stacked("lost0", 2, below=77)]) == []
 
 
 def test_a_circle_ends() -> None:
-    circle = [Stacked("one", 1, below=2), Stacked("two", 2, below=1), Stacked("three", 3, above=2)]
+    circle = [stacked("one", 1, below=2), stacked("two", 2, below=1), stacked("three", 3, above=2)]
     assert devices_below("one", circle) == ["two", "three"]
