@@ -40,6 +40,8 @@ COMPILE_TIMEOUT_S = 180
 RESETTABLE = frozenset({"counters", "error_budget", "scratch_v4", "scratch_v6"})
 """Maps that an upgrade may replace by empty ones: nothing depends on their old entries."""
 
+MAX_WORDS, LAST_LINES, MAX_LOG_LINES = 500, 3, 20
+
 _CAP_SYS_ADMIN, _CAP_NET_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 12, 38, 39
 _REMEDY = "start xlbd with --replace-pins, which creates new maps and drops all connections"
 
@@ -121,6 +123,15 @@ def ensure(build: Build, replace: bool = False) -> Loaded:
         raise PlaneError(f"{build.run_dir / layout.FILE_NAME} cannot be written: {error}") from error
     how: Literal["built", "upgraded", "replaced"] = "upgraded" if kept else "replaced" if pins else "built"
     return Loaded(how, layouts, _ms_since(started))
+
+
+def describe(build: Build) -> str:
+    """What is pinned, and what a start would do with it. Changes nothing. Raises PlaneError for pins that a start refuses."""
+    pins = _read_pins(build.bpf_dir)
+    if pins is None:
+        return f"none in {build.bpf_dir}: the next start compiles the program"
+    _refuse_incompatible(build, pins)
+    return f"{len(pins.maps)} maps in {build.bpf_dir}, of this version's ABI: connections are kept"
 
 
 def remove_pins(bpf_dir: Path) -> None:
@@ -293,8 +304,8 @@ def _ask_child(build: Build, directory: Path, known: Mapping[str, str]) -> tuple
         answer: dict[str, Any] = json.loads(child.stdout)
     except json.JSONDecodeError as error:
         end = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
-        last = log.strip().rpartition("\n")[2]
-        raise PlaneError(f"the compile child exited with {end} and no answer; last output: {last or 'none'}", log) from error
+        words = _compiler_words(log) or "none; is there enough memory? LLVM needs 100 MB"
+        raise PlaneError(f"the compile child exited with {end} and no answer; its output: {words}", log) from error
     return answer, log
 
 
@@ -303,16 +314,25 @@ def _child_error(build: Build, error: Mapping[str, str], log: str) -> PlaneError
     if error["kind"] == "map":
         return PlaneError(f"the pins in {build.bpf_dir} do not match this version of xlb: {message}; {_REMEDY}")
     if error["kind"] == "compile":
-        message = f"compiling the data plane failed: {_first_error(log) or message}"
+        message = f"compiling the data plane failed: {_compiler_words(log) or message}"
     if error["kind"] == "load":
         message = f"the kernel refused the data plane: {_verifier_error(log) or message}"
     return PlaneError(message, log)
 
 
-def _first_error(log: str) -> str:
-    """The first error in the output of clang."""
+def _compiler_words(log: str) -> str:
+    """The first error in the output of clang; without one, its last lines, e.g. of LLVM that ends for lack of memory."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return next((line for line in lines if " error: " in line), next((line for line in lines if "error" in line), ""))
+    errors = [line for line in lines if " error: " in line] or [line for line in lines if "error" in line.lower()]
+    words = errors[0] if errors else "; ".join(lines[-LAST_LINES:])
+    return words if len(words) <= MAX_WORDS else words[: MAX_WORDS - 1] + "…"
+
+
+def excerpt(log: str) -> str:
+    """The part of a compiler's or verifier's output that people need: from the first error of the compiler on, else its end."""
+    lines = log.splitlines()
+    first = next((number for number, line in enumerate(lines) if " error: " in line), max(0, len(lines) - MAX_LOG_LINES))
+    return "\n".join(line[:MAX_WORDS] for line in lines[first : first + MAX_LOG_LINES])
 
 
 def _verifier_error(log: str) -> str:

@@ -10,21 +10,43 @@ import click
 from ctl.cli.base import Session, XlbCommand, pass_session
 from ctl.cli.output import print_fields, print_table, show
 from ctl.cli.terminal.tables import Column
-from ctl.errors import XlbError
+from ctl.errors import Code, InvalidInput, XlbError
 from ctl.version import package_version
 
+WITHOUT_DAEMON = (Code.DAEMON_NOT_RUNNING, Code.DAEMON_SILENT, Code.STORAGE_FAILED)
 DOCTOR_COLUMNS = (Column("CHECK"), Column("RESULT", state=True), Column("FINDING", text=True), Column("REMEDY", text=True))
 
 
 @click.command("doctor", cls=XlbCommand, examples=["xlbctl doctor", "xlbctl doctor -o json"])
 @click.pass_context
 def doctor(ctx: click.Context) -> None:
-    """Check what the node requires, one line each with the remedy; exits 1 if a check failed."""
+    """Check what the node requires, one line each with the remedy; exits 1 if a check failed.
+
+    Where xlbd does not run, it checks what can be seen without it. Drops are judged by the last minute.
+    """
     session = ctx.find_object(Session)
     assert session is not None
-    checks = session.call("doctor")
+    try:
+        checks = session.call("doctor")
+    except XlbError as error:
+        if error.code not in WITHOUT_DAEMON and not isinstance(error, InvalidInput):
+            raise
+        checks = _without_daemon(session, error)
     show(session.json, checks, _print_checks)
     ctx.exit(0 if all(check["ok"] for check in checks) else 1)
+
+
+def _without_daemon(session: Session, error: XlbError) -> list[dict[str, Any]]:
+    """The checks that need no daemon; the first says why."""
+    from ctl.diagnosis.kernel import without_daemon
+    from ctl.state import node_file
+
+    why = (
+        error.detail.partition("; start it")[0]
+        if error.code in WITHOUT_DAEMON
+        else "cannot be asked: the node file is not valid"
+    )
+    return [each.view() for each in without_daemon.examine(session.config or node_file.DEFAULT_PATH, why)]
 
 
 @click.command("version", cls=XlbCommand, examples=["xlbctl version", "xlbctl version -o json"])

@@ -54,6 +54,12 @@ def judged(name: str, good: bool, message: str, remedy: str) -> Finding:
     return ok(name, message) if good else Finding(name, Severity.FAIL, message, remedy)
 
 
+def from_problem(name: str, problem: str) -> Finding:
+    """A message that has its remedy behind a colon, as those of the kernel's settings."""
+    message, _, remedy = problem.partition(": ")
+    return Finding(name, Severity.FAIL, message, remedy)
+
+
 def worst(findings: Iterable[Finding]) -> Severity:
     """The gravest severity; OK without findings."""
     return max((each.status for each in findings), key=_ORDER.index, default=Severity.OK)

@@ -32,7 +32,7 @@ def examine(machine: Machine, program: str) -> Iterator[Finding]:
     yield _privileges(machine, program)
     yield _kernel(machine)
     remedy = "mount -t bpf bpf /sys/fs/bpf"
-    message = f"pins under {machine.bpf_dir}" if machine.on_bpffs else f"{machine.bpf_dir} is not on a bpffs"
+    message = f"{machine.bpf_dir} is on a bpffs" if machine.on_bpffs else f"{machine.bpf_dir} is not on a bpffs"
     yield judged("bpffs", machine.on_bpffs, message, remedy)
     yield _compiler(machine)
     yield _clock(machine)

@@ -56,6 +56,7 @@ def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
         if isinstance(error, XlbError):
             raise
         if error.log:
+            log.error("output of the compiler or the kernel's verifier:\n%s", loader.excerpt(error.log))
             log.debug("%s", error.log)
         raise XlbError(str(error), Code.KERNEL_REFUSED) from error
 

@@ -20,7 +20,7 @@ from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.diagnosis import drops, interfaces, machine
 from ctl.diagnosis.drops import RecentCounters
-from ctl.diagnosis.finding import Finding, Severity, from_view, judged, ok
+from ctl.diagnosis.finding import Finding, Severity, from_problem, from_view, judged, ok
 from ctl.diagnosis.kernel import machine as this_machine
 from ctl.diagnosis.kernel.recent_drops import packets
 from ctl.errors import XlbError
@@ -133,7 +133,7 @@ def _interfaces(node: ExaminedNode) -> Iterator[Finding]:
 def _forwarding(node: ExaminedNode) -> Iterator[Finding]:
     problems = node.network.forwarding_problems(node.settings.data.interfaces)
     for problem in problems:
-        yield Finding("forwarding", Severity.FAIL, *_message_and_remedy(problem))
+        yield from_problem("forwarding", problem)
     if not problems:
         yield ok("forwarding", "the kernel forwards on every data interface")
 
@@ -174,13 +174,8 @@ def _sources(node: ExaminedNode) -> Iterator[Finding]:
         try:
             node.sources.look(address)
         except XlbError as error:
-            failing.append(Finding(f"checks of {address}", Severity.FAIL, *_message_and_remedy(str(error))))
+            failing.append(from_problem(f"checks of {address}", str(error)))
     yield from failing[:_SHOWN]
-
-
-def _message_and_remedy(problem: str) -> tuple[str, str]:
-    message, _, remedy = problem.partition(": ")
-    return message, remedy
 
 
 def _listeners(node: ExaminedNode) -> Iterator[Finding]:

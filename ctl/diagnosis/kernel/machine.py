@@ -25,12 +25,17 @@ def observe(bpf_dir: Path) -> Machine:
         capabilities=effective_capabilities(),
         release=os.uname().release,
         bpf_dir=str(bpf_dir),
-        on_bpffs=bpffs.is_bpffs(bpf_dir),
+        on_bpffs=bpffs.is_bpffs(_existing(bpf_dir)),
         bcc=importlib.util.find_spec("bcc") is not None or _DEBIAN_BCC.is_dir(),
         headers=_HEADERS.exists(),
         clock_synchronised=synchronised,
         clock=why,
     )
+
+
+def _existing(path: Path) -> Path:
+    """The path, or of one that does not exist yet the nearest directory above it that does."""
+    return next((each for each in (path, *path.parents) if each.exists()), path)
 
 
 def effective_capabilities() -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.cli import XLBCTL, Terminal, run
-from tests.fakes.daemon import RunningDaemon, running_daemon
+from tests.fakes.daemon import RunningDaemon, running_daemon, write_node_file
 from tests.tree import TREE
 from tests.wait import wait_until
 
@@ -249,6 +249,26 @@ def test_stats_status_version_doctor(daemon: RunningDaemon, xlbctl: Xlbctl) -> N
     checks = json.loads(out)
     assert code == (0 if all(check["ok"] for check in checks) else 1)
     assert run("--config", str(daemon.config), "doctor")[1].startswith("CHECK")
+
+
+def test_doctor_works_without_a_daemon(tmp_path: Path) -> None:
+    write_node_file(tmp_path)
+    path = tmp_path / "node.toml"
+    code, out, err = run("--config", str(path), "doctor", "-o", "json")
+    checks = {check["name"]: check for check in json.loads(out)}
+    assert (code, err) == (1, "")
+    assert "is not running" in checks["xlbd"]["message"] and "systemctl start xlbd" in checks["xlbd"]["remedy"]
+    assert {"node file", "privileges", "kernel", "bpffs", "compiler", "clock", "state"} <= checks.keys()
+    assert checks["node file"]["ok"] and checks["state"]["message"] == "a single node"
+    assert all(check.keys() == {"name", "ok", "status", "message", "remedy"} for check in checks.values())
+    assert run("--config", str(path), "doctor")[1].startswith("CHECK")
+
+    (tmp_path / "state" / "cluster.json").write_text("{")
+    assert "is damaged" in run("--config", str(path), "doctor")[1]
+    path.write_text(path.read_text().replace("interfaces", "interface"))
+    code, out, _ = run("--config", str(path), "doctor", "-o", "json")
+    checks = {check["name"]: check for check in json.loads(out)}
+    assert code == 1 and "data.interface" in checks["node file"]["message"] and "kernel" in checks
 
 
 @pytest.mark.usefixtures("web")
