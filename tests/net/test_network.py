@@ -237,6 +237,44 @@ def test_conn_show_sees_what_the_kernel_cannot_reach(site: Serving, family: int)
     site.node.call("farm.delete", name="absent")
 
 
+FIREWALLS = {
+    "nft": (
+        ("nft add table inet other", "nft add chain inet other closed '{ type filter hook forward priority 0; policy drop; }'"),
+        ("nft delete table inet other",),
+    ),
+    "iptables-nft": (
+        ("iptables-nft -P FORWARD DROP", "iptables-nft -A FORWARD -i docker0 -j ACCEPT"),
+        ("iptables-nft -P FORWARD ACCEPT", "iptables-nft -F"),
+    ),
+    "iptables-legacy": (
+        ("iptables-legacy -A FORWARD -i docker0 -j ACCEPT", "iptables-legacy -A FORWARD -j REJECT"),
+        ("iptables-legacy -F",),
+    ),
+    "ip6tables-nft": (("ip6tables-nft -P FORWARD DROP",), ("ip6tables-nft -P FORWARD ACCEPT",)),
+}
+
+
+@pytest.mark.parametrize("tool", FIREWALLS)
+def test_a_firewall_that_drops_forwarded_packets_is_named(site: Serving, tool: str) -> None:
+    closes, opens = FIREWALLS[tool]
+
+    def named() -> list[str]:
+        """Remedies of doctor."""
+        return [each["remedy"] for each in site.node.call("doctor") if each["name"] == "firewall" and not each["ok"]]
+
+    assert named() == []
+    site.node.namespace.run("sh", "-c", " && ".join(closes))
+    try:
+        (remedy,) = named()
+        if tool == "nft":
+            check = {each["name"]: each for each in site.node.call("cluster.check")}
+            assert (check["firewall of lb1"]["status"], check["firewall of lb1"]["remedy"]) == ("fail", remedy)
+        site.node.namespace.run("sh", "-c", remedy.removeprefix("accept them before: "))
+        assert named() == [], "the remedy does not help"
+    finally:
+        site.node.namespace.run("sh", "-c", " && ".join(opens))
+
+
 @pytest.mark.parametrize("service", ["tcp", "udp"])
 def test_idle_flows_are_forgotten(service: str) -> None:
     with serving() as site:

@@ -19,9 +19,9 @@ from tests.tree import TREE
 
 TOP_LEVEL = ("bpf", "ctl", "sync")
 STANDARD_OF_PURE = {
-    *("__future__", "bisect", "collections", "collections.abc", "dataclasses", "difflib", "enum", "errno", "functools"),
-    *("hashlib", "heapq", "hmac", "ipaddress", "itertools", "json", "math", "re", "struct", "sys", "tomllib", "types"),
-    *("typing", "zlib", "msgpack", "numpy", "numpy.typing"),
+    *("__future__", "bisect", "collections", "collections.abc", "dataclasses", "difflib", "enum", "errno", "fnmatch"),
+    *("functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "json", "math", "re", "shlex", "struct", "sys"),
+    *("tomllib", "types", "typing", "zlib", "msgpack", "numpy", "numpy.typing"),
 }
 PURE_ELSEWHERE = {"bpf.constants", "bpf.dataplane", "bpf.columns"}
 """Modules without I/O in packages that have some."""

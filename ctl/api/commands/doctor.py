@@ -22,6 +22,7 @@ from ctl.diagnosis import drops, interfaces, machine
 from ctl.diagnosis.drops import RecentCounters
 from ctl.diagnosis.finding import Finding, Severity, from_problem, from_view, judged, ok
 from ctl.diagnosis.kernel import machine as this_machine
+from ctl.diagnosis.kernel import rulesets
 from ctl.diagnosis.kernel.recent_drops import packets
 from ctl.errors import XlbError
 from ctl.health.check_machine import HealthChecks
@@ -80,6 +81,7 @@ def examine(node: ExaminedNode, status: Status) -> list[dict[str, Any]]:
         _machine,
         _interfaces,
         _forwarding,
+        _firewall,
         _addresses,
         _neighbours,
         _sources,
@@ -136,6 +138,10 @@ def _forwarding(node: ExaminedNode) -> Iterator[Finding]:
         yield from_problem("forwarding", problem)
     if not problems:
         yield ok("forwarding", "the kernel forwards on every data interface")
+
+
+def _firewall(node: ExaminedNode) -> Iterator[Finding]:
+    yield from rulesets.findings(node.settings.data.interfaces, tuple(node.config.vips))
 
 
 def _addresses(node: ExaminedNode) -> Iterator[Finding]:

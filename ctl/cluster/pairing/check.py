@@ -25,6 +25,7 @@ from ctl.network.network import Network
 from ctl.state.node_file import NodeSettings
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+_STATUS = {"ok": OK, "info": OK, "fail": FAIL}
 MAX_OFFSET_MS = 1000.0
 NOTABLE_OFFSET_MS = 100.0
 CLOCK_SAMPLES = 5
@@ -72,6 +73,8 @@ def examine(facts: Facts) -> Iterator[Finding]:
     else:
         remedy = "correct /etc/resolv.conf or /etc/hosts, or name what should resolve as cluster.dns_name in the node file"
         yield Finding(f"DNS on {node}", FAIL if dns["configured"] else WARN, f"{dns['name']}: {dns['error']}", remedy)
+    for view in facts.get("firewall", ()):  # not known to an earlier version
+        yield Finding(f"firewall of {node}", _STATUS.get(view["status"], WARN), str(view["message"]), str(view["remedy"]))
     for each in facts["data"]:
         name = f"XDP on {node} {each['name']}"
         if each["xdp_mode"] == "native":
@@ -235,7 +238,8 @@ class ClusterCheck:
         """This node's facts."""
         pair = self.membership.configuration
         address = pair.settings.own.cluster_address if pair is not None else ""
-        return await asyncio.to_thread(facts_of, self.settings, self.network, self.interfaces, address)
+        vips = tuple(self.config().vips)
+        return await asyncio.to_thread(facts_of, self.settings, self.network, self.interfaces, address, vips)
 
     async def probe(self, arguments: dict[str, Any]) -> Any:
         """`what`: clock (the wall clock in ns), hear or send (VRRP adverts of `router_id`), duplicates."""

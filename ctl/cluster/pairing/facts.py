@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from bpf.constants import ABI_VERSION
 from bpf.kernel.attach import Attachment
 from ctl.config.record_codec import FORMAT_VERSION
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
+from ctl.diagnosis.kernel import rulesets
 from ctl.network.network import Interface, Network
 from ctl.runtime.clock_check import clock_is_synchronised
 from ctl.state.node_file import NodeSettings
@@ -23,7 +25,9 @@ from ctl.version import package_version
 RESOLVE_S = 3.0
 
 
-def facts_of(settings: NodeSettings, network: Network, interfaces: DataInterfaces, cluster_address: str) -> dict[str, Any]:
+def facts_of(
+    settings: NodeSettings, network: Network, interfaces: DataInterfaces, cluster_address: str, vips: Sequence[str]
+) -> dict[str, Any]:
     """The node's side of every comparison. cluster_address: its own; empty on a single node."""
     cluster = settings.cluster
     links, addresses = network.interfaces(), network.addresses()
@@ -40,6 +44,7 @@ def facts_of(settings: NodeSettings, network: Network, interfaces: DataInterface
         "times": {"heartbeat_ms": cluster.heartbeat_ms, "lease_ms": cluster.lease_ms, "takeover_ms": cluster.takeover_ms},
         "cluster_device": cluster_device,
         "cluster_mtu": links[cluster_device].mtu if cluster_device in links else 0,
+        "firewall": [each.view() for each in rulesets.findings(settings.data.interfaces, vips)],
         "data": [_interface(name, links.get(name), attachments.get(name)) for name in settings.data.interfaces],
     }
 

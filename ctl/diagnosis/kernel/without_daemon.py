@@ -16,6 +16,7 @@ from bpf.loading.loader import Build
 from ctl.diagnosis import interfaces, machine
 from ctl.diagnosis.finding import Finding, Severity, from_problem, ok
 from ctl.diagnosis.kernel import machine as this_machine
+from ctl.diagnosis.kernel import rulesets
 from ctl.errors import XlbError
 from ctl.network.kernel.kernel_network import KernelNetwork
 from ctl.state import node_file
@@ -37,7 +38,7 @@ def examine(path: Path, why: str) -> list[Finding]:
         )
         return [*found, *machine.examine(this_machine.observe(DEFAULT_BPF_DIR), "xlbctl doctor")]
     found.append(ok("node file", f"{path} is valid"))
-    checks: tuple[Callable[[NodeSettings], Iterator[Finding]], ...] = (_machine, _pins, _network, _state)
+    checks: tuple[Callable[[NodeSettings], Iterator[Finding]], ...] = (_machine, _pins, _network, _firewall, _state)
     for check in checks:
         try:
             found += check(settings)
@@ -78,6 +79,10 @@ def _network(settings: NodeSettings) -> Iterator[Finding]:
     yield from (from_problem("forwarding", problem) for problem in problems)
     if not problems:
         yield ok("forwarding", "the kernel forwards on every data interface")
+
+
+def _firewall(settings: NodeSettings) -> Iterator[Finding]:
+    yield from rulesets.findings(settings.data.interfaces, ())
 
 
 def _state(settings: NodeSettings) -> Iterator[Finding]:
