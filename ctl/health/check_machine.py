@@ -2,25 +2,43 @@
 
 Events and `now_ms` (any monotonic clock) in; probes and transitions out. Opens no connection, reads no clock.
 
-A new backend starts as up, so that a new farm works immediately, but on probation: its first failed probe marks it down (a
-restarted daemon must not send connections to a dead server for three intervals). After that, `fall` failures in a row mark
-it down and `rise` successes in a row mark it up.
+`fall` failures in a row mark a backend down, `rise` successes in a row mark it up. Where no result of the present check exists,
+the first one decides:
+
+* A new backend is probed at once. Beside backends of its farm that take connections it waits for the first success; without
+  any, it takes connections meanwhile, so that a new farm works immediately.
+* A backend whose check changed, or whose farm was started again, keeps its state until then, and is probed at once.
+* A backend that was up before a restart of the daemon stays up until its first failure.
+
+What is known of a backend is kept while its farm is stopped or has no check. A backend that a change brings in while another
+farm, or the same one under an earlier name, knows its address and port to be down starts as down.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator
+import enum
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck
+from ctl.health.probe_queue import Place, ProbeQueue
 
 MAX_ERROR = 200
 """Maximum length of a stored error, in characters."""
+MAX_PROBES = 1024
+"""Probes in flight at once, of all farms; one farm alone has half of them at most."""
 
 _GOLDEN = 0.6180339887498949
 """Multiples of it modulo 1 spread consecutive ids evenly over an interval (Weyl sequence)."""
+
+
+class State(enum.Enum):
+    """What the checks have found."""
+
+    NEW = "new"  # nothing yet
+    UP = "up"
+    DOWN = "down"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +47,7 @@ class Probe:
 
     backend_id: int
     serial: int
+    farm: str
     address: str
     port: int  # the port to connect to
     check: HealthCheck
@@ -50,22 +69,27 @@ class Transition:
 class BackendHealth:
     """The state of a backend's check, as in `farm show`. Times are on the clock of `now_ms`."""
 
-    up: bool
-    last_error: str  # of the most recent failed check; empty: none failed yet
+    up: bool  # takes connections, as far as its check decides
+    last_error: str  # of the most recent failed check, or why it waits; empty: none failed yet
     last_error_ms: int | None
     changed_ms: int | None  # when it last went up or down; None: never
     checked_ms: int | None  # when the last check ended
 
 
+WAITING = "waits for its first successful check"
+
+
 @dataclass(slots=True)
 class _Checked:
-    farm: str
+    """probation: the next result decides alone. active: it is probed; otherwise its farm is stopped or has no check."""
+
+    farm: Farm
     backend: Backend
-    check: HealthCheck
-    serial: int
-    due_ms: int
+    state: State
+    serial: int = 0
+    due_ms: int = 0
+    active: bool = False
     in_flight: bool = False
-    up: bool = True
     probation: bool = True
     streak: int = 0  # results in a row against the present state
     last_error: str = ""
@@ -73,55 +97,69 @@ class _Checked:
     changed_ms: int | None = None
     checked_ms: int | None = None
 
+    @property
+    def check(self) -> HealthCheck:
+        return self.farm.health
+
 
 class HealthChecks:
-    """All checks of a node. `initially_down`: ids of backends that were down when the last daemon stopped."""
+    """All checks of a node. `initially_down`: ids of backends that were down when the last daemon stopped.
 
-    def __init__(self, initially_down: AbstractSet[int] = frozenset()) -> None:
-        self._initially_down = set(initially_down)
+    The first configuration is the one the daemon starts with: its backends are not new. `unusable` may be called in any thread.
+    """
+
+    def __init__(self, initially_down: AbstractSet[int] = frozenset(), max_probes: int = MAX_PROBES) -> None:
+        self._initially_down = initially_down
+        self._started = False
         self._checked: dict[int, _Checked] = {}
-        self._farms: dict[str, Farm] = {}
-        self._heap: list[tuple[int, int, int]] = []  # (due_ms, backend id, serial); outdated ones are skipped
-        self._down: set[int] = set()
+        self._farms: Mapping[str, Farm] = {}
+        self._queue = ProbeQueue(max_probes)
+        self._down: set[int] = set()  # DOWN and active
+        self._remembered: set[int] = set()  # DOWN, active or in a stopped farm
+        self._waiting: dict[str, frozenset[int]] = {}  # by farm: NEW beside backends that take connections
         self._serial = 0
 
     def configure(self, config: Config, now_ms: int) -> None:
-        """Apply a configuration: probe the backends of enabled farms with a check; forget others, which are then not down."""
+        """Apply a configuration: probe the backends of enabled farms with a check; forget those that are gone."""
         for _ in self.configure_in_steps(config, now_ms):
             pass
 
     def configure_in_steps(self, config: Config, now_ms: int) -> Iterator[None]:
         """Like `configure`, one farm per step, so that the caller can yield. Other calls may come in between; exhaust it."""
-        wanted = {name: farm for name, farm in config.farms.items() if farm.enabled and farm.health.kind is not CheckKind.NONE}
-        for name, farm in self._farms.items():
-            if wanted.get(name) is not farm:
-                kept = {backend.id for backend in wanted[name].backends} if name in wanted else set()
-                for backend in farm.backends:
-                    if backend.id not in kept:
-                        self._forget(backend.id)
-                yield
-        for name, farm in wanted.items():
+        known_down = self._known_down()
+        for name, farm in config.farms.items():
             if self._farms.get(name) is not farm:
                 for backend in farm.backends:
-                    self._update(farm, backend, now_ms)
+                    self._update(farm, backend, known_down, now_ms)
+                self._settle(farm)
                 yield
-        self._farms = wanted
+        for name, old in self._farms.items():
+            new = config.farms.get(name)
+            if new is not old:
+                kept = {backend.id for backend in new.backends} if new else frozenset()
+                for backend in old.backends:
+                    if backend.id not in kept:
+                        self._forget(name, backend.id)
+                if new is None:
+                    self._waiting.pop(name, None)
+                yield
+        self._farms, self._started = config.farms, True
+        if len(self._queue) > 4 * len(self._checked) + 1024:
+            self._queue.forget_unwanted(self._is_wanted)
 
     def due(self, now_ms: int, limit: int) -> tuple[Probe, ...]:
-        """At most `limit` probes to start now, oldest first; each is in flight until `finish`."""
-        probes: list[Probe] = []
-        while self._heap and len(probes) < limit and self._heap[0][0] <= now_ms:
-            _, backend_id, serial = heapq.heappop(self._heap)
-            entry = self._checked.get(backend_id)
-            if entry is None or entry.serial != serial:
-                continue
+        """At most `limit` probes to start now, the farms in turn; each is in flight until `finish`."""
+        probes = []
+        for place in self._queue.take(now_ms, limit, self._is_wanted):
+            entry = self._checked[place.backend_id]
             entry.in_flight = True
             port = entry.check.port or entry.backend.port
-            probes.append(Probe(backend_id, serial, entry.backend.address, port, entry.check))
+            probes.append(Probe(place.backend_id, place.serial, place.farm, entry.backend.address, port, entry.check))
         return tuple(probes)
 
     def finish(self, probe: Probe, ok: bool, error: str, now_ms: int) -> Transition | None:
-        """Record the result of a probe. `error`: why it failed. A probe that a change made outdated has no effect."""
+        """Record the result of a probe, once. `error`: why it failed. A probe that a change made outdated has no effect."""
+        self._queue.ended(probe.farm, now_ms)
         entry = self._checked.get(probe.backend_id)
         if entry is None or entry.serial != probe.serial or not entry.in_flight:
             return None
@@ -130,75 +168,185 @@ class HealthChecks:
         self._schedule(entry, now_ms)
         if not ok:
             entry.last_error, entry.last_error_ms = error[:MAX_ERROR], now_ms
-        if ok == entry.up:
+        decides, entry.probation = entry.probation, False
+        if entry.state is (State.UP if ok else State.DOWN):
             entry.streak = 0
-            entry.probation = entry.probation and not ok
             return None
         entry.streak += 1
-        needed = entry.check.rise if ok else 1 if entry.probation else entry.check.fall
+        needed = 1 if decides or entry.state is State.NEW else entry.check.rise if ok else entry.check.fall
         return self._turn(entry, ok, now_ms) if entry.streak >= needed else None
 
     def next_due_ms(self) -> int | None:
-        """When `due` next returns a probe; None: nothing is scheduled. The time may belong to an outdated probe."""
-        return self._heap[0][0] if self._heap else None
+        """When `due` next returns a probe; None: not before a change, or the end of a probe. It may be an outdated one's."""
+        return self._queue.next_due_ms()
 
     @property
     def down(self) -> frozenset[int]:
-        """Ids of the backends that are down."""
+        """Ids of the backends of running farms that failed their check."""
         return frozenset(self._down)
+
+    @property
+    def to_remember(self) -> frozenset[int]:
+        """Ids of the backends that must get no connections after a restart, before a check succeeds."""
+        return frozenset(self._remembered).union(*list(self._waiting.values()))
+
+    def unusable(self, config: Config) -> frozenset[int]:
+        """Ids of the backends that must get no connections under `config`, which may be one that is not configured yet."""
+        found = set(self._down).union(*list(self._waiting.values()))
+        if config.farms is self._farms:
+            return frozenset(found)
+        for name, old in self._farms.items():
+            if config.farms.get(name) is not old:
+                found.difference_update(backend.id for backend in old.backends)
+        known_down: Mapping[tuple[str, int], str] | None = None
+        for name, farm in config.farms.items():
+            if self._farms.get(name) is farm:
+                continue
+            if known_down is None:
+                known_down = self._known_down()
+            states = {backend.id: self._state_of(farm, backend, known_down) for backend in farm.backends}
+            found.difference_update(states)
+            if _is_checked(farm):
+                found.update(number for number, state in states.items() if state is State.DOWN)
+                found |= _waiting(farm, states)
+        return frozenset(found)
 
     def status(self, backend_id: int) -> BackendHealth | None:
         """None: not checked."""
         entry = self._checked.get(backend_id)
-        if entry is None:
+        if entry is None or entry.check.kind is CheckKind.NONE:
             return None
-        return BackendHealth(entry.up, entry.last_error, entry.last_error_ms, entry.changed_ms, entry.checked_ms)
+        waits = backend_id in self._waiting.get(entry.farm.name, ())
+        up = entry.state is not State.DOWN and not waits
+        return BackendHealth(
+            up, WAITING if waits else entry.last_error, entry.last_error_ms, entry.changed_ms, entry.checked_ms
+        )
 
-    def _turn(self, entry: _Checked, up: bool, now_ms: int) -> Transition:
-        streak, entry.up, entry.streak, entry.probation, entry.changed_ms = entry.streak, up, 0, False, now_ms
-        (self._down.discard if up else self._down.add)(entry.backend.id)
-        reason = f"{streak} successes in a row" if up else entry.last_error
-        return Transition(entry.backend.id, entry.farm, entry.backend.address, entry.backend.port, up, reason)
+    # --- changes of the configuration ------------------------------------------------------------------------------
 
-    def _update(self, farm: Farm, backend: Backend, now_ms: int) -> None:
-        entry = self._checked.get(backend.id)
-        if entry is None or not _same_check(entry, backend, farm.health):
-            self._forget(backend.id)
+    def _update(self, farm: Farm, backend: Backend, known_down: Mapping[tuple[str, int], str], now_ms: int) -> None:
+        entry = self._entry(backend)
+        if entry is None:
+            state = self._state_of(farm, backend, known_down)
+            entry = self._checked[backend.id] = _Checked(farm, backend, state)
+            if state is State.DOWN and self._started:
+                entry.last_error = known_down[backend.address, backend.port]
+            elif state is State.DOWN:
+                entry.last_error, entry.probation = "down before xlbd restarted", False
+        before, was_active = entry.check, entry.active
+        entry.farm, entry.backend, entry.active = farm, backend, _is_checked(farm)
+        if entry.state is State.NEW and farm.health.kind is CheckKind.NONE:
+            entry.state = State.UP  # it takes connections unchecked
+        if not entry.active:
             self._serial += 1
-            first_ms = now_ms + int(backend.id * _GOLDEN % 1.0 * farm.health.interval_ms)
-            entry = self._checked[backend.id] = _Checked(farm.name, backend, farm.health, self._serial, first_ms)
-            heapq.heappush(self._heap, (first_ms, backend.id, entry.serial))
-            if backend.id in self._initially_down:
-                self._initially_down.remove(backend.id)
-                self._down.add(backend.id)
-                entry.up, entry.probation, entry.last_error = False, False, "down before xlbd restarted"
-            return
-        sooner = farm.health.interval_ms < entry.check.interval_ms
-        entry.farm, entry.backend, entry.check = farm.name, backend, farm.health
-        if sooner and not entry.in_flight and entry.due_ms > now_ms + farm.health.interval_ms:
+            entry.serial, entry.in_flight, entry.streak, entry.probation = self._serial, False, 0, True
+        elif not was_active:
+            self._probe_first(entry, now_ms)
+        elif not _same_check(before, farm.health):
+            entry.probation = True
+            self._probe_first(entry, now_ms)
+        elif (
+            farm.health.interval_ms < before.interval_ms
+            and not entry.in_flight
+            and entry.due_ms > now_ms + farm.health.interval_ms
+        ):
             self._serial += 1
             entry.serial = self._serial
             self._schedule(entry, now_ms)
+        self._classify(entry)
+
+    def _probe_first(self, entry: _Checked, now_ms: int) -> None:
+        """Probe at once; at the start of the daemon, when all are due together, spread over the interval."""
+        self._serial += 1
+        entry.serial, entry.in_flight, entry.streak = self._serial, False, 0
+        entry.due_ms = now_ms
+        if not self._started:
+            entry.due_ms += int(entry.backend.id * _GOLDEN % 1.0 * entry.check.interval_ms)
+        self._queue.put(Place(entry.farm.name, entry.backend.id, entry.serial), entry.due_ms)
+
+    def _entry(self, backend: Backend) -> _Checked | None:
+        """What is known of this server. An id that another server had before is a new one's."""
+        entry = self._checked.get(backend.id)
+        if entry is None or (entry.backend.address, entry.backend.port) != (backend.address, backend.port):
+            return None
+        return entry
+
+    def _state_of(self, farm: Farm, backend: Backend, known_down: Mapping[tuple[str, int], str]) -> State:
+        """The state of a backend when its farm's configuration comes into force."""
+        entry = self._entry(backend)
+        if entry is not None:
+            return State.UP if entry.state is State.NEW and entry.check.kind is CheckKind.NONE else entry.state
+        if not self._started:
+            return State.DOWN if backend.id in self._initially_down else State.UP
+        return State.DOWN if (backend.address, backend.port) in known_down else State.NEW
+
+    def _known_down(self) -> dict[tuple[str, int], str]:
+        """The last error of each address and port that is down."""
+        entries = [entry for number in frozenset(self._remembered) if (entry := self._checked.get(number))]
+        return {(entry.backend.address, entry.backend.port): entry.last_error for entry in entries}
+
+    def _forget(self, farm: str, backend_id: int) -> None:
+        entry = self._checked.get(backend_id)
+        if entry is not None and entry.farm.name == farm:  # otherwise the id is another farm's by now
+            del self._checked[backend_id]
+            self._down.discard(backend_id)
+            self._remembered.discard(backend_id)
+
+    # --- states ----------------------------------------------------------------------------------------------------
+
+    def _turn(self, entry: _Checked, up: bool, now_ms: int) -> Transition:
+        first, streak = entry.state is State.NEW, entry.streak
+        entry.state, entry.streak, entry.changed_ms = State.UP if up else State.DOWN, 0, now_ms
+        self._classify(entry)
+        self._settle(entry.farm)
+        reason = entry.last_error if not up else "its first check succeeded" if first else _in_a_row(streak)
+        return Transition(entry.backend.id, entry.farm.name, entry.backend.address, entry.backend.port, up, reason)
+
+    def _classify(self, entry: _Checked) -> None:
+        number, down = entry.backend.id, entry.state is State.DOWN
+        (self._down.add if down and entry.active else self._down.discard)(number)
+        (self._remembered.add if down and entry.check.kind is not CheckKind.NONE else self._remembered.discard)(number)
+
+    def _settle(self, farm: Farm) -> None:
+        """Find the backends of a farm that wait for their first success."""
+        states = {each.id: entry.state for each in farm.backends if (entry := self._entry(each)) and entry.active}
+        waiting = _waiting(farm, states)
+        if waiting:
+            self._waiting[farm.name] = waiting
+        else:
+            self._waiting.pop(farm.name, None)
+
+    # --- the schedule ----------------------------------------------------------------------------------------------
 
     def _schedule(self, entry: _Checked, now_ms: int) -> None:
         """Schedule the next point of the entry's own grid after now, so that a delay neither bunches nor shifts checks."""
         interval = entry.check.interval_ms
         phase = int(entry.backend.id * _GOLDEN % 1.0 * interval)
         entry.due_ms = now_ms + interval - (now_ms - phase) % interval
-        heapq.heappush(self._heap, (entry.due_ms, entry.backend.id, entry.serial))
+        self._queue.put(Place(entry.farm.name, entry.backend.id, entry.serial), entry.due_ms)
 
-    def _forget(self, backend_id: int) -> None:
-        self._checked.pop(backend_id, None)
-        self._down.discard(backend_id)
-        if len(self._heap) > 4 * len(self._checked) + 1024:
-            self._heap = [each for each in self._heap if each[1] in self._checked and self._checked[each[1]].serial == each[2]]
-            heapq.heapify(self._heap)
+    def _is_wanted(self, backend_id: int, serial: int) -> bool:
+        entry = self._checked.get(backend_id)
+        return entry is not None and entry.serial == serial
 
 
-def _same_check(entry: _Checked, backend: Backend, check: HealthCheck) -> bool:
+def _is_checked(farm: Farm) -> bool:
+    return farm.enabled and farm.health.kind is not CheckKind.NONE
+
+
+def _waiting(farm: Farm, states: Mapping[int, State]) -> frozenset[int]:
+    """The new backends, if others of the farm take connections."""
+    new = frozenset(number for number, state in states.items() if state is State.NEW)
+    if not new:
+        return new
+    served = any(states.get(each.id) is State.UP and each.weight > 0 and not each.draining for each in farm.backends)
+    return new if served else frozenset()
+
+
+def _same_check(old: HealthCheck, new: HealthCheck) -> bool:
     """Whether earlier results remain valid: only timing and thresholds may differ."""
-    old = entry.check
-    return (entry.backend.address, entry.backend.port, old.kind, old.port, old.path, old.status, old.host) == (
-        *(backend.address, backend.port),
-        *(check.kind, check.port, check.path, check.status, check.host),
-    )
+    return (old.kind, old.port, old.path, old.status, old.host) == (new.kind, new.port, new.path, new.status, new.host)
+
+
+def _in_a_row(streak: int) -> str:
+    return f"{streak} successes in a row" if streak > 1 else "its check succeeded"

@@ -31,7 +31,7 @@ from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.xdp_interfaces import Attacher, DataInterfaces
 from ctl.diagnosis.kernel.recent_drops import DropSampler
 from ctl.health.check_machine import HealthChecks
-from ctl.health.probes.runner import CheckRunner, load_down, own_probe
+from ctl.health.probes.runner import CheckRunner, RunProbe, load_down, own_probe
 from ctl.health.probes.source_addresses import OwnSources
 from ctl.network.announcer import Announcer
 from ctl.network.neighbours import NextHopKeeper
@@ -63,10 +63,11 @@ def compose(
     attacher: Attacher,
     origin: Origin,
     notifier: Notifier | None = None,
+    run_probe: RunProbe | None = None,
 ) -> Node:
-    """A node on these interfaces to the kernel. Call it on a running loop; `start` the result."""
+    """A node on these interfaces to the kernel. Call it on a running loop; `start` the result. run_probe: asks a backend."""
     questions = PeerQuestions(settings.node.name)
-    parts = _parts(settings, plane, network, attacher, notifier or Notifier(""), questions)
+    parts = _parts(settings, plane, network, attacher, notifier or Notifier(""), questions, run_probe)
     _register_commands(parts, settings, plane, network, origin, questions)
     return Node(settings, plane, network, parts)
 
@@ -78,11 +79,19 @@ def _parts(
     attacher: Attacher,
     notifier: Notifier,
     questions: PeerQuestions,
+    run_probe: RunProbe | None,
 ) -> NodeParts:
     """A part that calls one made after it does so through a function."""
     supervisor, tidier = Supervisor(), memory.Tidier()
     local = _local(
-        settings, plane, network, attacher, supervisor, changed=lambda: summary.show(), membership=lambda: membership
+        settings,
+        plane,
+        network,
+        attacher,
+        supervisor,
+        run_probe,
+        changed=lambda: summary.show(),
+        membership=lambda: membership,
     )
     transaction, interfaces = local.transaction, local.interfaces
     pair = PairParts(
@@ -133,6 +142,7 @@ def _local(
     network: Network,
     attacher: Attacher,
     supervisor: Supervisor,
+    run_probe: RunProbe | None,
     changed: Callable[[], None],
     membership: Callable[[], Membership],
 ) -> LocalParts:
@@ -147,13 +157,16 @@ def _local(
     addresses = VipAddresses(network, run_dir, lease_open=serving)
     sources = OwnSources(network, config)
     checks = CheckRunner(
-        HealthChecks(load_down(run_dir)), run_dir, lambda transition: running.health_changed(transition), own_probe(sources)
+        HealthChecks(load_down(run_dir)),
+        run_dir,
+        lambda transition: running.health_changed(transition),
+        run_probe or own_probe(sources),
     )
     transaction = Transaction(
         Store(settings.node.state_dir),
         plane,
         addresses,
-        down=lambda: checks.checks.down,
+        down=lambda config: checks.checks.unusable(config),
         in_force=lambda done: running.in_force(done),
         refused=lambda: running.replan_later(),
     )

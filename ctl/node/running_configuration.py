@@ -50,10 +50,6 @@ class RunningConfiguration:
         self._supervisor, self._changed = supervisor, changed
         self._replan_wanted = asyncio.Event()
 
-    @property
-    def _down(self) -> frozenset[int]:
-        return self._checks.checks.down
-
     async def begin(self) -> None:
         """Make the kernel's maps follow the loaded configuration. Raises XlbError when it refuses."""
         self._checks.configure(self._transaction.config)
@@ -63,9 +59,10 @@ class RunningConfiguration:
 
     async def in_force(self, done: Committed) -> None:
         """Have everything follow a configuration that has come into force."""
-        before = self._down
+        checks = self._checks.checks
+        before = checks.unusable(done.new), checks.to_remember
         await self._checks.follow(done.new)
-        if self._down != before:
+        if (checks.unusable(done.new), checks.to_remember) != before:
             self._replan_wanted.set()
         before_change, after_change = changed_backends(done.old, done.new)
         if before_change or after_change:

@@ -78,7 +78,8 @@ class OneNode:
 class Transaction:
     """Holds the configuration in force and what the kernel's maps hold. Create on a running loop, `load` once.
 
-    down: ids of backends that failed their check. in_force: called after each configuration that came into force here.
+    down: ids of the backends that must get no connections under a configuration; called in threads. in_force: called after each
+    configuration that came into force here.
     refused: called when the kernel refused a configuration that is in force all the same, for `replan` to be tried again.
     """
 
@@ -87,7 +88,7 @@ class Transaction:
         store: Store,
         plane: DataPlane,
         addresses: VipAddresses,
-        down: Callable[[], frozenset[int]],
+        down: Callable[[Config], frozenset[int]],
         in_force: Callable[[Committed], Awaitable[None]],
         refused: Callable[[], None],
     ) -> None:
@@ -170,7 +171,8 @@ class Transaction:
         await self._in_force(Committed(old, record.config))
 
     def _put(self, record: Record) -> None:
-        old, new, down = self._config, record.config, self._down()
+        old, new = self._config, record.config
+        down = self._down(new)
         plan = planner.plan(self._state, new, down) if self._known else None
         self._store.save(record.body)
         try:
@@ -180,7 +182,7 @@ class Transaction:
                 self._replan(new, down)
             self._addresses.follow(new)
         except (XlbError, PlaneError, OSError) as error:
-            self._undo(old, down, error)
+            self._undo(old, error)
             raise XlbError(f"{error}; nothing was changed", code_of(error, Code.KERNEL_REFUSED)) from error
         self._config = new
 
@@ -205,7 +207,7 @@ class Transaction:
     def _follow(self, old: Config, config: Config) -> None:
         if config.hash_seed != old.hash_seed:
             self._plane.set_hash_seed(config.hash_seed)
-        self._replan(config, self._down())
+        self._replan(config, self._down(config))
         self._addresses.follow(config)
 
     # --- single node or pair -------------------------------------------------------------------------------------
@@ -239,7 +241,7 @@ class Transaction:
         Raises XlbError when the kernel refuses.
         """
         async with self._kernel:
-            await _uninterrupted(lambda: self._replan(self._config, self._down()))
+            await _uninterrupted(lambda: self._replan(self._config, self._down(self._config)))
 
     async def follow_addresses(self) -> list[VipRepair]:
         """Make the interfaces carry the VIPs; returns what was done, which no change or move of VIPs had asked for."""
@@ -269,13 +271,13 @@ class Transaction:
         self._state = plan.state
         self._known = True
 
-    def _undo(self, old: Config, down: frozenset[int], cause: Exception) -> None:
+    def _undo(self, old: Config, cause: Exception) -> None:
         """Back to `old` on disk, in the maps and on the interfaces; a step that fails does not prevent the next."""
         log.error("configuration change failed, restoring the previous one: %s", cause)
         self._known = False
         steps: tuple[tuple[str, Callable[[], object]], ...] = (
             ("state file", self._store.take_back),
-            ("maps", lambda: self._replan(old, down)),
+            ("maps", lambda: self._replan(old, self._down(old))),
             ("addresses", lambda: self._addresses.follow(old)),
         )
         for what, step in steps:

@@ -14,7 +14,8 @@ from typing import Any
 from bpf.kernel.attach import Attachment
 from ctl.api.client import Client
 from ctl.api.commands.status import Origin
-from ctl.config.model import Config
+from ctl.config.model import Config, HealthCheck, format_endpoint
+from ctl.health.probes.probe import ProbeFailed
 from ctl.node.composition import CONTROL_SOCKET, compose
 from ctl.node.node import Node
 from ctl.state import node_file
@@ -75,6 +76,18 @@ class FakeAttacher:
         return detached
 
 
+class FakeServers:
+    """The backends as a node's checks see them: all answer but those in `refusing`."""
+
+    def __init__(self, *refusing: str) -> None:
+        self.refusing = set(refusing)
+
+    async def probe(self, _check: HealthCheck, address: str, port: int) -> None:
+        """Implements `ctl.health.probes.runner.RunProbe`."""
+        if address in self.refusing:
+            raise ProbeFailed(f"{format_endpoint(address, port)}: connection refused")
+
+
 @dataclass(frozen=True, slots=True)
 class RunningDaemon:
     """A daemon in a thread. Tests may read `plane` and `network` while no change is in progress."""
@@ -123,7 +136,11 @@ def write_node_file(directory: Path) -> NodeSettings:
 
 @contextlib.contextmanager
 def running_daemon(
-    directory: Path, plane: FakePlane | None = None, network: FakeNetwork | None = None, detach: bool = False
+    directory: Path,
+    plane: FakePlane | None = None,
+    network: FakeNetwork | None = None,
+    detach: bool = False,
+    servers: FakeServers | None = None,
 ) -> Iterator[RunningDaemon]:
     """Start a daemon whose files are in `directory`; stop it at the end.
 
@@ -135,7 +152,7 @@ def running_daemon(
     started: Future[tuple[Node, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def serve() -> None:
-        node = compose(settings, plane, network, attacher, Origin("built", 1.0))
+        node = compose(settings, plane, network, attacher, Origin("built", 1.0), run_probe=(servers or FakeServers()).probe)
         stop = asyncio.Event()
         try:
             await node.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,6 +134,50 @@ def test_a_backend_whose_cable_is_cut_times_out_of_the_farm(site: Serving) -> No
     assert set(tally.by_backend) == {"b2", "b3"}
     site.rig.mend("b1")
     wait_until(lambda: site.state("tcp4", "b1") == "up", "b1 back by itself")
+
+
+def test_changes_of_a_farm_bring_no_connection_to_a_dead_backend(site: Serving) -> None:
+    """A changed check, or a dead server that is added beside healthy ones, costs no request."""
+    farm = site.add_farm("http", health=QUICK_HTTP)
+    wait_until(lambda: all(site.state(farm, name) == "up" for name in ("b1", "b2", "b3")), "all backends up")
+    site.rig.backend("b2").kill()
+    wait_until(lambda: site.state(farm, "b2") == "down", "b2 noticed as down")
+    dead = {"farm": farm, "address": site.rig.backend("b2").address4, "port": BACKEND_PORTS["http"]}
+    slow = {"interval_ms": 5000, "timeout_ms": 1000}
+    for command, arguments in (
+        ("farm.set", {"name": farm, "health": slow | {"host": "www.example.org"}}),
+        ("farm.set", {"name": farm, "health": {"kind": "tcp"}}),
+        ("farm.stop", {"name": farm}),
+        ("farm.start", {"name": farm}),
+        ("backend.remove", dead),
+        ("backend.add", dead),
+    ):
+        site.node.call(command, **arguments)
+        if command != "farm.stop":
+            tally = site.rig.client.run(repeat(lambda: http_get(VIPS[4], PORTS["http"]), 60, Tally()))
+            assert (tally.failures, set(tally.by_backend)) == ([], {"b1", "b3"}), command
+    site.rig.backend("b2").start()
+    site.node.call("farm.set", name=farm, health={"interval_ms": 200, "timeout_ms": 200})
+    wait_until(lambda: site.state(farm, "b2") == "up", "b2 back by itself")
+
+
+def test_six_hundred_silent_backends_do_not_delay_the_checks_of_another_farm(site: Serving) -> None:
+    farm = site.add_farm("tcp", health=QUICK_TCP)
+    black_hole = site.rig.backend("b1").address4  # forwards nothing
+    site.node.namespace.ip(f"route add 10.78.0.0/16 via {black_hole}")
+    document = site.node.call("config.export")
+    silent = [{"address": f"10.78.{n // 250}.{1 + n % 250}", "port": 9} for n in range(600)]
+    check = {"kind": "tcp", "interval_ms": 10_000, "timeout_ms": 10_000}
+    document["farm"].append({"name": "silent", "vip": VIPS[4], "port": 9, "health": check, "backend": silent})
+    site.node.call("config.apply", document=document)
+    syn_sent = ("ss", "-Htn", "state", "syn-sent")
+    wait_until(lambda: site.node.namespace.run(*syn_sent).stdout.count("\n") > 500, "checks of all of its share to wait")
+    site.rig.backend("b2").kill()
+    started = time.monotonic()
+    wait_until(lambda: site.state(farm, "b2") == "down", "b2 noticed as down")
+    took_s = time.monotonic() - started
+    site.node.namespace.ip("route del 10.78.0.0/16")
+    assert took_s < 1.5, "its own time is 0.6 s"
 
 
 def test_lower_tiers_serve_only_while_no_higher_one_is_up(site: Serving) -> None:

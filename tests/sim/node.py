@@ -305,7 +305,7 @@ class Daemon:
         self.addresses = VipAddresses(kernel.network, RUN_DIR, disk, lambda: kernel.lease()[0] > now_ns())
         self.addresses.pair(serving=False)
         self.transaction = Transaction(
-            Store(STATE_DIR, disk), kernel, self.addresses, frozenset, self._in_force, self._kernel_refused
+            Store(STATE_DIR, disk), kernel, self.addresses, lambda _: frozenset(), self._in_force, self._kernel_refused
         )
         await self.transaction.load()
         await self.transaction.replan()

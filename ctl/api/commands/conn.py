@@ -83,7 +83,7 @@ class ConnectionCommands:
         entry = await self.sweeper.ask(lambda: flow_maps.find(self.plane, arriving))
         names, now_tick = Names(self.config()), self.plane.now_tick()
         found = connection_view(entry, names, now_tick) if entry is not None else None
-        down, seed = self.health.down, self.config().hash_seed
+        down, seed = self.health.unusable(self.config()), self.config().hash_seed
         standing = self.standing()
 
         def explained() -> dict[str, Any]:

@@ -114,7 +114,7 @@ class StatusCommands:
         """This node, without what its peer says."""
         interfaces = await asyncio.to_thread(self._interfaces)
         sweep, lag, config = self.sweeper.result, self.lag.view(), self.config()
-        down = self.health.down
+        down = self.health.unusable(config)
         backends = [each.id for farm in config.farms.values() if farm.enabled for each in farm.backends]
         return self._cluster() | {
             "started": self.startup.done,

@@ -1,4 +1,4 @@
-"""Runs the due health checks of `ctl.health.check_machine`, at most MAX_PROBES at a time, and reports transitions.
+"""Runs the due health checks of `ctl.health.check_machine`, which limits how many run at a time, and reports transitions.
 
 Schedules I/O only. run_dir/health.json keeps the ids of backends that are down across a restart of the daemon; without it, a
 restarted daemon would send new connections to a dead backend until its first check fails. The kernel's slot map cannot
@@ -19,7 +19,6 @@ from ctl.health.check_machine import HealthChecks, Probe, Transition
 from ctl.health.probes.probe import ProbeFailed, probe
 from ctl.health.probes.source_addresses import OwnSources
 
-MAX_PROBES = 512
 PROBES_PER_TURN = 16  # started before the loop gets a turn
 FARMS_PER_TURN = 32
 FILE_NAME = "health.json"
@@ -61,7 +60,7 @@ class CheckRunner:
         try:
             while True:
                 self._wake.clear()
-                for due in self.checks.due(now_ms(), min(PROBES_PER_TURN, MAX_PROBES - len(self._probes))):
+                for due in self.checks.due(now_ms(), PROBES_PER_TURN):
                     task = asyncio.get_running_loop().create_task(self._probe(due))
                     self._probes.add(task)
                     task.add_done_callback(self._done)
@@ -72,10 +71,9 @@ class CheckRunner:
             await asyncio.gather(*self._probes, return_exceptions=True)
 
     async def _rest(self) -> None:
-        """Sleep until a probe is due, the configuration changes or, at MAX_PROBES, a probe ends."""
+        """Sleep until a probe is due, the configuration changes or a probe ends."""
         next_due = self.checks.next_due_ms()
-        busy = len(self._probes) >= MAX_PROBES
-        wait_s = None if next_due is None or busy else max(0.0, (next_due - now_ms()) / 1000)
+        wait_s = None if next_due is None else max(0.0, (next_due - now_ms()) / 1000)
         try:
             async with asyncio.timeout(wait_s):
                 await self._wake.wait()
@@ -113,10 +111,10 @@ class CheckRunner:
         self._changed(transition)
 
     def save_down(self) -> None:
-        """Save the backends that are down for the next incarnation. Blocks briefly; logs errors."""
+        """Save which backends must get no connections for the next incarnation. Blocks briefly; logs errors."""
         temporary = self._path.with_suffix(".new")
         try:
-            temporary.write_text(json.dumps(sorted(self.checks.down)))
+            temporary.write_text(json.dumps(sorted(self.checks.to_remember)))
             temporary.replace(self._path)
         except OSError as error:
             log.warning("cannot write %s: %s", self._path, error.strerror)

@@ -53,7 +53,7 @@ class Host:
     def __init__(self, directory: Path) -> None:
         self.disk, self.network = Store(directory), FakeNetwork()
         addresses = VipAddresses(self.network, directory)
-        self.transaction = Transaction(self.disk, FakePlane(), addresses, frozenset, self.in_force, lambda: None)
+        self.transaction = Transaction(self.disk, FakePlane(), addresses, lambda _: frozenset(), self.in_force, lambda: None)
         self.adopted: list[Config] = []
 
     async def start(self) -> None:

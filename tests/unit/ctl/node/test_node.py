@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from bpf.constants import LEASE_FOREVER_NS, FlowFlag, FlowState
-from bpf.dataplane import FlowTuple, PutService, PutSlots
+from bpf.dataplane import FlowTuple, Operation, PutService, PutSlots
 from ctl.config.model import Protocol
 from ctl.daemon import locked_run_dir, main
 from ctl.dataplane.flow_hash import client_hash, flow_hash
@@ -25,7 +25,7 @@ from ctl.network.network import InterfaceAddress, Setting
 from ctl.network.opposition import TIMES
 from ctl.node.transaction import MAX_WAITING_CHANGES
 from tests.fakes.cli import run
-from tests.fakes.daemon import PROGRAM, RunningDaemon, running_daemon, write_node_file
+from tests.fakes.daemon import PROGRAM, FakeServers, RunningDaemon, running_daemon, write_node_file
 from tests.fakes.logs import logging_restored
 from tests.fakes.network import FakeNetwork
 from tests.fakes.plane import FakePlane, flow_dtype
@@ -49,6 +49,11 @@ def add_web(daemon: RunningDaemon, **fields: object) -> None:
     daemon.call("farm.add", name="web", vip=VIP, port=80, **fields)
     for server in SERVERS:
         daemon.call("backend.add", farm="web", address=server, port=8080)
+
+
+def backend_errors(daemon: RunningDaemon) -> list[str]:
+    """The last error of each backend of farm web."""
+    return [backend["last_error"] for backend in daemon.call("farm.show", name="web")["backends"]]
 
 
 def accepting(plane: FakePlane) -> set[str]:
@@ -421,19 +426,19 @@ def test_connections_of_a_removed_backend_are_deleted(daemon: RunningDaemon) -> 
 
 
 def test_a_backend_that_fails_is_taken_out_with_its_udp_flows_only(tmp_path: Path) -> None:
-    with running_daemon(tmp_path) as daemon:
-        # Nothing listens on port 1 of any 127.0.0.x: refused at once.
+    servers = FakeServers(SERVERS[0])
+    with running_daemon(tmp_path, servers=servers) as daemon:
         daemon.call("vip.add", address=f"{VIP}/24", device="eth0")
         check = {"kind": "tcp", "port": 1, "interval_ms": 500, "timeout_ms": 500, "fall": 2}
         daemon.call("farm.add", name="web", vip=VIP, port=80, health=check)
-        daemon.call("backend.add", farm="web", address="127.0.0.2", port=8080)
-        put_connection(daemon, 40001, "127.0.0.2", Protocol.UDP)
-        put_connection(daemon, 40002, "127.0.0.2", Protocol.TCP)
+        daemon.call("backend.add", farm="web", address=SERVERS[0], port=8080)
+        put_connection(daemon, 40001, SERVERS[0], Protocol.UDP)
+        put_connection(daemon, 40002, SERVERS[0], Protocol.TCP)
         wait_until(lambda: accepting(daemon.plane) == set(), "the backend to be taken out")
         wait_until(lambda: daemon.call("conn.count")["total"] == 1, "the UDP flow to go")
         assert daemon.call("conn.list")["connections"][0]["protocol"] == "tcp"
         backend = daemon.call("farm.show", name="web")["backends"][0]
-        assert (backend["state"], backend["last_error"]) == ("down", "127.0.0.2:1: connection refused")
+        assert (backend["state"], backend["last_error"]) == ("down", "10.77.0.11:1: connection refused")
         assert backend["state_for_s"] is not None
         wait_until(lambda: (tmp_path / "run" / "health.json").exists(), "the note for the next daemon")
     plane = daemon.plane
@@ -441,7 +446,42 @@ def test_a_backend_that_fails_is_taken_out_with_its_udp_flows_only(tmp_path: Pat
     with running_daemon(tmp_path, plane) as daemon:
         assert accepting(plane) == set(), "a restart does not try the dead backend on clients"
         daemon.call("farm.set", name="web", health={"kind": "none"})
-        wait_until(lambda: accepting(plane) == {"127.0.0.2"}, "an unchecked backend to accept connections")
+        wait_until(lambda: accepting(plane) == {SERVERS[0]}, "an unchecked backend to accept connections")
+
+
+def test_a_change_does_not_give_connections_to_a_backend_that_is_down_or_new(tmp_path: Path) -> None:
+    """Neither in the maps that the change writes, nor later, before a check has succeeded."""
+    check = {"kind": "tcp", "interval_ms": 20, "timeout_ms": 20, "fall": 1}
+    servers = FakeServers(SERVERS[1], SERVERS[2])
+    with running_daemon(tmp_path, servers=servers) as daemon:
+        daemon.call("vip.add", address=f"{VIP}/24", device="eth0")
+        daemon.call("farm.add", name="web", vip=VIP, port=80, health=check)
+        for server in SERVERS[:2]:
+            daemon.call("backend.add", farm="web", address=server, port=8080)
+        wait_until(lambda: accepting(daemon.plane) == {SERVERS[0]}, "the dead backend to be taken out")
+        seen = set[str]()
+        apply = daemon.plane.apply
+
+        def watched(operations: Sequence[Operation]) -> None:
+            apply(operations)
+            seen.update(accepting(daemon.plane))
+
+        daemon.plane.apply = watched  # type: ignore[method-assign]
+        daemon.call("farm.set", name="web", health={"host": "www.example.org", "interval_ms": 60_000})
+        daemon.call("farm.set", name="web", port=443, health={"kind": "http"})
+        daemon.call("farm.stop", name="web")
+        daemon.call("farm.start", name="web")
+        daemon.call("backend.set", farm="web", address=SERVERS[1], port=8080, weight=9)
+        daemon.call("backend.add", farm="web", address=SERVERS[2], port=8080)
+        wait_until(lambda: backend_errors(daemon)[2] == f"{SERVERS[2]}:8080: connection refused", "the new one to be checked")
+        document = daemon.call("config.export")
+        document["farm"][0]["name"] = "shop"
+        daemon.call("config.apply", document=document)
+        assert seen == {SERVERS[0]}
+        wait_until(lambda: accepting(daemon.plane) == {SERVERS[0]}, "the maps to settle")
+        servers.refusing.clear()
+        daemon.call("farm.set", name="shop", health={"interval_ms": 20})
+        wait_until(lambda: accepting(daemon.plane) == set(SERVERS), "all to be in service after a success")
 
 
 # --- conn show without a connection -------------------------------------------------------------------------
