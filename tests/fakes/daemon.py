@@ -99,6 +99,7 @@ class RunningDaemon:
     attacher: FakeAttacher
     node: Node
     loop: asyncio.AbstractEventLoop
+    servers: FakeServers
 
     @property
     def farms(self) -> Config:
@@ -148,11 +149,11 @@ def running_daemon(
     """
     settings = write_node_file(directory)
     plane, network = plane or FakePlane(), network or FakeNetwork()
-    attacher = FakeAttacher(network)
+    attacher, probed = FakeAttacher(network), servers or FakeServers()
     started: Future[tuple[Node, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def serve() -> None:
-        node = compose(settings, plane, network, attacher, Origin("built", 1.0), run_probe=(servers or FakeServers()).probe)
+        node = compose(settings, plane, network, attacher, Origin("built", 1.0), run_probe=probed.probe)
         stop = asyncio.Event()
         try:
             await node.start()
@@ -169,7 +170,7 @@ def running_daemon(
     node, loop, stop = started.result(DEADLINE_S)
     try:
         yield RunningDaemon(
-            settings.node.run_dir / CONTROL_SOCKET, directory / "node.toml", plane, network, attacher, node, loop
+            settings.node.run_dir / CONTROL_SOCKET, directory / "node.toml", plane, network, attacher, node, loop, probed
         )
     finally:
         loop.call_soon_threadsafe(stop.set)
