@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 
 import pytest
 
 from tests.net.faults import FAULTS, Fault, Observer, ProbeFarm
 from tests.net.paired import PairSite, paired
+from tests.net.serving import PORTS
 from tests.rig import VIP4, HeldConnections, Node, Rig
 from tests.wait import wait_until
 
@@ -65,6 +67,31 @@ def mend_cluster(rig: Rig, node: Node) -> None:
     rig.mend(node.name, "ha0")
 
 
+def test_both_nodes_of_a_sound_pair_are_ok_for_monitoring(site: PairSite) -> None:
+    site.settle()
+    wait_until(lambda: {node.call("status")["check"]["exit_code"] for node in site.rig.nodes} == {0}, "both to be sound", 10)
+
+
+def test_a_client_on_the_nodes_themselves(site: PairSite) -> None:
+    """As docs/OPERATIONS.md has it: the serving node's kernel refuses it, the backup is a client like any other."""
+    site.settle()
+
+    def connect() -> str:
+        with socket.socket() as one:
+            one.settimeout(5)
+            try:
+                one.connect((VIP4, PORTS["tcp"]))
+                return one.recv(200).decode().split()[0]
+            except OSError as error:
+                return type(error).__name__
+
+    assert site.node.namespace.call(connect) == "ConnectionRefusedError"
+    assert site.other.namespace.call(connect).startswith("b")
+    for node, message in ((site.node, "refused by this node's own kernel"), (site.other, "as long as it is the backup")):
+        (found,) = [each for each in node.call("doctor") if each["name"] == "local clients"]
+        assert found["ok"] and found["status"] == "info" and message in found["message"]
+
+
 def test_a_cut_of_the_cluster_link_alone_changes_nothing(site: PairSite, held: HeldConnections) -> None:
     """VRRP on the data network still shows which node is active."""
     serving, other = site.node, site.other
@@ -75,6 +102,9 @@ def test_a_cut_of_the_cluster_link_alone_changes_nothing(site: PairSite, held: H
         observer.good(300)
         assert site.status(other)["paths"]["data"]
         assert site.status(other)["role"] == "backup"
+        check = other.call("status")["check"]
+        assert check["exit_code"] == 1 and "cluster link: brings no heartbeat" in check["line"]
+        assert serving.call("status")["check"]["exit_code"] == 1
         mend_cluster(site.rig, serving)
         site.settle()
         cost = observer.cost()

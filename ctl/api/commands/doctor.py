@@ -86,6 +86,7 @@ def examine(node: ExaminedNode, status: Status) -> list[dict[str, Any]]:
         _neighbours,
         _sources,
         _listeners,
+        _local_clients,
         _health,
         _tables,
         _drops,
@@ -199,6 +200,16 @@ def _listeners(node: ExaminedNode) -> Iterator[Finding]:
                 message,
                 f"xlbctl vip add {vip.address}/{vip.prefix_length} --no-guard, or use another address",
             )
+
+
+def _local_clients(node: ExaminedNode) -> Iterator[Finding]:
+    """What the kernel delivers to itself does not enter by a data interface, so the program does not see it."""
+    if not node.config.farms:
+        return
+    serving = "connections from this node to a VIP are refused by this node's own kernel, or reach its own listeners"
+    backup = "connections from this node to a VIP are balanced by the peer, as long as it is the backup"
+    message = serving if node.addresses.serving else backup
+    yield Finding("local clients", Severity.INFO, message, "let programs on the nodes connect to the backends")
 
 
 def _is_own_address(node: ExaminedNode, address: str) -> bool:
