@@ -12,8 +12,9 @@ import os
 import socket
 
 from ctl.config.model import CheckKind, HealthCheck, format_endpoint
+from ctl.health.probes.http_answer import HttpAnswer, NotAnswered
 
-MAX_STATUS_LINE_BYTES = 4096
+READ_BYTES = 4096
 
 _USER_AGENT = "xlbd"
 
@@ -50,47 +51,22 @@ async def _probe_tcp(address: str, port: int, source: str) -> None:
 
 
 async def _probe_http(check: HealthCheck, address: str, port: int, source: str) -> None:
-    """GET with HTTP/1.1 (RFC 9112); only the status line is read."""
-    host = check.host or format_endpoint(address, port)
-    request = (
-        f"GET {check.path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {_USER_AGENT}\r\nAccept: */*\r\nConnection: close\r\n\r\n"
-    )
+    """GET with HTTP/1.1; only the status of the final response counts."""
+    answer = HttpAnswer(check.path, check.host or format_endpoint(address, port), _USER_AGENT)
     local = (source, 0) if source else None
-    reader, writer = await asyncio.open_connection(address, port, limit=MAX_STATUS_LINE_BYTES, local_addr=local)
+    reader, writer = await asyncio.open_connection(address, port, limit=READ_BYTES, local_addr=local)
     try:
-        writer.write(request.encode("latin-1", "replace"))
-        line = await _status_line(reader)
-        status = parse_status_line(line)
-        low, high = status_range(check.status)
-        if not low <= status <= high:
-            raise ProbeFailed(f"GET {check.path} answered {status}, expected {check.status}")
+        writer.write(answer.request)
+        status = None
+        while status is None:
+            status = answer.feed(await reader.read(READ_BYTES))
+    except NotAnswered as error:
+        raise ProbeFailed(str(error)) from None
     finally:
         writer.transport.abort()  # the rest of the response is not needed; leaves no TIME-WAIT socket
-
-
-async def _status_line(reader: asyncio.StreamReader) -> bytes:
-    try:
-        return await reader.readuntil(b"\n")
-    except asyncio.IncompleteReadError as error:
-        raise ProbeFailed(
-            "closed the connection before a complete HTTP status line"
-            if error.partial
-            else "closed the connection without an answer"
-        ) from None
-    except asyncio.LimitOverrunError:
-        raise ProbeFailed(f"sent more than {MAX_STATUS_LINE_BYTES} bytes without an HTTP status line") from None
-
-
-def parse_status_line(line: bytes) -> int:
-    """The status code of an HTTP/1.x status line (RFC 9112 section 4).
-
-    Raises ProbeFailed when the line is not one.
-    """
-    version, _, rest = line.partition(b" ")
-    code = rest[:3]
-    if not version.startswith(b"HTTP/1.") or not code.isdigit() or len(code) != 3 or rest[3:4] not in (b" ", b"\r", b"\n", b""):
-        raise ProbeFailed(f"does not speak HTTP: answered {line[:40]!r}")
-    return int(code)
+    low, high = status_range(check.status)
+    if not low <= status <= high:
+        raise ProbeFailed(f"GET {check.path} answered {status}, expected {check.status}")
 
 
 def status_range(text: str) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck
 from ctl.health.check_machine import MAX_PROBES, HealthChecks, Transition
-from ctl.health.probes.probe import MAX_STATUS_LINE_BYTES, ProbeFailed, parse_status_line, probe
+from ctl.health.probes.http_answer import MAX_BYTES, HttpAnswer, NotAnswered
+from ctl.health.probes.probe import ProbeFailed, probe
 from ctl.health.probes.runner import CheckRunner, load_down
 from tests.wait import wait_until_async
 
@@ -81,10 +82,21 @@ def test_a_closed_port_is_refused(check: HealthCheck) -> None:
         (b"HTTP/1.1 299 Whatever\r\nA: b\r\n\r\nbody", ""),
         (b"HTTP/1.1 503 Busy\r\n\r\n", "GET /health answered 503, expected 200-299"),
         (b"HTTP/1.1 300 Elsewhere\r\n\r\n", "GET /health answered 300, expected 200-299"),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", ""),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + b"HTTP/1.1 199 Later\r\n\r\n" + b"HTTP/1.1 204 Empty\r\n\r\n", ""),
+        (b"HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 503 Busy\r\n\r\n", "GET /health answered 503, expected 200-299"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", "GET /health answered 101, expected 200-299"),
+        (b"HTTP/1.1 103 Early\r\n\r\n", "closed the connection without an answer"),
+        (b"HTTP/1.0 200 OK\nServer: old\n\nbody", ""),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel", ""),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\ncut", ""),
+        (b"HTTP/1.1 200 OK\r\n" + b"X-Long: %s\r\n" % (b"y" * 7000) * 8 + b"\r\n", ""),
+        (b"HTTP/1.1 200 OK\r\nno header\r\n\r\n", "answer is not valid HTTP/1.1: illegal header line"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak HTTP: answered b'SSH-2.0-OpenSSH_9.2\\r\\n'"),
-        (b"HTTP/1.1 2000 OK\r\n", "does not speak HTTP"),
-        (b"HTTP/1.1 abc\r\n", "does not speak HTTP"),
-        (b"HTTP/1.1 20", "closed the connection before a complete HTTP status line"),
+        (b"HTTP/2.0 200 OK\r\n\r\n", "does not speak HTTP: answered b'HTTP/2.0 200 OK"),
+        (b"HTTP/1.1 2000 OK\r\n\r\n", "answer is not valid HTTP/1.1"),
+        (b"HTTP/1.1 abc\r\n\r\n", "answer is not valid HTTP/1.1"),
+        (b"HTTP/1.1 20", "closed the connection before a complete HTTP answer: b'HTTP/1.1 20'"),
         (b"", "closed the connection without an answer"),
     ],
 )
@@ -111,17 +123,48 @@ def test_a_server_that_is_silent_times_out() -> None:
     assert probe_against(check, silent).endswith("within 50 ms")
 
 
-def test_an_endless_response_line_is_limited() -> None:
-    async def endless(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"x" * (MAX_STATUS_LINE_BYTES * 8))
+@pytest.mark.parametrize(
+    "endless", [b"x" * MAX_BYTES, b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * MAX_BYTES, b"HTTP/1.1 102 X\r\n\r\n" * MAX_BYTES]
+)
+def test_an_endless_answer_is_limited(endless: bytes) -> None:
+    assert probe_against(HTTP, answering(endless, close=False)).startswith(
+        ("sent more than", "does not speak", "answer is not")
+    )
 
-    assert "without an HTTP status line" in probe_against(HTTP, endless)
+
+def test_every_byte_may_come_by_itself() -> None:
+    async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for byte in b"HTTP/1.1 103 Early\r\nA: b\r\n\r\nHTTP/1.1 200 OK\r\nA: b\r\n\r\n":
+            writer.write(bytes([byte]))
+            await writer.drain()
+
+    assert probe_against(HTTP, slowly) == ""
 
 
-@given(st.binary(max_size=60))
-def test_random_responses_only_fail_the_probe(line: bytes) -> None:
-    with contextlib.suppress(ProbeFailed):
-        assert 0 <= parse_status_line(line) <= 999
+def test_interim_responses_do_not_extend_the_timeout() -> None:
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 103 Early\r\n\r\n")
+        await reader.read()
+
+    check = HealthCheck(kind=CheckKind.HTTP, timeout_ms=50)
+    assert probe_against(check, endless).endswith("within 50 ms")
+
+
+@pytest.mark.parametrize(("status", "passes"), [("101", True), ("100-399", True), ("100", False), ("200-399", False)])
+def test_101_is_an_answer(status: str, passes: bool) -> None:
+    check = HealthCheck(kind=CheckKind.HTTP, timeout_ms=2000, status=status)
+    assert (probe_against(check, answering(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")) == "") is passes
+
+
+@given(st.binary(max_size=60), st.sampled_from([b"", b"HTTP/1.1 ", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 100 \r\n\r\n"]))
+def test_random_responses_only_fail_the_probe(garbage: bytes, start: bytes) -> None:
+    answer = HttpAnswer("/", "host", "xlbd")
+    with contextlib.suppress(NotAnswered):
+        for data in (start, garbage, b""):
+            if data and answer.feed(data) is not None:
+                return
+        answer.feed(b"")
 
 
 # --- the runner ----------------------------------------------------------------------------------------------
