@@ -75,6 +75,10 @@ def examine_node(status: Status) -> Iterator[Finding]:
         yield from _interface(each, status.get("xdp_configured", "auto"), grave)
     for message in status.get("faults", ()):
         yield Finding("fault", Severity.WARN, str(message), "remove the cause; journalctl -u xlbd has when it began")
+    vote = status.get("vote")
+    if vote and not vote["can_be_asked"]:
+        remedy = "without its vote this node cannot become active alone: look at the gateway and the data network"
+        yield Finding("vote", Severity.WARN, str(vote["why"]), remedy)
     if status["role"] in OUT_OF_SERVICE:
         remedy = (
             "xlbctl cluster maintenance off" if status["role"] == "maintenance" else "remove the cause; it returns by itself"

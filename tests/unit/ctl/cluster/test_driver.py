@@ -108,6 +108,25 @@ def test_conn_show_on_the_backup_names_the_active_node(pair: tuple[Site, Site]) 
     assert two.call("conn.show", **packet)["why"] == "maintenance; neither node answers for the VIPs"
 
 
+def test_only_what_an_operator_should_look_at_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ctl")
+    with paired_sites(tmp_path, {0: FAST, 1: FAST}, ADDRESS) as (one, two):
+        assert "pairing: lb2 at" in caplog.text
+        one.call("cluster.switchover")
+        wait_until(lambda: two.status["role"] == "active", "the peer to become active")
+        in_step(two, one)
+        two.call("cluster.maintenance", on=True)
+        wait_until(lambda: one.status["role"] == "active", "the VIPs to come back")
+        two.call("cluster.maintenance", on=False)
+        in_step(one, two)
+        assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == []
+        one.cut_links()
+        wait_until(lambda: two.status["role"] == "active", "the takeover")
+    raised = {record.getMessage() for record in caplog.records if record.levelno == logging.WARNING}
+    assert any("is active" in message and "lb1 silent on every heartbeat path" in message for message in raised)
+    assert not [record for record in caplog.records if record.levelno > logging.WARNING]
+
+
 @pytest.mark.parametrize("asked_on", [0, 1])
 def test_switchover_from_either_node(pair: tuple[Site, Site], asked_on: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctl.cluster.effects.HANDED_OVER_S", 0.2)

@@ -74,6 +74,11 @@ def test_a_sound_node_is_ok(status: dict[str, Any]) -> None:
         ),
         (ACTIVE | {"nodes": [ROWS[0], ROWS[1] | {"version": "0.1.0"}]}, WARNING, "xlb 0.2.0 on lb1, 0.1.0 on lb2"),
         (ACTIVE | {"nodes": [ROWS[0], ROWS[1] | {"generation": 4}]}, WARNING, "configuration 5 on lb1, 4 on lb2"),
+        (
+            ACTIVE | {"vote": {"gateway": "10.0.0.1", "can_be_asked": False, "why": "gateway 10.0.0.1 is silent"}},
+            WARNING,
+            "vote: ",
+        ),
         (SINGLE | {"faults": ["the state directory is full"]}, WARNING, "fault: the state directory is full"),
         (ACTIVE | {"started": False}, WARNING, "xlbd: is starting"),
     ],
@@ -88,6 +93,11 @@ def test_each_loss_has_its_verdict_and_a_remedy(status: dict[str, Any], verdict:
 
 def test_generic_mode_is_as_configured_unless_the_node_file_wants_native() -> None:
     assert findings(ACTIVE | {"interfaces": [INTERFACE | {"xdp_mode": "generic"}], "xdp_configured": "auto"}) == []
+
+
+def test_a_vote_that_can_be_asked_is_fine() -> None:
+    for vote in (None, {"gateway": "10.0.0.1", "can_be_asked": True, "why": ""}):
+        assert findings(BACKUP | {"vote": vote}) == []
 
 
 def test_the_gravest_comes_first() -> None:

@@ -278,3 +278,21 @@ def step(node: Node, rng: random.Random) -> None:
                     )
                 )
             )
+
+
+def test_levels_follow_what_an_operator_must_do() -> None:
+    """What is planned or over is information; two active nodes are an error."""
+    levels = {cause: Transition(State.ACTIVE, cause, State.BACKUP, "").attention.value for cause in Cause}
+    assert levels[Cause.PEER_OUTRANKS] == "ERROR"
+    for cause in (Cause.PEER_SILENT, Cause.LEASE_EXPIRED, Cause.FAULT, Cause.FAULT_ALONE, Cause.HAND_OVER_TIMEOUT):
+        assert levels[cause] == "WARNING"
+    for cause in (
+        Cause.PEER_GRANTS,
+        Cause.HANDED_OVER,
+        Cause.MAINTENANCE,
+        Cause.SHUTDOWN,
+        Cause.PEER_SHUT_DOWN,
+        Cause.PAIR_CREATED,
+    ):
+        assert levels[cause] == "INFO"
+    assert list(levels.values()).count("ERROR") == 1
