@@ -24,7 +24,6 @@ NODE_COLUMNS = (
     Column("HEALTH", state=True, priority=1),
     Column("BACKENDS UP", priority=7),
     Column("VERSION", priority=5),
-    Column("WHY", priority=2, text=True),
 )
 FINDING_COLUMNS = (Column("RESULT", state=True), Column("WHAT"), Column("FINDING", text=True), Column("REMEDY", text=True))
 
@@ -117,7 +116,8 @@ def print_status(answer: dict[str, Any]) -> None:
     """Print the table of both nodes, this node's own lines, and what is not well."""
     print_table(NODE_COLUMNS, [node_cells(row) for row in answer["nodes"]], "")
     click.echo()
-    print_fields(status_fields(answer))
+    reasons = [(f"why {row['name']} is {row['role']}", row["why"]) for row in answer["nodes"] if row["why"]]
+    print_fields([*reasons, *status_fields(answer)])
     bad = [each for each in answer["findings"] if each["status"] in ("warn", "fail")]
     if bad:
         click.echo()
@@ -137,7 +137,6 @@ def node_cells(row: dict[str, Any]) -> tuple[str, ...]:
         row["health"],
         f"{backends['up']} of {backends['total']}" if backends else "",
         row["version"],
-        row["why"],
     )
 
 

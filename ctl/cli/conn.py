@@ -9,7 +9,7 @@ import click
 
 from ctl.cli.base import Session, XlbGroup, pass_session
 from ctl.cli.options import CONNECTION, ENDPOINT, complete_backend, complete_farm, number, yes_option
-from ctl.cli.output import print_fields, print_table, printable, show
+from ctl.cli.output import print_fields, print_item, print_table, show
 from ctl.cli.terminal.tables import Column
 from ctl.config.model import Protocol, format_endpoint
 
@@ -131,4 +131,4 @@ def _print_explanation(answer: dict[str, Any]) -> None:
     print_fields(fields)
     click.echo()
     for position, step in enumerate(answer["steps"], 1):
-        click.echo(f"{position}. {printable(step)}")
+        print_item(f"{position}.", step)

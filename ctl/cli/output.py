@@ -80,6 +80,13 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
             click.echo(f"{'' if number else name:<{width}}  {paint(part)}".rstrip())
 
 
+def print_item(mark: str, text: str) -> None:
+    """Write one item of a list; on a terminal a long one wraps between words."""
+    space = shutil.get_terminal_size().columns - len(mark) - 1 if sys.stdout.isatty() else None
+    for number, part in enumerate([printable(text)] if space is None else wrap(printable(text), max(LEAST_TEXT, space))):
+        click.echo(f"{' ' * len(mark) if number else mark} {part}")
+
+
 def paint(word: str) -> str:
     """Colour a state word on a terminal; leave other words, and output to a pipe, unchanged."""
     style = STATE_STYLES.get(word)
