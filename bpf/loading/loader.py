@@ -13,11 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +24,7 @@ from typing import Any, Literal
 
 from bpf import constants
 from bpf.dataplane import PlaneError
-from bpf.loading import bpffs, compile
+from bpf.loading import bpffs, child, compile
 from bpf.loading.flatten import flatten
 from bpf.loading.headers import compiler_flags
 from bpf.maps import layout
@@ -36,7 +35,6 @@ BUILD_LINK = "build"
 EMBRYONIC_SHARE = 8
 """Ratio of max_flows to the capacity for embryonic connections, which are preallocated: 300 bytes each per family."""
 MIN_EMBRYONIC = 1024
-COMPILE_TIMEOUT_S = 180
 RESETTABLE = frozenset({"counters", "error_budget", "scratch_v4", "scratch_v6"})
 """Maps that an upgrade may replace by empty ones: nothing depends on their old entries."""
 
@@ -93,10 +91,11 @@ class _Pins:
     maps: Mapping[str, str]
 
 
-def ensure(build: Build, replace: bool = False) -> Loaded:
+def ensure(build: Build, replace: bool = False, working: Callable[[], None] = lambda: None) -> Loaded:
     """Pin the program and its maps under build.bpf_dir, and keep existing maps if they match.
 
     replace: delete existing maps, with all their connections, instead of refusing pins that do not match.
+    working: called every second while the compiler runs, however long it takes on a slow machine.
     Raises PlaneError, with nothing changed, if privilege, bpffs or compiler is missing, the source does not compile, or
     existing pins have another ABI version, size or layout.
     """
@@ -116,7 +115,7 @@ def ensure(build: Build, replace: bool = False) -> Loaded:
         if layouts:
             return Loaded("adopted", layouts, _ms_since(started))
     kept = pins if pins and not replace else None
-    layouts = _build(build, identity, kept)
+    layouts = _build(build, identity, kept, working)
     try:
         layout.store(layouts, build.run_dir)
     except OSError as error:
@@ -218,7 +217,7 @@ def _remove_tree(directory: Path) -> None:
         directory.rmdir()
 
 
-def _build(build: Build, identity: str, kept: _Pins | None) -> Layouts:
+def _build(build: Build, identity: str, kept: _Pins | None, working: Callable[[], None]) -> Layouts:
     """Have the child build in a second directory, then move the result to bpf_dir. `kept`: the pins whose maps are kept."""
     building = _building(build.bpf_dir)
     try:
@@ -226,7 +225,7 @@ def _build(build: Build, identity: str, kept: _Pins | None) -> Layouts:
         known = {name: kept.maps[name] for name in kept.maps.keys() & kept.names} if kept else {}
         for name in (kept.names if kept else frozenset()) - {PROGRAM, BUILD_LINK}:
             os.link(build.bpf_dir / name, building / name)
-        maps = _run_child(build, building, known)
+        maps = _run_child(build, building, known, working)
         layouts = Layouts(constants.ABI_VERSION, identity, maps)
         words = {"abi": layouts.abi, "identity": identity, "max_flows": build.max_flows, **_fingerprints(maps)}
         (building / BUILD_LINK).symlink_to(" ".join(f"{key}={value}" for key, value in words.items()))
@@ -261,10 +260,10 @@ def _swap(building: Path, bpf_dir: Path) -> None:
     building.rename(bpf_dir)
 
 
-def _run_child(build: Build, directory: Path, known: Mapping[str, str]) -> dict[str, MapLayout]:
+def _run_child(build: Build, directory: Path, known: Mapping[str, str], working: Callable[[], None]) -> dict[str, MapLayout]:
     """The maps that the child has created or reused in `directory`; the program is pinned there too."""
     while True:
-        answer, log = _ask_child(build, directory, known)
+        answer, log = _ask_child(build, directory, known, working)
         error = answer.get("error")
         if error is None:
             return {name: MapLayout(**fields) for name, fields in answer["maps"].items()}
@@ -274,7 +273,9 @@ def _run_child(build: Build, directory: Path, known: Mapping[str, str]) -> dict[
         unfit.unlink()
 
 
-def _ask_child(build: Build, directory: Path, known: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+def _ask_child(
+    build: Build, directory: Path, known: Mapping[str, str], working: Callable[[], None]
+) -> tuple[dict[str, Any], str]:
     """The answer of the child, and its output on stderr."""
     source_root = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join([source_root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -289,21 +290,21 @@ def _ask_child(build: Build, directory: Path, known: Mapping[str, str]) -> tuple
             "known": dict(known),
         }
         try:
-            child = subprocess.run(
+            done = child.run(
                 [sys.executable, "-m", "bpf.loading.compile"],
-                input=json.dumps(request).encode(),
-                capture_output=True,
-                timeout=COMPILE_TIMEOUT_S,
-                env={**os.environ, "PYTHONPATH": search},
-                check=False,
+                json.dumps(request).encode(),
+                {**os.environ, "PYTHONPATH": search},
+                working,
             )
-        except subprocess.TimeoutExpired as error:
-            raise PlaneError(f"compiling the data plane was stopped after {COMPILE_TIMEOUT_S} s") from error
-    log = child.stderr.decode(errors="replace")
+        except child.Hangs as error:
+            raise PlaneError(
+                f"compiling the data plane was stopped: {error}; see whether the machine is short of memory"
+            ) from None
+    log = done.stderr.decode(errors="replace")
     try:
-        answer: dict[str, Any] = json.loads(child.stdout)
+        answer: dict[str, Any] = json.loads(done.stdout)
     except json.JSONDecodeError as error:
-        end = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
+        end = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
         words = _compiler_words(log) or "none; is there enough memory? LLVM needs 100 MB"
         raise PlaneError(f"the compile child exited with {end} and no answer; its output: {words}", log) from error
     return answer, log

@@ -1,4 +1,4 @@
-"""Asks the daemon: one request, one answer, over its control socket, with a deadline.
+"""Asks the daemon: one request, one answer, over its control socket, with a limit for its silence.
 
 Decides how a request is framed and which error each kind of missing answer is. Must not know what commands exist.
 """
@@ -9,7 +9,7 @@ import errno
 import itertools
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -18,11 +18,11 @@ from typing import Any, Self
 import msgpack
 import zmq
 
-from ctl.api.protocol import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
+from ctl.api.protocol import MAX_MESSAGE_BYTES, PROGRESS_COMMAND, PROTOCOL_VERSION
 from ctl.errors import Code, InternalError, InvalidInput, XlbError, reported
 
 DEFAULT_TIMEOUT_MS = 30_000
-_KNOCK_EVERY_MS = 1000  # while waiting: notice a daemon that died
+_KNOCK_EVERY_MS = 1000  # while waiting: notice a daemon that died, and ask one that works for its progress
 _MAX_UNIX_PATH_BYTES = 107  # sun_path of sockaddr_un, less its terminator (unix(7))
 
 
@@ -34,6 +34,7 @@ class Client:
         self.socket_path = socket_path
         self.timeout_ms = timeout_ms
         self.note = ""  # what an operator should know in addition to the last result
+        self.progress: Callable[[str], None] = lambda _: None  # gets each long step of a request, as the daemon names it
         self._ids = itertools.count(1)
         _require_listener(socket_path)
         self._context = zmq.Context(io_threads=1)
@@ -57,10 +58,9 @@ class Client:
         """Return the daemon's result of `command`.
 
         Raises InvalidInput where the daemon calls the request invalid, XlbError where it refuses, fails or is silent
-        for `timeout_ms`.
+        for `timeout_ms`; a daemon that is at a long step of the request is not silent.
         """
-        request_id = next(self._ids)
-        request = _pack({"v": PROTOCOL_VERSION, "id": request_id, "cmd": command, "args": dict(args or {})})
+        request_id, request = self._request(command, dict(args or {}))
         if len(request) > MAX_MESSAGE_BYTES:
             raise InvalidInput(
                 f"{len(request)} bytes are more than the {MAX_MESSAGE_BYTES} the daemon reads at once; split it",
@@ -73,9 +73,14 @@ class Client:
             return answer.get("result")
         raise _error_of(answer.get("error"))
 
+    def _request(self, command: str, args: dict[str, Any]) -> tuple[int, bytes]:
+        number = next(self._ids)
+        return number, _pack({"v": PROTOCOL_VERSION, "id": number, "cmd": command, "args": args})
+
     def _answer_to(self, request_id: int, command: str) -> dict[str, Any]:
         """Wait for the answer with this id; answers to requests that timed out earlier are skipped."""
         deadline = monotonic() + self.timeout_ms / 1000
+        asked, doing = 0, ""
         while True:
             left_ms = max(0, round((deadline - monotonic()) * 1000))
             if not self._socket.poll(min(left_ms, _KNOCK_EVERY_MS)):
@@ -86,10 +91,20 @@ class Client:
                         Code.DAEMON_SILENT,
                     )
                 _require_listener(self.socket_path)
+                if not asked:
+                    asked, question = self._request(PROGRESS_COMMAND, {"id": request_id})
+                    self._socket.send(question)
                 continue
             answer = _unpack(self._socket.recv(), self.socket_path)
             if answer.get("id") == request_id:
                 return answer
+            if asked and answer.get("id") == asked and answer.get("ok"):  # a daemon of version 0.1.0 gives an error
+                asked, step = 0, _step_of(answer)
+                if step:
+                    deadline = monotonic() + self.timeout_ms / 1000
+                if step and step != doing:
+                    doing = step
+                    self.progress(step)
 
 
 def _pack(request: dict[str, Any]) -> bytes:
@@ -108,6 +123,11 @@ def _error_of(error: Any) -> XlbError:
     if kind == InternalError.kind:
         return XlbError(f"internal error in xlbd: {message}; see 'journalctl -u xlbd' and please report it", code)
     return reported(kind, message, key, code)
+
+
+def _step_of(answer: dict[str, Any]) -> str:
+    result = answer.get("result")
+    return str(result.get("doing") or "") if isinstance(result, dict) else ""
 
 
 def _unpack(data: bytes, socket_path: Path) -> dict[str, Any]:

@@ -4,3 +4,6 @@ from __future__ import annotations
 
 PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 8 << 20
+PROGRESS_COMMAND = "progress"
+"""Asks what another request of the same client is doing: {"id": its number}. The server itself answers {"doing": "…"}; empty:
+no long step, or no such request."""

@@ -23,8 +23,9 @@ import zmq
 import zmq.asyncio
 
 from ctl.api.caller import CALLER, Caller, from_peer_address
-from ctl.api.protocol import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
+from ctl.api.protocol import MAX_MESSAGE_BYTES, PROGRESS_COMMAND, PROTOCOL_VERSION
 from ctl.errors import Code, InternalError, InvalidInput, XlbError
+from ctl.runtime.progress import PROGRESS, Progress
 
 MAX_QUEUED_MESSAGES = 128
 MAX_REQUESTS_IN_FLIGHT = 32
@@ -212,6 +213,7 @@ class ApiServer:
         self._socket: zmq.asyncio.Socket | None = None
         self._slots = asyncio.Semaphore(MAX_REQUESTS_IN_FLIGHT)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[tuple[bytes, int], Progress] = {}  # by client and number of the request
         self._reader: asyncio.Task[None] | None = None
         self._next_complaint = 0.0
 
@@ -289,7 +291,7 @@ class ApiServer:
             self._complain(str(error))
             answer = error_answer(error.id, InvalidInput(str(error), code=Code.MALFORMED_REQUEST))
         else:
-            answer = await self._run(request)
+            answer = await self._run(request, frames[0])
         if max(len(payload), len(answer)) > BIG_MESSAGE_BYTES:
             self._big_message()
         try:
@@ -297,7 +299,19 @@ class ApiServer:
         except zmq.ZMQError:
             self.counts.unsendable += 1
 
-    async def _run(self, request: Request) -> bytes:
+    async def _run(self, request: Request, client: bytes) -> bytes:
+        if request.command == PROGRESS_COMMAND:
+            number = request.arguments.get("id")
+            running = self._running.get((client, number)) if isinstance(number, int) else None
+            return await result_answer(request.id, {"doing": running.doing if running is not None else ""})
+        self._running[client, request.id] = progress = Progress()
+        PROGRESS.set(progress)  # of this task and those it starts
+        try:
+            return await self._dispatched(request)
+        finally:
+            self._running.pop((client, request.id), None)
+
+    async def _dispatched(self, request: Request) -> bytes:
         try:
             answer = await result_answer(request.id, await self._dispatch(request.command, request.arguments))
         except XlbError as error:

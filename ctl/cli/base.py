@@ -52,6 +52,7 @@ class Session:
             from ctl.api.client import Client
 
             self._client = Client(self.socket_path(), self.timeout_ms)
+            self._client.progress = lambda step: click.echo(f"xlbctl: {step}", err=True)
         result = self._client.call(command, {name: value for name, value in args.items() if value is not None})
         if self._client.note:
             click.echo(f"xlbctl: {self._client.note}", err=True)

@@ -15,6 +15,7 @@ from bpf.constants import LEASE_FOREVER_NS
 from ctl.cluster.pair_configuration import PairConfiguration
 from ctl.cluster.parts import PairParts
 from ctl.errors import Code, XlbError
+from ctl.runtime.progress import working
 from ctl.state.cluster_file import ClusterSettings
 
 if TYPE_CHECKING:
@@ -133,6 +134,17 @@ class Membership:
             await self._member.end()
 
     # --- in a running daemon -------------------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Have the program report flow changes, before the nodes begin to pair: it takes as long as the compiler does.
+
+        Harmless on a node that stays single: its next start has the ordinary program. Raises XlbError.
+        """
+        self.require_single()
+        with working(
+            f"{self._parts.settings.node.name} compiles the program of a pair, which takes a minute on a slow machine"
+        ):
+            await self._report_flows()
 
     async def enter(self, cluster: ClusterSettings) -> None:
         """Become one of a pair in the running daemon; the caller writes cluster.json.

@@ -44,12 +44,12 @@ def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
         nonlocal serving
         serving = True
 
-    loaded = None
+    loaded, notifier = None, Notifier()
     try:
-        loaded = loader.ensure(build, replace_pins)
+        loaded = loader.ensure(build, replace_pins, notifier.compiling)
         log.info("data plane %s in %.0f ms", loaded.how, loaded.took_ms)
         plane = KernelPlane(settings.node.bpf_dir, loaded.layouts)
-        asyncio.run(_serve(settings, plane, Origin(loaded.how, loaded.took_ms), detach, started))
+        asyncio.run(_serve(settings, plane, Origin(loaded.how, loaded.took_ms), notifier, detach, started))
     except (PlaneError, XlbError) as error:
         if loaded is not None and loaded.how == "built" and not serving:
             loader.remove_pins(settings.node.bpf_dir)  # there were none before this start, so it changes nothing
@@ -78,8 +78,15 @@ def _build_for(settings: NodeSettings, paired: bool) -> Build:
     return Build(settings.node.bpf_dir, settings.node.run_dir, settings.data.max_flows, features)
 
 
-async def _serve(settings: NodeSettings, plane: KernelPlane, origin: Origin, detach: bool, started: Callable[[], None]) -> None:
-    node = compose(settings, plane, KernelNetwork(), _KernelAttacher(settings, plane), origin, Notifier())
+async def _serve(
+    settings: NodeSettings,
+    plane: KernelPlane,
+    origin: Origin,
+    notifier: Notifier,
+    detach: bool,
+    started: Callable[[], None],
+) -> None:
+    node = compose(settings, plane, KernelNetwork(), _KernelAttacher(settings, plane), origin, notifier)
     memory.collect_rarely()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

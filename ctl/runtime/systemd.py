@@ -9,6 +9,9 @@ import contextlib
 import os
 import socket
 
+COMPILING_S = 60
+"""The service manager waits so much longer after each notification that the compiler works."""
+
 
 class Notifier:
     """A datagram socket to the service manager; errors are ignored, as sd_notify(3) advises."""
@@ -26,6 +29,10 @@ class Notifier:
 
     def status(self, status: str) -> None:
         self._send(f"STATUS={status}")
+
+    def compiling(self) -> None:
+        """The start takes longer than its limit, and goes on."""
+        self._send(f"EXTEND_TIMEOUT_USEC={COMPILING_S}000000\nSTATUS=compiling the data plane")
 
     def stopping(self) -> None:
         self._send("STOPPING=1")

@@ -69,11 +69,12 @@ class Terminal:
         os.close(self._master)
 
     def expect(self, pattern: str, within_s: float = 20.0) -> re.Match[str]:
-        """Wait until the output since the last match matches `pattern`; the failure shows the output."""
-        deadline = time.monotonic() + within_s
+        """Wait until the output since the last match matches `pattern`; the failure shows the output.
+
+        within_s: the longest silence.
+        """
         while (found := re.search(pattern, self.output)) is None:
-            left = deadline - time.monotonic()
-            assert left > 0 and self._read(left), f"{pattern!r} did not appear in {self.output!r}"
+            assert self._read(within_s), f"{pattern!r} did not appear in {self.output!r}"
         self.output = self.output[found.end() :]
         return found
 

@@ -99,8 +99,11 @@ class Node:
             while (left_s := deadline - time.monotonic()) > 0:
                 readable = {descriptor for descriptor, _ in watch.poll(left_s * 1000)}
                 if notify.fileno() in readable:
-                    if b"READY=1" in notify.recv(4096):
+                    message = notify.recv(4096)
+                    if b"READY=1" in message:
                         return
+                    if b"EXTEND_TIMEOUT_USEC=" in message:  # the limit counts silence, as systemd's does
+                        deadline = time.monotonic() + deadline_s
                 elif exit_watch in readable:
                     raise AssertionError(f"{self.name}: xlbd exited {self.process.wait()} before it was ready\n{self.tail()}")
         finally:

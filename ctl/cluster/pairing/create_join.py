@@ -28,7 +28,7 @@ from ctl.cluster.pairing.exchange import (
     Token,
     check_own_address,
 )
-from ctl.cluster.pairing.sockets import JoinConnection, Listener
+from ctl.cluster.pairing.sockets import JoinConnection, Listener, require_listener
 from ctl.cluster.parts import Changes
 from ctl.cluster.peer_questions import PeerQuestions
 from ctl.config.fields import Fields
@@ -37,6 +37,7 @@ from ctl.config.record_codec import FORMAT_VERSION
 from ctl.errors import Code, InvalidInput, XlbError, code_of, storage_code
 from ctl.network.network import Network
 from ctl.network.vip_addresses import wanted
+from ctl.runtime.progress import working
 from ctl.state.cluster_file import PAIRING_PORT, ClusterFile, ClusterSettings, Member
 from ctl.state.epoch_file import EpochFile
 from ctl.state.node_file import NodeSettings
@@ -76,6 +77,7 @@ class Pairing:
             if (":" in peer) != (":" in local):
                 raise InvalidInput(f"{local} and {peer} are of different families; use IPv4 or IPv6 for both", "--peer")
             await self._stop_listening()
+            await self._membership.prepare()
             keys = Keys.generate()
             token = Token(local, PAIRING_PORT, keys.public, secrets.token_bytes(SECRET_BYTES))
             own = await self._candidate(local, keys)
@@ -126,6 +128,8 @@ class Pairing:
                 raise InvalidInput(f"{local} is the address of the node that made the token; give this node's own", "--local")
             if (":" in token.address) != (":" in local):
                 raise InvalidInput(f"expected an address of the same family as {token.address}", "--local")
+            await require_listener(local, token)
+            await self._membership.prepare()
             keys = Keys.generate()
             application = Application(token, keys, await self._candidate(local, keys))
             return await self._apply(token, keys, local, application)
@@ -137,7 +141,8 @@ class Pairing:
             await asyncio.to_thread(self._store, settings)
             peer = settings.peer.name
             try:
-                application.done(await connection.ask(stored, timeout_s=20.0))
+                with working(f"{peer} stores the pair"):
+                    application.done(await connection.ask(stored))
             except XlbError as error:
                 await asyncio.to_thread(self._file.remove)
                 look = f"if xlbctl cluster status on {peer} names this node as its peer, run xlbctl cluster destroy there"

@@ -176,6 +176,8 @@ class Agreed:
 
 
 DENIED = msgpack.packb(["denied", "", b"", b""])
+WORKING = msgpack.packb(["working", "", b"", b""])
+"""To a joiner that asks again while the creator stores the pair. The encrypted channel proves where it comes from."""
 
 
 class Invitation:
@@ -203,7 +205,7 @@ class Invitation:
 
     def received(self, message: bytes, now_ns: int, created_s: int) -> Reply | Agreed:
         """Handle a message of a client. created_s: seconds since 1970, for the cluster file."""
-        if message and message == self._last[0]:
+        if (message and message == self._last[0]) or self._last[1] == WORKING:
             return Reply(self._last[1])
         try:
             label, key, _, _ = _unpack(message)
@@ -211,7 +213,7 @@ class Invitation:
                 return self._join(message, key, now_ns)
             if label == "stored" and self._transcript is not None and self._agreed is not None and not self.over(now_ns):
                 self._transcript.open(message, "stored")
-                self._last = message, b""
+                self._last = message, WORKING
                 return Agreed(replace(self._agreed, created_s=created_s))
             raise NotProven
         except NotProven:

@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from ctl.api.client import Client
-from ctl.api.protocol import MAX_MESSAGE_BYTES
+from ctl.api.protocol import MAX_MESSAGE_BYTES, PROGRESS_COMMAND
 from ctl.errors import Code, InvalidInput, XlbError
 from tests.refusals import invalid, refused
 
@@ -72,6 +72,44 @@ def test_a_result_is_returned_and_the_request_follows_the_protocol(tmp_path: Pat
         {"v": 1, "id": 1, "cmd": "farm.list", "args": {"x": 1}},
         {"v": 1, "id": 2, "cmd": "farm.list", "args": {}},
     ]
+
+
+@pytest.mark.parametrize("works", [True, False], ids=["works", "hangs"])
+def test_a_daemon_that_works_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
+    monkeypatch.setattr("ctl.api.client._KNOCK_EVERY_MS", 50)
+    first, asked, steps = dict[str, Any](), list[dict[str, Any]](), list[str]()
+
+    def answers(request: dict[str, Any]) -> list[bytes]:
+        if request["cmd"] != PROGRESS_COMMAND:
+            first.update(request)
+            return []
+        asked.append(request)
+        if len(asked) == 20:  # ten times later than a silent daemon is given up
+            return [pack(first, ok=True, result="done")]
+        return [pack(request, ok=True, result={"doing": "compiles" if works else ""})]
+
+    with answering(tmp_path / "s", answers), Client(tmp_path / "s", 120) as client:
+        client.progress = steps.append
+        if works:
+            assert client.call("cluster.join") == "done" and steps == ["compiles"]
+            assert asked[0]["args"] == {"id": first["id"]}
+        else:
+            with refused(Code.DAEMON_SILENT):
+                client.call("cluster.join")
+
+
+def test_a_daemon_that_knows_no_progress_is_given_up_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctl.api.client._KNOCK_EVERY_MS", 50)
+    seen = list[str]()
+
+    def answers(request: dict[str, Any]) -> list[bytes]:
+        seen.append(request["cmd"])
+        error = {"kind": "invalid", "message": "unknown command", "key": ""}
+        return [pack(request, ok=False, error=error)] if request["cmd"] == PROGRESS_COMMAND else []
+
+    with answering(tmp_path / "s", answers), Client(tmp_path / "s", 300) as client, refused(Code.DAEMON_SILENT):
+        client.call("cluster.join")
+    assert seen == ["cluster.join", PROGRESS_COMMAND]
 
 
 def test_answers_to_other_requests_are_skipped(tmp_path: Path) -> None:

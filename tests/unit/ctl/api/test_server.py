@@ -14,11 +14,12 @@ from typing import Any
 import msgpack
 import pytest
 import zmq
+import zmq.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ctl.api.client import Client
-from ctl.api.protocol import MAX_MESSAGE_BYTES
+from ctl.api.protocol import MAX_MESSAGE_BYTES, PROGRESS_COMMAND
 from ctl.api.server import (
     MAX_QUEUED_MESSAGES,
     MAX_REQUESTS_IN_FLIGHT,
@@ -30,6 +31,7 @@ from ctl.api.server import (
     result_answer,
 )
 from ctl.errors import Code, XlbError
+from ctl.runtime.progress import working
 from tests.fakes.daemon import RunningDaemon, running_daemon
 from tests.refusals import refused
 
@@ -252,6 +254,41 @@ def test_a_bug_in_a_command_is_answered_and_does_not_stop_the_server(tmp_path: P
     assert (bug["error"]["code"], big["error"]["code"]) == (Code.INTERNAL, Code.ANSWER_TOO_LONG)
     assert "--limit" in big["error"]["message"]
     assert not (tmp_path / "sock").exists()
+
+
+def test_a_client_learns_what_its_long_request_is_doing(tmp_path: Path) -> None:
+    async def scene() -> None:
+        may_end = asyncio.Event()
+
+        async def dispatch(_command: str, _arguments: dict[str, Any]) -> str:
+            with working("compiles"):
+                await may_end.wait()
+            return "done"
+
+        server = ApiServer(tmp_path / "s", dispatch)
+        server.start()
+        context = zmq.asyncio.Context()
+        mine, other = context.socket(zmq.DEALER), context.socket(zmq.DEALER)
+        for each in (mine, other):
+            each.connect(f"ipc://{tmp_path / 's'}")
+
+        async def answer(of: zmq.asyncio.Socket, **fields: Any) -> Any:
+            await of.send(msgpack.packb(GOOD | fields))
+            return msgpack.unpackb(await asyncio.wait_for(of.recv(), DEADLINE_MS / 1000))["result"]
+
+        try:
+            await mine.send(msgpack.packb(GOOD))
+            for number, wanted in ((7, "compiles"), (8, ""), ([7], "")):
+                assert await answer(mine, id=9, cmd=PROGRESS_COMMAND, args={"id": number}) == {"doing": wanted}
+            assert await answer(other, id=9, cmd=PROGRESS_COMMAND, args={"id": 7}) == {"doing": ""}, "another client's request"
+            may_end.set()
+            assert msgpack.unpackb(await asyncio.wait_for(mine.recv(), DEADLINE_MS / 1000))["result"] == "done"
+            assert await answer(mine, id=9, cmd=PROGRESS_COMMAND, args={"id": 7}) == {"doing": ""}
+        finally:
+            context.destroy(linger=0)
+            await server.close()
+
+    asyncio.run(scene())
 
 
 def one_request(path: Path, document: dict[str, Any]) -> dict[str, Any]:

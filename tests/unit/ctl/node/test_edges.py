@@ -34,11 +34,13 @@ def test_systemd_is_notified(tmp_path: Path, abstract: bool) -> None:
         manager.bind("\0" + name[1:] if abstract else name)
         manager.settimeout(DEADLINE_S)
         notifier = Notifier(name)
+        notifier.compiling()
         notifier.ready("single node lb1")
         notifier.alive()
         notifier.stopping()
         notifier.close()
         notifier.alive()  # systemd's socket is gone: no error
+        assert manager.recv(100) == b"EXTEND_TIMEOUT_USEC=60000000\nSTATUS=compiling the data plane"
         assert [manager.recv(100) for _ in range(3)] == [b"READY=1\nSTATUS=single node lb1", b"WATCHDOG=1", b"STOPPING=1"]
 
 

@@ -185,7 +185,7 @@ def test_a_wrong_token_is_refused_and_changes_nothing(nodes: tuple[Site, Site]) 
 
 def test_a_token_of_another_key_gets_no_answer(nodes: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = nodes
-    monkeypatch.setattr("ctl.cluster.pairing.sockets.JoinConnection.ask.__defaults__", (0.5,))
+    monkeypatch.setattr("ctl.cluster.pairing.sockets.SILENCE_S", 0.5)
     one.call("cluster.create", local=one.address, peer=two.address)
     with refused(Code.CREATOR_UNREACHABLE):
         two.call("cluster.join", local=two.address, token=_some_token(one.address))
@@ -214,7 +214,7 @@ def test_an_expired_token_is_refused(nodes: tuple[Site, Site], monkeypatch: pyte
 
 def test_a_new_token_voids_the_old_one(nodes: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = nodes
-    monkeypatch.setattr("ctl.cluster.pairing.sockets.JoinConnection.ask.__defaults__", (0.5,))
+    monkeypatch.setattr("ctl.cluster.pairing.sockets.SILENCE_S", 0.5)
     old = one.call("cluster.create", local=one.address, peer=two.address)["token"]
     new = one.call("cluster.create", local=one.address, peer=two.address)["token"]
     with refused(Code.CREATOR_UNREACHABLE):

@@ -14,6 +14,7 @@ from ctl.cluster.pairing.exchange import (
     DENIED,
     MAX_WRONG_PROOFS,
     SECRET_BYTES,
+    WORKING,
     Agreed,
     Application,
     Candidate,
@@ -81,11 +82,22 @@ def test_a_repeated_message_gets_the_same_answer() -> None:
     door, knock = invitation(), application()
     _, stored = knock.accepted(reply(door.received(knock.join, 0, CREATED_S)), CREATED_S)
     assert isinstance(door.received(stored, 0, CREATED_S), Agreed)
-    assert reply(door.received(stored, 0, CREATED_S)) == b""  # the creator is still storing
+    assert reply(door.received(stored, 0, CREATED_S)) == WORKING
     done = door.completed()
     assert reply(door.received(stored, 0, CREATED_S)) == done
     knock.done(done)
     assert door.wrong_proofs == 0
+
+
+def test_a_second_joiner_cannot_disturb_a_pair_that_is_being_stored() -> None:
+    door, knock = invitation(), application()
+    _, stored = knock.accepted(reply(door.received(knock.join, 0, CREATED_S)), CREATED_S)
+    assert isinstance(door.received(stored, 0, CREATED_S), Agreed)
+    late = application()
+    assert reply(door.received(late.join, 0, CREATED_S)) == WORKING
+    knock.done(door.completed())
+    with refused(Code.TOKEN_USED):
+        late.accepted(reply(door.received(late.join, 0, CREATED_S)), CREATED_S)
 
 
 def test_a_used_token_is_refused() -> None:
