@@ -65,10 +65,22 @@ class DeleteService:
 
 @dataclass(frozen=True, slots=True)
 class PutFarm:
-    """Settings of farm `id` (1 … MAX_FARMS-1); flags are FarmFlag bits."""
+    """Settings of farm `id` (1 … MAX_FARMS-1); flags are FarmFlag bits.
+
+    snat: the addresses that backends see, at most MAX_SNAT_ADDRESSES; none: that of the service alone.
+    """
 
     id: int
     flags: int
+    snat: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PutMembers:
+    """Exactly these addresses are members of farm `id`: as its clients they are hidden from its backends in mode dnat."""
+
+    farm: int
+    addresses: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +109,7 @@ class ZeroTraffic:
     backends: tuple[int, ...] = ()
 
 
-Operation = PutVip | DeleteVip | PutService | DeleteService | PutFarm | PutBackend | PutSlots | ZeroTraffic
+Operation = PutVip | DeleteVip | PutService | DeleteService | PutFarm | PutMembers | PutBackend | PutSlots | ZeroTraffic
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ MEANINGS = {
     "farm.proto": "Transport that the farm balances.",
     "farm.mode": "`snat`: backends see a floating address. `dnat`: they see the client and route back through the node.",
     "farm.scheduler": "`maglev`: hash of the connection. `source`: hash of the client address. `roundrobin`: in turn.",
-    "farm.snat_address": "Mode `snat`: the VIP that backends see.",
+    "farm.snat_address": "Mode `snat`: the VIP that backends see; up to 8, separated by commas, for more source ports.",
     "farm.enabled": "`false`: the farm takes no new connections.",
     "farm.all_down": "No backend is up. `drop`: none takes new connections. `all`: they are distributed over all backends.",
     "farm.on_no_backend": "No backend can take a connection. `reject`: TCP reset or ICMP port unreachable. `drop`: no answer.",
@@ -165,7 +165,7 @@ VALUES = {
     "farm.proto": _choices(Protocol),
     "farm.mode": _choices(Mode),
     "farm.scheduler": _choices(Scheduler),
-    "farm.snat_address": "address",
+    "farm.snat_address": "address, or several",
     "farm.all_down": _choices(AllDown),
     "farm.on_no_backend": _choices(OnNoBackend),
     **dict.fromkeys(

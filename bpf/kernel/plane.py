@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 
 from bpf import columns, libbpf, xdp
-from bpf.constants import COUNTERS, MAX_BACKENDS, MAX_FARMS, MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK, TICK_SHIFT
+from bpf.constants import (
+    COUNTERS,
+    MAX_BACKENDS,
+    MAX_FARMS,
+    MAX_SLOT_CHUNKS,
+    MAX_SNAT_ADDRESSES,
+    SLOTS_PER_CHUNK,
+    TICK_SHIFT,
+)
 from bpf.dataplane import (
     Array,
     DeleteService,
@@ -29,6 +37,7 @@ from bpf.dataplane import (
     PlaneError,
     PutBackend,
     PutFarm,
+    PutMembers,
     PutService,
     PutSlots,
     PutVip,
@@ -109,6 +118,7 @@ class KernelPlane:
             PutService: self._put_services,
             DeleteService: self._delete_services,
             PutFarm: self._put_farms,
+            PutMembers: self._put_members,
             PutBackend: self._put_backends,
             PutSlots: self._put_slots,
             ZeroTraffic: self._zero_traffic,
@@ -162,7 +172,26 @@ class KernelPlane:
         bpf_map = self._maps["farm_settings"]
         values = np.zeros(len(group), dtype=bpf_map.value)
         values["flags"] = [each.flags for each in group]
+        values["snat_count"] = [len(each.snat) for each in group]
+        for row, each in enumerate(group):
+            addresses = b"".join(columns.address_bytes(address).ljust(16, b"\0") for address in each.snat)
+            values["snat_address"][row] = np.void(addresses.ljust(16 * MAX_SNAT_ADDRESSES, b"\0"))
         bpf_map.put(np.array([each.id for each in group], dtype=np.uint32), values)
+
+    def _put_members(self, group: list[PutMembers]) -> None:
+        for each in group:
+            for family in FAMILIES:
+                bpf_map = self._maps[f"members_{family}"]
+                wanted = [address for address in sorted(each.addresses) if columns.family_of(address) == family]
+                keys = np.zeros(len(wanted), dtype=bpf_map.key)
+                keys["address"] = columns.address_column(wanted, columns.ADDRESS_BYTES[family])
+                keys["farm"] = each.farm
+                for found, _ in list(bpf_map.slices(4096)):
+                    stale = found[(found["farm"] == each.farm) & ~np.isin(found["address"], keys["address"])]
+                    if len(stale):
+                        bpf_map.remove(stale)
+                if len(keys):
+                    bpf_map.put(keys, np.zeros(len(keys), dtype=bpf_map.value))
 
     def _put_backends(self, group: list[PutBackend]) -> None:
         bpf_map = self._maps["backends"]
@@ -356,6 +385,8 @@ def _describe(operation: Any) -> str:
             return f"{type(operation).__name__} {key.address} port {ports} protocol {key.protocol}"
         case PutBackend(number, address, port):
             return f"PutBackend {number} ({address} port {port}, ids below {MAX_BACKENDS})"
+        case PutMembers(number):
+            return f"PutMembers of farm {number}"
         case PutFarm(number):
             return f"PutFarm {number} (ids below {MAX_FARMS})"
         case PutSlots(offset, backends):

@@ -25,6 +25,12 @@ struct range_key_FAM {
 	u8 zero_after[2];
 };
 
+/* A backend of a farm in mode dnat, to recognise it as a client of its own farm. */
+struct member_key_FAM {
+	struct addr_FAM address;
+	u32 farm;
+};
+
 /* One direction of a connection, as its packets arrive. */
 struct flow_key_FAM {
 	struct addr_FAM source;
@@ -63,9 +69,21 @@ struct flow_event_FAM {
 	u8 zero[7];
 };
 
-/* Both entries of a connection while they are made; never in a map that keeps them. */
+/* A connection while it is made; never in a map that keeps it. */
 struct connection_FAM {
+	struct service service;         /* its listener */
+	struct flow_key_FAM quoted_key; /* of the packet that an ICMP error quotes, opposite direction */
 	struct flow_FAM forward;
 	struct flow_FAM reply;
 	struct flow_key_FAM reply_key;
+	struct flow_key_FAM other_key; /* see other_key_FAM; or of a connection that ends for it */
+	struct member_key_FAM member_key;
+	u32 hash;
+	u32 spread; /* of the source that was found; see spread_attempt */
+	u32 found;  /* SOURCE_* */
+	u32 snat_count;
+	u32 forgotten;
+	u8 mode;
+	u8 is_new;
+	u8 zero[2];
 };

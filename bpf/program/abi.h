@@ -63,10 +63,13 @@ struct backend {
 _Static_assert(sizeof(struct backend) == 20, "backend");
 _Static_assert(MAX_FARMS <= 65536 && MAX_BACKENDS <= 65536, "struct flow has 16 bits for a farm's and a backend's id");
 
-/* Per farm; read only when a new connection cannot be served. */
+/* Per farm; read only when a connection is opened. */
 struct farm_settings {
-	u32 flags; /* FARM_FLAG_* */
+	u32 flags;                                   /* FARM_FLAG_* */
+	u32 snat_count;                              /* addresses that backends see; 0 or 1: the service's alone */
+	__be32 snat_address[4 * MAX_SNAT_ADDRESSES]; /* IPv4 uses the first word; the first address is the service's */
 };
+_Static_assert(sizeof(struct farm_settings) == 8 + 16 * MAX_SNAT_ADDRESSES, "farm_settings");
 
 /* Answers that a CPU has originated in the current tick: entry 0 counts TCP resets, entry 1 ICMP errors. */
 struct error_budget {

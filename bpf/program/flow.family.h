@@ -14,7 +14,6 @@ struct match_FAM {
 	struct flow_FAM *old;   /* the forward entry that the tuple has already, while a connection is opened over it */
 	bool complete;          /* `old` has its reply entry */
 	bool retry;             /* select a backend anew; without it `old` is repaired */
-	bool kept;              /* the same backend was selected, so `old` stays as it is */
 };
 
 /* The key of the other direction. */
@@ -25,6 +24,18 @@ static __always_inline void reverse_FAM(struct flow_key_FAM *reverse, struct flo
 	reverse->source_port = flow->destination_port;
 	reverse->destination_port = flow->source_port;
 	reverse->protocol = protocol;
+}
+
+/* The same in the scratch map: the stack is full. Valid until a connection is opened. */
+static __always_inline struct flow_key_FAM *other_key_FAM(struct flow_FAM *flow, u8 protocol)
+{
+	u32 zero = 0;
+	struct connection_FAM *connection = scratch_FAM.lookup(&zero);
+
+	if (!connection)
+		return NULL;
+	reverse_FAM(&connection->other_key, flow, protocol);
+	return &connection->other_key;
 }
 
 static __always_inline struct flow_FAM *find_flow_FAM(struct flow_key_FAM *key)
@@ -56,18 +67,17 @@ static __always_inline bool is_reply_to_FAM(struct flow_FAM *reply, struct flow_
 
 /* Delete both entries of a connection, and nothing of another one that has its reply key. The peer has the established ones. */
 static __always_inline void end_connection_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *forward,
-					       bool established)
+					       bool established, struct flow_key_FAM *reply_key)
 {
-	struct flow_key_FAM reply_key = {};
 	struct flow_FAM *reply;
 
-	reverse_FAM(&reply_key, forward, key->protocol);
-	reply = find_flow_FAM(&reply_key);
+	reverse_FAM(reply_key, forward, key->protocol);
+	reply = find_flow_FAM(reply_key);
 	if (established)
 		report_FAM(packet, key, forward, EVENT_TYPE_REMOVED);
 	if (reply && is_reply_to_FAM(reply, key)) {
-		flows_FAM.delete(&reply_key);
-		embryonic_FAM.delete(&reply_key);
+		flows_FAM.delete(reply_key);
+		embryonic_FAM.delete(reply_key);
 	}
 	flows_FAM.delete(key);
 	embryonic_FAM.delete(key);
@@ -102,48 +112,170 @@ static __always_inline u32 claim_reply_FAM(struct flow_key_FAM *key, struct conn
 	return CONTINUE;
 }
 
-/* Fill in the fields that depend on the source port towards the backend, and claim the reply key. */
-static __always_inline u32 claim_port_FAM(struct flow_key_FAM *key, struct connection_FAM *connection, __be16 port)
+/* The connection that has the reply key ends. */
+static __always_inline void evict_FAM(struct packet *packet, struct flow_key_FAM *reply_key, struct flow_key_FAM *forward_key)
 {
-	u32 before = key->source_port + key->destination_port;
-	u32 after = port + connection->forward.destination_port;
-	u16 ports = difference(before, after);
+	struct flow_FAM *reply = find_flow_FAM(reply_key), *forward;
 
-	connection->forward.source_port = port;
-	connection->reply_key.destination_port = port;
-	/* l3_delta is that of the addresses alone until the claim has succeeded */
-	connection->forward.l4_delta = fold(connection->forward.l3_delta + ports);
-	connection->reply.l4_delta = ~connection->forward.l4_delta;
+	if (!reply)
+		return;
+	reverse_FAM(forward_key, reply, reply_key->protocol);
+	forward = find_flow_FAM(forward_key);
+	if (forward && is_reply_to_FAM(forward, reply_key)) {
+		if (flows_FAM.lookup(forward_key))
+			report_FAM(packet, forward_key, forward, EVENT_TYPE_REMOVED);
+		flows_FAM.delete(forward_key);
+		embryonic_FAM.delete(forward_key);
+	}
+	flows_FAM.delete(reply_key);
+	embryonic_FAM.delete(reply_key);
+}
+
+/* Write a source into the reply key: the port, and one of the addresses that the farm has for its backends. */
+static __always_inline void set_source_FAM(struct connection_FAM *connection, struct farm_settings *settings, u32 spread,
+					   u32 port)
+{
+	u32 index;
+
+	connection->reply_key.destination_port = htons(port);
+	if (connection->snat_count < 2)
+		return;
+	index = scale(spread << 16, connection->snat_count);
+	if (index < MAX_SNAT_ADDRESSES)
+		__builtin_memcpy(&connection->reply_key.destination, settings->snat_address + 4 * index,
+				 sizeof(struct addr_FAM));
+}
+
+/* Make the verifier forget how the packet was parsed, so that it follows the loop below once and not for each kind of packet.
+ * False: the packet is not what it was. */
+static __always_inline bool forget_path_FAM(struct packet *packet, struct connection_FAM *connection)
+{
+	volatile u32 *memory = (volatile u32 *)&connection->forgotten;
+
+	*memory = packet->transport - packet->network;
+	packet->ethernet = (void *)(long)packet->context->data;
+	packet->end = (void *)(long)packet->context->data_end;
+	packet->network = packet->ethernet + 1;
+	packet->transport = packet->network + (*memory & 0x3fff);
+	*memory = packet->protocol << 8 | packet->tcp_flags;
+	packet->tcp_flags = *memory;
+	packet->protocol = *memory >> 8;
+	return packet->network + IP_HEADER_BYTES_FAM <= packet->end && packet->transport + sizeof(struct udphdr) <= packet->end;
+}
+
+/* Find a reply key that no connection has, or else one whose connection may end: connection->found and connection->spread.
+ * They are in the scratch map because the verifier would follow different values of variables separately. */
+static __always_inline void search_source_FAM(struct packet *packet, struct connection_FAM *connection,
+					      struct farm_settings *settings)
+{
+	u32 salted = connection->hash + mix(now_ns(packet) >> TICK_SHIFT, GOLDEN_RATIO), spread;
+	struct flow_FAM *holder;
+	u32 rank;
+
+#pragma clang loop unroll(disable)
+	for (u32 attempt = 1; attempt < MAX_SNAT_CANDIDATES; attempt++) {
+		spread = spread_attempt(attempt < FIXED_SNAT_CANDIDATES ? connection->hash : salted, attempt);
+		set_source_FAM(connection, settings, spread, spread_port(spread));
+		holder = flows_FAM.lookup(&connection->reply_key);
+		if (holder) {
+			if (!is_closed(holder->state))
+				continue;
+			rank = is_rested(holder->state, age_of(packet, holder->last_seen)) ? SOURCE_RESTED : SOURCE_SPARE;
+		} else {
+			holder = embryonic_FAM.lookup(&connection->reply_key);
+			if (holder && age_of(packet, holder->last_seen) < EMBRYONIC_REST_TICKS)
+				continue;
+			rank = holder ? SOURCE_SPARE : SOURCE_FREE;
+		}
+		if (connection->found >= rank)
+			continue;
+		connection->found = rank;
+		connection->spread = spread;
+		if (rank != SOURCE_SPARE)
+			return;
+	}
+}
+
+/* With the source known: the rewrite of both directions. */
+static __always_inline void fill_source_FAM(struct flow_key_FAM *key, struct connection_FAM *connection)
+{
+	struct flow_FAM *forward = &connection->forward, *reply = &connection->reply;
+	u16 addresses, ports;
+
+	forward->source = connection->reply_key.destination;
+	forward->source_port = connection->reply_key.destination_port;
+	addresses = difference(sum_words(key->source.word, WORDS_FAM) + sum_words(key->destination.word, WORDS_FAM),
+			       sum_words(forward->source.word, WORDS_FAM) + sum_words(forward->destination.word, WORDS_FAM));
+	ports = difference(key->source_port + key->destination_port, forward->source_port + forward->destination_port);
+	forward->l3_delta = header_delta_FAM(addresses);
+	reply->l3_delta = header_delta_FAM(~addresses);
+	forward->l4_delta = fold(addresses + ports);
+	reply->l4_delta = ~forward->l4_delta;
+}
+
+/* The first source that a connection tries: with the client's own port, if it may keep it. NULL: internal error. */
+static __always_inline struct farm_settings *set_first_source_FAM(struct flow_key_FAM *key, struct connection_FAM *connection)
+{
+	u32 port = ntohs(key->source_port), spread = connection->hash;
+	struct farm_settings *settings = farm_settings.lookup(&connection->member_key.farm);
+
+	if (!settings)
+		return NULL;
+	if (connection->mode != MODE_DNAT)
+		connection->snat_count = settings->snat_count;
+	if (connection->mode != MODE_DNAT && port < FIRST_SNAT_PORT) {
+		spread = spread_attempt(spread, 1);
+		port = spread_port(spread);
+	}
+	set_source_FAM(connection, settings, spread, port);
+	fill_source_FAM(key, connection);
+	return settings;
+}
+
+/* Find a source for the connection towards its backend: the client's own port if it is free. CONTINUE: the reply key is its. */
+static __always_inline u32 claim_FAM(struct packet *packet, struct flow_key_FAM *key, struct connection_FAM *connection)
+{
+	struct farm_settings *settings = set_first_source_FAM(key, connection);
+	u32 verdict;
+
+	if (!settings)
+		return COUNTER_DROP_INTERNAL;
+	verdict = claim_reply_FAM(key, connection);
+	if (verdict != COUNTER_DROP_REVERSE_CONFLICT)
+		return verdict;
+	if (!forget_path_FAM(packet, connection))
+		return COUNTER_DROP_INTERNAL;
+	search_source_FAM(packet, connection, settings);
+	if (!connection->found)
+		return connection->mode == MODE_DNAT ? COUNTER_DROP_REVERSE_CONFLICT : COUNTER_DROP_SNAT_EXHAUSTED;
+	set_source_FAM(connection, settings, connection->spread, spread_port(connection->spread));
+	if (connection->found != SOURCE_FREE)
+		evict_FAM(packet, &connection->reply_key, &connection->other_key);
+	fill_source_FAM(key, connection);
 	return claim_reply_FAM(key, connection);
 }
 
-static __always_inline u32 claim_FAM(struct flow_key_FAM *key, struct connection_FAM *connection, u8 mode, u32 hash)
+/* How the client's address is treated: a backend that is a client of its own farm would get the answer past this node. */
+static __always_inline u8 mode_of_FAM(struct flow_key_FAM *key, struct service *service, struct member_key_FAM *member)
 {
-	if (mode == MODE_DNAT)
-		return claim_port_FAM(key, connection, key->source_port);
-#pragma clang loop unroll(disable)
-	for (u32 attempt = 0; attempt < MAX_SNAT_CANDIDATES; attempt++) {
-		u32 port = snat_candidate(attempt, ntohs(key->source_port), hash);
-		u32 verdict;
-
-		if (!port)
-			continue;
-		verdict = claim_port_FAM(key, connection, htons(port));
-		if (verdict != COUNTER_DROP_REVERSE_CONFLICT)
-			return verdict;
-	}
-	return COUNTER_DROP_SNAT_EXHAUSTED;
+	member->address = key->source;
+	member->farm = service->farm;
+	if (service->mode == MODE_DNAT && members_FAM.lookup(member))
+		return MODE_SNAT;
+	return service->mode;
 }
 
+/* Fill in all but the source port towards the backend. */
 static __always_inline void fill_connection_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *service,
 						struct backend *backend, u32 backend_id, struct connection_FAM *connection)
 {
 	u8 flags = is_midstream(packet) ? FLOW_FLAG_DERIVED : 0;
 	struct flow_FAM *forward = &connection->forward, *reply = &connection->reply;
-	u16 addresses;
 
-	__builtin_memset(connection, 0, sizeof(*connection));
-	if (service->mode == MODE_DNAT)
+	__builtin_memset(&connection->forward, 0,
+			 sizeof(*connection) - sizeof(connection->service) - sizeof(connection->quoted_key));
+	connection->mode = mode_of_FAM(key, service, &connection->member_key);
+	if (connection->mode == MODE_DNAT)
 		forward->source = key->source;
 	else
 		__builtin_memcpy(&forward->source, service->snat_address, sizeof(forward->source));
@@ -154,10 +286,6 @@ static __always_inline void fill_connection_FAM(struct packet *packet, struct fl
 	reply->source_port = key->destination_port;
 	reply->destination_port = key->source_port;
 	reverse_FAM(&connection->reply_key, forward, key->protocol);
-	addresses = difference(sum_words(key->source.word, WORDS_FAM) + sum_words(key->destination.word, WORDS_FAM),
-			       sum_words(forward->source.word, WORDS_FAM) + sum_words(forward->destination.word, WORDS_FAM));
-	forward->l3_delta = addresses;
-	reply->l3_delta = header_delta_FAM(~addresses);
 	forward->flags = flags | FLOW_FLAG_FORWARD;
 	reply->flags = flags;
 	forward->farm = reply->farm = service->farm;
@@ -170,31 +298,33 @@ static __always_inline u32 choose_FAM(struct packet *packet, struct flow_key_FAM
 				      struct match_FAM *match, u32 hash, u32 seed)
 {
 	struct flow_FAM *old = match->old;
-	u32 idle_ticks;
 
 	if (old && !match->retry)
 		return old->backend;
 	if (old && service->scheduler == SCHEDULER_ROUNDROBIN && !is_unavailable(old->backend)) {
-		idle_ticks = (u32)(now_ns(packet) >> TICK_SHIFT) - old->last_seen;
-		if (is_closed(old->state) || idle_ticks < SYN_RETRY_TICKS)
+		if (is_closed(old->state) || age_of(packet, old->last_seen) < SYN_RETRY_TICKS)
 			return old->backend;
 	}
 	return select_FAM(key, service, hash, seed);
 }
 
-/* Create both entries, unless match->kept says that the old ones stay. */
-static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *service,
-				    struct match_FAM *match)
+/* Select the backend of a connection on this listener, and put what is known of it into the scratch map. KEEP: it is the same
+ * as before, and the entries that the tuple has stay. */
+static __always_inline u32 prepare_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *found,
+				       struct match_FAM *match)
 {
 	u32 zero = 0;
 	struct globals *global = globals.lookup(&zero);
 	struct connection_FAM *connection = scratch_FAM.lookup(&zero);
 	struct backend *backend;
+	struct service *service;
 	bool is_new = !match->old || match->retry;
-	u32 backend_id, hash, verdict;
+	u32 backend_id, hash;
 
 	if (!global || !connection)
 		return COUNTER_DROP_INTERNAL;
+	connection->service = *found; /* the daemon may replace it at any moment */
+	service = &connection->service;
 	packet->farm = service->farm;
 	if (is_new && !service->slot_count)
 		return COUNTER_DROP_NO_BACKEND;
@@ -203,24 +333,36 @@ static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *
 	hash = flow_hash_FAM(key, global->hash_seed);
 	backend_id = choose_FAM(packet, key, service, match, hash, global->hash_seed);
 	if (match->old && match->retry) {
-		match->kept = match->complete && match->old->backend == backend_id && match->old->farm == service->farm;
-		if (match->kept)
-			return CONTINUE;
-		end_connection_FAM(packet, key, match->old, match->ended);
+		if (match->complete && match->old->backend == backend_id && match->old->farm == service->farm)
+			return KEEP;
+		end_connection_FAM(packet, key, match->old, match->ended, &connection->other_key);
 	}
 	backend = backend_id ? backends.lookup(&backend_id) : NULL;
 	if (!backend)
 		return COUNTER_DROP_INTERNAL;
 	fill_connection_FAM(packet, key, service, backend, backend_id, connection);
-	verdict = claim_FAM(key, connection, service->mode, hash);
+	connection->hash = hash;
+	connection->is_new = is_new;
+	return CONTINUE;
+}
+
+/* Create both entries of the prepared connection. CONTINUE: `*flow` is the forward one. */
+static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM **flow)
+{
+	u32 zero = 0, verdict;
+	struct connection_FAM *connection = scratch_FAM.lookup(&zero);
+
+	if (!connection)
+		return COUNTER_DROP_INTERNAL;
+	verdict = claim_FAM(packet, key, connection);
 	if (verdict != CONTINUE)
 		return verdict;
-	connection->forward.l3_delta = header_delta_FAM(connection->forward.l3_delta);
 	if (embryonic_FAM.update(key, &connection->forward))
 		return COUNTER_DROP_INTERNAL;
-	if (is_new)
-		count_connection(service->farm, backend_id);
-	return CONTINUE;
+	if (connection->is_new)
+		count_connection(connection->forward.farm, connection->forward.backend);
+	*flow = embryonic_FAM.lookup(key);
+	return *flow ? CONTINUE : COUNTER_DROP_INTERNAL;
 }
 
 /* --- the life of a connection ------------------------------------------------------------------------------ */
@@ -252,7 +394,7 @@ static __always_inline void promote_FAM(struct packet *packet, struct flow_key_F
 static __always_inline void update_state_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
 {
 	u8 before = flow->state, state = next_state(packet, before);
-	struct flow_key_FAM other_key = {};
+	struct flow_key_FAM *other_key;
 	struct flow_FAM *other;
 
 	if (state == before)
@@ -260,8 +402,10 @@ static __always_inline void update_state_FAM(struct packet *packet, struct flow_
 	flow->state = state;
 	if (!((state ^ before) & ~FLOW_STATE_SEEN))
 		return;
-	reverse_FAM(&other_key, flow, key->protocol);
-	other = find_flow_FAM(&other_key);
+	other_key = other_key_FAM(flow, key->protocol);
+	if (!other_key)
+		return;
+	other = find_flow_FAM(other_key);
 	if (other)
 		other->state = mirrored_state(state, other->state);
 	if (is_closed(state) == is_closed(before))
@@ -271,7 +415,7 @@ static __always_inline void update_state_FAM(struct packet *packet, struct flow_
 				 flow->backend); /* the tuple of a closed connection, reused with the same backend */
 	if (!packet->established || (!other && !(flow->flags & FLOW_FLAG_FORWARD)))
 		return;
-	report_FAM(packet, flow->flags & FLOW_FLAG_FORWARD ? key : &other_key, flow->flags & FLOW_FLAG_FORWARD ? flow : other,
+	report_FAM(packet, flow->flags & FLOW_FLAG_FORWARD ? key : other_key, flow->flags & FLOW_FLAG_FORWARD ? flow : other,
 		   is_closed(state) ? EVENT_TYPE_CLOSED : EVENT_TYPE_ESTABLISHED);
 }
 
@@ -297,23 +441,25 @@ static __always_inline bool check_other_FAM(struct packet *packet, struct flow_k
 					    bool *answered)
 {
 	bool is_forward = flow->flags & FLOW_FLAG_FORWARD;
-	struct flow_key_FAM other_key = {};
+	struct flow_key_FAM *other_key;
 	struct flow_FAM *other;
 
 	if (!is_forward && !(packet->protocol == IPPROTO_UDP && flow->state & FLOW_STATE_SEEN))
 		return true;
-	reverse_FAM(&other_key, flow, key->protocol);
-	other = embryonic_FAM.lookup(&other_key);
+	other_key = other_key_FAM(flow, key->protocol);
+	if (!other_key)
+		return false;
+	other = embryonic_FAM.lookup(other_key);
 	if (!other)
-		other = flows_FAM.lookup(&other_key);
+		other = flows_FAM.lookup(other_key);
 	if (!other || !is_reply_to_FAM(other, key))
 		return !is_forward;
 	*answered = other->state & FLOW_STATE_SEEN;
 	if (!*answered || is_syn(packet) || (packet->tcp_flags | other->state << 8) & (TCP_RST | FLOW_STATE_RST << 8))
 		return true;
 	if (is_forward)
-		promote_FAM(packet, key, flow, &other_key, other);
+		promote_FAM(packet, key, flow, other_key, other);
 	else
-		promote_FAM(packet, &other_key, other, key, flow);
+		promote_FAM(packet, other_key, other, key, flow);
 	return true;
 }

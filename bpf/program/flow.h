@@ -19,6 +19,27 @@ static __always_inline bool is_unavailable(u32 backend_id)
 	return !backend || backend->flags & BACKEND_FLAG_UNAVAILABLE;
 }
 
+static __always_inline u32 age_of(struct packet *packet, u32 last_seen)
+{
+	return (u32)(now_ns(packet) >> TICK_SHIFT) - last_seen;
+}
+
+/* What was found for a connection that needs a source towards its backend; more is better. */
+enum source {
+	SOURCE_NONE,
+	SOURCE_SPARE,  /* of a connection that is closed, or that nobody has established: it ends if no other is free */
+	SOURCE_RESTED, /* both ends have closed its connection long ago */
+	SOURCE_FREE,
+};
+
+/* May the port of a closed connection be used again? A RST is only a hint, so its connection ends in need alone. */
+static __always_inline bool is_rested(u8 state, u32 idle_ticks)
+{
+	const u8 both = FLOW_STATE_FIN_HERE | FLOW_STATE_FIN_THERE;
+
+	return (state & both) == both && idle_ticks >= PORT_REST_TICKS;
+}
+
 /* Payload bytes of a TCP segment, 0 for UDP. */
 static __always_inline u32 segment_bytes(struct packet *packet)
 {

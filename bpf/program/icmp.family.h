@@ -37,12 +37,11 @@ static __always_inline struct ports *read_quoted_FAM(struct packet *packet, stru
  * NULL: none can be computed. */
 static __always_inline struct flow_FAM *compute_flow_FAM(struct packet *packet, struct flow_key_FAM *key)
 {
-	u32 zero = 0, hash, port, backend_id;
+	u32 zero = 0, hash, backend_id;
 	struct globals *global = globals.lookup(&zero);
 	struct connection_FAM *connection = scratch_FAM.lookup(&zero);
 	struct vip *vip = vips_FAM.lookup((struct vip_key_FAM *)&key->destination);
 	struct service *service = vip ? find_service_FAM(key, vip) : NULL;
-	struct flow_FAM *flow;
 	struct backend *backend;
 
 	if (!global || !connection || !service || !service->slot_count || service->scheduler == SCHEDULER_ROUNDROBIN)
@@ -53,13 +52,8 @@ static __always_inline struct flow_FAM *compute_flow_FAM(struct packet *packet, 
 	if (!backend)
 		return NULL;
 	fill_connection_FAM(packet, key, service, backend, backend_id, connection);
-	flow = &connection->forward;
-	port = service->mode == MODE_DNAT ? ntohs(key->source_port) : snat_candidate(0, ntohs(key->source_port), hash);
-	flow->source_port = htons(port ? port : snat_candidate(1, 0, hash));
-	flow->l4_delta = fold(flow->l3_delta +
-			      difference(key->source_port + key->destination_port, flow->source_port + flow->destination_port));
-	flow->l3_delta = header_delta_FAM(flow->l3_delta);
-	return flow;
+	connection->hash = hash;
+	return set_first_source_FAM(key, connection) ? &connection->forward : NULL;
 }
 
 /* CONTINUE: the error is about no flow of ours. Otherwise the verdict on the translated error.
@@ -70,18 +64,20 @@ static __always_inline struct flow_FAM *compute_flow_FAM(struct packet *packet, 
  */
 static __always_inline u32 translate_error_FAM(struct packet *packet, struct flow_key_FAM *outer)
 {
-	struct flow_key_FAM key = {};
+	u32 zero = 0;
+	struct connection_FAM *scratch = scratch_FAM.lookup(&zero);
+	struct flow_key_FAM *key = scratch ? &scratch->quoted_key : NULL; /* the stack is full */
 	struct icmp_header *icmp = packet->transport;
-	struct ports *ports = read_quoted_FAM(packet, &key);
+	struct ports *ports = key ? read_quoted_FAM(packet, key) : NULL;
 	struct addr_FAM *source = &outer->source;
 	struct flow_FAM *flow;
 	u32 change, verdict;
 
-	if (!ports || !is_same_address_FAM(&outer->destination, &key.destination))
+	if (!ports || !is_same_address_FAM(&outer->destination, &key->destination))
 		return CONTINUE;
-	flow = find_flow_FAM(&key);
+	flow = find_flow_FAM(key);
 	if (!flow && is_too_big_FAM(icmp))
-		flow = compute_flow_FAM(packet, &key);
+		flow = compute_flow_FAM(packet, key);
 	if (!flow)
 		return CONTINUE;
 	packet->farm = flow->farm;
@@ -94,9 +90,9 @@ static __always_inline u32 translate_error_FAM(struct packet *packet, struct flo
 		return COUNTER_DROP_TOO_BIG; /* no ICMP error in response to an ICMP error (RFC 1122) */
 	if (is_drop(verdict))
 		return verdict;
-	if (is_same_address_FAM(source, &key.source))
+	if (is_same_address_FAM(source, &key->source))
 		source = &flow->source;
-	change = restore_quoted_ports_FAM(packet, ports, flow, key.protocol);
+	change = restore_quoted_ports_FAM(packet, ports, flow, key->protocol);
 	change += restore_quoted_FAM(packet->transport + sizeof(struct icmp_header), flow);
 	change += rewrite_outer_FAM(packet, source, &flow->destination, verdict == CONTINUE);
 	icmp->checksum = changed_checksum(icmp->checksum, fold(change));

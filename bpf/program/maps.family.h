@@ -8,6 +8,7 @@ BPF_TABLE_PINNED("hash", struct vip_key_FAM, struct vip, vips_FAM, MAX_VIPS, PIN
 BPF_TABLE_PINNED("hash", struct service_key_FAM, struct service, services_FAM, MAX_SERVICES, PINS "/services_FAM");
 BPF_TABLE_PINNED("lpm_trie", struct range_key_FAM, struct service, ranges_FAM, MAX_PORT_RANGES, PINS "/ranges_FAM",
 		 BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("hash", struct member_key_FAM, u32, members_FAM, MAX_BACKENDS, PINS "/members_FAM", BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("hash", struct flow_key_FAM, struct flow_FAM, flows_FAM, 2 * MAX_FLOWS, PINS "/flows_FAM", BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("lru_hash", struct flow_key_FAM, struct flow_FAM, embryonic_FAM, 2 * MAX_EMBRYONIC, PINS "/embryonic_FAM");
 /* Scratch space for a new connection, which is too large for the stack; holds nothing between packets. */

@@ -79,21 +79,20 @@ static __always_inline u32 find_FAM(struct packet *packet, struct flow_key_FAM *
 	return match->ended || match->flow || match->vip ? CONTINUE : COUNTER_PASS_NOT_OURS;
 }
 
-/* Open a connection on the listener it is for. CONTINUE: it is in `embryonic`, or match->old stays. */
+/* Prepare a connection on the listener it is for. KEEP: match->old stays. */
 static __always_inline u32 accept_FAM(struct packet *packet, struct flow_key_FAM *key, struct match_FAM *match)
 {
 	struct vip *vip = match->vip;
-	struct service *found, service;
+	struct service *service;
 
 	if (!vip)
 		vip = vips_FAM.lookup((struct vip_key_FAM *)&key->destination);
 	if (!vip)
 		return COUNTER_PASS_NOT_OURS;
-	found = find_service_FAM(key, vip);
-	if (!found)
+	service = find_service_FAM(key, vip);
+	if (!service)
 		return vip->flags & VIP_FLAG_OPEN ? COUNTER_PASS_VIP_OPEN : COUNTER_DROP_VIP_GUARD;
-	service = *found; /* the daemon may replace it at any moment */
-	return open_FAM(packet, key, &service, match);
+	return prepare_FAM(packet, key, service, match);
 }
 
 /* Does the first packet of an exchange need another backend? Not of one that has answered and is available. */
@@ -123,11 +122,12 @@ static __always_inline u32 advance_FAM(struct packet *packet, struct flow_key_FA
 			return CONTINUE;
 	}
 	verdict = accept_FAM(packet, key, match);
-	if (verdict != CONTINUE)
-		return verdict;
-	packet->established = match->kept && match->ended;
-	match->flow = match->kept ? match->old : embryonic_FAM.lookup(key);
-	return match->flow ? CONTINUE : COUNTER_DROP_INTERNAL;
+	if (verdict == KEEP) {
+		packet->established = match->ended;
+		match->flow = match->old;
+		return CONTINUE;
+	}
+	return verdict == CONTINUE ? open_FAM(packet, key, &match->flow) : verdict;
 }
 
 static __always_inline u32 handle_flow_FAM(struct packet *packet, struct flow_key_FAM *key)

@@ -48,10 +48,13 @@ static __always_inline u32 backend_of_slot(struct service *service, u32 slot)
 	return chunk ? chunk->backend[index % SLOTS_PER_CHUNK] : 0;
 }
 
-/* The source port to try towards the backend, host byte order: first the client's own, then hashed ones. 0: skip this attempt. */
-static __always_inline u32 snat_candidate(u32 attempt, u32 client_port, u32 hash)
+/* A number that depends on the connection and the attempt, from which the other sources are made. */
+static __always_inline u32 spread_attempt(u32 hash, u32 attempt)
 {
-	if (attempt == 0)
-		return client_port >= FIRST_SNAT_PORT ? client_port : 0;
-	return FIRST_SNAT_PORT + scale(avalanche(hash + attempt * GOLDEN_RATIO), 65536 - FIRST_SNAT_PORT);
+	return avalanche(hash + attempt * GOLDEN_RATIO);
+}
+
+static __always_inline u32 spread_port(u32 spread)
+{
+	return FIRST_SNAT_PORT + scale(spread, 65536 - FIRST_SNAT_PORT);
 }

@@ -149,11 +149,12 @@ def _print_farms(farms: list[dict[str, Any]]) -> None:
 
 def print_farm(farm: dict[str, Any]) -> None:
     """Print a farm: its settings, then its backends."""
+    seen = (farm["snat_address"] or farm["vip"]).replace(",", ", ")
     fields = [
         ("farm", farm["name"]),
         ("state", farm_state(farm)),
         ("listens on", f"{format_endpoint(farm['vip'], farm['port'])} {farm['proto']}"),
-        ("mode", farm["mode"] + (f", backends see {farm['snat_address'] or farm['vip']}" if farm["mode"] == "snat" else "")),
+        ("mode", farm["mode"] + (f", backends see {seen}" if farm["mode"] == "snat" else "")),
         ("scheduler", farm["scheduler"]),
         ("health check", check_sentence(farm["health"])),
         ("all down", {"drop": "drop new connections", "all": "try every backend"}.get(farm["all_down"], farm["all_down"])),

@@ -125,6 +125,7 @@ def number(first: int, last: int = 2**31 - 1) -> ParamType:
 
 
 ADDRESS = _Parsed("ADDR", parse_address)
+ADDRESSES = _Parsed("ADDR[,ADDR…]", lambda text: ",".join(parse_address(each.strip()) for each in text.split(",")))
 ADDRESS_WITH_PREFIX = _Parsed("ADDR/PREFIX", _parse_prefix)
 ENDPOINT = _Parsed("ADDR:PORT", parse_endpoint)
 PORTS = _Parsed("PORT[-LAST]", _parse_ports)
@@ -224,7 +225,9 @@ def farm_options(adding: bool) -> Callable[[Callable[..., Any]], Callable[..., A
             type=_choice(Scheduler),
             help=f"maglev: hash of the connection; source: hash of the client address; roundrobin: in turn.{default('maglev')}",
         ),
-        click.option("--snat-address", type=ADDRESS, help=f"VIP that backends see in mode snat.{default('the VIP')}"),
+        click.option(
+            "--snat-address", type=ADDRESSES, help=f"VIPs that backends see in mode snat, at most 8.{default('the VIP')}"
+        ),
         click.option(
             "--all-down", type=_choice(AllDown), help=f"With no backend up: drop new connections or try all.{default('drop')}"
         ),

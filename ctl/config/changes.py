@@ -70,7 +70,7 @@ def vip_delete(config: Config, arguments: Arguments) -> Config:
         raise InvalidInput(
             f"there is no virtual address {address}{suggest(address, config.vips)}", "vip.address", Code.UNKNOWN_VIP
         )
-    users = sorted(farm.name for farm in config.farms.values() if address in (farm.vip, farm.snat_address))
+    users = sorted(farm.name for farm in config.farms.values() if address in (farm.vip, *farm.snat_addresses))
     if users:
         named = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
         raise XlbError(

@@ -187,7 +187,13 @@ def read_farm(fields: Fields, base: Farm | None = None) -> Farm:
 def _read_snat_address(fields: Fields, base: Farm | None) -> str:
     if "snat_address" not in fields:
         return base.snat_address if base else ""
-    return fields.address("snat_address", "")
+    return ",".join(
+        canonical_address(each.strip(), fields.key("snat_address")) for each in _parts(fields.text("snat_address", ""))
+    )
+
+
+def _parts(text: str) -> list[str]:
+    return text.split(",") if text else []
 
 
 def _read_mode(fields: Fields, default: Mode) -> Mode:

@@ -105,7 +105,7 @@ class Farm:
     protocol: Protocol = Protocol.TCP
     mode: Mode = Mode.SNAT
     scheduler: Scheduler = Scheduler.MAGLEV
-    snat_address: str = ""  # empty: the VIP
+    snat_address: str = ""  # empty: the VIP; or several, separated by commas
     enabled: bool = True
     all_down: AllDown = AllDown.DROP
     idle_timeout_s: int = 0  # 0: DEFAULT_IDLE_TIMEOUT_S of the protocol
@@ -119,6 +119,11 @@ class Farm:
     def ports(self) -> str:
         """The listener's port or range as a string: "80", "8000-8010"."""
         return str(self.port) if self.port == self.port_last else f"{self.port}-{self.port_last}"
+
+    @property
+    def snat_addresses(self) -> tuple[str, ...]:
+        """The addresses that backends see in mode snat."""
+        return tuple(self.snat_address.split(",")) if self.snat_address else (self.vip,)
 
     @property
     def idle_timeout(self) -> int:

@@ -11,7 +11,7 @@ import ipaddress
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from bpf.constants import MAX_BACKENDS, MAX_FARMS, MAX_PORT_RANGES, MAX_VIPS
+from bpf.constants import MAX_BACKENDS, MAX_FARMS, MAX_PORT_RANGES, MAX_SNAT_ADDRESSES, MAX_VIPS
 from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck, Vip
 from ctl.errors import Code, InvalidInput
 
@@ -142,12 +142,7 @@ def check_farm(farm: Farm, place: str = "") -> None:
         raise InvalidInput(
             f"expected a range like 8000-8010, got {farm.port}-{farm.port_last}, which ends before it starts", f"{place}.port"
         )
-    if farm.snat_address:
-        canonical_address(farm.snat_address, f"{place}.snat_address")
-        if is_ipv6(farm.snat_address) != is_ipv6(farm.vip):
-            raise InvalidInput(
-                f"expected the family of the farm's VIP {farm.vip}, got {farm.snat_address}", f"{place}.snat_address"
-            )
+    _check_snat(farm, f"{place}.snat_address")
     for name in ("idle_timeout_s", "opening_timeout_s", "closing_timeout_s"):
         check_bounds(getattr(farm, name), 0, MAX_IDLE_TIMEOUT_S, f"{place}.{name}")
     check_health(farm.health, f"{place}.health")
@@ -168,13 +163,25 @@ def check_farm(farm: Farm, place: str = "") -> None:
         seen.add((backend.address, backend.port))
 
 
+def _check_snat(farm: Farm, key: str) -> None:
+    addresses = farm.snat_addresses
+    for address in addresses:
+        canonical_address(address, key)
+        if is_ipv6(address) != is_ipv6(farm.vip):
+            raise InvalidInput(f"expected the family of the farm's VIP {farm.vip}, got {address}", key)
+    if len(addresses) > MAX_SNAT_ADDRESSES:
+        raise InvalidInput(f"expected at most {MAX_SNAT_ADDRESSES} addresses, got {len(addresses)}", key, Code.LIMIT_EXCEEDED)
+    if len(set(addresses)) < len(addresses):
+        raise InvalidInput("expected different addresses; list each once", key)
+
+
 def check_vip_of_farm(vips: Mapping[str, Vip], farm: Farm, place: str = "") -> None:
     """Check that a farm's listener and SNAT address are VIPs; otherwise no node, or both nodes, would answer for them.
 
     Raises InvalidInput with the command that adds the VIP.
     """
-    for key, address in (("vip", farm.vip), ("snat_address", farm.snat_address)):
-        if address and address not in vips:
+    for key, address in (("vip", farm.vip), *(("snat_address", address) for address in farm.snat_addresses)):
+        if address not in vips:
             length = 64 if is_ipv6(address) else 24
             remedy = f"add it first: xlbctl vip add {address}/{length} --dev INTERFACE"
             raise InvalidInput(

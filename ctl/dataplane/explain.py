@@ -16,7 +16,7 @@ from bpf.constants import COUNTERS
 from bpf.dataplane import FlowTuple
 from ctl.config.model import Backend, Config, Farm, Mode, OnNoBackend, Protocol, Scheduler, format_endpoint
 from ctl.dataplane import maglev
-from ctl.dataplane.flow_hash import client_hash, flow_hash, snat_candidates
+from ctl.dataplane.flow_hash import client_hash, flow_hash, snat_sources
 from ctl.dataplane.flow_selection import PROTOCOL_NUMBERS
 from ctl.dataplane.planner import eligible_backends
 
@@ -185,15 +185,20 @@ def _rewrite(arriving: FlowTuple, farm: Farm, backend: str, seed: int, trace: _T
     client = format_endpoint(arriving.source, arriving.source_port)
     vip = format_endpoint(arriving.destination, arriving.destination_port)
     if farm.mode is Mode.DNAT:
-        trace.steps.append("dnat: the backend sees the client's address and answers through this node")
-        return f"{client} -> {vip} becomes {client} -> {backend}"
-    address = farm.snat_address or farm.vip
-    ports = list(islice(snat_candidates(arriving.source_port, flow_hash(arriving, seed)), SHOWN_CANDIDATES))
+        if arriving.source not in {each.address for each in farm.backends}:
+            trace.steps.append("dnat: the backend sees the client's address and answers through this node")
+            return f"{client} -> {vip} becomes {client} -> {backend}"
+        trace.steps.append(
+            "the client is a backend of the farm: its address is hidden, so that it gets the answer through this node"
+        )
+    addresses = farm.snat_addresses if farm.mode is Mode.SNAT else farm.snat_addresses[:1]
+    sources = list(islice(snat_sources(arriving.source_port, flow_hash(arriving, seed), addresses), SHOWN_CANDIDATES))
+    shown = [format_endpoint(*each) for each in sources] if len(addresses) > 1 else [str(port) for _, port in sources]
+    what = f"{addresses[0]} and the first free port" if len(addresses) == 1 else "the first free source"
     trace.steps.append(
-        f"snat: the backend sees {address} and the first free port of {', '.join(map(str, ports))}, …; "
-        f"{ports[0]} unless another connection to {backend} uses it"
+        f"snat: the backend sees {what} of {', '.join(shown)}, …; {shown[0]} unless another connection to {backend} uses it"
     )
-    return f"{client} -> {vip} becomes {format_endpoint(address, ports[0])} -> {backend}"
+    return f"{client} -> {vip} becomes {format_endpoint(*sources[0])} -> {backend}"
 
 
 def _listener(config: Config, arriving: FlowTuple, running: bool = True) -> Farm | None:

@@ -7,10 +7,10 @@ in memory order, therefore the little-endian reads (xlb supports little-endian m
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bpf.columns import address_bytes
-from bpf.constants import FIRST_SNAT_PORT, MAX_SNAT_CANDIDATES
+from bpf.constants import FIRST_SNAT_PORT, FIXED_SNAT_CANDIDATES
 from bpf.dataplane import FlowTuple
 
 _MASK = 0xFFFFFFFF
@@ -54,10 +54,22 @@ def client_hash(address: str, seed: int) -> int:
     return _finish(_mix_address(seed, address))
 
 
-def snat_candidates(client_port: int, hash_of_flow: int) -> Iterator[int]:
-    """Source ports towards the backend in the order the data plane tries them: the first with a free reply tuple wins."""
+def snat_sources(client_port: int, hash_of_flow: int, addresses: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Source addresses and ports towards the backend in the order the data plane tries them: the first free one wins.
+
+    The data plane tries more, which depend on the time: MAX_SNAT_CANDIDATES in all.
+    """
     if client_port >= FIRST_SNAT_PORT:
-        yield client_port
-    for attempt in range(1, MAX_SNAT_CANDIDATES):
+        yield _spread_address(hash_of_flow, addresses), client_port
+    for attempt in range(1, FIXED_SNAT_CANDIDATES):
         spread = _finish(hash_of_flow + attempt * _GOLDEN_RATIO & _MASK)
-        yield FIRST_SNAT_PORT + (spread * (65536 - FIRST_SNAT_PORT) >> 32)
+        yield _spread_address(spread, addresses), FIRST_SNAT_PORT + (spread * (65536 - FIRST_SNAT_PORT) >> 32)
+
+
+def _spread_address(spread: int, addresses: Sequence[str]) -> str:
+    return addresses[(spread << 16 & _MASK) * len(addresses) >> 32]
+
+
+def snat_candidates(client_port: int, hash_of_flow: int) -> Iterator[int]:
+    """The ports of `snat_sources`, of a farm with one address."""
+    return (port for _, port in snat_sources(client_port, hash_of_flow, ("",)))

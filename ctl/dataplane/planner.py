@@ -26,6 +26,7 @@ from bpf.dataplane import (
     Operation,
     PutBackend,
     PutFarm,
+    PutMembers,
     PutService,
     PutSlots,
     PutVip,
@@ -33,7 +34,7 @@ from bpf.dataplane import (
     ServiceValue,
     ZeroTraffic,
 )
-from ctl.config.model import AllDown, Backend, Config, Farm, OnNoBackend, Scheduler
+from ctl.config.model import AllDown, Backend, Config, Farm, Mode, OnNoBackend, Scheduler
 from ctl.dataplane import maglev
 from ctl.dataplane.slot_allocator import Run, SlotSpace, run_of
 from ctl.errors import Code, XlbError
@@ -178,6 +179,7 @@ class _Round:
         self.marked = set(state.marked)
         self.backend_puts: list[PutBackend] = []
         self.farm_puts: list[PutFarm] = []
+        self.member_puts: list[PutMembers] = []
         self.slot_puts: list[PutSlots] = []
         self.service_puts: list[PutService] = []
         self.new_farms: list[int] = []
@@ -252,8 +254,13 @@ class _Round:
         old = self.old.farms.get(farm.name)
         if old is None or old.farm.id != farm.id:
             self.new_farms.append(farm.id)
-        if old is None or farm_flags(old.farm) != farm_flags(farm) or farm.id in self.new_farms:
-            self.farm_puts.append(PutFarm(farm.id, farm_flags(farm)))
+        is_new = farm.id in self.new_farms
+        settings = _farm_settings(farm)
+        if old is None or is_new or _farm_settings(old.farm) != settings:
+            self.farm_puts.append(settings)
+        members = _members(farm)
+        if members != (frozenset() if old is None or is_new else _members(old.farm)):
+            self.member_puts.append(PutMembers(farm.id, members))
         waiting = self._bind(farm)
         if not farm.enabled:
             self.farms[farm.name] = PlannedFarm(farm, not waiting)
@@ -353,6 +360,7 @@ class _Round:
         if not self.old.adopted and (self.new_farms or new_backends):
             operations.append(ZeroTraffic(tuple(self.new_farms), new_backends))
         operations += self.farm_puts
+        operations += self.member_puts
         operations += self.backend_puts
         operations += self.slot_puts
         first = [key for key in stale if any(_share_prefixes(key, put.key) for put in self.service_puts)]
@@ -364,6 +372,15 @@ class _Round:
         operations += [PutVip(each, flags) for each, flags in vips.items() if self._ranges_before(each) & ~flags]
         operations += [DeleteVip(address) for address in self.old.vips if address not in vips]
         return tuple(operations)
+
+
+def _farm_settings(farm: Farm) -> PutFarm:
+    return PutFarm(farm.id, farm_flags(farm), farm.snat_addresses if farm.mode is Mode.SNAT else ())
+
+
+def _members(farm: Farm) -> frozenset[str]:
+    """Addresses of the backends that may be clients of their own farm; in mode snat every client is hidden anyway."""
+    return frozenset(backend.address for backend in farm.backends) if farm.mode is Mode.DNAT else frozenset()
 
 
 def _put_backend(backend: Backend, unavailable: bool) -> PutBackend:
@@ -404,5 +421,5 @@ def _service_value(farm: Farm, offset: int, count: int) -> ServiceValue:
         mode=int(constants.Mode[farm.mode.name]),
         scheduler=int(constants.Scheduler[farm.scheduler.name]),
         port_first=farm.port,
-        snat_address=farm.snat_address or farm.vip,
+        snat_address=farm.snat_addresses[0],
     )

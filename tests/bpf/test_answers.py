@@ -13,9 +13,8 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from bpf.constants import LEASE_HANDED_OVER_NS, MAX_ERRORS_PER_TICK, FarmFlag, Protocol, Scheduler, VipFlag
-from bpf.dataplane import FlowTuple, PutFarm
-from ctl.dataplane.flow_hash import flow_hash, snat_candidates
-from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, SEED, TX, V4, V6, Bed, Family, Outcome
+from bpf.dataplane import PutFarm
+from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, TX, V4, V6, Bed, Family, Outcome
 from tests.bpf.packets import PAYLOAD, from_client, network
 from tests.wait import wait_until
 
@@ -149,18 +148,6 @@ def test_a_silent_farm_drops_new_connections(bed: Bed, family: Family, protocol:
     silent(bed.send(frame), "drop_no_backend", frame)
     if protocol is Protocol.TCP:
         assert bed.send(bytes(from_client(family, flags="A"))).action == TX, "it had a connection, which is over"
-
-
-@pytest.mark.parametrize("protocol", list(Protocol), ids=lambda protocol: protocol.name.lower())
-def test_without_a_free_source_port_the_client_is_refused(bed: Bed, family: Family, protocol: Protocol) -> None:
-    bed.farm(family.vip, (family.far(11), 8080), protocol=protocol)
-    ports = snat_candidates(40000, flow_hash(FlowTuple(family.client, family.vip, 40000, 80, protocol), SEED))
-    taken = [FlowTuple(family.far(11), family.vip, 8080, port, protocol) for port in ports]
-    keys = bed.plane.encode_flow_keys(family.name, taken)
-    bed.plane.update_flows(family.name, keys, bed.blank_flows(family, len(keys)))
-    out = bed.send(bytes(from_client(family, protocol)))
-    event = "event_reset_sent" if protocol is Protocol.TCP else "event_unreachable_sent"
-    assert (out.action, out.moved) == (TX, {"drop_snat_exhausted": 1, event: 1})
 
 
 # --- errors of a router --------------------------------------------------------------------------------------

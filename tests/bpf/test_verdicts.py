@@ -17,10 +17,9 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from bpf.constants import COUNTERS, LEASE_HANDED_OVER_NS, Kind, Mode, Protocol, Scheduler, VipFlag
-from bpf.dataplane import FlowTuple, PutSlots
-from ctl.dataplane.flow_hash import flow_hash, snat_candidates
-from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, SEED, SMALL, UNRESOLVED, V4, V6, Bed, Family, Outcome
+from bpf.constants import COUNTERS, LEASE_HANDED_OVER_NS, Kind, Protocol, Scheduler, VipFlag
+from bpf.dataplane import PutSlots
+from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, SMALL, UNRESOLVED, V4, V6, Bed, Family, Outcome
 from tests.bpf.packets import (
     PAYLOAD,
     arp,
@@ -244,26 +243,6 @@ def midstream_of_a_round_robin_farm(bed: Bed, family: Family) -> Outcome:
     return bed.send(bytes(from_client(family, flags="A")))
 
 
-@case("drop_snat_exhausted")
-def every_port_taken(bed: Bed, family: Family) -> Outcome:
-    """Other connections, put in by hand, own every candidate of this one."""
-    serve(bed, family)
-    arriving = FlowTuple(family.client, family.vip, 40000, 80, Protocol.TCP)
-    ports = snat_candidates(40000, flow_hash(arriving, SEED))
-    taken = [FlowTuple(family.far(11), family.vip, 8080, port, Protocol.TCP) for port in ports]
-    keys = bed.plane.encode_flow_keys(family.name, taken)
-    bed.plane.update_flows(family.name, keys, bed.blank_flows(family, len(keys)))
-    return bed.send(bytes(from_client(family)))
-
-
-@case("drop_reverse_conflict")
-def two_connections_one_reply_tuple(bed: Bed, family: Family) -> Outcome:
-    for farm, port in ((1, 80), (2, 81)):
-        bed.farm(family.vip, (family.far(11), 8080), port=port, mode=Mode.DNAT, farm=farm)
-    bed.send(bytes(from_client(family, port=80)))
-    return bed.send(bytes(from_client(family, port=81)))
-
-
 @case("drop_ttl_expired")
 def last_hop(bed: Bed, family: Family) -> Outcome:
     serve(bed, family)
@@ -421,6 +400,7 @@ def test_case(bed: Bed, family: Family, counter: str, function: Case) -> None:
 
 def test_every_counter_has_a_case() -> None:
     elsewhere = {"event_ring_full"}  # test_flow_events.py: only a program with a ring counts it
+    elsewhere |= {"drop_snat_exhausted", "drop_reverse_conflict"}  # test_sources.py: all ports must be taken
     assert {counter for counter, _, _ in SITUATIONS} | elsewhere == {counter.name for counter in COUNTERS}
 
 

@@ -22,6 +22,7 @@ from bpf.dataplane import (
     PlaneError,
     PutBackend,
     PutFarm,
+    PutMembers,
     PutService,
     PutSlots,
     PutVip,
@@ -89,6 +90,8 @@ class FakePlane:
         self.listeners: dict[ServiceKey, ServiceValue] = {}
         self.backends: dict[int, tuple[str, int]] = {}
         self.backend_flags: dict[int, int] = {}
+        self.farm_snat: dict[int, tuple[str, ...]] = {}
+        self.members: dict[int, frozenset[str]] = {}
         self.farm_flags: dict[int, int] = {}
         self.slots = np.zeros(slots, dtype=np.uint32)
         self.farm_counts = np.zeros(constants.MAX_FARMS, dtype=TRAFFIC)
@@ -131,9 +134,15 @@ class FakePlane:
             case DeleteService(key):
                 _require(key in self.listeners, f"delete of unknown listener {key}")
                 del self.listeners[key]
-            case PutFarm(number, flags):
+            case PutFarm(number, flags, snat):
                 _require(0 < number < constants.MAX_FARMS, f"farm id {number}")
-                self.farm_flags[number] = flags
+                _require(len(snat) <= constants.MAX_SNAT_ADDRESSES, f"{len(snat)} addresses of farm {number}")
+                self.farm_flags[number], self.farm_snat[number] = flags, snat
+            case PutMembers(number, addresses):
+                _require(0 < number < constants.MAX_FARMS, f"farm id {number}")
+                for address in addresses:
+                    _canonical(address)
+                self.members[number] = addresses
             case PutBackend(number, address, port, flags):
                 self._put_backend(number, address, port)
                 self.backend_flags[number] = flags

@@ -10,7 +10,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bpf.constants import MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK, BackendFlag, FarmFlag, VipFlag
-from bpf.dataplane import DeleteService, Operation, PutBackend, PutFarm, PutService, PutSlots, PutVip, ServiceKey, ZeroTraffic
+from bpf.dataplane import (
+    DeleteService,
+    Operation,
+    PutBackend,
+    PutFarm,
+    PutMembers,
+    PutService,
+    PutSlots,
+    PutVip,
+    ServiceKey,
+    ZeroTraffic,
+)
 from ctl.config.changes import change
 from ctl.config.model import Config
 from ctl.dataplane import planner
@@ -106,7 +117,8 @@ def test_a_change_of_mode_keeps_the_slots() -> None:
     plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
     state, _ = settle(plane, PlannerState(), config)
     _, operations = settle(plane, state, configured(("farm.set", {"name": "web", "mode": "dnat"}), config=config))
-    assert kinds(operations) == ["PutService"]
+    assert kinds(operations) == ["PutFarm", "PutMembers", "PutService"]
+    assert operations[1] == PutMembers(config.farms["web"].id, frozenset({"10.0.1.1"}))
 
 
 def test_a_moved_listener_keeps_its_slots_and_is_always_present() -> None:
@@ -158,7 +170,7 @@ def test_whether_a_farm_refuses_or_drops_is_written_when_it_changes_and_to_adopt
     assert plane.farm_flags == {number: 0}
     config = configured(("farm.set", {"name": "web", "on_no_backend": "drop"}), config=config)
     state, operations = settle(plane, state, config)
-    assert operations == [PutFarm(number, FarmFlag.SILENT)]
+    assert operations == [PutFarm(number, FarmFlag.SILENT, ("10.0.0.1",))]
     config = configured(("farm.stop", {"name": "web"}), config=config)
     state, operations = settle(plane, state, config)
     assert "PutFarm" not in kinds(operations)
