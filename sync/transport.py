@@ -96,12 +96,21 @@ class Link:
         self._authenticator.configure_curve_callback(ZAP_DOMAIN, credentials_provider=_PeerKeyOnly(peer_public))
         self._channels: list[Channel] = []
 
-    def open(self, local: str, peer: str, port: int, bounds: ChannelBounds, received: Callable[[bytes], None]) -> Channel:
+    def open(
+        self,
+        local: str,
+        peer: str,
+        port: int,
+        bounds: ChannelBounds,
+        received: Callable[[bytes], None],
+        device: str = "",
+    ) -> Channel:
         """Bind `local`:port and connect to `peer`:port (both addresses, no names); `received` gets each message.
 
-        Raises OSError naming the address when it cannot be bound.
+        device: the only interface that connections are taken from and made through: an address answers on every interface of
+        a Linux host; empty for any. Raises OSError naming the address when it cannot be bound.
         """
-        channel = Channel(self._context, self.keys, self.peer_public, bounds, received)
+        channel = Channel(self._context, self.keys, self.peer_public, bounds, received, device)
         try:
             channel.start(local, peer, port)
         except OSError:
@@ -109,6 +118,11 @@ class Link:
             raise
         self._channels.append(channel)
         return channel
+
+    def close_channel(self, channel: Channel) -> None:
+        """Close one channel; another one may then take its place."""
+        channel.close()
+        self._channels.remove(channel)
 
     async def close(self) -> None:
         for channel in self._channels:
@@ -128,6 +142,7 @@ class Channel:
         peer_public: str,
         bounds: ChannelBounds,
         received: Callable[[bytes], None],
+        device: str,
     ) -> None:
         self.counts = ChannelCounts()
         self._received = received
@@ -144,6 +159,8 @@ class Channel:
             _find_dead_connections(socket)
             socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_TIMEOUT_MS)
             socket.set(zmq.TOS, bounds.tos)
+            if device:
+                socket.set(zmq.BINDTODEVICE, device.encode())
             socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
             socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
         self._inward.set(zmq.CURVE_SERVER, 1)

@@ -12,7 +12,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,8 +43,8 @@ class Attachment:
 def attach(bpf_dir: Path, interfaces: Sequence[str], xdp_mode: Mode = "auto") -> dict[str, Attachment]:
     """Attach the program pinned in bpf_dir to every interface; an older program of xlb is replaced atomically.
 
-    auto: native if the driver supports it, else generic. Idempotent. An interface that has xlb attached in a permitted mode
-    keeps the mode.
+    auto: native if the drivers of all interfaces support it, else generic on all: a native program cannot send by an interface
+    whose driver has no native XDP. Idempotent. An interface that has xlb attached in a permitted mode keeps the mode.
     Raises PlaneError, with all interfaces unchanged, if one does not exist, has another XDP program, or does not support the
     mode.
     """
@@ -57,6 +57,8 @@ def attach(bpf_dir: Path, interfaces: Sequence[str], xdp_mode: Mode = "auto") ->
             before[name] = _checked_state(name, own_id)
         for name, (index, state) in before.items():
             done[name] = _attach_one(name, index, state, ours, own_id, xdp_mode)
+        if xdp_mode == "auto":
+            _level(done, before, ours)
     except PlaneError:
         for name in done:
             index, state = before[name]
@@ -189,6 +191,25 @@ def _attach_one(name: str, index: int, state: XdpState, ours: int, own_id: int, 
         if state.program_id:
             xdp.attach(index, ours, _FLAGS[state.mode])
         raise
+
+
+def _level(done: dict[str, Attachment], before: Mapping[str, tuple[int, XdpState]], ours: int) -> None:
+    """Where one interface is in generic mode, put the native ones in generic mode too; changes `done`."""
+    generic = next((each for each in done.values() if each.mode == "generic"), None)
+    if generic is None:
+        return
+    for name, attachment in done.items():
+        if attachment.mode != "native":
+            continue
+        index, _ = before[name]
+        _remove(index, xdp.query(index))
+        try:
+            _attach_or_explain(name, index, ours, xdp.XDP_FLAGS_UPDATE_IF_NOEXIST | xdp.XDP_FLAGS_SKB_MODE)
+        except PlaneError:
+            xdp.attach(index, ours, xdp.XDP_FLAGS_DRV_MODE)
+            raise
+        reason = f"{generic.interface} (driver {generic.driver or 'unknown'}) is in generic mode, and packets pass between them"
+        done[name] = _attachment(name, AttachMode.GENERIC, reason)
 
 
 def _attach_fresh(name: str, index: int, ours: int, xdp_mode: Mode) -> Attachment:

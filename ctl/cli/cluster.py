@@ -152,7 +152,14 @@ def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
     fields.append(("service", f"{service}, {plural(flows['connections'], 'connection')} (limit {flows['max']})"))
     fields.append(("xlbd", f"{answer['version']}, up for {duration(answer['uptime_s'])}, pins {answer['pins']['origin']}"))
     fields += peer_fields(answer.get("peer"), answer.get("sync"), answer.get("paths"), answer["role"] == "active")
-    return fields + trust_fields(answer.get("advertisements"))
+    return fields + vote_fields(answer.get("vote")) + trust_fields(answer.get("advertisements"))
+
+
+def vote_fields(vote: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return whether this node can get the gateway's vote; nothing where no gateway is set."""
+    if not vote:
+        return []
+    return [("vote", f"gateway {vote['gateway']} answers" if vote["can_be_asked"] else f"none: {vote['why']}")]
 
 
 def trust_fields(advertisements: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable
 
 from ctl.network.kernel.announcements import internet_checksum
+from ctl.network.kernel.own_addresses import index_of, source_towards
 
 MAX_QUESTIONS = 64
 READS_PER_TURN = 64
@@ -31,12 +32,22 @@ class GatewayProbe:
     """
 
     def __init__(self, address: str, device: str, answered: Callable[[int], None]) -> None:
+        self._address, self._device = address, device
         self._six = ":" in address
         self._answered = answered
         self._questions: dict[int, int] = {}
         self._sequence = 0
         self._identity, self._nonce = secrets.randbits(16), secrets.token_bytes(NONCE_BYTES)
+        self._loop = asyncio.get_running_loop()
+        self.answered_ns = 0
+        """When the last question that was answered had been asked; 0: none was."""
+        self.problem = ""
+        """Why no question can be sent at this moment; empty if one can."""
+        self._open()
+
+    def _open(self) -> None:
         family, protocol = (socket.AF_INET6, socket.IPPROTO_ICMPV6) if self._six else (socket.AF_INET, socket.IPPROTO_ICMP)
+        self._index = index_of(self._device)
         self._socket = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
         try:
             if self._six:
@@ -45,17 +56,31 @@ class GatewayProbe:
                 self._socket.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, bytes(passing))
             else:
                 self._socket.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", 0xFFFFFFFF & ~(1 << _REPLY4)))
-            if device:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
-            self._socket.connect((address, 0))
+            if self._device:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._device.encode() + b"\0")
+            self._socket.connect((self._address, 0))
         except OSError:
             self._socket.close()
             raise
-        self._loop = asyncio.get_running_loop()
+        self._source = str(self._socket.getsockname()[0]).partition("%")[0]
         self._loop.add_reader(self._socket.fileno(), self.drain)
+
+    def follow(self) -> None:
+        """Open the socket again if the kernel would use another source address or interface now: a socket keeps its first."""
+        try:
+            source = source_towards(self._address, self._device)
+            if self._socket.fileno() < 0 or (source, index_of(self._device)) != (self._source, self._index):
+                self.close()
+                self._open()
+        except OSError as error:
+            self.problem = f"gateway {self._address} cannot be asked: {error.strerror}"
+        else:
+            self.problem = ""
 
     def ask(self, asked_ns: int) -> None:
         """Send one question; a gateway that cannot be reached gives no answer, and neither does an error here."""
+        if self._socket.fileno() < 0:
+            return
         self._sequence = (self._sequence + 1) & 0xFFFF
         self._questions.pop(self._sequence, None)
         while len(self._questions) >= MAX_QUESTIONS:
@@ -66,8 +91,12 @@ class GatewayProbe:
         checksum = 0 if self._six else internet_checksum(head + self._nonce)  # ICMPv6: the kernel fills it in
         try:
             self._socket.send(_ECHO.pack(kind, 0, checksum, self._identity, self._sequence) + self._nonce)
-        except OSError:
+        except BlockingIOError:
             return
+        except OSError as error:
+            self.problem = f"gateway {self._address} cannot be asked: {error.strerror or error}"
+        else:
+            self.problem = ""
 
     def drain(self) -> None:
         """Hand over the replies that have arrived."""
@@ -82,6 +111,7 @@ class GatewayProbe:
                 continue  # e.g. host unreachable, reported on the socket: no answer
             asked_ns = self._questions.pop(self._question_of(data), None)
             if asked_ns is not None:
+                self.answered_ns = asked_ns
                 self._answered(asked_ns)
 
     def close(self) -> None:

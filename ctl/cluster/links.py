@@ -7,6 +7,7 @@ daemon. Heartbeats have a link with a thread of its own, so that neither flows n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ctl.cluster.gateway_probe import GatewayProbe
 from ctl.cluster.peer_rpc import BOUNDS as CONFIG_BOUNDS
 from ctl.cluster.vrrp_socket import VrrpSocket
 from ctl.errors import XlbError
+from ctl.network.kernel.own_addresses import NO_DEVICE, Device, device_towards
 from ctl.state.cluster_file import BULK_PORT, CONFIG_PORT, CONTROL_PORT, ClusterSettings
 from ctl.state.node_file import NodeSettings
 from sync.errors import WireError
@@ -29,6 +31,13 @@ from sync.vrrp.key_agreement import pair_secret
 
 CONTROL_BOUNDS = ChannelBounds(queued_messages=64, message_bytes=4096, tos=TOS_NETWORK_CONTROL)
 RETRY_S = 1.0
+SOON_S = 0.05
+"""The first wait: ZeroMQ closes a socket in the background, so its address is in use for a moment."""
+FOLLOW_S = 1.0
+"""How often the sockets are compared with the node's addresses and interfaces, besides at each notification."""
+COALESCE_S = 0.02
+PATIENCE_S = 0.2
+"""A link that opens with a later attempt than the first ones is worth a line in the log."""
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +87,21 @@ class PeerLinks:
         self.configuration: Channel | None = None
         self.vrrp: VrrpSocket | None = None
         self.gateway: GatewayProbe | None = None
+        self._device = NO_DEVICE  # of the cluster link
         self._retry: asyncio.TimerHandle | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._wait_s = SOON_S
         self._complaints: set[str] = set()
         self._closed = False
 
     def open(self, heard: Heard) -> None:
-        """Open every link that can be opened; the others are tried again each second, and logged once."""
+        """Open every link that can be opened; the others are tried again, in the end each second, and logged once."""
         self._retry = None
         if self._closed:
             return
+        if self._following is None:
+            self._following = asyncio.get_running_loop().create_task(self._follow(heard), name="links")
         missing = False
         attempts: dict[str, Callable[[Heard], None]] = {
             "cluster": self._open_channels,
@@ -98,24 +113,30 @@ class PeerLinks:
                 attempt(heard)
             except (OSError, XlbError) as error:
                 missing = True
-                if name not in self._complaints:
+                if name not in self._complaints and self._wait_s > PATIENCE_S:
                     self._complaints.add(name)
                     log.error("%s; trying again every %g s", error.strerror if isinstance(error, OSError) else error, RETRY_S)
             else:
                 self._complaints.discard(name)
         if missing:
-            self._retry = asyncio.get_running_loop().call_later(RETRY_S, self.open, heard)
+            self._retry = asyncio.get_running_loop().call_later(self._wait_s, self.open, heard)
+            self._wait_s = min(RETRY_S, 2 * self._wait_s)
+        else:
+            self._wait_s = SOON_S
 
     def _open_channels(self, heard: Heard) -> None:
         own, peer = self._cluster.own.cluster_address, self._cluster.peer.cluster_address
+        if self._device is NO_DEVICE:
+            self._device = device_towards(own, peer)
+        on = self._device.name
         if self.control is None:
             self.control = self._heartbeats.open(
-                own, peer, CONTROL_PORT, CONTROL_BOUNDS, lambda data: self._control(data, heard.heartbeat)
+                own, peer, CONTROL_PORT, CONTROL_BOUNDS, lambda data: self._control(data, heard.heartbeat), on
             )
         if self.flows is None:
-            self.flows = self._bulk.open(own, peer, BULK_PORT, BULK_BOUNDS, heard.flows)
+            self.flows = self._bulk.open(own, peer, BULK_PORT, BULK_BOUNDS, heard.flows, on)
         if self.configuration is None:
-            self.configuration = self._bulk.open(own, peer, CONFIG_PORT, CONFIG_BOUNDS, heard.configuration)
+            self.configuration = self._bulk.open(own, peer, CONFIG_PORT, CONFIG_BOUNDS, heard.configuration, on)
 
     def _open_vrrp(self, heard: Heard) -> None:
         own, peer, section = self._cluster.own.data_address, self._cluster.peer.data_address, self._node.cluster
@@ -130,9 +151,60 @@ class PeerLinks:
         if self.gateway is None and gateway:
             self.gateway = GatewayProbe(gateway, interfaces[0] if len(interfaces) == 1 else "", heard.vote)
 
+    # --- what changes under the sockets -----------------------------------------------------------------------
+
+    def network_changed(self) -> None:
+        """A route, an address or an interface is another one: compare at once."""
+        self._changed.set()
+
+    async def _follow(self, heard: Heard) -> None:
+        """Sockets keep the address and the interface they were opened with; open those again that have other ones now."""
+        own, peer = self._cluster.own.cluster_address, self._cluster.peer.cluster_address
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), FOLLOW_S)
+            await asyncio.sleep(COALESCE_S)
+            self._changed.clear()
+            if self.vrrp is not None:
+                self.vrrp.follow()
+            if self.gateway is not None:
+                self.gateway.follow()
+            self._follow_device(await asyncio.to_thread(device_towards, own, peer), heard)
+
+    def _follow_device(self, device: Device, heard: Heard) -> None:
+        if device in (NO_DEVICE, self._device) or self._closed:
+            return
+        if self._device != NO_DEVICE:
+            log.warning("the cluster link is on %s now, it was on another interface: opening it again", device.name)
+        self._device = device
+        for link, channel in ((self._heartbeats, self.control), (self._bulk, self.flows), (self._bulk, self.configuration)):
+            if channel is not None:
+                link.close_channel(channel)
+        self.control = self.flows = self.configuration = None
+        if self._retry is not None:
+            self._retry.cancel()
+        self._wait_s = SOON_S
+        self.open(heard)
+
+    def vote_problem(self, now_ns: int, within_ns: int) -> str:
+        """Why this node cannot get the vote at this moment; empty if it can, or needs none."""
+        address, probe = self._node.cluster.gateway, self.gateway
+        if not address:
+            return ""
+        if probe is None:
+            return f"gateway {address} cannot be asked: no socket"
+        if probe.problem:
+            return probe.problem
+        if not probe.answered_ns:
+            return f"gateway {address} has not answered yet"
+        silent_ns = now_ns - probe.answered_ns
+        return f"gateway {address} has not answered for {silent_ns // 1_000_000} ms" if silent_ns > within_ns else ""
+
     def close_soon(self) -> None:
         """Stop reading at once."""
         self._closed = True
+        if self._following is not None:
+            self._following.cancel()
         if self._retry is not None:
             self._retry.cancel()
         for each in (self.control, self.flows, self.configuration, self.vrrp, self.gateway):

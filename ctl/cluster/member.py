@@ -151,6 +151,10 @@ class PairMember:
 
     # --- notifications from the node ---------------------------------------------------------------------------------
 
+    def network_changed(self) -> None:
+        """A route, an address or an interface is another one."""
+        self.links.network_changed()
+
     def link_changed(self, name: str, state: str) -> None:
         """An interface went up, down or away, or came back (see `NetworkEvents.link_changed`)."""
         if name in self._parts.settings.cluster.track:
@@ -249,6 +253,7 @@ class PairMember:
         deadline_ns, _ = self._parts.plane.lease()
         vrrp, takeover_ns = self.links.vrrp, self.pair.machine.timing.takeover_ns
         counts = vrrp.counts if vrrp is not None else VrrpCounts()
+        gateway, problem = self._parts.settings.cluster.gateway, self.links.vote_problem(monotonic_ns(), takeover_ns)
         return {
             "role": self.role.value,
             "since_s": round((monotonic_ns() - self._since_ns) / 1e9, 1),
@@ -256,6 +261,7 @@ class PairMember:
             "lease_ms_left": max(0, deadline_ns - monotonic_ns()) // 1_000_000,
             "why": seen.why,
             "paths": seen.paths | ({"data": True} if vrrp is not None and vrrp.shows(takeover_ns) else {}),
+            "vote": {"gateway": gateway, "can_be_asked": not problem, "why": problem} if gateway else None,
             "advertisements": {
                 "received": counts.received,
                 "rejected": {"unsigned": counts.unsigned, "forged": counts.forged, "replayed": counts.replayed},

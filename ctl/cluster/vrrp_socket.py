@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable
 
 from ctl.errors import Code, XlbError
+from ctl.network.kernel.own_addresses import index_of, source_towards
 from ctl.runtime.clock import Clock, monotonic_ns
 from sync.errors import WireError
 from sync.transport import TOS_NETWORK_CONTROL
@@ -61,9 +62,16 @@ class VrrpSocket:
     ) -> None:
         interval_cs = codec.interval_cs(interval_ms * 1_000_000)
         self._endpoint = Endpoint(own, peer, router_id, interval_cs, bool(device), virtual, session, now_ns())
+        self._home, self._device, self._virtual = own, device, virtual
         self._heard, self._now_ns = heard, now_ns
         self._six = ":" in own
-        family = socket.AF_INET6 if self._six else socket.AF_INET
+        self._complaint = ""
+        self._loop = asyncio.get_running_loop()
+        self._open()
+
+    def _open(self) -> None:
+        own, family = self._endpoint.own, socket.AF_INET6 if self._six else socket.AF_INET
+        self._index = index_of(self._device)
         try:
             self._socket = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, codec.PROTOCOL)
         except OSError as error:
@@ -71,17 +79,46 @@ class VrrpSocket:
                 f"no VRRP socket: {error.strerror}; run xlbd as root or with CAP_NET_RAW", Code.NOT_PERMITTED
             ) from None
         try:
-            self._set_up(device)
+            self._set_up(self._device)
         except OSError as error:
             self._socket.close()
             raise XlbError(
-                f"no VRRP from {own} to {peer}: {error.strerror}; is the address on this node's data network?"
+                f"no VRRP from {own} to {self._endpoint.peer}: {error.strerror}; is the address on this node's data network?"
             ) from None
         # Not left to the kernel: for ff02::12 it would take the link-local address, which the peer does not know us by and
         # the checksum was not made for.
         self._from = _source(own)
-        self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self.drain)
+
+    def follow(self) -> None:
+        """Open the socket again if this node's address on the data network, or the interface of multicast, is another one."""
+        own, endpoint = self._own_now(), self._endpoint
+        is_open = self._socket.fileno() >= 0
+        if not own or (is_open and (own, index_of(self._device)) == (endpoint.own, self._index)):
+            return
+        self.close()
+        if own != endpoint.own:
+            log.warning("VRRP is spoken from %s now, not from %s: this node's address was replaced", own, endpoint.own)
+            endpoint.move(own, self._now_ns())
+        try:
+            self._open()
+        except XlbError as error:
+            if str(error) != self._complaint:
+                log.error("%s", error)
+            self._complaint = str(error)
+
+    def _own_now(self) -> str:
+        """The address the pair was made with, or the one that leads to the peer while the node lacks it; empty if none does."""
+        peer = self._endpoint.peer
+        try:
+            return source_towards(peer, own=self._home)
+        except OSError:
+            pass
+        try:
+            found = source_towards(peer)
+        except OSError:
+            return ""
+        return "" if found in self._virtual() else found
 
     @property
     def counts(self) -> VrrpCounts:

@@ -103,6 +103,16 @@ class NextHopKeeper:
         return wanted, tuple(address for address, route in pairs if route is None)
 
 
+def advice(network: Network, old: Config, new: Config) -> str:
+    """What an operator should know about the neighbours of a change; empty if nothing. Blocks."""
+    addresses = backend_addresses(new)
+    if addresses <= backend_addresses(old) or not excess_of(network, addresses):
+        return ""
+    destinations = sorted(addresses)[:MAX_NEIGHBOURS]  # several may be behind one gateway
+    routes = zip(destinations, network.routes(destinations), strict=True)
+    return "; ".join(excess_of(network, {route.gateway or address for address, route in routes if route is not None}))
+
+
 def excess_of(network: Network, addresses: Iterable[str]) -> tuple[str, ...]:
     """One message for each family of which there are more neighbours than the kernel keeps, with the remedy. Blocks."""
     counts = [0, 0]
@@ -110,7 +120,7 @@ def excess_of(network: Network, addresses: Iterable[str]) -> tuple[str, ...]:
         counts[":" in address] += 1
     messages = []
     for family, count, capacity in zip(("ipv4", "ipv6"), counts, network.neighbour_capacity(), strict=True):
-        if capacity and count > capacity:
+        if capacity and count >= capacity:
             names = [f"net.{family}.neigh.default.gc_thresh{number}" for number in (1, 2, 3)]
             values = [count, count * 3 // 2, count * 2]
             remedy = " ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))

@@ -33,6 +33,7 @@ from ctl.diagnosis.kernel.recent_drops import DropSampler
 from ctl.health.check_machine import HealthChecks
 from ctl.health.probes.runner import CheckRunner, RunProbe, load_down, own_probe
 from ctl.health.probes.source_addresses import OwnSources
+from ctl.network import neighbours
 from ctl.network.announcer import Announcer
 from ctl.network.neighbours import NextHopKeeper
 from ctl.network.network import Network
@@ -169,6 +170,7 @@ def _local(
         down=lambda config: checks.checks.unusable(config),
         in_force=lambda done: running.in_force(done),
         refused=lambda: running.replan_later(),
+        advise=lambda old, new: neighbours.advice(network, old, new),
     )
     sweeper = Sweeper(plane, config, lambda: checks.checks.down if serving() else None, settings.data.max_flows)
     next_hops = NextHopKeeper(network, config)

@@ -115,7 +115,7 @@ class Node:
         return NetworkEvents(
             next_hops_changed=self._next_hops_changed,
             neighbour_lost=self.parts.local.next_hops.lost,
-            routes_changed=self.parts.local.next_hops.wake,
+            routes_changed=self._routes_changed,
             link_changed=self._link_changed,
             changed=self.parts.local.reconciler.changed,
             overrun=self._overrun,
@@ -126,6 +126,11 @@ class Node:
             self._plane.bump_next_hops()
         except (PlaneError, OSError) as error:
             log.error("cached next hops could not be renewed: %s", error)
+
+    def _routes_changed(self) -> None:
+        self.parts.local.next_hops.wake()
+        if self.parts.membership.member is not None:
+            self.parts.membership.member.network_changed()
 
     def _link_changed(self, name: str, state: str) -> None:
         parts = self.parts

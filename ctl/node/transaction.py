@@ -81,6 +81,7 @@ class Transaction:
     down: ids of the backends that must get no connections under a configuration; called in threads. in_force: called after each
     configuration that came into force here.
     refused: called when the kernel refused a configuration that is in force all the same, for `replan` to be tried again.
+    advise: what the one who makes a change should know about it; called in a thread.
     """
 
     def __init__(
@@ -91,10 +92,11 @@ class Transaction:
         down: Callable[[Config], frozenset[int]],
         in_force: Callable[[Committed], Awaitable[None]],
         refused: Callable[[], None],
+        advise: Callable[[Config, Config], str] = lambda old, new: "",
     ) -> None:
         self._config = Config()
         self._store, self._plane, self._addresses = store, plane, addresses
-        self._down, self._in_force, self._refused = down, in_force, refused
+        self._down, self._in_force, self._refused, self._advise = down, in_force, refused, advise
         self._encoder = Encoder()
         self._recorder: Recorder = OneNode()
         self._state = planner.PlannerState()
@@ -150,9 +152,15 @@ class Transaction:
             if record is None:
                 return Committed(old, old)
             if turn.is_current() and self._config is old:
-                note = await turn.record(record, self.put)
-                return Committed(old, record.config, note)
+                notes = (await turn.record(record, self.put), await asyncio.to_thread(self._advice, old, record.config))
+                return Committed(old, record.config, "; ".join(filter(None, notes)))
         raise XlbError("the configuration changes faster than this change could be made; try again", Code.CHANGE_OVERTAKEN)
+
+    def _advice(self, old: Config, new: Config) -> str:
+        try:
+            return self._advise(old, new)
+        except (XlbError, OSError):
+            return ""  # the change is in force
 
     def _make(self, make: MakeConfig, old: Config, turn: Turn) -> Record | None:
         """The validated, numbered and encoded change; None: it changes nothing. Blocks."""

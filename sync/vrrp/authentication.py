@@ -72,6 +72,7 @@ class Session:
     __slots__ = (
         "_greeting_key",
         "_heard_key",
+        "_last_greeted",
         "_last_heard",
         "_retired",
         "_secret",
@@ -89,7 +90,7 @@ class Session:
         self.peer_is_old = False  # of version 0.1.0, which knows of no trailer, as it said on the cluster link
         self._greeting_key = hmac.digest(secret, b"greeting", hashlib.sha256)
         self._retired: deque[int] = deque(maxlen=MAX_RETIRED)
-        self._sent = self._last_heard = 0
+        self._sent = self._last_heard = self._last_greeted = 0
         self._sent_key = self._heard_key = b""
         self._derive()
 
@@ -106,7 +107,8 @@ class Session:
             return False
         if self.peer_boot:
             self._retired.append(self.peer_boot)
-        self.peer_boot, self.peer_is_old, self._last_heard = boot, False, 0
+        self.peer_boot, self.peer_is_old = boot, False
+        self._last_heard = self._last_greeted = 0
         self._derive()
         return True
 
@@ -134,12 +136,16 @@ class Session:
     # --- greetings ------------------------------------------------------------------------------------------------------
 
     def sign_greeting(self, message: bytes, source: str) -> bytes:
-        """The trailer of a greeting. What makes it fresh is in the message."""
-        return trailer(self._greeting_key, GREETING_KEY, 0, message, source)
+        """The trailer of a greeting."""
+        self._sent += 1
+        return trailer(self._greeting_key, GREETING_KEY, self._sent, message, source)
 
-    def judge_greeting(self, message: bytes, end: bytes, source: str) -> Verdict:
-        """Whether a node of the pair made this greeting; when, the message shows."""
-        if not end:
-            return Verdict.UNSIGNED
-        made = sequence_of(self._greeting_key, GREETING_KEY, message, end, source)
-        return Verdict.FORGED if made is None else Verdict.GENUINE
+    def greeting_sequence(self, message: bytes, end: bytes, source: str) -> int | None:
+        """The number of a greeting that a node of the pair made, in whatever incarnation; None if none did."""
+        return sequence_of(self._greeting_key, GREETING_KEY, message, end, source)
+
+    def is_last_greeting(self, sequence: int) -> bool:
+        """Whether a greeting of the incarnation that counts is newer than every one before."""
+        newer = sequence > self._last_greeted
+        self._last_greeted = max(sequence, self._last_greeted)
+        return newer

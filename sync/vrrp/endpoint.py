@@ -7,6 +7,9 @@ none, or hears advertisements it cannot verify. A greeting with the number of th
 other may be a replay, and is only answered, with its sender's number. So both know each other after three messages, and
 a replayed greeting causes an answer and nothing else.
 
+An address may be replaced while the daemons run. Source addresses are signed: the peer is wherever its last genuine message
+came from, and a node whose address is another than the pair was made with greets every second.
+
 A peer of version 0.1.0 cannot verify anything, and takes no advertisement with a trailer. It is known by its answer on the
 cluster link; then, and only then, it gets a copy without a trailer too. What it sends is shown, and has no more effect than any
 other advertisement that nobody can verify.
@@ -25,6 +28,9 @@ from sync.vrrp.authentication import Session, Verdict
 NS_PER_MS = 1_000_000
 GREETING_INTERVAL_NS = 20 * NS_PER_MS
 """At least this long between two greetings, whatever arrives."""
+AWAY_INTERVAL_NS = 1000 * NS_PER_MS
+MOVED_NS = 10_000 * NS_PER_MS
+"""So long after its address changed a node greets as often as one that is away."""
 GRACE_NS = 3000 * NS_PER_MS
 """A node that restarts gets advertisements that were made for its last incarnation, until the peer knows the new one."""
 REMIND_NS = 3600_000 * NS_PER_MS
@@ -82,8 +88,7 @@ class Endpoint:
         now_ns: int,
     ) -> None:
         self.counts = VrrpCounts()
-        self.own, self.peer = own, peer
-        self.peer_is_greater = ipaddress.ip_address(peer).packed > ipaddress.ip_address(own).packed
+        self.own, self.peer, self._home = own, peer, own
         self._router_id, self._interval_cs, self._virtual, self._session = router_id, interval_cs, virtual, session
         self._group = [codec.GROUP_V6 if ":" in own else codec.GROUP_V4] if group else []
         self._addresses: tuple[codec.Address, ...] = ()
@@ -93,7 +98,16 @@ class Endpoint:
         self._heard_boot = 0  # in a greeting
         self._greeted_ns = now_ns - GREETING_INTERVAL_NS
         self._trusting_until_ns = now_ns + GRACE_NS
-        self._quiet_until_ns = now_ns
+        self._quiet_until_ns = self._moved_until_ns = now_ns
+
+    def move(self, own: str, now_ns: int) -> None:
+        """This node's address is another one now."""
+        self.own, self._unverified, self._moved_until_ns = own, True, now_ns + MOVED_NS
+
+    @property
+    def peer_is_greater(self) -> bool:
+        """By address, RFC 9568 6.4.3."""
+        return ipaddress.ip_address(self.peer).packed > ipaddress.ip_address(self.own).packed
 
     @property
     def peer_boot(self) -> int:
@@ -130,17 +144,19 @@ class Endpoint:
     def greeting(self, now_ns: int) -> list[Datagram]:
         """What to send now so that both nodes know each other's incarnation; called with each heartbeat."""
         session = self._session
-        if session is None or (session.peer_boot and not self._unverified):
+        if session is None:
             return []
-        return self._greet(session, session.peer_boot or self._heard_boot, now_ns)
+        away = self.own != self._home or now_ns < self._moved_until_ns
+        due = not session.peer_boot or self._unverified or (away and now_ns - self._greeted_ns >= AWAY_INTERVAL_NS)
+        return self._greet(session, session.peer_boot or self._heard_boot, self.peer, now_ns) if due else []
 
-    def _greet(self, session: Session, echo: int, now_ns: int) -> list[Datagram]:
+    def _greet(self, session: Session, echo: int, target: str, now_ns: int) -> list[Datagram]:
         if now_ns - self._greeted_ns < GREETING_INTERVAL_NS:
             return []
         self._greeted_ns, self._unverified = now_ns, False
         greeting = codec.Greeting(self._router_id, session.boot, echo)
-        packet = codec.build_greeting(greeting, self.own, self.peer, lambda message: session.sign_greeting(message, self.own))
-        return [(packet, self.peer)]
+        packet = codec.build_greeting(greeting, self.own, target, lambda message: session.sign_greeting(message, self.own))
+        return [(packet, target)]
 
     def peer_lives(self, boot: int, now_ns: int) -> bool:
         """The peer's incarnation `boot` was heard on the cluster link, or proved by a greeting; False if that is no news."""
@@ -153,43 +169,51 @@ class Endpoint:
 
     def take(self, payload: bytes, sender: str, destination: str, ttl: int, now_ns: int) -> Taken:
         """Take in what follows an IP header. Raises WireError, counted, for what is no message of this protocol."""
-        if sender != self.peer:
-            self.counts.foreign += 1
-            return _NOTHING
+        session = self._session
         try:
             packet = codec.parse(payload, sender, destination, ttl)
         except WireError:
-            self.counts.malformed += 1
-            raise
-        if packet.content.router_id != self._router_id:
-            self.counts.foreign += 1
-            return _NOTHING
+            if sender == self.peer:
+                self.counts.malformed += 1
+                raise
+            return self._foreign()
+        if packet.content.router_id != self._router_id or (session is None and sender != self.peer):
+            return self._foreign()
         if isinstance(packet.content, codec.Greeting):
-            return self._take_greeting(packet.content, packet, now_ns)
-        session = self._session
+            return self._take_greeting(packet.content, packet, sender, now_ns)
         verdict = session.judge(packet.message, packet.trailer, sender) if session is not None else Verdict.GENUINE
         if verdict is not Verdict.GENUINE:
-            return self._reject(verdict, now_ns)
+            return self._reject(verdict, sender, now_ns)
         self.counts.received += 1
+        self.peer = sender
         return Taken(packet.content.priority)
 
-    def _take_greeting(self, greeting: codec.Greeting, packet: codec.Packet, now_ns: int) -> Taken:
+    def _take_greeting(self, greeting: codec.Greeting, packet: codec.Packet, sender: str, now_ns: int) -> Taken:
         session = self._session
         if session is None:
             return _NOTHING
-        verdict = session.judge_greeting(packet.message, packet.trailer, self.peer)
-        if verdict is not Verdict.GENUINE:
-            return self._reject(verdict, now_ns)
+        sequence = session.greeting_sequence(packet.message, packet.trailer, sender)
+        if sequence is None:
+            return self._reject(Verdict.FORGED if packet.trailer else Verdict.UNSIGNED, sender, now_ns)
         if greeting.boot == session.boot:  # its own words
-            return self._reject(Verdict.REPLAYED, now_ns)
-        proves = greeting.echo == session.boot
-        if proves and not self.peer_lives(greeting.boot, now_ns):
-            return _NOTHING
+            return self._reject(Verdict.REPLAYED, sender, now_ns)
+        if greeting.echo == session.boot:
+            news = self.peer_lives(greeting.boot, now_ns)
+            if greeting.boot == session.peer_boot and session.is_last_greeting(sequence):
+                self.peer = sender
+            if not news:
+                return _NOTHING
         self._heard_boot = greeting.boot
-        return Taken(answers=self._greet(session, greeting.boot, now_ns))
+        return Taken(answers=self._greet(session, greeting.boot, sender, now_ns))
 
-    def _reject(self, verdict: Verdict, now_ns: int) -> Taken:
+    def _foreign(self) -> Taken:
+        self.counts.foreign += 1
+        return _NOTHING
+
+    def _reject(self, verdict: Verdict, sender: str, now_ns: int) -> Taken:
         """Count what only claims to be the peer's; an alarm at once, and then once an hour while it goes on."""
+        if sender != self.peer:
+            return self._foreign()
         counts = self.counts
         if verdict is Verdict.UNSIGNED:
             counts.unsigned += 1

@@ -28,7 +28,7 @@ class FakeReadyAddresses:
 
     def remove(self) -> list[str]:
         assert not self.closed
-        self._network.present -= set(self.addresses)
+        self._network.remove_addresses(self.addresses)
         return []
 
     def announce(self) -> list[str]:
@@ -61,6 +61,7 @@ class FakeNetwork:
         self.settings: dict[Setting, str] = {}
         self.fixed: set[Setting] = set()  # cannot be set
         self.secondary: set[InterfaceAddress] = set()
+        self.carried: dict[InterfaceAddress, set[InterfaceAddress]] = {}  # by primary: what goes with it
         self.capacity = (0, 0)
         self.joining: dict[str, list[str]] = {}
         self.refuse_addresses = False
@@ -86,7 +87,9 @@ class FakeNetwork:
             self.present.add(each)
 
     def remove_addresses(self, addresses: Sequence[InterfaceAddress]) -> None:
-        self.present -= set(addresses)
+        for each in addresses:
+            if each in self.present:
+                self.present -= {each, *self.carried.pop(each, ())}
 
     def ready(self, addresses: Sequence[InterfaceAddress]) -> FakeReadyAddresses:
         return FakeReadyAddresses(self, addresses)

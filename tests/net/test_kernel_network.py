@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ctl.config.model import Backend, Config, Farm
 from ctl.errors import XlbError
+from ctl.network.kernel.rtnetlink import RouteSocket
 from ctl.network.neighbours import NextHopKeeper
 from ctl.network.network import InterfaceAddress, NetworkEvents, Route
 from tests.net.cable import Cable, joined
@@ -99,6 +102,30 @@ def test_neighbours_are_resolved_without_traffic_and_stay_so(cable: Cable) -> No
     assert shown.count("managed") == 2, shown
     cable.here.call(lambda: cable.network.release(kept))
     assert "managed" not in cable.here.run("ip", "-d", "neigh", "show", "dev", "eth0").stdout
+
+
+def test_the_capacity_of_the_neighbour_tables_is_known(cable: Cable) -> None:
+    """All namespaces share the tables, and only the first one has the sysctl."""
+    here = Path("/proc/sys/net/ipv4/neigh/default/gc_thresh3")
+    capacity4, capacity6 = cable.here.call(cable.network.neighbour_capacity)
+    assert capacity4 > 0 and capacity6 > 0
+    assert not here.exists() or capacity4 == int(here.read_text())
+
+
+def test_a_neighbour_that_is_refused_does_not_stop_the_others(cable: Cable, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = cable.here.interface_index("eth0")
+    ask = RouteSocket.use_neighbour
+
+    def full(sock: RouteSocket, index: int, address: str, managed: bool) -> None:
+        if address == "10.66.0.9":
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+        ask(sock, index, address, managed)
+
+    monkeypatch.setattr(RouteSocket, "use_neighbour", full)
+    wanted = [(index, address) for address in ("10.66.0.9", *PEERS)]
+    refused = cable.here.call(lambda: cable.network.keep_resolved(wanted))
+    assert refused == ["cannot ask the kernel to resolve neighbour 10.66.0.9: No buffer space available"]
+    wait_until(lambda: resolved(cable) >= set(PEERS), "the others to be resolved")
 
 
 def test_a_flushed_neighbour_is_resolved_again_by_itself(cable: Cable) -> None:

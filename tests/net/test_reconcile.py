@@ -12,8 +12,8 @@ import pytest
 from scapy.layers.l2 import ARP
 
 from bpf import libbpf, xdp
-from tests.net.serving import VIPS, Serving, serving
-from tests.rig import Layout, xdp_pass
+from tests.net.serving import VIPS, Serving
+from tests.rig import Layout, Rig, xdp_pass
 from tests.rig.namespaces import Namespace
 from tests.wait import wait_until
 
@@ -23,7 +23,10 @@ ROUTES = 40_000
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Serving]:
-    with serving(Layout(backends=2)) as serve:
+    with Rig(Layout(backends=2)) as rig:
+        rig.node.configure(("eth0",), "native", rig.layout.max_flows, "announce_interval_s = 1\n")
+        rig.node.start()
+        serve = Serving(rig)
         serve.add_farm("tcp")
         serve.add_farm("tcp", 6)
         yield serve
@@ -161,6 +164,16 @@ def test_a_new_mac_is_announced(site: Serving) -> None:
         within_a_second(lambda: announcements(heard, mac), "the announcement")
     assert site.tcp().error == ""
     assert site.tcp(6).error == ""
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_client_that_missed_every_announcement_recovers(site: Serving, family: int) -> None:
+    """Its cache still has the MAC of a dead node, while other clients' traffic arrives."""
+    client, stale = site.rig.client.namespace, "02:00:00:00:00:99"
+    assert site.tcp(family).error == ""
+    client.ip(f"neigh replace {VIPS[family]} lladdr {stale} dev eth0 nud reachable")
+    wait_until(lambda: stale not in client.run("ip", "neigh", "show", VIPS[family]).stdout, "the cache to be corrected", 4)
+    assert site.tcp(family).error == ""
 
 
 def test_lost_notifications_cost_nothing(site: Serving, log_before: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -21,6 +22,28 @@ def site() -> Iterator[Serving]:
         rig.node.namespace.ip(*(f"addr del {own} dev eth0" for own in OWN.values()))
         rig.node.start()
         yield Serving(rig)
+
+
+def compared(site: Serving, passes: int) -> bool:
+    """Whether the daemon has compared itself with the kernel so often; it does so twice per second and on changes."""
+    return bool(site.node.call("status")["reconcile"]["passes"] >= passes)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_checks_follow_an_address_that_is_replaced(site: Serving, family: int) -> None:
+    nodad = " nodad" if family == 6 else ""
+    node, other = site.node.namespace, {4: "10.77.0.9/24", 6: "fd77::9/64"}[family]
+    node.ip(f"addr add {OWN[family]} dev eth0{nodad}")
+    farm = site.add_farm("http", family, health=QUICK | {"kind": "tcp", "fall": 1})
+    wait_until(lambda: site.state(farm, "b1") == "up", "the check to succeed")
+    # In one process, and twice, so that a cached address is surely the one that went.
+    for old, new in ((OWN[family], other), (other, OWN[family])):
+        node.ip(f"addr add {new} dev eth0{nodad}", f"addr del {old} dev eth0")
+        passes = site.node.call("status")["reconcile"]["passes"]
+        wait_until(partial(compared, site, passes + 2), "half a second, in which two checks are made")
+        assert site.state(farm, "b1") == "up"
+    site.node.call("farm.delete", name=farm)
+    node.ip(f"addr del {OWN[family]} dev eth0")
 
 
 @pytest.mark.parametrize("kind", ["tcp", "http"])

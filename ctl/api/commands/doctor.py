@@ -158,6 +158,8 @@ def _addresses(node: ExaminedNode) -> Iterator[Finding]:
 
 
 def _neighbours(node: ExaminedNode) -> Iterator[Finding]:
+    for message in node.next_hops.excess:
+        yield from_problem("neighbour table", message)
     for address in node.next_hops.unroutable[:_SHOWN]:
         yield Finding(f"backend {address}", Severity.FAIL, "there is no route to it", f"ip route get {address}")
     resolved = {(each.index, each.address) for each in node.network.neighbours() if each.resolved}

@@ -23,6 +23,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from ctl.cluster.pairing.exchange import MAX_MESSAGE_BYTES, WORKING, Agreed, Invitation, Token
 from ctl.errors import Code, XlbError
+from ctl.network.kernel.own_addresses import device_towards
 from ctl.state.cluster_file import ClusterSettings
 from sync.transport import Keys
 
@@ -84,6 +85,8 @@ class Listener:
         # Any key may connect; without proof of the token its messages have no effect.
         self._authenticator.configure_curve(domain=DOMAIN, location=CURVE_ALLOW_ANY)
         socket = _socket(self._context, zmq.ROUTER, self._keys, token.address)
+        if device := device_towards(token.address, token.address).name:
+            socket.set(zmq.BINDTODEVICE, device.encode())  # not through the data network
         socket.set(zmq.CURVE_SERVER, 1)
         socket.set(zmq.ZAP_DOMAIN, DOMAIN.encode())
         try:

@@ -22,7 +22,7 @@ _ANY_PORT = 9  # nothing is sent to it
 
 
 class OwnSources:
-    """Queries the kernel's choice each time, and the node's addresses at most once per FRESH_S."""
+    """Queries the kernel's choice each time, and the node's addresses once per FRESH_S or when the one chosen is gone."""
 
     def __init__(self, network: Network, config: Callable[[], Config]) -> None:
         self._network, self._config = network, config
@@ -49,17 +49,30 @@ class OwnSources:
         return vip is not None and vip.guard
 
     def _instead_of(self, vip: str, target: str) -> str:
-        if time.monotonic() >= self._fresh_until_s:
+        device = self._config().vips[vip].device
+        own = ""
+        if time.monotonic() < self._fresh_until_s:
+            own = own_source(target, device, self._addresses, self._config().vips)
+        if not own or not is_usable(own):  # it may have been removed since: a failed bind would count against the backend
             self._addresses = self._network.addresses()
             self._fresh_until_s = time.monotonic() + FRESH_S
-        device = self._config().vips[vip].device
-        own = own_source(target, device, self._addresses, self._config().vips)
+            own = own_source(target, device, self._addresses, self._config().vips)
         if not own:
             raise XlbError(
                 f"no source address towards {target}: {device} has only VIPs, and the guard of VIP {vip} drops the answers; "
                 f"add an address of this node: ip address add ADDRESS/PREFIX dev {device}"
             )
         return own
+
+
+def is_usable(address: str) -> bool:
+    """Whether a socket can be bound to it: it is on an interface, and not tentative."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as unsent:
+        try:
+            unsent.bind((address, 0))
+        except OSError:
+            return False
+        return True
 
 
 def kernel_source(target: str) -> str:

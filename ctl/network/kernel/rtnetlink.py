@@ -45,6 +45,7 @@ _IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS = 29, 8
 RECEIVE_BYTES = 65536
 MAX_DUMPS = 4
 """So often is a dump repeated that the kernel calls inconsistent, because the table changed meanwhile."""
+_RTM_F_FIB_MATCH = 0x2000  # the entry itself: an answer without it names the loopback interface for every own address
 
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
@@ -86,6 +87,19 @@ class RouteSocket:
         if RTA_VIA in found:  # a gateway of the other family: u16 family, then the address
             gateway = found[RTA_VIA][2:]
         return Route(struct.unpack("=I", found[RTA_OIF])[0], text_of(gateway))
+
+    def holder(self, address: str) -> int:
+        """The index of the interface that has `address`, also while it is down; 0 if this node does not have it."""
+        family, packed = family_and_bytes(address)
+        body = _ROUTE.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH) + attribute(RTA_DST, packed)
+        try:
+            answer = self._ask(RTM_GETROUTE, NLM_F_REQUEST, body)
+        except OSError:
+            return 0
+        if answer[HEADER.size + 7] != RTN_LOCAL:
+            return 0
+        found = dict(attributes(answer, HEADER.size + _ROUTE.size, HEADER.unpack_from(answer)[0]))
+        return int(struct.unpack("=I", found.get(RTA_OIF, bytes(4)))[0])
 
     def use_neighbour(self, index: int, address: str, managed: bool) -> None:
         """Make the kernel resolve `address` on link `index` as if it had traffic; managed: and keep it resolved."""

@@ -16,6 +16,7 @@ import pytest
 
 from bpf.constants import LEASE_FOREVER_NS, FlowFlag, FlowState
 from bpf.dataplane import FlowTuple, Operation, PutService, PutSlots
+from ctl.api.client import Client
 from ctl.config.model import Protocol
 from ctl.daemon import locked_run_dir, main
 from ctl.dataplane.flow_hash import client_hash, flow_hash
@@ -348,6 +349,21 @@ def test_next_hops_of_backends_are_kept_resolved(daemon: RunningDaemon) -> None:
     assert (2, SERVERS[0]) not in daemon.network.kept
     daemon.call("backend.remove", farm="web", address=SERVERS[2], port=8080)
     wait_until(lambda: (2, SERVERS[2]) not in daemon.network.kept, "the removed backend to be released")
+
+
+def test_more_next_hops_than_the_kernel_keeps_are_noted_at_the_change_and_by_doctor(daemon: RunningDaemon) -> None:
+    daemon.network.capacity = (4, 0)
+    with Client(daemon.socket_path) as client:
+        client.call("backend.add", {"farm": "web", "address": "10.77.0.14", "port": 8080})
+        assert "the kernel keeps 4 neighbours" in client.note and "net.ipv4.neigh.default.gc_thresh3=8" in client.note
+        client.call("backend.set", {"farm": "web", "address": "10.77.0.14", "port": 8080, "weight": 2})
+        assert client.note == ""
+    wait_until(lambda: [each for each in daemon.call("doctor") if each["name"] == "neighbour table"], "the finding")
+    daemon.network.gateways = dict.fromkeys((*SERVERS, "10.77.0.14", "10.77.0.15"), "10.77.0.254")
+    with Client(daemon.socket_path) as client:
+        client.call("backend.add", {"farm": "web", "address": "10.77.0.15", "port": 8080})
+        assert client.note == "", "they are behind one gateway"
+    wait_until(lambda: not [each for each in daemon.call("doctor") if each["name"] == "neighbour table"], "the end of it")
 
 
 def test_an_interface_that_comes_back_is_attached_again(daemon: RunningDaemon) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from sync.errors import WireError
 from sync.vrrp.authentication import Session
-from sync.vrrp.endpoint import GRACE_NS, REMIND_NS, Endpoint, Taken
+from sync.vrrp.endpoint import AWAY_INTERVAL_NS, GRACE_NS, REMIND_NS, Endpoint, Taken
 
 MS = 1_000_000
 SECRET = bytes(range(32))
@@ -165,3 +165,28 @@ def test_a_peer_of_version_0_1_0_gets_a_copy_without_a_trailer_and_is_shown_only
     assert new.shows(GRACE_NS + 99, 100) and not new.shows(GRACE_NS + 100, 100)
     new.peer_lives(33, GRACE_NS)  # it was upgraded
     assert len(new.advertisement(100)) == 1 and not new.shows(GRACE_NS, 100)
+
+
+@families
+def test_the_peer_is_found_at_another_address_by_what_it_signs(family: int) -> None:
+    wire = Wire(family)
+    wire.acquaint()
+    wire.carry(wire.two, wire.one.advertisement(100))
+    old, at_home = wire.captured[wire.one.own][-1], wire.two.own
+    elsewhere = "10.7.0.12" if family == 4 else "fd07::12"
+    wire.two.move(elsewhere, wire.now_ns)
+    wire.now_ns += 25 * MS
+    ((greeting, target),) = wire.two.greeting(wire.now_ns)
+    assert target == wire.one.own
+    wire.one.take(greeting, elsewhere, wire.one.own, 255, wire.now_ns)
+    assert wire.one.peer == elsewhere
+    wire.one.take(old, at_home, wire.one.own, 255, wire.now_ns)
+    assert wire.one.peer == elsewhere, "a greeting from before that is replayed leads nowhere"
+    ((advert, target),) = wire.one.advertisement(7)
+    assert target == elsewhere
+    assert wire.two.take(advert, wire.one.own, elsewhere, 255, wire.now_ns).priority == 7
+    assert wire.two.greeting(wire.now_ns) == []
+    assert wire.two.greeting(wire.now_ns + AWAY_INTERVAL_NS), "every second, while it is not where the pair was made with"
+    wire.two.move(at_home, wire.now_ns + AWAY_INTERVAL_NS)
+    wire.one.take(wire.two.advertisement(8)[0][0], at_home, wire.one.own, 255, wire.now_ns)
+    assert wire.one.peer == at_home

@@ -50,6 +50,16 @@ def test_the_kernels_choice_is_used_unless_it_is_a_guarded_vip() -> None:
     assert asyncio.run(sources(Vip(loopback, 8, "lo"), at("lo", "10.7.0.1", 32)).towards("127.0.0.1")) == "10.7.0.1"
 
 
+def test_an_address_that_is_replaced_is_followed_at_once() -> None:
+    network = FakeNetwork()
+    loopback = kernel_source("127.0.0.1")
+    config = Config(vips=MappingProxyType({loopback: Vip(loopback, 8, "lo")}))
+    chosen = OwnSources(network, lambda: config)
+    for address in ("10.7.0.1", "10.7.0.2"):  # no addresses of this machine, so that a bind to them fails
+        network.present = {at("lo", address, 32)}
+        assert chosen.look("127.0.0.1") == address
+
+
 def test_a_node_with_vips_only_gets_a_remedy() -> None:
     lonely = sources(Vip("127.0.0.1", 8, "lo"))
     with pytest.raises(XlbError, match=r"lo has only VIPs.*ip address add ADDRESS/PREFIX dev lo"):

@@ -1,0 +1,48 @@
+"""A reconciler on any network, with the other parts faked: for measurements."""
+
+from __future__ import annotations
+
+from ctl.config.model import Config
+from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
+from ctl.network.network import Network
+from ctl.network.reconcile import VipRepair
+from ctl.network.vip_addresses import VipAddresses
+from ctl.node.reconciler import NextHops, Reconciler, Subjects
+from ctl.state.node_file import NodeSettings
+from tests.fakes.daemon import FakeAttacher
+from tests.fakes.network import FakeNetwork
+
+
+class FixedTransaction:
+    """Implements `ctl.node.reconciler.Transaction` with a configuration that nobody changes."""
+
+    def __init__(self, config: Config, addresses: VipAddresses) -> None:
+        self.config, self._addresses = config, addresses
+
+    async def follow_addresses(self) -> list[VipRepair]:
+        return self._addresses.follow(self.config)
+
+
+class NoProgram(FakeAttacher):
+    """No program is pinned, so that none is attached."""
+
+    def program(self) -> int:
+        return 0
+
+
+def reconciler_on(settings: NodeSettings, network: Network, config: Config, next_hops: NextHops) -> Reconciler:
+    """Reconciles VIPs, settings and neighbours of `network`."""
+    addresses = VipAddresses(network, settings.node.run_dir)
+    interfaces = DataInterfaces(settings.data.interfaces, NoProgram(FakeNetwork()), network)
+    subjects = Subjects(
+        network,
+        interfaces,
+        FixedTransaction(config, addresses),
+        addresses,
+        next_hops,
+        pair=lambda: None,
+        fault=lambda name, message, disables: None,
+        announce=lambda: None,
+        renew_next_hops=lambda: None,
+    )
+    return Reconciler(subjects, level=False)
