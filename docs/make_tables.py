@@ -149,6 +149,8 @@ DEFAULTS_ELSEWHERE = {
     "farm.opening_timeout_s": "240 (tcp), 120 (udp)",
     "farm.closing_timeout_s": "240",
     "farm.health.host": "the backend's address",
+    "farm.health.kind": "`tcp` (tcp), `none` (udp)",
+    "farm.health.timeout_ms": "1000, or `interval_ms` if that is less",
 }
 
 

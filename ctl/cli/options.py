@@ -271,9 +271,16 @@ def farm_options(adding: bool) -> Callable[[Callable[..., Any]], Callable[..., A
 def _check_options(default: Callable[[str], str]) -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
     positive = number(1)
     return [
-        click.option("--check", "check_kind", type=_choice(CheckKind), help=f"Kind of health check.{default('none')}"),
+        click.option(
+            "--check",
+            "check_kind",
+            type=_choice(CheckKind),
+            help=f"Kind of health check.{default('tcp for tcp, none for udp')}",
+        ),
         click.option("--check-interval-ms", type=positive, metavar="MS", help=f"Time between probes.{default('2000')}"),
-        click.option("--check-timeout-ms", type=positive, metavar="MS", help=f"Timeout of one probe.{default('1000')}"),
+        click.option(
+            "--check-timeout-ms", type=positive, metavar="MS", help=f"Timeout of one probe.{default('1000, or the interval')}"
+        ),
         click.option(
             "--check-rise", type=positive, metavar="N", help=f"Successes in a row that mark a backend up.{default('2')}"
         ),

@@ -24,7 +24,7 @@ from ctl.config.fields import (
     read_farm,
     read_vip,
 )
-from ctl.config.model import Backend, Config, Farm, Vip
+from ctl.config.model import Backend, CheckKind, Config, Farm, Vip
 from ctl.config.validation import check_backend, check_farm, check_limits, check_listener, check_vip, check_vip_of_farm, suggest
 from ctl.errors import Code, InvalidInput, XlbError
 
@@ -166,13 +166,18 @@ def replace_all(config: Config, wanted: Document) -> Config:
     """The configuration with VIPs and farms replaced by those of `wanted`.
 
     Farms (by name) and backends (by farm, address and port) that exist in both keep their ids and, if equal, their object
-    identity. Raises InvalidInput if a limit is exceeded.
+    identity. A farm without a check gets none unless the document names its kind. Raises InvalidInput if a limit is exceeded.
     """
     ids = _Ids(config)
     vips: dict[str, Vip] = {}
     for vip in wanted.vips:
         vips[vip.address] = config.vips[vip.address] if config.vips.get(vip.address) == vip else vip
-    farms = {farm.name: _adopt_ids(farm, config.farms.get(farm.name), ids) for farm in wanted.farms}
+    farms = {}
+    for farm in wanted.farms:
+        old = config.farms.get(farm.name)
+        if old is not None and old.health.kind is CheckKind.NONE and farm.name in wanted.unchecked:
+            farm = replace(farm, health=wanted.unchecked[farm.name])
+        farms[farm.name] = _adopt_ids(farm, old, ids)
     check_limits(vips, farms.values())
     return _changed(config, vips=vips, farms=farms, ids=ids)
 

@@ -25,12 +25,13 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from ctl.config.fields import (
     BACKEND_FIELDS,
     FARM_FIELDS,
+    HEALTH_FIELDS,
     VIP_FIELDS,
     Fields,
     backend_fields,
@@ -38,20 +39,25 @@ from ctl.config.fields import (
     health_fields,
     read_backend,
     read_farm,
+    read_health,
     read_vip,
     vip_fields,
 )
-from ctl.config.model import Backend, Config, Farm, HealthCheck, Vip
+from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck, Protocol, Vip
 from ctl.config.validation import check_farm, check_listener, check_vip, check_vip_of_farm
 from ctl.errors import InvalidInput
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The content of a farms file; every id is 0."""
+    """The content of a farms file; every id is 0.
+
+    unchecked: the checks of the farms for which the file names no kind of check, as a farm without a check keeps them.
+    """
 
     vips: tuple[Vip, ...]
     farms: tuple[Farm, ...]
+    unchecked: Mapping[str, HealthCheck] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def parse_text(text: str, source: str) -> Mapping[str, object]:
@@ -76,11 +82,12 @@ def parse(document: Mapping[str, object]) -> Document:
             raise InvalidInput(f"{vip.address} is listed twice", f"{place}.address")
         vips[vip.address] = vip
     farms: dict[str, Farm] = {}
+    unchecked: dict[str, HealthCheck] = {}
     listeners: dict[tuple[str, str], list[Farm]] = {}
     for place, table in top.sections("farm"):
         name = table.get("name")
         place = f'farm "{name[:64]}"' if isinstance(name, str) else place
-        farm = _parse_farm(table, place)
+        farm, check = _parse_farm(table, place)
         if farm.name in farms:
             raise InvalidInput("this name is listed twice", f"{place}.name")
         check_vip_of_farm(vips, farm, place)
@@ -88,15 +95,18 @@ def parse(document: Mapping[str, object]) -> Document:
         check_listener(others, farm, place)
         others.append(farm)
         farms[farm.name] = farm
-    return Document(tuple(vips.values()), tuple(farms.values()))
+        if check is not None:
+            unchecked[farm.name] = check
+    return Document(tuple(vips.values()), tuple(farms.values()), unchecked)
 
 
-def _parse_farm(table: Mapping[str, object], place: str) -> Farm:
+def _parse_farm(table: Mapping[str, object], place: str) -> tuple[Farm, HealthCheck | None]:
+    """The farm, and its entry of `Document.unchecked`."""
     fields = Fields(table, place, (*FARM_FIELDS, "backend"))
     backends = tuple(read_backend(Fields(each, spot, BACKEND_FIELDS)) for spot, each in fields.sections("backend"))
     farm = replace(read_farm(fields), backends=backends)
     check_farm(farm, place)
-    return farm
+    return farm, None if "kind" in fields.section("health", HEALTH_FIELDS) else read_health(fields, None, CheckKind.NONE)
 
 
 _FARM_DEFAULTS = farm_fields(Farm(0, "", "", 0, 0))
@@ -119,6 +129,8 @@ def _unlike(values: Mapping[str, object], defaults: Mapping[str, object]) -> dic
 def _farm_table(farm: Farm) -> dict[str, object]:
     table = _unlike({**farm_fields(farm), "health": None}, _FARM_DEFAULTS | {"health": None})
     health = _unlike(health_fields(farm.health), _HEALTH_DEFAULTS)
+    if farm.protocol is Protocol.TCP:  # versions have different defaults
+        health = {"kind": farm.health.kind.value} | health
     if health:
         table["health"] = health
     if farm.backends:

@@ -11,7 +11,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from ctl.config.model import AllDown, Backend, CheckKind, Farm, HealthCheck, Mode, OnNoBackend, Protocol, Scheduler, Vip
+from ctl.config.model import (
+    DEFAULT_CHECK,
+    AllDown,
+    Backend,
+    CheckKind,
+    Farm,
+    HealthCheck,
+    Mode,
+    OnNoBackend,
+    Protocol,
+    Scheduler,
+    Vip,
+)
 from ctl.config.validation import canonical_address, check_bounds, suggest
 from ctl.errors import Code, InvalidInput
 
@@ -163,13 +175,14 @@ def read_vip(fields: Fields) -> Vip:
 def read_farm(fields: Fields, base: Farm | None = None) -> Farm:
     """A farm from its settings, without backends; with `base`, that farm with the given settings changed."""
     first, last = _read_ports(fields, base)
+    protocol = fields.choice("proto", Protocol, base.protocol if base else Protocol.TCP)
     return Farm(
         id=base.id if base else 0,
         name=fields.text("name", base.name if base else None),
         vip=fields.address("vip", base.vip if base else None),
         port=first,
         port_last=last,
-        protocol=fields.choice("proto", Protocol, base.protocol if base else Protocol.TCP),
+        protocol=protocol,
         mode=_read_mode(fields, base.mode if base else Mode.SNAT),
         scheduler=fields.choice("scheduler", Scheduler, base.scheduler if base else Scheduler.MAGLEV),
         snat_address=_read_snat_address(fields, base),
@@ -179,7 +192,7 @@ def read_farm(fields: Fields, base: Farm | None = None) -> Farm:
         idle_timeout_s=fields.integer("idle_timeout_s", base.idle_timeout_s if base else 0),
         opening_timeout_s=fields.integer("opening_timeout_s", base.opening_timeout_s if base else 0),
         closing_timeout_s=fields.integer("closing_timeout_s", base.closing_timeout_s if base else 0),
-        health=_read_health(fields.section("health", HEALTH_FIELDS), base.health if base else HealthCheck()),
+        health=read_health(fields, base.health if base else None, DEFAULT_CHECK[protocol].kind),
         backends=base.backends if base else (),
     )
 
@@ -216,17 +229,26 @@ def _read_ports(fields: Fields, base: Farm | None) -> tuple[int, int]:
     return port, port
 
 
-def _read_health(fields: Fields, base: HealthCheck) -> HealthCheck:
+def read_health(farm: Fields, base: HealthCheck | None, kind: CheckKind) -> HealthCheck:
+    """The check in a farm's settings; with `base`, that one with the given settings changed. kind: of a new one, by default.
+
+    The default timeout of a new check is at most its interval.
+    """
+    fields, start = farm.section("health", HEALTH_FIELDS), base or HealthCheck(kind)
+    kind = fields.choice("kind", CheckKind, start.kind)
+    interval_ms, timeout_ms = fields.integer("interval_ms", start.interval_ms), start.timeout_ms
+    if base is None and kind is not CheckKind.NONE:
+        timeout_ms = min(timeout_ms, interval_ms)
     return HealthCheck(
-        kind=fields.choice("kind", CheckKind, base.kind),
-        interval_ms=fields.integer("interval_ms", base.interval_ms),
-        timeout_ms=fields.integer("timeout_ms", base.timeout_ms),
-        rise=fields.integer("rise", base.rise),
-        fall=fields.integer("fall", base.fall),
-        port=fields.integer("port", base.port),
-        path=fields.text("path", base.path),
-        status=_read_status(fields, base.status),
-        host=fields.text("host", base.host),
+        kind=kind,
+        interval_ms=interval_ms,
+        timeout_ms=fields.integer("timeout_ms", timeout_ms),
+        rise=fields.integer("rise", start.rise),
+        fall=fields.integer("fall", start.fall),
+        port=fields.integer("port", start.port),
+        path=fields.text("path", start.path),
+        status=_read_status(fields, start.status),
+        host=fields.text("host", start.host),
     )
 
 

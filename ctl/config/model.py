@@ -71,6 +71,10 @@ class HealthCheck:
     host: str = ""  # HTTP Host header; empty: the backend's address
 
 
+DEFAULT_CHECK = MappingProxyType({Protocol.TCP: HealthCheck(kind=CheckKind.TCP), Protocol.UDP: HealthCheck()})
+"""The check of a new farm. UDP has no handshake that every server answers."""
+
+
 def format_endpoint(address: str, port: int | str) -> str:
     """ADDR:PORT, an IPv6 address in brackets."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

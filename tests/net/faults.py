@@ -246,7 +246,7 @@ class ProbeFarm:
     def __init__(self, rig: Rig, serving: Node, vip: str = VIP4, acceptors: bool = True) -> None:
         """acceptors: False if another farm's exist already; they accept both families."""
         name = "probe6" if ":" in vip else "probe4"
-        serving.call("farm.add", name=name, vip=vip, port=PROBE_PORT)
+        serving.call("farm.add", name=name, vip=vip, port=PROBE_PORT, health={"kind": "none"})
         for backend in rig.backends:
             address = backend.address6 if ":" in vip else backend.address4
             serving.call("backend.add", farm=name, address=address, port=PROBE_PORT)

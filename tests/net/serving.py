@@ -28,13 +28,15 @@ class Serving:
     def add_farm(self, service: str, family: int = 4, weights: Sequence[int] | None = None, **fields: Any) -> str:
         """A farm for `service` (http, tcp, udp) over the rig's first backends; returns its name, e.g. tcp4.
 
-        weights: one per backend, default 1 for each that the layout has. fields: of the farm, e.g. scheduler="roundrobin".
+        weights: one per backend, default 1 for each that the layout has. fields: of the farm, e.g. scheduler="roundrobin"; the
+        default is no check.
         """
         name: str = fields.pop("name", f"{service}{family}")
         port = fields.pop("port", PORTS[service])
         mode = "dnat" if self.rig.layout.routed else "snat"
         proto = "udp" if service == "udp" else "tcp"
-        self.node.call("farm.add", **{"name": name, "vip": VIPS[family], "port": port, "proto": proto, "mode": mode} | fields)
+        base = {"name": name, "vip": VIPS[family], "port": port, "proto": proto, "mode": mode, "health": {"kind": "none"}}
+        self.node.call("farm.add", **base | fields)
         for backend, weight in zip(self.rig.backends, weights or (1,) * self.rig.layout.backends, strict=False):
             address = backend.address4 if family == 4 else backend.address6
             self.node.call("backend.add", farm=name, address=address, port=BACKEND_PORTS[service], weight=weight)

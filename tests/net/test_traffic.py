@@ -156,7 +156,8 @@ def test_two_clients_with_one_port_are_kept_apart(site: Serving) -> None:
         return heads
 
     single = 7777
-    site.node.call("farm.add", name="single", vip=VIPS[4], port=single, mode="dnat" if site.rig.layout.routed else "snat")
+    mode = "dnat" if site.rig.layout.routed else "snat"
+    site.node.call("farm.add", name="single", vip=VIPS[4], port=single, mode=mode)
     site.node.call("backend.add", farm="single", address=site.rig.backends[0].address4, port=BACKEND_PORTS["tcp"])
     first, other = namespace.call(both)
     assert first != other
@@ -164,7 +165,7 @@ def test_two_clients_with_one_port_are_kept_apart(site: Serving) -> None:
 
 def test_a_port_range_keeps_the_offset(site: Serving) -> None:
     mode = "dnat" if site.rig.layout.routed else "snat"
-    site.node.call("farm.add", name="range", vip=VIPS[4], port="6000-6020", mode=mode)
+    site.node.call("farm.add", name="range", vip=VIPS[4], port="6000-6020", mode=mode, health={"kind": "none"})
     site.node.call("backend.add", farm="range", address=site.rig.backends[1].address4, port=TCP_PORT - 10)
     assert site.rig.client.run(tcp_connect(VIPS[4], 6010)).backend == "b2"
     assert "[Errno 111]" in site.rig.client.run(tcp_connect(VIPS[4], 6011)).error, "the backend has no listener on that port"

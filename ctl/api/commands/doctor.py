@@ -247,6 +247,16 @@ def _health(node: ExaminedNode) -> Iterator[Finding]:
             yield Finding(f"farm {farm.name}", Severity.FAIL, "has no backends", f"xlbctl backend add {farm.name} ADDR:PORT")
     if not down:
         yield ok("health", "no backend that is checked is down")
+    yield from list(_unchecked(node))[:_SHOWN]
+
+
+def _unchecked(node: ExaminedNode) -> Iterator[Finding]:
+    for farm in node.config.farms.values():
+        if farm.enabled and farm.backends and farm.health.kind == "none":
+            port = " --check-port PORT" if farm.protocol == "udp" else ""
+            remedy = f"xlbctl farm set {farm.name} --check tcp{port}"
+            message = "has no health check: a dead backend stays in service"
+            yield Finding(f"farm {farm.name} check", Severity.WARN, message, remedy)
 
 
 def _tables(node: ExaminedNode) -> Iterator[Finding]:

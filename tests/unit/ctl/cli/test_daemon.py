@@ -60,7 +60,7 @@ def xlbctl(daemon: RunningDaemon) -> Xlbctl:
 def web(xlbctl: Xlbctl) -> None:
     """A farm "web" with backends of weight 1 and 3."""
     xlbctl("vip", "add", "10.77.0.100/24", "--dev", "eth0")
-    xlbctl("farm", "add", "web", "--vip", "10.77.0.100", "--port", "80")
+    xlbctl("farm", "add", "web", "--vip", "10.77.0.100", "--port", "80", "--check", "none")
     xlbctl("backend", "add", "web", "10.77.0.11:8080")
     xlbctl("backend", "add", "web", "10.77.0.12:8080", "--weight", "3", "--priority", "1")
 

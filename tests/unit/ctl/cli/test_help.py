@@ -80,7 +80,10 @@ def test_examples_parse_and_reach_the_daemon(example: str, monkeypatch: pytest.M
 @pytest.mark.parametrize("name", ["farm add", "backend add"])
 def test_help_shows_defaults(name: str) -> None:
     _, out, _ = run(*name.split(), "--help")
-    expected = {"farm add": ["tcp", "snat", "maglev", "none", "2000", "200-399"], "backend add": ["1", "0"]}[name]
+    expected = {
+        "farm add": ["tcp", "snat", "maglev", "tcp for tcp, none for udp", "2000", "200-399"],
+        "backend add": ["1", "0"],
+    }[name]
     flat = " ".join(out.split())
     assert all(f"[default: {value}]" in flat for value in expected)
 

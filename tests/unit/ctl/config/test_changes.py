@@ -135,7 +135,9 @@ def test_a_vip_in_use_is_not_deleted(config: Config) -> None:
 def test_defaults_are_those_of_the_contract(config: Config) -> None:
     farm = config.farms["web"]
     assert (farm.protocol, farm.mode, farm.scheduler) == (Protocol.TCP, Mode.SNAT, Scheduler.MAGLEV)
-    assert farm.health == HealthCheck() and farm.health.kind is CheckKind.NONE
+    assert farm.health == HealthCheck(kind=CheckKind.TCP)
+    udp = change(config, "farm.add", {"name": "dns", "vip": "10.0.0.1", "port": 53, "proto": "udp"})
+    assert udp.farms["dns"].health == HealthCheck(kind=CheckKind.NONE)
     assert (farm.backends[1].weight, farm.backends[1].priority, farm.backends[1].draining) == (1, 0, False)
 
 

@@ -31,11 +31,11 @@ def test_messages() -> None:
     ]
     new = change(old, "backend.set", {"farm": "web", "address": "10.0.0.3", "port": 80, "weight": 3, "draining": True})
     new = change(new, "backend.add", {"farm": "web", "address": "10.0.0.2", "port": 80, "priority": 1})
-    new = change(new, "farm.set", {"name": "web", "port": "80-90", "snat_address": "10.0.0.9", "health": {"kind": "tcp"}})
+    new = change(new, "farm.set", {"name": "web", "port": "80-90", "snat_address": "10.0.0.9", "health": {"kind": "http"}})
     assert messages(old, new) == [
         "farm web port 80 → 80-90",
         "farm web snat_address (none) → 10.0.0.9",
-        "farm web health.kind none → tcp",
+        "farm web health.kind tcp → http",
         "farm web: backend 10.0.0.2:80 added (weight 1, priority 1)",
         "farm web: backend 10.0.0.3:80 weight 1 → 3",
         "farm web: backend 10.0.0.3:80 draining false → true",

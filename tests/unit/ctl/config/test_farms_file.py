@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ctl.config.changes import replace_from_document
+from ctl.config.changes import change, replace_from_document
 from ctl.config.farms_file import parse, parse_text, to_document, to_text
-from ctl.config.model import Config
+from ctl.config.model import CheckKind, Config
 from ctl.config.validation import check_config
 from ctl.errors import InvalidInput
 from tests.tree import TREE
@@ -117,3 +117,32 @@ def test_the_documented_example_is_valid_and_shows_every_setting() -> None:
         "8000-8010",
     ):
         assert name in text
+
+
+def file_of(**health: object) -> dict[str, object]:
+    farm: dict[str, object] = {"name": "web", "vip": "10.0.0.1", "port": 80}
+    return {
+        "vip": [{"address": "10.0.0.1/24", "device": "eth0"}],
+        "farm": [farm | ({"health": health} if health else {})],
+    }
+
+
+@pytest.mark.parametrize("health", [{}, {"rise": 1}, {"interval_ms": 500}])
+def test_a_farm_without_a_check_keeps_none_until_a_file_names_one(health: dict[str, object]) -> None:
+    new = replace_from_document(Config(), file_of(**health))
+    assert new.farms["web"].health.kind is CheckKind.TCP
+    old = change(new, "farm.set", {"name": "web", "health": {"kind": "none"}})
+    assert replace_from_document(old, file_of(**health)).farms["web"].health.kind is CheckKind.NONE
+    assert replace_from_document(old, file_of(**health, kind="tcp")).farms["web"].health.kind is CheckKind.TCP
+    assert replace_from_document(old, to_document(old)) is old
+    assert replace_from_document(new, to_document(new)) is new
+
+
+def test_a_record_of_0_1_0_without_a_check_takes_its_own_file_without_a_change() -> None:
+    old = replace_from_document(Config(), file_of(kind="none", interval_ms=500, timeout_ms=1000))
+    assert replace_from_document(old, file_of(interval_ms=500)) is old
+
+
+def test_the_default_timeout_of_a_new_check_is_at_most_its_interval() -> None:
+    assert replace_from_document(Config(), file_of(interval_ms=500)).farms["web"].health.timeout_ms == 500
+    assert replace_from_document(Config(), file_of(interval_ms=5000)).farms["web"].health.timeout_ms == 1000

@@ -47,7 +47,7 @@ def daemon(tmp_path: Path) -> Iterator[RunningDaemon]:
 
 def add_web(daemon: RunningDaemon, **fields: object) -> None:
     daemon.call("vip.add", address=f"{VIP}/24", device="eth0")
-    daemon.call("farm.add", name="web", vip=VIP, port=80, **fields)
+    daemon.call("farm.add", **{"name": "web", "vip": VIP, "port": 80, "health": {"kind": "none"}} | fields)
     for server in SERVERS:
         daemon.call("backend.add", farm="web", address=server, port=8080)
 
@@ -661,4 +661,16 @@ def test_an_interface_of_the_node_file_that_is_missing_fails_the_doctor_not_the_
         "status": "fail",
         "message": "net.ipv4.ip_forward is 0, must be 1",
         "remedy": "sysctl -w net.ipv4.ip_forward=1",
+    }
+
+
+def test_doctor_warns_of_farms_without_a_check(daemon: RunningDaemon) -> None:
+    daemon.call("farm.add", name="dns", vip=VIP, port=53, proto="udp")
+    daemon.call("farm.add", name="shop", vip=VIP, port=81)
+    for farm in ("dns", "shop"):
+        daemon.call("backend.add", farm=farm, address=SERVERS[0], port=53)
+    findings = {each["name"]: each for each in daemon.call("doctor") if each["name"].endswith(" check")}
+    assert {name: (each["status"], each["remedy"]) for name, each in findings.items()} == {
+        "farm web check": ("warn", "xlbctl farm set web --check tcp"),
+        "farm dns check": ("warn", "xlbctl farm set dns --check tcp --check-port PORT"),
     }
