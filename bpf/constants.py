@@ -43,6 +43,15 @@ MAX_ERRORS_PER_TICK = 64
 """ICMP errors that a CPU originates per tick: 950 per second (RFC 1812 4.3.2.8 and RFC 4443 2.4f require a limit).
 The same number of TCP resets."""
 
+MAX_SERVERS = 4 * MAX_BACKENDS
+"""Services and hosts of backends per family, and as many prefixes of port ranges. Allocated as needed."""
+MAX_DIRECT = 16384
+"""Connections to dnat backends that do not use a VIP and that are remembered; the least recently used are forgotten."""
+MAX_FRAGMENTED = 8192
+"""Fragmented datagrams per family that are in flight at a time."""
+FRAGMENT_TICKS = 447
+"""How long the fragments of a datagram follow the first: 30 s (RFC 791 3.2; Linux waits as long)."""
+
 FIB_SKIP_NEIGHBOUR = 1 << 3
 FIB_SOURCE = 1 << 4
 """Flags of bpf_fib_lookup that linux-libc-dev of Debian 12 does not know: since Linux 6.3 and 6.7."""
@@ -114,6 +123,14 @@ class BackendFlag(enum.IntFlag):
     UNAVAILABLE = 1  # down or removed: a SYN for its connections, and UDP that it has not answered twice, get another one
 
 
+class ServerFlag(enum.IntFlag):
+    """What a service of a backend, or a host with such services, is used for."""
+
+    DNAT = 1  # a farm in mode dnat: replies come from its own address
+    SNAT = 2  # a farm in mode snat
+    RANGES = 4  # of a host: some service is a port range
+
+
 class FarmFlag(enum.IntFlag):
     """Settings of a farm that its services do not hold."""
 
@@ -177,11 +194,24 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("drop_fenced_neighbour", Kind.DROP, "ARP or neighbour solicitation for a VIP after the lease expired: no answer."),
     Counter("drop_vip_guard", Kind.DROP, "No farm serves this port of the VIP, and the guard keeps other listeners private."),
     Counter("drop_no_backend", Kind.DROP, "The farm has no backend that may take new connections."),
-    Counter("drop_no_flow", Kind.DROP, "Mid-stream packet without a flow, and the scheduler cannot derive its backend."),
+    Counter(
+        "drop_no_flow",
+        Kind.DROP,
+        "Packet without a flow: mid-stream where the scheduler cannot derive the backend, or the reply of a backend.",
+    ),
     Counter("drop_snat_exhausted", Kind.DROP, "Every candidate source port towards this backend is taken."),
     Counter("drop_reverse_conflict", Kind.DROP, "Another connection already owns the reply key of this one."),
     Counter("drop_ttl_expired", Kind.DROP, "TTL or hop limit would reach zero here."),
-    Counter("drop_fragment", Kind.DROP, "Fragment for a VIP: without ports it cannot be assigned to a flow."),
+    Counter(
+        "drop_martian",
+        Kind.DROP,
+        "First packet to a VIP from a source that no client has (RFC 1812 5.3.7): no host, a VIP, a UDP service of a farm.",
+    ),
+    Counter(
+        "drop_fragment",
+        Kind.DROP,
+        "Fragment without ports, for a VIP or from a dnat backend, whose first fragment has not passed: it belongs to no flow.",
+    ),
     Counter("drop_malformed", Kind.DROP, "Headers of a packet for a VIP are truncated or inconsistent."),
     Counter("drop_ipv6_extension", Kind.DROP, "IPv6 extension headers of a packet for a VIP are too many or not understood."),
     Counter("drop_protocol", Kind.DROP, "Neither TCP, UDP nor ICMP to a guarded VIP."),

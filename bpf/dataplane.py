@@ -64,6 +64,30 @@ class DeleteService:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerKey:
+    """A service of backends: a port (`port_bits` 16), the ports that begin with `port_bits` bits of `port`, or with port 0 and
+    `port_bits` 16 the host itself. `protocol` is the IP protocol number."""
+
+    address: str
+    protocol: int
+    port: int
+    port_bits: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PutServer:
+    """Packets from there without a flow are replies whose connection is gone; flags are ServerFlag bits."""
+
+    key: ServerKey
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteServer:
+    key: ServerKey
+
+
+@dataclass(frozen=True, slots=True)
 class PutFarm:
     """Settings of farm `id` (1 … MAX_FARMS-1); flags are FarmFlag bits.
 
@@ -109,7 +133,19 @@ class ZeroTraffic:
     backends: tuple[int, ...] = ()
 
 
-Operation = PutVip | DeleteVip | PutService | DeleteService | PutFarm | PutMembers | PutBackend | PutSlots | ZeroTraffic
+Operation = (
+    PutVip
+    | DeleteVip
+    | PutService
+    | DeleteService
+    | PutServer
+    | DeleteServer
+    | PutFarm
+    | PutMembers
+    | PutBackend
+    | PutSlots
+    | ZeroTraffic
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +187,9 @@ class DataPlane(Protocol):
 
     def services(self) -> dict[ServiceKey, ServiceValue]:
         """The listeners in the maps, with the prefixes of a port range joined; read when pins are adopted."""
+
+    def servers(self) -> dict[ServerKey, int]:
+        """The services of backends in the maps, with their flags; read when pins are adopted."""
 
     def set_lease(self, deadline_ns: int, epoch: int) -> None: ...
     def lease(self) -> tuple[int, int]: ...

@@ -29,6 +29,7 @@ from bpf.constants import (
 )
 from bpf.dataplane import (
     Array,
+    DeleteServer,
     DeleteService,
     DeleteVip,
     FlowEntry,
@@ -38,9 +39,11 @@ from bpf.dataplane import (
     PutBackend,
     PutFarm,
     PutMembers,
+    PutServer,
     PutService,
     PutSlots,
     PutVip,
+    ServerKey,
     ServiceKey,
     ServiceValue,
     ZeroTraffic,
@@ -117,6 +120,8 @@ class KernelPlane:
             DeleteVip: self._delete_vips,
             PutService: self._put_services,
             DeleteService: self._delete_services,
+            PutServer: self._put_servers,
+            DeleteServer: self._delete_servers,
             PutFarm: self._put_farms,
             PutMembers: self._put_members,
             PutBackend: self._put_backends,
@@ -167,6 +172,27 @@ class KernelPlane:
         if is_range:
             keys["prefix_length"] = _bits_before_port(bpf_map) + np.array([row[2] for row in rows])
         return bpf_map, keys, owners
+
+    def _put_servers(self, group: list[PutServer]) -> None:
+        bpf_map, keys = self._server_keys([each.key for each in group])
+        values = np.zeros(len(group), dtype=bpf_map.value)
+        values["flags"] = [each.flags for each in group]
+        bpf_map.put(keys, values)
+
+    def _delete_servers(self, group: list[DeleteServer]) -> None:
+        bpf_map, keys = self._server_keys([each.key for each in group])
+        bpf_map.remove(keys)
+
+    def _server_keys(self, servers: list[ServerKey]) -> tuple[PinnedMap, Array]:
+        family, is_range = _server_map(servers[0])
+        bpf_map = self._maps[("server_ranges_" if is_range else "servers_") + family]
+        keys = np.zeros(len(servers), dtype=bpf_map.key)
+        keys["address"] = columns.address_column((each.address for each in servers), columns.ADDRESS_BYTES[family])
+        keys["protocol"] = [each.protocol for each in servers]
+        keys["port"] = [each.port for each in servers]
+        if is_range:
+            keys["prefix_length"] = _bits_before_port(bpf_map) + np.array([each.port_bits for each in servers])
+        return bpf_map, keys
 
     def _put_farms(self, group: list[PutFarm]) -> None:
         bpf_map = self._maps["farm_settings"]
@@ -243,6 +269,19 @@ class KernelPlane:
                     port = int(key["port"])
                     found[ServiceKey(address, port, port, int(key["protocol"]))] = _service_value(value, family)
             found |= self._range_services(family)
+        return found
+
+    def servers(self) -> dict[ServerKey, int]:
+        """The services of backends in the maps: key to ServerFlag bits."""
+        found: dict[ServerKey, int] = {}
+        for name in (f"{kind}_{family}" for kind in ("servers", "server_ranges") for family in FAMILIES):
+            bpf_map = self._maps[name]
+            bits_before = _bits_before_port(bpf_map) if name.startswith("server_ranges") else 0
+            for keys, values in bpf_map.slices(4096):
+                for key, flags in zip(keys, values["flags"].tolist(), strict=True):
+                    bits = int(key["prefix_length"]) - bits_before if bits_before else columns.PORT_BITS
+                    address = columns.address_text(key["address"].tobytes())
+                    found[ServerKey(address, int(key["protocol"]), int(key["port"]), bits)] = flags
         return found
 
     def _range_services(self, family: str) -> dict[ServiceKey, ServiceValue]:
@@ -368,12 +407,18 @@ def _batch_of(operation: Operation) -> tuple[type, Any]:
             return type(operation), columns.family_of(address)
         case PutService(key) | DeleteService(key):
             return type(operation), _listener_map(key)
+        case PutServer(key) | DeleteServer(key):
+            return type(operation), _server_map(key)
         case _:
             return type(operation), None
 
 
 def _listener_map(key: ServiceKey) -> tuple[columns.Family, bool]:
     return columns.family_of(key.address), key.port != key.port_last
+
+
+def _server_map(key: ServerKey) -> tuple[columns.Family, bool]:
+    return columns.family_of(key.address), key.port_bits != columns.PORT_BITS
 
 
 def _describe(operation: Any) -> str:
@@ -387,6 +432,8 @@ def _describe(operation: Any) -> str:
             return f"PutBackend {number} ({address} port {port}, ids below {MAX_BACKENDS})"
         case PutMembers(number):
             return f"PutMembers of farm {number}"
+        case PutServer(key) | DeleteServer(key):
+            return f"{type(operation).__name__} {key.address} port {key.port}/{key.port_bits} protocol {key.protocol}"
         case PutFarm(number):
             return f"PutFarm {number} (ids below {MAX_FARMS})"
         case PutSlots(offset, backends):

@@ -71,8 +71,7 @@ struct flow_event_FAM {
 
 /* A connection while it is made; never in a map that keeps it. */
 struct connection_FAM {
-	struct service service;         /* its listener */
-	struct flow_key_FAM quoted_key; /* of the packet that an ICMP error quotes, opposite direction */
+	struct service service; /* its listener */
 	struct flow_FAM forward;
 	struct flow_FAM reply;
 	struct flow_key_FAM reply_key;

@@ -63,6 +63,11 @@ struct backend {
 _Static_assert(sizeof(struct backend) == 20, "backend");
 _Static_assert(MAX_FARMS <= 65536 && MAX_BACKENDS <= 65536, "struct flow has 16 bits for a farm's and a backend's id");
 
+/* A service of backends: what replies to clients look like. */
+struct server {
+	u32 flags; /* SERVER_FLAG_* */
+};
+
 /* Per farm; read only when a connection is opened. */
 struct farm_settings {
 	u32 flags;                                   /* FARM_FLAG_* */

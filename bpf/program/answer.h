@@ -39,9 +39,11 @@ static __always_inline bool refuses(u32 farm)
 	return !settings || !(settings->flags & FARM_FLAG_SILENT);
 }
 
-/* The answer for a TCP or UDP packet that was dropped with this verdict. */
+/* The answer for a packet that was dropped with this verdict; an ICMP message and a later fragment get none. */
 static __always_inline u32 choose_answer(struct packet *packet, u32 verdict)
 {
+	if ((packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP) || is_later_fragment(packet))
+		return ANSWER_NOTHING;
 	switch (verdict) {
 	case COUNTER_DROP_TTL_EXPIRED:
 		return ANSWER_TIME_EXCEEDED;

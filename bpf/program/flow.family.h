@@ -272,8 +272,7 @@ static __always_inline void fill_connection_FAM(struct packet *packet, struct fl
 	u8 flags = is_midstream(packet) ? FLOW_FLAG_DERIVED : 0;
 	struct flow_FAM *forward = &connection->forward, *reply = &connection->reply;
 
-	__builtin_memset(&connection->forward, 0,
-			 sizeof(*connection) - sizeof(connection->service) - sizeof(connection->quoted_key));
+	__builtin_memset(&connection->forward, 0, sizeof(*connection) - sizeof(connection->service));
 	connection->mode = mode_of_FAM(key, service, &connection->member_key);
 	if (connection->mode == MODE_DNAT)
 		forward->source = key->source;

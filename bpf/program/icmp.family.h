@@ -60,21 +60,21 @@ static __always_inline struct flow_FAM *compute_flow_FAM(struct packet *packet, 
  *
  * The error of a router keeps its source, so that traceroute shows the path (RFC 5508 4.2); that of an endpoint comes from
  * the address that its packets come from. "Too big" is needed even if the flow is not known here: path MTU discovery of a
- * connection that continues here would fail.
+ * connection that continues here would fail. `key` becomes that of the flow opposite to the quoted packet, if there is one.
  */
-static __always_inline u32 translate_error_FAM(struct packet *packet, struct flow_key_FAM *outer)
+static __always_inline u32 translate_error_FAM(struct packet *packet, struct flow_key_FAM *key)
 {
-	u32 zero = 0;
-	struct connection_FAM *scratch = scratch_FAM.lookup(&zero);
-	struct flow_key_FAM *key = scratch ? &scratch->quoted_key : NULL; /* the stack is full */
+	struct addr_FAM *source = &addresses_FAM(packet)[0], *destination = &addresses_FAM(packet)[1];
 	struct icmp_header *icmp = packet->transport;
-	struct ports *ports = key ? read_quoted_FAM(packet, key) : NULL;
-	struct addr_FAM *source = &outer->source;
+	struct ports *ports = read_quoted_FAM(packet, key);
 	struct flow_FAM *flow;
 	u32 change, verdict;
 
-	if (!ports || !is_same_address_FAM(&outer->destination, &key->destination))
+	if (!ports || !is_same_address_FAM(destination, &key->destination)) {
+		key->destination = *destination;
+		key->protocol = packet->protocol;
 		return CONTINUE;
+	}
 	flow = find_flow_FAM(key);
 	if (!flow && is_too_big_FAM(icmp))
 		flow = compute_flow_FAM(packet, key);
@@ -83,6 +83,8 @@ static __always_inline u32 translate_error_FAM(struct packet *packet, struct flo
 	packet->farm = flow->farm;
 	if (is_fenced(packet))
 		return COUNTER_DROP_FENCED;
+	if (is_impossible_FAM(source))
+		return COUNTER_DROP_MARTIAN;
 	if (hop_limit_FAM(packet) <= 1)
 		return COUNTER_DROP_TTL_EXPIRED;
 	verdict = find_next_hop_FAM(packet, flow);

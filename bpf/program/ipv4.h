@@ -5,8 +5,8 @@
 #include "answer.h"
 
 #define ICMP_PROTOCOL_v4 IPPROTO_ICMP
-#define ONE_HOP htons(0x0100)       /* a TTL of one in the header's 16-bit word of TTL and protocol */
-#define FRAGMENT_BITS htons(0x3fff) /* more fragments, or an offset */
+#define ONE_HOP htons(0x0100) /* a TTL of one in the header's 16-bit word of TTL and protocol */
+#define FRAGMENT_PROTOCOL_v4(protocol) (protocol)
 #define DONT_FRAGMENT htons(0x4000)
 
 /* Fill in the addresses and protocol of `key`. CONTINUE, or the verdict on the packet if it is for a VIP. */
@@ -25,15 +25,23 @@ static __always_inline u32 parse_v4(struct packet *packet, struct flow_key_v4 *k
 	if (ip->version != 4 || header_bytes < sizeof(*ip) || packet->ip_bytes < header_bytes ||
 	    packet->ip_bytes + sizeof(struct ethhdr) > packet->frame_bytes)
 		return COUNTER_DROP_MALFORMED;
-	if (ip->frag_off & FRAGMENT_BITS)
-		return COUNTER_DROP_FRAGMENT;
 	packet->transport = packet->network + header_bytes;
+	packet->fragment = ip->frag_off & (FRAGMENT_MORE | FRAGMENT_OFFSET);
+	packet->fragment_id = ip->id;
+	if (is_later_fragment(packet))
+		return COUNTER_DROP_FRAGMENT;
 	return parse_transport(packet, packet->ip_bytes - header_bytes);
 }
 
 static __always_inline bool is_link_multicast_v4(struct addr_v4 *address)
 {
 	return false; /* ARP is no IP */
+}
+
+/* Source and destination in the packet. */
+static __always_inline struct addr_v4 *addresses_v4(struct packet *packet)
+{
+	return (void *)&((struct iphdr *)packet->network)->saddr;
 }
 
 static __always_inline u8 hop_limit_v4(struct packet *packet)
@@ -105,7 +113,7 @@ static __always_inline void *parse_quoted_v4(struct packet *packet, void *quoted
 {
 	struct iphdr *ip = quoted;
 
-	if ((void *)(ip + 1) > packet->end || ip->version != 4 || ip->ihl < 5 || ip->frag_off & htons(0x1fff))
+	if ((void *)(ip + 1) > packet->end || ip->version != 4 || ip->ihl < 5 || ip->frag_off & FRAGMENT_OFFSET)
 		return NULL;
 	key->source.word[0] = ip->daddr;
 	key->destination.word[0] = ip->saddr;

@@ -18,18 +18,47 @@ struct neighbour_solicitation {
 #define MAX_HEADER_BYTES 16384 /* a power of two above the length of MAX_IPV6_EXTENSIONS headers */
 _Static_assert(sizeof(struct ipv6hdr) + MAX_IPV6_EXTENSIONS * (8 + 255 * 8) < MAX_HEADER_BYTES, "MAX_HEADER_BYTES");
 
-/* Returns `offset`, of which the verifier then knows only the upper bound. Otherwise it would verify the rest of the program
- * once for each number of extension headers. */
-static __always_inline u32 forget_bounds(u32 offset)
+/* Zero, of which the verifier knows nothing. */
+static __always_inline u32 opaque_zero(u32 any)
 {
-	u32 any = bpf_get_smp_processor_id();
+	u32 same = any;
 
 	asm volatile("" : "+r"(any));
-	offset += any;
-	asm volatile("" : "+r"(offset));
-	offset -= any;
-	asm volatile("" : "+r"(offset));
-	return offset & (MAX_HEADER_BYTES - 1);
+	asm volatile("" : "+r"(same));
+	return any - same;
+}
+
+/* A header behind the IP header, of whose offset the verifier then knows only the upper bound. Otherwise it would verify the
+ * rest of the program once for each number of extension headers. */
+static __always_inline void *forget_bounds(struct packet *packet, void *header)
+{
+	u32 offset = header - packet->network;
+
+	return packet->network + ((offset + opaque_zero(packet->ip_bytes)) & (MAX_HEADER_BYTES - 1));
+}
+
+#define FRAGMENT_PROTOCOL_v6(protocol) IPPROTO_FRAGMENT /* a later fragment may name another header than the first (RFC 8200) */
+
+struct fragment_header {
+	u8 next_header;
+	u8 reserved;
+	__be16 offset; /* in units of 8 bytes, in the upper 13 bits; the lowest bit: more fragments */
+	__be32 identification;
+};
+
+/* One of its kind, without offset, is ignored (RFC 6946). */
+static __always_inline void read_fragment_header(struct packet *packet, struct fragment_header *fragment)
+{
+	u32 offset = ntohs(fragment->offset);
+
+	packet->fragment_id = fragment->identification;
+	packet->fragment = htons(offset >> 3 | (offset & 1) << 13);
+}
+
+static __always_inline bool is_extension(u8 protocol)
+{
+	return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_DSTOPTS || protocol == IPPROTO_ROUTING ||
+	       protocol == IPPROTO_FRAGMENT;
 }
 
 /* Skip the extension headers that do not affect forwarding. CONTINUE, or the verdict on the packet if it is for a VIP. */
@@ -38,23 +67,33 @@ static __always_inline u32 skip_extensions(struct packet *packet, struct ipv6hdr
 	void *header = ip + 1;
 	u8 protocol = ip->nexthdr;
 
+	/* both always unknown, so that the verifier does not distinguish packets by them */
+	packet->fragment = opaque_zero(packet->ip_bytes);
+	packet->fragment_id = packet->ip_bytes;
 #pragma unroll
 	for (int i = 0; i <= MAX_IPV6_EXTENSIONS; i++) {
 		u8 *extension = header;
 
-		if (protocol == IPPROTO_FRAGMENT)
-			return COUNTER_DROP_FRAGMENT;
-		if (protocol != IPPROTO_HOPOPTS && protocol != IPPROTO_DSTOPTS && protocol != IPPROTO_ROUTING) {
-			packet->protocol = protocol;
-			packet->transport = i ? packet->network + forget_bounds(header - packet->network) : header;
+		packet->protocol = protocol;
+		if (!is_extension(protocol)) {
+			packet->transport = forget_bounds(packet, header);
 			return CONTINUE;
 		}
 		if (header + 8 > packet->end)
 			return COUNTER_DROP_MALFORMED;
 		if (protocol == IPPROTO_ROUTING && extension[3]) /* segments left: not the final destination */
 			return COUNTER_DROP_IPV6_EXTENSION;
-		protocol = extension[0];
 		header += 8 + extension[1] * 8;
+		if (protocol == IPPROTO_FRAGMENT) {
+			if (extension[1]) /* reserved; sent as zero */
+				return COUNTER_DROP_IPV6_EXTENSION;
+			read_fragment_header(packet, (void *)extension);
+			packet->protocol = extension[0];
+			packet->transport = packet->network;
+			if (is_later_fragment(packet))
+				return COUNTER_DROP_FRAGMENT;
+		}
+		protocol = extension[0];
 	}
 	return COUNTER_DROP_IPV6_EXTENSION;
 }
@@ -71,9 +110,9 @@ static __always_inline u32 parse_v6(struct packet *packet, struct flow_key_v6 *k
 	if (ip->version != 6 || packet->ip_bytes + sizeof(struct ethhdr) > packet->frame_bytes)
 		return COUNTER_DROP_MALFORMED;
 	verdict = skip_extensions(packet, ip);
+	key->protocol = packet->protocol;
 	if (verdict != CONTINUE)
 		return verdict;
-	key->protocol = packet->protocol;
 	header_bytes = packet->transport - packet->network;
 	if (packet->ip_bytes < header_bytes)
 		return COUNTER_DROP_MALFORMED;
@@ -84,6 +123,12 @@ static __always_inline u32 parse_v6(struct packet *packet, struct flow_key_v6 *k
 static __always_inline bool is_link_multicast_v6(struct addr_v6 *address)
 {
 	return (address->word[0] & htonl(0xff0f0000)) == htonl(0xff020000);
+}
+
+/* Source and destination in the packet. */
+static __always_inline struct addr_v6 *addresses_v6(struct packet *packet)
+{
+	return (void *)&((struct ipv6hdr *)packet->network)->saddr;
 }
 
 static __always_inline u8 hop_limit_v6(struct packet *packet)
@@ -158,14 +203,15 @@ static __always_inline void *skip_quoted_extensions(struct packet *packet, struc
 	for (int i = 0; i <= MAX_IPV6_EXTENSIONS; i++) {
 		u8 *extension = header;
 
-		if (*protocol != IPPROTO_HOPOPTS && *protocol != IPPROTO_DSTOPTS && *protocol != IPPROTO_ROUTING &&
-		    *protocol != IPPROTO_FRAGMENT)
-			return i ? packet->network + forget_bounds(header - packet->network) : header;
+		if (!is_extension(*protocol))
+			return forget_bounds(packet, header);
 		if (header + 8 > packet->end || header - packet->network > MAX_HEADER_BYTES / 2)
 			return NULL;
 		if (*protocol == IPPROTO_FRAGMENT && *(__be16 *)(extension + 2) & htons(0xfff8))
 			return NULL; /* not the first fragment: there are no ports */
-		header += *protocol == IPPROTO_FRAGMENT ? 8 : 8 + extension[1] * 8;
+		if (*protocol == IPPROTO_FRAGMENT && extension[1])
+			return NULL;
+		header += 8 + extension[1] * 8;
 		*protocol = extension[0];
 	}
 	return NULL;

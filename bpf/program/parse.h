@@ -27,11 +27,16 @@ struct packet {
 	u32 farm;           /* the farm that a drop is counted for; 0: not known */
 	u32 egress_ifindex; /* set by the step that forwards the packet */
 	u32 mtu;            /* of the egress; set with the verdict drop_too_big */
+	u32 fragment_id;    /* identification, in network order; valid if `fragment` is set */
+	__be16 fragment;    /* more fragments, or an offset, as in the IPv4 header; 0: a whole packet */
 	u8 protocol;
 	u8 tcp_flags;     /* 0 for UDP */
 	bool established; /* its flow is in `flows` */
 	bool answered;    /* dropped, and the frame is an answer to its sender now */
 };
+
+#define FRAGMENT_OFFSET htons(0x1fff)
+#define FRAGMENT_MORE htons(0x2000)
 
 struct ports {
 	__be16 source;
@@ -45,6 +50,12 @@ static __always_inline u64 now_ns(struct packet *packet)
 	if (!packet->clock_ns)
 		packet->clock_ns = clock_coarse_ns();
 	return packet->clock_ns;
+}
+
+/* A fragment without ports. */
+static __always_inline bool is_later_fragment(struct packet *packet)
+{
+	return packet->fragment & FRAGMENT_OFFSET;
 }
 
 /* The first segment of a connection. */
@@ -72,7 +83,8 @@ static __always_inline u32 parse_transport(struct packet *packet, u32 payload_by
 	} else if (packet->protocol == IPPROTO_UDP) {
 		struct udphdr *udp = header;
 
-		if ((void *)(udp + 1) > packet->end || ntohs(udp->len) < sizeof(*udp) || payload_bytes < ntohs(udp->len))
+		if ((void *)(udp + 1) > packet->end || ntohs(udp->len) < sizeof(*udp) ||
+		    (!packet->fragment && payload_bytes < ntohs(udp->len)))
 			return COUNTER_DROP_MALFORMED;
 	}
 	return CONTINUE;

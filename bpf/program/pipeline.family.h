@@ -32,7 +32,7 @@ static __always_inline u32 handle_other_FAM(struct packet *packet, struct addr_F
 	fenced = fence_FAM(packet, destination);
 	if (fenced != CONTINUE)
 		return fenced;
-	if (verdict == COUNTER_DROP_PROTOCOL && vip->flags & VIP_FLAG_OPEN)
+	if ((verdict == COUNTER_DROP_PROTOCOL || verdict == COUNTER_DROP_FRAGMENT) && vip->flags & VIP_FLAG_OPEN)
 		return COUNTER_PASS_VIP_OPEN;
 	return verdict;
 }
@@ -40,7 +40,8 @@ static __always_inline u32 handle_other_FAM(struct packet *packet, struct addr_F
 static __always_inline u32 handle_icmp_FAM(struct packet *packet, struct flow_key_FAM *key)
 {
 	u8 type = *(u8 *)packet->transport;
-	u32 verdict = is_icmp_error_FAM(type) ? translate_error_FAM(packet, key) : handle_solicitation_FAM(packet);
+	u32 verdict = is_icmp_error_FAM(type) && !packet->fragment ? translate_error_FAM(packet, key)
+								   : handle_solicitation_FAM(packet);
 
 	if (verdict != CONTINUE)
 		return verdict;
@@ -79,19 +80,36 @@ static __always_inline u32 find_FAM(struct packet *packet, struct flow_key_FAM *
 	return match->ended || match->flow || match->vip ? CONTINUE : COUNTER_PASS_NOT_OURS;
 }
 
+/* CONTINUE, or the verdict on the first packet of a connection with a source that nobody can have: one without a host (RFC 1812
+ * 5.3.7), a VIP, or the service of a backend. `found`: the listener it is for. */
+static __always_inline u32 check_source_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *found)
+{
+	if (is_impossible_FAM(&key->source) || vips_FAM.lookup((struct vip_key_FAM *)&key->source))
+		return COUNTER_DROP_MARTIAN;
+	return check_server_FAM(packet, key, found);
+}
+
 /* Prepare a connection on the listener it is for. KEEP: match->old stays. */
 static __always_inline u32 accept_FAM(struct packet *packet, struct flow_key_FAM *key, struct match_FAM *match)
 {
 	struct vip *vip = match->vip;
 	struct service *service;
+	u32 verdict;
 
 	if (!vip)
 		vip = vips_FAM.lookup((struct vip_key_FAM *)&key->destination);
 	if (!vip)
 		return COUNTER_PASS_NOT_OURS;
 	service = find_service_FAM(key, vip);
+	if (!service && vip->flags & VIP_FLAG_OPEN)
+		return COUNTER_PASS_VIP_OPEN;
+	if (!match->old) {
+		verdict = check_source_FAM(packet, key, service);
+		if (verdict != CONTINUE)
+			return verdict;
+	}
 	if (!service)
-		return vip->flags & VIP_FLAG_OPEN ? COUNTER_PASS_VIP_OPEN : COUNTER_DROP_VIP_GUARD;
+		return COUNTER_DROP_VIP_GUARD;
 	return prepare_FAM(packet, key, service, match);
 }
 
@@ -144,29 +162,60 @@ static __always_inline u32 handle_flow_FAM(struct packet *packet, struct flow_ke
 	if (!match.flow)
 		return COUNTER_DROP_INTERNAL;
 	touch_FAM(packet, key, match.flow);
-	return forward_FAM(packet, match.flow);
+	if (packet->fragment)
+		remember_fragments_FAM(packet, key, match.flow);
+	return forward_FAM(packet, match.flow, true);
+}
+
+/* A fragment without ports: it follows the flow of its datagram, or belongs to the kernel. */
+static __always_inline u32 handle_later_FAM(struct packet *packet, struct flow_key_FAM *key)
+{
+	struct flow_FAM *flow = find_fragment_FAM(packet, key);
+	bool is_icmp = packet->protocol == ICMP_PROTOCOL_FAM;
+	u32 verdict;
+
+	if (!flow)
+		return handle_other_FAM(packet, &key->destination, is_icmp ? COUNTER_PASS_VIP_ICMP : COUNTER_DROP_FRAGMENT);
+	if (!flow->farm) {
+		key->protocol = 0; /* no reply */
+		return COUNTER_PASS_NOT_OURS;
+	}
+	packet->farm = flow->farm;
+	verdict = fence_FAM(packet, &key->destination);
+	return verdict == CONTINUE ? forward_FAM(packet, flow, false) : verdict;
 }
 
 /* --- all IP packets ---------------------------------------------------------------------------------------- */
 
-static __always_inline u32 handle_FAM(struct packet *packet)
+/* The verdict on a packet, before its sender is answered. */
+static __always_inline u32 dispatch_FAM(struct packet *packet, struct flow_key_FAM *key)
 {
-	struct flow_key_FAM key = {};
-	u32 verdict = parse_FAM(packet, &key);
+	u32 verdict = parse_FAM(packet, key);
 
+	if (verdict == COUNTER_DROP_FRAGMENT)
+		return handle_later_FAM(packet, key);
 	if (verdict != CONTINUE)
-		return handle_other_FAM(packet, &key.destination, verdict);
+		return handle_other_FAM(packet, &key->destination, verdict);
 	switch (packet->protocol) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
-		key.source_port = ((struct ports *)packet->transport)->source;
-		key.destination_port = ((struct ports *)packet->transport)->destination;
-		verdict = handle_flow_FAM(packet, &key);
-		return is_drop(verdict) ? answer_FAM(packet, &key, verdict) : verdict;
+		key->source_port = ((struct ports *)packet->transport)->source;
+		key->destination_port = ((struct ports *)packet->transport)->destination;
+		return handle_flow_FAM(packet, key);
 	case ICMP_PROTOCOL_FAM:
 		if (packet->transport + sizeof(struct icmp_header) > packet->end)
-			return handle_other_FAM(packet, &key.destination, COUNTER_DROP_MALFORMED);
-		return handle_icmp_FAM(packet, &key);
+			return handle_other_FAM(packet, &key->destination, COUNTER_DROP_MALFORMED);
+		return handle_icmp_FAM(packet, key);
 	}
-	return handle_other_FAM(packet, &key.destination, COUNTER_DROP_PROTOCOL);
+	return handle_other_FAM(packet, &key->destination, COUNTER_DROP_PROTOCOL);
+}
+
+static __always_inline u32 handle_FAM(struct packet *packet)
+{
+	struct flow_key_FAM key = {};
+	u32 verdict = dispatch_FAM(packet, &key);
+
+	if (verdict == COUNTER_PASS_NOT_OURS)
+		verdict = handle_transit_FAM(packet, &key);
+	return is_drop(verdict) ? answer_FAM(packet, &key, verdict) : verdict;
 }

@@ -23,7 +23,7 @@ static __always_inline void write_macs_FAM(struct packet *packet, struct flow_FA
 }
 
 /* The kernel decrements the TTL of a packet that is passed to it for forwarding. */
-static __always_inline u32 forward_FAM(struct packet *packet, struct flow_FAM *flow)
+static __always_inline u32 forward_FAM(struct packet *packet, struct flow_FAM *flow, bool has_ports)
 {
 	u32 verdict;
 
@@ -35,7 +35,8 @@ static __always_inline u32 forward_FAM(struct packet *packet, struct flow_FAM *f
 	if (verdict == COUNTER_PASS_TOO_BIG && !may_be_fragmented_FAM(packet))
 		return COUNTER_DROP_TOO_BIG;
 	rewrite_network_FAM(packet, flow, verdict == CONTINUE);
-	rewrite_transport_FAM(packet, flow);
+	if (has_ports)
+		rewrite_transport_FAM(packet, flow);
 	count_traffic(packet, flow->farm, flow->backend, flow->flags & FLOW_FLAG_FORWARD);
 	if (verdict != CONTINUE)
 		return verdict;

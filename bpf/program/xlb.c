@@ -39,6 +39,8 @@
 #include "event.family.h"
 #include "flow.h"
 #include "flow.family.h"
+#include "fragment.family.h"
+#include "server.family.h"
 #include "egress.family.h"
 #include "rewrite.family.h"
 #include "icmp.family.h"

@@ -14,13 +14,14 @@ A stopped farm has no service: the VIP's guard drops its new connections, existi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from bpf import constants
 from bpf.constants import MAX_SLOT_CHUNKS, BackendFlag, FarmFlag, VipFlag
 from bpf.dataplane import (
+    DeleteServer,
     DeleteService,
     DeleteVip,
     Operation,
@@ -30,12 +31,13 @@ from bpf.dataplane import (
     PutService,
     PutSlots,
     PutVip,
+    ServerKey,
     ServiceKey,
     ServiceValue,
     ZeroTraffic,
 )
 from ctl.config.model import AllDown, Backend, Config, Farm, Mode, OnNoBackend, Scheduler
-from ctl.dataplane import maglev
+from ctl.dataplane import maglev, servers
 from ctl.dataplane.slot_allocator import Run, SlotSpace, run_of
 from ctl.errors import Code, XlbError
 
@@ -63,6 +65,8 @@ class PlannerState:
     farms: Mapping[str, PlannedFarm] = field(default_factory=dict)
     bound: Mapping[int, Backend] = field(default_factory=dict)  # by id; with the address and port in the maps
     marked: frozenset[int] = frozenset()  # the bound ones with BackendFlag.UNAVAILABLE
+    servers: servers.Servers = field(default_factory=dict)
+    strays: frozenset[ServerKey] = frozenset()  # services of backends in the maps that may be of no farm
     down: frozenset[int] = frozenset()
     free: tuple[Run, ...] = ((0, MAX_SLOT_CHUNKS),)
     resting: tuple[Run, ...] = ()  # freed by the last round, free in the next
@@ -82,11 +86,13 @@ class Plan:
     complete: bool
 
 
-def adopt(vips: Mapping[str, int], services: Mapping[ServiceKey, ServiceValue]) -> PlannerState:
+def adopt(
+    vips: Mapping[str, int], services: Mapping[ServiceKey, ServiceValue], strays: Iterable[ServerKey] = ()
+) -> PlannerState:
     """State of existing maps in the kernel: after a restart, or after a failed operation.
 
     A service with invalid slots (outside the map, or overlapping another's) is replaced like all others, but its slots are not
-    reused until the next restart.
+    reused until the next restart. strays: the services of backends in the maps.
     """
     space = SlotSpace()
     owned: dict[ServiceKey, ServiceValue] = {}
@@ -97,7 +103,7 @@ def adopt(vips: Mapping[str, int], services: Mapping[ServiceKey, ServiceValue]) 
         if run is not None:
             space.reserve(run)
             runs.add(run)
-    return PlannerState(vips=dict(vips), services=owned, free=space.free, adopted=True)
+    return PlannerState(vips=dict(vips), services=owned, strays=frozenset(strays), free=space.free, adopted=True)
 
 
 def plan(state: PlannerState, config: Config, down: AbstractSet[int]) -> Plan:
@@ -112,13 +118,17 @@ def plan(state: PlannerState, config: Config, down: AbstractSet[int]) -> Plan:
 
 
 def replan_everything(
-    config: Config, down: AbstractSet[int], vips: Mapping[str, int], services: Mapping[ServiceKey, ServiceValue]
+    config: Config,
+    down: AbstractSet[int],
+    vips: Mapping[str, int],
+    services: Mapping[ServiceKey, ServiceValue],
+    strays: Iterable[ServerKey] = (),
 ) -> Plan:
-    """Plan from the maps in the kernel (`DataPlane.vips()`, `.services()`).
+    """Plan from the maps in the kernel (`DataPlane.vips()`, `.services()`, `.servers()`).
 
     Writes everything again, removes stale entries, and overwrites no slots in use; counters are kept.
     """
-    return plan(adopt(vips, services), config, down)
+    return plan(adopt(vips, services, strays), config, down)
 
 
 def eligible_backends(farm: Farm, down: AbstractSet[int]) -> tuple[Backend, ...]:
@@ -203,8 +213,11 @@ class _Round:
         if self.starved and not released:
             self._raise_full()
         vips = dict(self.old.vips) if self.config is self.old.config else vip_flags(self.config)
+        followed, server_operations = self._follow_servers([*gone_farms, *(farm.name for farm in changed)])
         state = PlannerState(
             vips=vips,
+            servers=followed,
+            strays=self.old.strays if self.starved else frozenset(),
             services=self.services,
             farms=self.farms,
             bound=self.bound,
@@ -215,7 +228,9 @@ class _Round:
             adopted=self.old.adopted and bool(self.starved),
             config=self.config,
         )
-        return Plan(self._operations(stale, vips), state, all(planned.settled for planned in self.farms.values()))
+        return Plan(
+            self._operations(stale, vips, server_operations), state, all(planned.settled for planned in self.farms.values())
+        )
 
     def _changed_farms(self) -> list[Farm]:
         flipped = self.old.down ^ self.down
@@ -335,6 +350,20 @@ class _Round:
         changed = (self.marked ^ self.old.marked) & self.bound.keys() & self.old.bound.keys()
         return puts + [_put_backend(self.bound[number], number in self.marked) for number in sorted(changed)]
 
+    def _follow_servers(self, names: list[str]) -> tuple[servers.Servers, list[Operation]]:
+        """The services of the backends of changed farms. A farm without free slots keeps those of its old backends."""
+        before = {name: planned.farm for name in names if (planned := self.old.farms.get(name))}
+        changed = [
+            (name, before.get(name), now)
+            for name in names
+            if name not in self.starved and before.get(name) is not (now := self.config.farms.get(name))
+        ]
+        followed, operations = servers.follow(self.old.servers, changed)
+        if self.old.strays and not self.starved:
+            wanted = {key for host, uses in followed.items() for key in servers.server_flags(host, uses)}
+            operations += [DeleteServer(key) for key in self.old.strays - wanted]
+        return followed, operations
+
     def _released(self) -> tuple[Run, ...]:
         """Slot ranges of replaced values that no new value uses."""
         kept = {run_of(put.value.slot_offset, put.value.slot_count) for put in self.service_puts}
@@ -354,7 +383,7 @@ class _Round:
         """Keep the lookup of a VIP's range listeners until they are deleted, so that their replacements exist first."""
         return self.old.vips.get(address, 0) & VipFlag.RANGES
 
-    def _operations(self, stale: list[ServiceKey], vips: dict[str, int]) -> tuple[Operation, ...]:
+    def _operations(self, stale: list[ServiceKey], vips: dict[str, int], of_servers: list[Operation]) -> tuple[Operation, ...]:
         operations: list[Operation] = []
         new_backends = tuple(put.id for put in self.backend_puts)
         if not self.old.adopted and (self.new_farms or new_backends):
@@ -363,12 +392,14 @@ class _Round:
         operations += self.member_puts
         operations += self.backend_puts
         operations += self.slot_puts
+        operations += [each for each in of_servers if not isinstance(each, DeleteServer)]
         first = [key for key in stale if any(_share_prefixes(key, put.key) for put in self.service_puts)]
         operations += _vip_puts(self.old.vips, {each: flags | self._ranges_before(each) for each, flags in vips.items()})
         operations += [DeleteService(key) for key in first]
         operations += self.service_puts
         operations += [DeleteService(key) for key in stale if key not in first]
         operations += self._marks()
+        operations += [each for each in of_servers if isinstance(each, DeleteServer)]
         operations += [PutVip(each, flags) for each, flags in vips.items() if self._ranges_before(each) & ~flags]
         operations += [DeleteVip(address) for address in self.old.vips if address not in vips]
         return tuple(operations)

@@ -257,11 +257,12 @@ class Transaction:
             return await _uninterrupted(lambda: self._addresses.follow(self._config))
 
     def _replan(self, config: Config, down: frozenset[int]) -> None:
+        plane = self._plane
         for _ in range(MAX_PLANNING_ROUNDS):
             if self._known:
                 plan = planner.plan(self._state, config, down)
             else:
-                plan = planner.replan_everything(config, down, self._plane.vips(), self._plane.services())
+                plan = planner.replan_everything(config, down, plane.vips(), plane.services(), plane.servers())
             self._execute(plan)
             if plan.complete:
                 return

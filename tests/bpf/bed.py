@@ -22,15 +22,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bpf.constants import LEASE_FOREVER_NS, TICK_SHIFT, Mode, Protocol, Scheduler, VipFlag
+from bpf.constants import LEASE_FOREVER_NS, TICK_SHIFT, Mode, Protocol, Scheduler, ServerFlag, VipFlag
 from bpf.dataplane import (
     Array,
+    DeleteServer,
     DeleteService,
     DeleteVip,
     FlowEntry,
     FlowTuple,
     PutBackend,
     PutFarm,
+    PutServer,
     PutService,
     PutSlots,
     PutVip,
@@ -42,6 +44,7 @@ from bpf.kernel.plane import KernelPlane
 from bpf.loading import loader
 from bpf.maps.layout import Layouts
 from bpf.maps.pinned_map import PinnedMap
+from ctl.dataplane import servers
 from tests.rig import xdp_pass
 from tests.rig.namespaces import Namespace
 
@@ -118,6 +121,7 @@ class Bed:
     layouts: Layouts = field(init=False)
     _stack: contextlib.ExitStack = field(init=False)
     _inside: ThreadPoolExecutor = field(init=False)
+    _uses: dict[servers.Host, dict[str, tuple[tuple[int, int, int], ...]]] = field(default_factory=dict)
     in0: int = field(init=False)
     out0: int = field(init=False)
 
@@ -192,10 +196,12 @@ class Bed:
     def reset(self) -> None:
         """No configuration, no flows, an open lease."""
         plane = self.plane
+        plane.apply([DeleteServer(key) for key in plane.servers()])
+        self._uses.clear()
         plane.apply([*(DeleteService(key) for key in plane.services()), *(DeleteVip(address) for address in plane.vips())])
         plane.apply([ZeroTraffic(tuple(range(1, 16)), tuple(range(1, 64))), *(PutFarm(farm, 0) for farm in range(1, 16))])
         for family in FAMILIES:
-            for flow_map in ("flows", "embryonic"):
+            for flow_map in ("flows", "embryonic", "direct", "fragments"):
                 self.clear(flow_map, family)
         plane.set_lease(LEASE_FOREVER_NS, 1)
         plane.set_hash_seed(SEED)
@@ -256,8 +262,21 @@ class Bed:
                 *(PutBackend(number, *backend) for number, backend in zip(ids, backends, strict=True)),
                 PutSlots(offset, np.array(chosen or (0,), dtype=np.uint32)),
                 PutService(key, ServiceValue(farm, offset, len(chosen), mode, scheduler, port, snat or vip)),
+                *self._servers(farm, protocol, mode, backends, key.port_last - port),
             ]
         )
+
+    def _servers(
+        self, farm: int, protocol: int, mode: int, backends: tuple[tuple[str, int], ...], more_ports: int
+    ) -> list[PutServer]:
+        """The services of a farm's backends."""
+        flag = ServerFlag.DNAT if mode == Mode.DNAT else ServerFlag.SNAT
+        puts = []
+        for address, port in backends:
+            uses = self._uses.setdefault((address, protocol), {})
+            uses[str(farm)] = (*uses.get(str(farm), ()), (port, port + more_ports, int(flag)))
+            puts += [PutServer(key, flags) for key, flags in servers.server_flags((address, protocol), uses).items()]
+        return puts
 
     def send(self, frame: bytes, side: str = "in0", tags: int = 0) -> Outcome:
         """Run one frame as if it had come in by `side`. Fails unless exactly one verdict was counted, with all its bytes.
@@ -277,6 +296,15 @@ class Bed:
         action = {"pass": (PASS,), "drop": (TX if answered else DROP,), "forward": (TX, REDIRECT)}[verdicts[0].split("_")[0]]
         assert run.action in action, f"{verdicts[0]} ended in XDP action {run.action}"
         return Outcome(verdicts[0], run.action, run.packet, moved)
+
+    def raw(self, flow_map: str, family: Family) -> list[tuple[Array, Array]]:
+        """Every entry of a map that is laid out like a flow map: key and value, one row each."""
+        batches = [(keys, values) for keys, values in self.plane.flow_batches(flow_map, family.name, 65536)]
+        return [(keys[n : n + 1].copy(), values[n : n + 1].copy()) for keys, values in batches for n in range(len(keys))]
+
+    def write(self, flow_map: str, family: Family, key: Array, value: Array) -> None:
+        """Overwrite an entry that `raw` returned."""
+        self.plane._maps[f"{flow_map}_{family.name}"].put(key, value)
 
     def flows(self, flow_map: str, family: Family) -> dict[FlowTuple, FlowEntry]:
         """All entries of a flow map by their arriving tuple."""

@@ -69,9 +69,9 @@ def test_with_63000_ports_in_use_one_in_a_hundred_is_refused_at_most(wide_bed: B
     taken = np.random.default_rng(7).permutation(np.arange(FIRST_SNAT_PORT, 65536))[:63000]
     take_ports(wide_bed, family, taken)
     refused = 0
-    for port in taken[:1000].tolist():
+    for number, port in enumerate(taken[:1000].tolist()):
         refused += client(wide_bed, family, port=port) == "drop_snat_exhausted"
-        if port % 200 == 0:
+        if number % 50 == 0:  # their own entries take ports too
             wide_bed.clear("embryonic", family)
     assert refused <= 10
 

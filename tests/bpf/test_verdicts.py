@@ -17,7 +17,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from bpf.constants import COUNTERS, LEASE_HANDED_OVER_NS, Kind, Protocol, Scheduler, VipFlag
+from bpf.constants import COUNTERS, LEASE_HANDED_OVER_NS, Kind, Mode, Protocol, Scheduler, VipFlag
 from bpf.dataplane import PutSlots
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, SMALL, UNRESOLVED, V4, V6, Bed, Family, Outcome
 from tests.bpf.packets import (
@@ -265,10 +265,16 @@ def fragment(family: Family, offset: int, more: int) -> bytes:
     return bytes(packet / Raw(bytes(inner)))
 
 
-@case("drop_fragment")
-def first_fragment(bed: Bed, family: Family) -> Outcome:
-    serve(bed, family, protocol=Protocol.UDP)
-    return bed.send(fragment(family, 0, 1))
+@case("drop_martian")
+def from_no_host(bed: Bed, family: Family) -> Outcome:
+    serve(bed, family)
+    return bed.send(bytes(from_client(family, source="127.0.0.1" if family is V4 else "::1")))
+
+
+@case("drop_no_flow")
+def reply_of_a_connection_that_is_gone(bed: Bed, family: Family) -> Outcome:
+    serve(bed, family, mode=Mode.DNAT)
+    return bed.send(bytes(from_backend(family, family.far(11), family.client, 40000)), "out0")
 
 
 @case("drop_fragment")

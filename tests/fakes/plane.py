@@ -15,6 +15,7 @@ import numpy as np
 from bpf import columns, constants
 from bpf.dataplane import (
     Array,
+    DeleteServer,
     DeleteService,
     DeleteVip,
     FlowTuple,
@@ -23,9 +24,11 @@ from bpf.dataplane import (
     PutBackend,
     PutFarm,
     PutMembers,
+    PutServer,
     PutService,
     PutSlots,
     PutVip,
+    ServerKey,
     ServiceKey,
     ServiceValue,
     ZeroTraffic,
@@ -93,6 +96,7 @@ class FakePlane:
         self.farm_snat: dict[int, tuple[str, ...]] = {}
         self.members: dict[int, frozenset[str]] = {}
         self.farm_flags: dict[int, int] = {}
+        self.server_flags: dict[ServerKey, int] = {}
         self.slots = np.zeros(slots, dtype=np.uint32)
         self.farm_counts = np.zeros(constants.MAX_FARMS, dtype=TRAFFIC)
         self.backend_counts = np.zeros(constants.MAX_BACKENDS, dtype=TRAFFIC)
@@ -134,6 +138,14 @@ class FakePlane:
             case DeleteService(key):
                 _require(key in self.listeners, f"delete of unknown listener {key}")
                 del self.listeners[key]
+            case PutServer(server, flags):
+                _canonical(server.address)
+                _require(flags > 0, f"server {server} without a use")
+                _require(server.port % (1 << 16 - server.port_bits) == 0, f"prefix of {server}")
+                self.server_flags[server] = flags
+            case DeleteServer(server):
+                _require(server in self.server_flags, f"delete of unknown server {server}")
+                del self.server_flags[server]
             case PutFarm(number, flags, snat):
                 _require(0 < number < constants.MAX_FARMS, f"farm id {number}")
                 _require(len(snat) <= constants.MAX_SNAT_ADDRESSES, f"{len(snat)} addresses of farm {number}")
@@ -216,6 +228,9 @@ class FakePlane:
 
     def services(self) -> dict[ServiceKey, ServiceValue]:
         return dict(self.listeners)
+
+    def servers(self) -> dict[ServerKey, int]:
+        return dict(self.server_flags)
 
     def set_lease(self, deadline_ns: int, epoch: int) -> None:
         self._lease = (deadline_ns, epoch)

@@ -26,10 +26,12 @@ from bpf.constants import (
     Mode,
     Protocol,
     Scheduler,
+    ServerFlag,
     VipFlag,
 )
 from bpf.dataplane import (
     Array,
+    DeleteServer,
     DeleteService,
     DeleteVip,
     FlowTuple,
@@ -37,9 +39,11 @@ from bpf.dataplane import (
     PlaneError,
     PutBackend,
     PutFarm,
+    PutServer,
     PutService,
     PutSlots,
     PutVip,
+    ServerKey,
     ServiceKey,
     ServiceValue,
     ZeroTraffic,
@@ -120,6 +124,19 @@ class PlaneContract:
         assert plane.services() == {key: value, wide: of_wide}
         plane.apply([DeleteService(wide)])
         assert plane.services() == {key: value}
+
+    @both_families
+    def test_servers_are_read_back(self, subject: Subject, family: str) -> None:
+        plane, address = subject.plane, BACKENDS[family]
+        host, one = ServerKey(address, Protocol.TCP, 0), ServerKey(address, Protocol.TCP, 8080)
+        some = ServerKey(address, Protocol.UDP, 0x1200, 12)
+        flags = {host: ServerFlag.DNAT | ServerFlag.RANGES, one: ServerFlag.SNAT, some: ServerFlag.DNAT}
+        plane.apply([PutServer(key, value) for key, value in flags.items()])
+        assert plane.servers() == flags
+        plane.apply([PutServer(one, ServerFlag.DNAT), DeleteServer(some)])
+        assert plane.servers() == {host: flags[host], one: ServerFlag.DNAT}
+        plane.apply([DeleteServer(host), DeleteServer(one)])
+        assert plane.servers() == {}
 
     @pytest.mark.parametrize("operation", REFUSED, ids=lambda each: f"{type(each).__name__}")
     def test_a_refused_operation_stops_the_sequence(self, subject: Subject, operation: Operation) -> None:

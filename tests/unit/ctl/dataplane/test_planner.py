@@ -11,20 +11,23 @@ from hypothesis import strategies as st
 
 from bpf.constants import MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK, BackendFlag, FarmFlag, VipFlag
 from bpf.dataplane import (
+    DeleteServer,
     DeleteService,
     Operation,
     PutBackend,
     PutFarm,
     PutMembers,
+    PutServer,
     PutService,
     PutSlots,
     PutVip,
+    ServerKey,
     ServiceKey,
     ZeroTraffic,
 )
 from ctl.config.changes import change
 from ctl.config.model import Config
-from ctl.dataplane import planner
+from ctl.dataplane import planner, servers
 from ctl.dataplane.planner import Plan, PlannerState, adopt, eligible_backends, plan, replan_everything, unavailable_backends
 from ctl.errors import XlbError
 from tests.fakes.plane import FakePlane
@@ -60,6 +63,7 @@ def settle(
         done += result.operations
         assert dict(state.services) == plane.services() and dict(state.vips) == plane.vips()
         if result.complete:
+            assert plane.servers() == wanted_servers(config)
             return state, done
     raise AssertionError("planning does not come to an end")
 
@@ -86,7 +90,13 @@ def meaning(plane: FakePlane) -> object:
 
 
 def kinds(operations: Sequence[Operation]) -> list[str]:
-    return [type(each).__name__ for each in operations]
+    """Names of the operations; those of the services of backends are checked in test_servers.py, and by `settle`."""
+    return [type(each).__name__ for each in operations if not isinstance(each, PutServer | DeleteServer)]
+
+
+def wanted_servers(config: Config) -> dict[ServerKey, int]:
+    followed, _ = servers.follow({}, [(name, None, farm) for name, farm in config.farms.items()])
+    return {key: flags for host, uses in followed.items() for key, flags in servers.server_flags(host, uses).items()}
 
 
 def test_a_farm_is_added_slots_first_service_last() -> None:
@@ -175,8 +185,16 @@ def test_whether_a_farm_refuses_or_drops_is_written_when_it_changes_and_to_adopt
     state, operations = settle(plane, state, config)
     assert "PutFarm" not in kinds(operations)
     plane.farm_flags.clear()
-    settle(plane, adopt(plane.vips(), plane.services()), config)
+    settle(plane, adopt(plane.vips(), plane.services(), plane.servers()), config)
     assert plane.farm_flags == {number: FarmFlag.SILENT}
+
+
+def test_services_of_backends_that_adopted_maps_have_too_many_are_deleted() -> None:
+    plane = FakePlane()
+    config = configured(VIP, WEB, backend("web", 1), backend("web", 2))
+    settle(plane, PlannerState(), config)
+    config = configured(("backend.remove", {"farm": "web", "address": "10.0.1.2", "port": 80}), config=config)
+    settle(plane, adopt(plane.vips(), plane.services(), plane.servers()), config)
 
 
 def test_eligible_backends() -> None:
@@ -233,8 +251,8 @@ def test_restart_keeps_traffic_and_removes_what_is_stale() -> None:
     settle(plane, PlannerState(), configured(backend("old", 1), config=config))
     before = {key: plane.turn(key) for key in plane.services()}
     config = configured(("farm.delete", {"name": "old"}), config=config)
-    result = replan_everything(config, frozenset(), plane.vips(), plane.services())
-    check_rest(adopt(plane.vips(), plane.services()), result)
+    result = replan_everything(config, frozenset(), plane.vips(), plane.services(), plane.servers())
+    check_rest(adopt(plane.vips(), plane.services(), plane.servers()), result)
     plane.apply(result.operations)
     assert result.complete and not any(isinstance(each, ZeroTraffic) for each in result.operations)
     (key,) = plane.services()
@@ -309,7 +327,7 @@ def test_after_a_restart_farms_that_wait_for_space_keep_forwarding(small_table: 
     plane = FakePlane()
     settle(plane, PlannerState(), config)
     chunks = small_table // 2 * 3
-    found = replace(adopt(plane.vips(), plane.services()), free=((small_table, chunks - small_table),))
+    found = replace(adopt(plane.vips(), plane.services(), plane.servers()), free=((small_table, chunks - small_table),))
     first = plan(found, config, frozenset())
     plane.apply(first.operations)
     assert not first.complete and len(plane.services()) == 2
@@ -436,7 +454,7 @@ def test_any_history_gives_the_result_of_planning_from_scratch(
             except XlbError:
                 continue
         if restart:
-            state = adopt(plane.vips(), plane.services())
+            state = adopt(plane.vips(), plane.services(), plane.servers())
         state, _ = settle(plane, state, config, down)
         fresh = FakePlane()
         settle(fresh, PlannerState(), config, down)
