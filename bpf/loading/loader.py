@@ -5,11 +5,13 @@ directory, which is renamed to bpf_dir, so that pins are always complete. Must n
 entries of maps (plane.py), and never imports bcc.
 
 The target of the symbolic link `build` in bpf_dir describes the pins: ABI version, identity of the build, and a fingerprint
-of each map. It exists exactly as long as the pins. run_dir/layout.json may be lost, which costs one compilation.
+of each map. It exists exactly as long as the pins. run_dir/layout.json may be lost, which costs one compilation. A symbolic
+link next to bpf_dir names the run_dir, for the removal of xlb without a node file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -113,6 +115,7 @@ def ensure(build: Build, replace: bool = False, working: Callable[[], None] = la
         _refuse_incompatible(build, pins)
         layouts = _adoptable(build, pins, identity)
         if layouts:
+            _note_run_dir(build)
             return Loaded("adopted", layouts, _ms_since(started))
     kept = pins if pins and not replace else None
     layouts = _build(build, identity, kept, working)
@@ -120,6 +123,7 @@ def ensure(build: Build, replace: bool = False, working: Callable[[], None] = la
         layout.store(layouts, build.run_dir)
     except OSError as error:
         raise PlaneError(f"{build.run_dir / layout.FILE_NAME} cannot be written: {error}") from error
+    _note_run_dir(build)
     how: Literal["built", "upgraded", "replaced"] = "upgraded" if kept else "replaced" if pins else "built"
     return Loaded(how, layouts, _ms_since(started))
 
@@ -137,6 +141,28 @@ def remove_pins(bpf_dir: Path) -> None:
     """Unpin everything under bpf_dir; a program on an interface stays attached."""
     for path in (bpf_dir, _building(bpf_dir), _old(bpf_dir)):
         _remove_tree(path)
+    _run_dir_link(bpf_dir).unlink(missing_ok=True)
+
+
+def run_dir_of(bpf_dir: Path) -> Path | None:
+    """The run_dir of the daemon that made or adopted the pins last; None: not known."""
+    try:
+        return _run_dir_link(bpf_dir).readlink()
+    except OSError:
+        return None
+
+
+def _note_run_dir(build: Build) -> None:
+    """Beside the pins, because version 0.1.0 takes everything in bpf_dir for a map. Without it, only removal knows less."""
+    link = _run_dir_link(build.bpf_dir)
+    if run_dir_of(build.bpf_dir) != build.run_dir:
+        with contextlib.suppress(OSError):
+            link.unlink(missing_ok=True)
+            link.symlink_to(build.run_dir)
+
+
+def _run_dir_link(bpf_dir: Path) -> Path:
+    return bpf_dir.with_name(bpf_dir.name + "-run")
 
 
 def program_path(bpf_dir: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import click
 
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InvalidInput, XlbError
 
 if TYPE_CHECKING:
     from ctl.api.client import Client
@@ -39,19 +39,45 @@ class Session:
         return self.output == "json"
 
     def socket_path(self) -> Path:
-        """Control socket of the daemon of this node file."""
+        """Control socket that the node file names. Raises XlbError when it does not."""
         from ctl.state import node_file
 
         if self.config is None and not node_file.DEFAULT_PATH.exists():
             return DEFAULT_SOCKET
+        if self.config is not None and not self.config.exists():
+            raise InvalidInput(f"file {self.config} does not exist", "--config")
         return Path(node_file.load(self.config or node_file.DEFAULT_PATH).control_endpoint.removeprefix("ipc://"))
+
+    def _connect(self) -> Client:
+        """To the daemon of this node file; one that runs is found although the file is wrong or names another socket by now."""
+        from ctl.api.client import Client
+
+        configured = None
+        try:
+            configured = self.socket_path()
+            return Client(configured, self.timeout_ms)
+        except XlbError as error:
+            if configured is not None and error.code != Code.DAEMON_NOT_RUNNING:
+                raise
+            running = self._running()
+            if running is None or running == configured:
+                raise
+            client = Client(running, self.timeout_ms)
+            why = error if configured is None else f"nothing listens on {configured}"
+            click.echo(f"xlbctl: {why}; asking the xlbd that runs, at {running}", err=True)
+            return client
+
+    def _running(self) -> Path | None:
+        from ctl.api.running import socket_of
+        from ctl.state import node_file
+
+        found = socket_of(self.config or node_file.DEFAULT_PATH, node_file.DEFAULT_PATH)
+        return DEFAULT_SOCKET if found is None and self.config is None and DEFAULT_SOCKET.exists() else found
 
     def call(self, command: str, **args: Any) -> Any:
         """Send `command` to the daemon and return its result; arguments that are None are left out."""
         if self._client is None:
-            from ctl.api.client import Client
-
-            self._client = Client(self.socket_path(), self.timeout_ms)
+            self._client = self._connect()
             self._client.progress = lambda step: click.echo(f"xlbctl: {step}", err=True)
         result = self._client.call(command, {name: value for name, value in args.items() if value is not None})
         if self._client.note:
@@ -92,7 +118,7 @@ def _session_options() -> list[click.Parameter]:
         ),
         click.Option(
             ["--config"],
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            type=click.Path(dir_okay=False, path_type=Path),
             envvar="XLB_CONFIG",
             expose_value=False,
             callback=_store("config"),

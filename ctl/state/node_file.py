@@ -6,10 +6,11 @@ Decides defaults, names and bounds. Only `load` reads the file system and the ho
 from __future__ import annotations
 
 import enum
+import re
 import socket
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ctl.config.fields import Fields
@@ -24,6 +25,7 @@ MIN_TAKEOVER_MARGIN_MS = 5
 beyond the lease could become active before this node is fenced."""
 
 MAX_MS = 60_000
+MAX_NAME = 64
 ANNOUNCE_INTERVAL_S, MAX_ANNOUNCE_INTERVAL_S = 5, 3600
 """A neighbour that missed every announcement of a takeover is lost for no longer than this. One broadcast of 60 bytes per VIP
 and interval costs a network with a hundred VIPs 20 frames per second."""
@@ -45,6 +47,7 @@ class NodeSection:
     state_dir: Path  # farms, epoch, keys
     run_dir: Path  # control socket, layout.json
     bpf_dir: Path  # pins
+    name_given: bool  # the node file sets the name; otherwise a node of a pair has the name it was paired with
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +91,16 @@ class NodeSettings:
         """ZeroMQ address of the control socket."""
         return f"ipc://{self.node.run_dir}/control.sock"
 
+    def paired_as(self, name: str) -> NodeSettings:
+        """The settings of a node that was paired under `name`: a host name that changed since then does not matter.
+
+        A name that the node file sets is kept, and refused later if it is another one.
+        """
+        return self if self.node.name_given else replace(self, node=replace(self.node, name=name))
+
 
 _SECTIONS = {
-    "node": tuple(NodeSection.__slots__),
+    "node": tuple(name for name in NodeSection.__slots__ if name != "name_given"),
     "data": tuple(DataSection.__slots__),
     "cluster": tuple(name for name in ClusterSection.__slots__ if name != "priority_given"),
 }
@@ -139,7 +149,7 @@ def _parse(document: Mapping[str, object], source: str, hostname: str) -> NodeSe
 
 
 def _node(fields: Fields, hostname: str) -> NodeSection:
-    name = fields.text("name", hostname)
+    name = fields.text("name", _name_of_host(hostname))
     check_name(name, fields.key("name"))
     defaults = {"state_dir": "/var/lib/xlb", "run_dir": "/run/xlb", "bpf_dir": "/sys/fs/bpf/xlb"}
     paths = {}
@@ -147,7 +157,12 @@ def _node(fields: Fields, hostname: str) -> NodeSection:
         paths[key] = Path(fields.text(key, default))
         if not paths[key].is_absolute():
             raise InvalidInput(f'expected an absolute path like {default}, got "{paths[key]}"', fields.key(key))
-    return NodeSection(name, **paths)
+    return NodeSection(name, **paths, name_given="name" in fields)
+
+
+def _name_of_host(hostname: str) -> str:
+    """A valid name in any case: the kernel takes host names that are none, and nobody can correct the node file for that."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", hostname).lstrip("._-")[:MAX_NAME] or "node"
 
 
 def _data(fields: Fields) -> DataSection:

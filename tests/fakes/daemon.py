@@ -19,6 +19,7 @@ from ctl.health.probes.probe import ProbeFailed
 from ctl.node.composition import CONTROL_SOCKET, compose
 from ctl.node.node import Node
 from ctl.state import node_file
+from ctl.state.cluster_file import ClusterFile
 from ctl.state.node_file import NodeSettings
 from tests.fakes.network import FakeNetwork
 from tests.fakes.plane import FakePlane
@@ -148,6 +149,8 @@ def running_daemon(
     Given the plane of an earlier one, it is a restart that adopts pins. Raises what the node raises when it cannot start.
     """
     settings = write_node_file(directory)
+    cluster = ClusterFile(settings.node.state_dir).load()
+    settings = settings if cluster is None else settings.paired_as(cluster.own.name)
     plane, network = plane or FakePlane(), network or FakeNetwork()
     attacher, probed = FakeAttacher(network), servers or FakeServers()
     started: Future[tuple[Node, asyncio.AbstractEventLoop, asyncio.Event]] = Future()

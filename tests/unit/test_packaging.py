@@ -33,7 +33,7 @@ def test_the_manual_shows_every_setting_with_its_default() -> None:
     shown = tomllib.loads(page[page.index(".EX") + len(".EX") : page.index(".EE")])
     sections: dict[str, Any] = {"node": NodeSection, "data": DataSection, "cluster": ClusterSection}
     assert {name: set(table) for name, table in shown.items()} == {
-        name: set(section.__slots__) - {"priority_given"} for name, section in sections.items()
+        name: set(section.__slots__) - {"priority_given", "name_given"} for name, section in sections.items()
     }
     defaults = parse('[data]\ninterfaces = ["eth0"]', "", "lb1")
     for name, table in shown.items():
