@@ -14,6 +14,9 @@ from ctl.cli.terminal.tables import Column
 COLUMNS = (Column("ADDRESS"), Column("DEVICE"), Column("GUARD", priority=1))
 
 
+GUARD_HELP = "Answer only the farms' ports and ICMP on this address."
+
+
 @click.group(cls=XlbGroup, examples=["xlbctl vip add 10.77.0.100/24 --dev eth0", "xlbctl vip list"])
 def vip() -> None:
     """Virtual IP addresses: clients connect to them, and they move between the nodes of a pair."""
@@ -29,12 +32,23 @@ def vip() -> None:
 )
 @click.argument("address", type=ADDRESS_WITH_PREFIX, metavar="ADDR/PREFIX")
 @click.option("--dev", "device", required=True, metavar="INTERFACE", help="Interface the address is added to.")
-@click.option("--guard/--no-guard", default=True, help="Answer only the farms' ports and ICMP on this address.")
+@click.option("--guard/--no-guard", default=True, help=GUARD_HELP)
+@click.option("--force", is_flag=True, help="Accept an address that a node has itself.")
 @pass_session
-def add(session: Session, address: str, device: str, guard: bool) -> None:
+def add(session: Session, address: str, device: str, guard: bool, force: bool) -> None:
     """Add a virtual address to an interface."""
-    added = session.call("vip.add", address=address, device=device, guard=guard)
+    added = session.call("vip.add", address=address, device=device, guard=guard, force=force or None)
     show(session.json, added, lambda _: click.echo(f"vip {address} added on {device}"))
+
+
+@vip.command("set", examples=["xlbctl vip set 10.77.0.100 --no-guard", "xlbctl vip set 10.77.0.100 --guard"])
+@click.argument("address", type=VIP_ADDRESS, metavar="ADDR", shell_complete=complete_vip)
+@click.option("--guard/--no-guard", required=True, default=None, help=GUARD_HELP)
+@pass_session
+def set_(session: Session, address: str, guard: bool) -> None:
+    """Change the guard of a virtual address; connections continue."""
+    changed = session.call("vip.set", address=address, guard=guard)
+    show(session.json, changed, lambda _: click.echo(f"vip {address} changed: guard {'on' if guard else 'off'}"))
 
 
 @vip.command("list", examples=["xlbctl vip list", "xlbctl vip list -o json"])

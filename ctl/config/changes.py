@@ -63,13 +63,17 @@ def vip_add(config: Config, arguments: Arguments) -> Config:
     return _changed(config, vips=vips)
 
 
+def vip_set(config: Config, arguments: Arguments) -> Config:
+    """address, and guard: bool."""
+    fields = Fields(arguments, "vip", ("address", "guard"))
+    vip = _vip(config, fields)
+    changed = replace(vip, guard=fields.boolean("guard"))
+    return config if changed == vip else _changed(config, vips={**config.vips, vip.address: changed})
+
+
 def vip_delete(config: Config, arguments: Arguments) -> Config:
     """address. Refused (XlbError) naming the farms that use it."""
-    address = Fields(arguments, "vip", ("address",)).address("address")
-    if address not in config.vips:
-        raise InvalidInput(
-            f"there is no virtual address {address}{suggest(address, config.vips)}", "vip.address", Code.UNKNOWN_VIP
-        )
+    address = _vip(config, Fields(arguments, "vip", ("address",))).address
     users = sorted(farm.name for farm in config.farms.values() if address in (farm.vip, *farm.snat_addresses))
     if users:
         named = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
@@ -185,6 +189,7 @@ def replace_all(config: Config, wanted: Document) -> Config:
 CHANGES: Mapping[str, Change] = MappingProxyType(
     {
         "vip.add": vip_add,
+        "vip.set": vip_set,
         "vip.delete": vip_delete,
         "farm.add": farm_add,
         "farm.set": farm_set,
@@ -287,6 +292,15 @@ def find_farm(config: Config, name: str) -> Farm:
         remedy = suggest(name, config.farms) or "; xlbctl farm list shows them"
         raise InvalidInput(f'there is no farm "{name[:64]}"{remedy}', "farm", Code.UNKNOWN_FARM)
     return config.farms[name]
+
+
+def _vip(config: Config, fields: Fields) -> Vip:
+    address = fields.address("address")
+    if address not in config.vips:
+        raise InvalidInput(
+            f"there is no virtual address {address}{suggest(address, config.vips)}", "vip.address", Code.UNKNOWN_VIP
+        )
+    return config.vips[address]
 
 
 def _named_farm(config: Config, arguments: Arguments) -> Farm:

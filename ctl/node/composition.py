@@ -16,6 +16,7 @@ from ctl.api.commands.conn import ConnectionCommands
 from ctl.api.commands.dispatcher import Dispatcher
 from ctl.api.commands.farm import FarmCommands
 from ctl.api.commands.gauges import Gauges
+from ctl.api.commands.own_addresses import OwnAddresses
 from ctl.api.commands.peer_report import PeerReport
 from ctl.api.commands.status import Origin, StatusCommands
 from ctl.api.commands.vip import VipCommands
@@ -220,6 +221,8 @@ def _register_commands(
     def config() -> Config:
         return local.transaction.config
 
+    own = OwnAddresses(settings.node.name, network, local.addresses, lambda: parts.membership)
+    own.answer(questions)
     gauges = Gauges(plane, local.sweeper, health)
     status = StatusCommands(
         settings,
@@ -255,11 +258,12 @@ def _register_commands(
         parts.lag,
         local.drops.recent,
         status.node,
+        own.of_both,
     )
-    VipCommands(config, commit).register(dispatcher)
+    VipCommands(config, commit, own).register(dispatcher)
     FarmCommands(config, commit, gauges).register(dispatcher)
-    BackendCommands(commit, gauges).register(dispatcher)
-    ConfigCommands(config, commit).register(dispatcher)
+    BackendCommands(commit, gauges, own).register(dispatcher)
+    ConfigCommands(config, commit, own).register(dispatcher)
     ConnectionCommands(config, plane, local.sweeper, health, network, status.standing).register(dispatcher)
     status.register(dispatcher)
     doctor.register(dispatcher, examined)

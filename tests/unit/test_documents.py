@@ -192,7 +192,7 @@ def test_control_commands_are_documented() -> None:
         if accepted is not None:
             assert set(shown[name].split(", ")) - {NOTHING} == accepted, name
     assert set(shown["backend.add"].split(", ")[1:]) == set(fields.BACKEND_FIELDS)
-    assert {word.split()[0] for word in shown["vip.add"].split(", ")} == set(fields.VIP_FIELDS)
+    assert {word.split()[0] for word in shown["vip.add"].split(", ")} == {*fields.VIP_FIELDS, "force"}
 
 
 def test_every_map_is_documented() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ctl.api.commands import views
 from ctl.api.commands.dispatcher import Arguments, Commit, Dispatcher, Result
 from ctl.api.commands.gauges import Gauges
+from ctl.api.commands.own_addresses import OwnAddresses
 from ctl.api.server import Noted
 from ctl.config import changes, validation
 from ctl.config.model import Backend, Farm
@@ -18,6 +19,7 @@ class BackendCommands:
 
     commit: Commit
     gauges: Gauges
+    own: OwnAddresses
 
     def register(self, dispatcher: Dispatcher) -> None:
         dispatcher.register_change("backend.add", lambda arguments: self._put(changes.backend_add, arguments))
@@ -26,7 +28,7 @@ class BackendCommands:
         dispatcher.register_change("backend.remove", lambda arguments: self._change(changes.backend_remove, arguments))
 
     async def _put(self, change: changes.Change, arguments: Arguments) -> Result:
-        done = await self.commit(lambda config: change(config, arguments))
+        done = await self.commit(await self.own.checked(lambda config: change(config, arguments)))
         backend = _backend_of(done.new.farms[arguments["farm"]], arguments)
         return Noted(views.backend_view(backend, await self.gauges.take()), done.note)
 

@@ -6,7 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from ctl.api.commands.dispatcher import Arguments, Commit, Dispatcher, ReadConfig, Result
+from ctl.api.commands.dispatcher import Arguments, Commit, Dispatcher, ReadConfig, Result, take_flag
+from ctl.api.commands.own_addresses import OwnAddresses
 from ctl.api.server import Noted
 from ctl.config import changes, diff, farms_file
 from ctl.errors import InvalidInput
@@ -18,12 +19,13 @@ class ConfigCommands:
 
     config: ReadConfig
     commit: Commit
+    own: OwnAddresses
 
     def register(self, dispatcher: Dispatcher) -> None:
         dispatcher.register_change(
             "config.apply",
             self.apply,
-            ("document", "dry_run"),
+            ("document", "dry_run", "force"),
             changes=lambda arguments: arguments.get("dry_run", False) is False,
         )
         dispatcher.register("config.diff", self.diff, ("document",))
@@ -31,13 +33,13 @@ class ConfigCommands:
 
     async def apply(self, arguments: Arguments) -> Result:
         """Replace the configuration by the document. Returns what it changed, one string per change."""
-        dry_run = arguments.get("dry_run", False)
-        if not isinstance(dry_run, bool):
-            raise InvalidInput("expected true or false", "dry_run")
-        if dry_run:
-            return await self.diff(arguments)
+        dry_run, forced = take_flag(arguments, "dry_run"), take_flag(arguments, "force")
         wanted = await _wanted(arguments)
-        done = await self.commit(lambda config: changes.replace_all(config, wanted))
+        change = await self.own.checked(lambda config: changes.replace_all(config, wanted), forced)
+        if dry_run:
+            config = self.config()
+            return await asyncio.to_thread(lambda: diff.summaries(config, change(config)))
+        done = await self.commit(change)
         return Noted(await asyncio.to_thread(diff.summaries, done.old, done.new), done.note)
 
     async def diff(self, arguments: Arguments) -> Result:

@@ -98,3 +98,11 @@ class Dispatcher:
         if command.acts:
             log.info("%s requested by %s", name, await asyncio.to_thread(CALLER.get().name))
         return await command.run(arguments)
+
+
+def take_flag(arguments: Arguments, name: str) -> bool:
+    """Take an optional argument, true or false, out of the arguments. Raises InvalidInput."""
+    flag = arguments.pop(name, False)
+    if not isinstance(flag, bool):
+        raise InvalidInput("expected true or false", name)
+    return flag

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bpf.dataplane import DataPlane
 from ctl.api.commands.dispatcher import Arguments, Dispatcher, ReadConfig
+from ctl.config.address_rules import OwnAddress, problems
 from ctl.config.model import Config
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
@@ -61,6 +62,7 @@ class ExaminedNode:
     lag: LoopLag
     recent: RecentCounters
     status: Callable[[Arguments], Awaitable[Status]]
+    own_addresses: Callable[[], Awaitable[Sequence[OwnAddress]]]
 
     @property
     def config(self) -> Config:
@@ -70,19 +72,20 @@ class ExaminedNode:
 def register(dispatcher: Dispatcher, node: ExaminedNode) -> None:
     async def doctor(arguments: Arguments) -> list[dict[str, Any]]:
         status = await node.status(arguments)
-        return await asyncio.to_thread(examine, node, status)
+        return await asyncio.to_thread(examine, node, status, await node.own_addresses())
 
     dispatcher.register("doctor", doctor)
 
 
-def examine(node: ExaminedNode, status: Status) -> list[dict[str, Any]]:
-    """Every check, in the order in which one would look."""
+def examine(node: ExaminedNode, status: Status, own: Sequence[OwnAddress]) -> list[dict[str, Any]]:
+    """Every check, in the order in which one would look. own: the addresses that the nodes have themselves."""
     checks: tuple[Callable[[ExaminedNode], Iterator[Finding]], ...] = (
         _machine,
         _interfaces,
         _forwarding,
         _firewall,
         _addresses,
+        lambda node: _unusable(node, own),
         _neighbours,
         _sources,
         _listeners,
@@ -157,6 +160,13 @@ def _addresses(node: ExaminedNode) -> Iterator[Finding]:
         yield ok("vips", f"{len(node.config.vips)} on their interfaces")
 
 
+def _unusable(node: ExaminedNode, own: Sequence[OwnAddress]) -> Iterator[Finding]:
+    """VIPs and backends of a configuration that an earlier version accepted, or that was forced."""
+    for each in list(problems(Config(), node.config, own))[:_SHOWN]:
+        message, _, remedy = each.message.rpartition("; ")
+        yield Finding(each.key.replace(".", " ", 1), Severity.WARN, message, remedy)
+
+
 def _neighbours(node: ExaminedNode) -> Iterator[Finding]:
     for message in node.next_hops.excess:
         yield from_problem("neighbour table", message)
@@ -200,7 +210,7 @@ def _listeners(node: ExaminedNode) -> Iterator[Finding]:
                 f"vip {vip.address}",
                 Severity.FAIL,
                 message,
-                f"xlbctl vip add {vip.address}/{vip.prefix_length} --no-guard, or use another address",
+                f"xlbctl vip set {vip.address} --no-guard, or use another address",
             )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ctl.api.commands import views
-from ctl.api.commands.dispatcher import Arguments, Commit, Dispatcher, ReadConfig, Result
+from ctl.api.commands.dispatcher import Arguments, Commit, Dispatcher, ReadConfig, Result, take_flag
+from ctl.api.commands.own_addresses import OwnAddresses
 from ctl.api.server import Noted
 from ctl.config import changes, validation
+from ctl.config.changes import Committed
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +18,12 @@ class VipCommands:
 
     config: ReadConfig
     commit: Commit
+    own: OwnAddresses
 
     def register(self, dispatcher: Dispatcher) -> None:
         dispatcher.register("vip.list", self.list)
         dispatcher.register_change("vip.add", self.add)
+        dispatcher.register_change("vip.set", self.set)
         dispatcher.register_change("vip.delete", self.delete)
 
     async def list(self, _: Arguments) -> Result:
@@ -28,11 +32,20 @@ class VipCommands:
 
     async def add(self, arguments: Arguments) -> Result:
         """The address that was added."""
-        done = await self.commit(lambda config: changes.vip_add(config, arguments))
-        address = str(arguments["address"]).partition("/")[0]
-        return Noted(views.vip_view(done.new.vips[validation.canonical_address(address, "address")]), done.note)
+        forced = take_flag(arguments, "force")
+        change = await self.own.checked(lambda config: changes.vip_add(config, arguments), forced)
+        return _answer(await self.commit(change), str(arguments["address"]).partition("/")[0])
+
+    async def set(self, arguments: Arguments) -> Result:
+        """The address that was changed."""
+        done = await self.commit(lambda config: changes.vip_set(config, arguments))
+        return _answer(done, arguments["address"])
 
     async def delete(self, arguments: Arguments) -> Result:
         """Nothing."""
         done = await self.commit(lambda config: changes.vip_delete(config, arguments))
         return Noted(None, done.note)
+
+
+def _answer(done: Committed, address: str) -> Noted:
+    return Noted(views.vip_view(done.new.vips[validation.canonical_address(address, "address")]), done.note)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bpf.constants import LEASE_FOREVER_NS, FlowFlag, FlowState
+from bpf.constants import LEASE_FOREVER_NS, FlowFlag, FlowState, VipFlag
 from bpf.dataplane import FlowTuple, Operation, PutService, PutSlots
 from ctl.api.client import Client
 from ctl.config.model import Protocol
@@ -161,7 +161,7 @@ def test_only_addresses_added_by_the_daemon_are_removed(tmp_path: Path) -> None:
     own = InterfaceAddress("eth0", "10.77.0.1", 24)
     network.present.add(own)
     with running_daemon(tmp_path, network=network) as daemon:
-        daemon.call("vip.add", address="10.77.0.1/24", device="eth0")
+        daemon.call("vip.add", address="10.77.0.1/24", device="eth0", force=True)
         daemon.call("vip.add", address=f"{VIP}/24", device="eth0")
     with running_daemon(tmp_path, network=network) as daemon:  # it remembers across a restart which address it added
         daemon.call("vip.delete", address="10.77.0.1")
@@ -674,3 +674,39 @@ def test_doctor_warns_of_farms_without_a_check(daemon: RunningDaemon) -> None:
         "farm web check": ("warn", "xlbctl farm set web --check tcp"),
         "farm dns check": ("warn", "xlbctl farm set dns --check tcp --check-port PORT"),
     }
+
+
+def test_own_addresses_are_refused_as_vip_and_backend(daemon: RunningDaemon) -> None:
+    daemon.network.present.add(InterfaceAddress("eth1", "10.77.0.1", 24))
+    with refused(Code.OWN_ADDRESS):
+        daemon.call("vip.add", address="10.77.0.1/24", device="eth0")
+    with refused(Code.OWN_ADDRESS):
+        daemon.call("backend.add", farm="web", address="10.77.0.1", port=8080)
+    document = daemon.call("config.export")
+    document["vip"].append({"address": "10.77.0.1/32", "device": "eth0"})
+    with refused(Code.OWN_ADDRESS):
+        daemon.call("config.apply", document=document)
+    with refused(Code.OWN_ADDRESS):
+        daemon.call("config.apply", document=document, dry_run=True)
+    daemon.call("config.apply", document=document, force=True)
+    assert daemon.call("config.apply", document=daemon.call("config.export")) == []
+    (finding,) = (each for each in daemon.call("doctor") if each["name"] == "vip 10.77.0.1" and each["status"] == "warn")
+    assert finding["message"].startswith("10.77.0.1 is lb1's own address on eth1") and "free address" in finding["remedy"]
+    daemon.call("vip.add", address="10.77.0.101/24", device="eth0")
+    daemon.call("vip.delete", address="10.77.0.101")
+    daemon.call("vip.add", address="10.77.0.101/24", device="eth0")  # what the daemon added is no address of the node's own
+
+
+def test_the_guard_of_a_vip_can_be_changed(daemon: RunningDaemon) -> None:
+    assert daemon.plane.vips() == {VIP: 0}
+    assert daemon.call("vip.set", address=VIP, guard=False)["guard"] is False
+    assert daemon.plane.vips() == {VIP: int(VipFlag.OPEN)}
+    generation = daemon.farms.generation
+    daemon.call("vip.set", address=VIP, guard=False)
+    assert daemon.farms.generation == generation
+    code, out, _ = run("--config", str(daemon.config), "vip", "set", VIP, "--guard")
+    assert (code, out, daemon.plane.vips()) == (0, f"vip {VIP} changed: guard on\n", {VIP: 0})
+    with refused(Code.UNKNOWN_VIP):
+        daemon.call("vip.set", address="10.77.0.250", guard=True)
+    with refused(Code.MISSING_ARGUMENT):
+        daemon.call("vip.set", address=VIP)
