@@ -145,6 +145,8 @@ def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
     fields = [("node", str(answer["node"])), ("role", str(answer["role"]))]
     lease_ms = answer.get("lease_ms_left")
     fields.append(("lease", "none (a single node needs no lease)" if lease_ms is None else f"{lease_ms} ms left"))
+    if answer.get("hold_down_ms"):
+        fields.append(("hold-down", f"{answer['hold_down_ms']} ms left, in which no fault makes this node give way"))
     for interface in answer["interfaces"]:
         fields.append((f"xdp {interface['name']}", interface_message(interface)))
     flows = answer["flows"]

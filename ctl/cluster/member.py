@@ -284,6 +284,7 @@ class PairMember:
             },
             "can_serve": seen.can_serve,
             "faults": list(seen.faults),
+            "hold_down_ms": seen.hold_down_ns // 1_000_000,
             "refused": self._refused,
         }
 

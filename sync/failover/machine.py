@@ -19,6 +19,7 @@ from sync.failover.announcer import Announcer
 from sync.failover.epochs import Claim, Epochs
 from sync.failover.faults import Faults
 from sync.failover.hand_over import HandOver
+from sync.failover.hold_down import HoldDown
 from sync.failover.lease_clock import LeaseClock
 from sync.failover.peer_view import PeerView, Wakefulness
 from sync.failover.timing import FAR_NS, NEVER_NS, NS_PER_MS, Timing
@@ -94,7 +95,7 @@ class Failover:
         self._now = self._next_beat_ns = now_ns
         self._sequence = 0
         self._in_step, self._version = False, (0, 0)
-        self._faults = Faults()
+        self._faults, self._hold_down = Faults(), HoldDown()
         self._relieve_from_ns = now_ns  # when a node with a fault may offer the VIPs again
         self._settled_since_ns = now_ns  # since when this node could take the VIPs back
         self._out: list[Effect] = []
@@ -188,6 +189,7 @@ class Failover:
             paths=paths,
             can_serve=self.can_serve,
             faults=self._faults.messages,
+            hold_down_ns=self._hold_down.left_ns(now_ns) if self.serving else 0,
         )
 
     # --- events -----------------------------------------------------------------------------------------------------
@@ -277,7 +279,9 @@ class Failover:
         if not faults.changed(event):
             return
         if faults and self.serving:
-            if faults.disabling and self._peer.can_become_active(self._now, self.timing):
+            if held_ns := self._hold_down.left_ns(self._now):
+                self.why = self._message(Cause.FAULT_HELD, faults=faults, held_ms=held_ns // NS_PER_MS)
+            elif faults.disabling and self._peer.can_become_active(self._now, self.timing):
                 self._transition(Cause.FAULT, faults=faults)
             elif not self._offer_for_fault():
                 self.why = self._message(Cause.FAULT_ALONE, faults=faults)
@@ -293,6 +297,8 @@ class Failover:
     def _offer_for_fault(self) -> bool:
         """Offer the VIPs to a fit peer, with its flows complete; a hand-over that failed is not repeated at once."""
         if self._state is not State.ACTIVE or self._now < self._relieve_from_ns or self._unable_peer():
+            return False
+        if self._hold_down.left_ns(self._now):
             return False
         self._relieve_from_ns = self._now + 2 * self.timing.handover_timeout_ns
         self._begin_hand_over("fault")
@@ -336,6 +342,8 @@ class Failover:
         leaves = before in HOLDS_LEASE and row.next not in HOLDS_LEASE
         if leaves:
             self._close_lease(handover=cause is Cause.HANDED_OVER)
+            if cause is Cause.FAULT or self._hand_over.request == "fault":
+                self._hold_down.left(self._now)
         if row.next is not State.CANDIDATE:
             self._claim.withdraw()
         if State.CANDIDATE not in (before, row.next):  # a candidate hears as well as a backup does
@@ -368,6 +376,7 @@ class Failover:
         self._epochs.spend()
         self._transition(cause, **facts)
         self._lease.open(basis_ns)
+        self._hold_down.opened(self._now)
         self._claim.grants = 0
         self._hand_over.end()
         self._in_step = True
@@ -485,7 +494,7 @@ class Failover:
         self._keep_ahead()
         if beat.grants == self.epoch and beat.echo_boot == self.boot:
             self._acknowledged(beat.echo_sent_ns)
-        if self._faults.disabling and beat.can_serve:
+        if self._faults.disabling and beat.can_serve and not self._hold_down.left_ns(self._now):
             self._transition(Cause.FAULT, faults=self._faults)
         elif self._state is State.OFFERING:
             self._continue_hand_over()

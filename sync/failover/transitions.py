@@ -69,6 +69,7 @@ class Cause(enum.Enum):
     HAND_OVER_TIMEOUT = "the peer does not claim in time"
     FAULT = "this node has a fault that disables it (of an active node: and the peer can become active)"
     FAULT_ALONE = "this node has a fault, but the peer cannot become active"
+    FAULT_HELD = "this node has a fault, and left service because of one not long ago"
     FAULT_ENDED = "no disabling fault is left"
     MAINTENANCE = "maintenance is requested; of an active node: forced, without a hand-over"
     MAINTENANCE_ENDED = "maintenance is ended or cancelled"
@@ -85,6 +86,7 @@ ATTENTION = {
     Cause.HAND_OVER_TIMEOUT: Attention.ACT,
     Cause.FAULT: Attention.ACT,
     Cause.FAULT_ALONE: Attention.ACT,
+    Cause.FAULT_HELD: Attention.ACT,
     Cause.MAINTENANCE_ENDED_IN_FAULT: Attention.ACT,
 }
 """Causes after which an operator should look; the others are planned, or need nothing."""
@@ -111,6 +113,7 @@ def _rows(states: tuple[State, ...], cause: Cause, then: State, message: str) ->
 
 _BACKUP, _CANDIDATE, _FAULT = (State.BACKUP,), (State.CANDIDATE,), (State.FAULT,)
 _MAINTENANCE, _OFFERING, _ACTIVE = (State.MAINTENANCE,), (State.OFFERING,), (State.ACTIVE,)
+_HELD = "active with epoch {epoch} despite {faults}: held down for {held_ms} ms more, having left because of a fault before"
 _WITHDRAWN = "claim of epoch {claim} withdrawn: "
 
 TRANSITIONS: tuple[Transition, ...] = (
@@ -158,6 +161,8 @@ TRANSITIONS: tuple[Transition, ...] = (
         State.OFFERING,
         "active with epoch {epoch} despite {faults}: {peer} cannot become active",
     ),
+    *_rows(_ACTIVE, Cause.FAULT_HELD, State.ACTIVE, _HELD),
+    *_rows(_OFFERING, Cause.FAULT_HELD, State.OFFERING, _HELD),
     *_rows((*_BACKUP, *_CANDIDATE), Cause.FAULT, State.FAULT, "{faults}"),
     *_rows(_FAULT, Cause.FAULT_ENDED, State.BACKUP, "fault ended: {ended}"),
     *_rows((*_BACKUP, *_CANDIDATE, *_FAULT), Cause.MAINTENANCE, State.MAINTENANCE, "maintenance"),

@@ -346,4 +346,5 @@ class Status:
     peer_silent_ns: int  # -1: never heard
     paths: dict[str, bool] = field(default_factory=dict)  # heartbeat path to "heard within the takeover time in force"
     can_serve: bool = True
+    hold_down_ns: int = 0  # how much longer an active node stays active whatever its faults
     faults: tuple[str, ...] = ()

@@ -48,6 +48,7 @@ LOGGED = {
 
 OBSERVED = (
     "advertisement rejected",
+    "carriers flapped",
     "change on both nodes",
     "change on one node only",
     "change refused: disk_full",

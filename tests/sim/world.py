@@ -42,6 +42,8 @@ CONVERGED_WITHIN = 600 * MS
 TIMES_MS = ((10, 30, 36), (10, 60, 70), (20, 90, 104), (30, 120, 135))
 """heartbeat, lease, takeover: which of them a node file has may change whenever its daemon is away."""
 QUIET = 150 * MS
+FLAPPING, MOST_MOVES = 450 * MS, 4
+"""So few moves of the VIPs do carriers cause that flap in turn for so long, ten times and more."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ PROFILES = (
     Profile("process", Vote.NONE, PROCESS, exclusive=True, delay_ns=16 * MS),
     Profile("witness", Vote.WITNESS, PROCESS + NETWORK + NETWORK, exclusive=True, loss=0.02, times=True),
     Profile("gateway", Vote.GATEWAY, ("isolate", "isolate", "crash", "power", "switchover", "restart"), exclusive=True),
+    Profile("flap", Vote.NONE, ("flap",), exclusive=True, most_faults=1),
     Profile("cut", Vote.NONE, PROCESS + NETWORK, exclusive=False, loss=0.02),
     Profile("blind", Vote.NONE, ("pause", "crash"), True, 4 * MS, data_loss=0.0, most_faults=1, blind=True),
     Profile("times", Vote.NONE, (*PROCESS, "crash", "restart", "crash_both"), True, 8 * MS, times=True),
@@ -447,6 +450,27 @@ class World:
 
         change(False)
         self.after(length, lambda: change(True))
+
+    def fault_flap(self, node: Node, length: int) -> None:
+        """The carriers of both nodes flap in turn: one of them always has it."""
+        end, moves = min(self.now + FLAPPING, FAULTS_UNTIL), len(self.epochs)
+
+        def swap(without: Node) -> None:
+            for each in self.nodes:
+                each.carrier_down = each is without
+                if each.daemon is not None:
+                    each.daemon.fault(NO_CARRIER if each is without else CARRIER)
+            if self.now < end:
+                self.after(self.rng.randint(30 * MS, 60 * MS), lambda: swap(self.nodes[1 - without.index]))
+                return
+            without.carrier_down = False
+            if without.daemon is not None:
+                without.daemon.fault(CARRIER)
+            if len(self.epochs) - moves > MOST_MOVES:
+                self.fail(f"{len(self.epochs) - moves} moves in {FLAPPING / MS:g} ms of flapping carriers")
+            self.mark("carriers flapped")
+
+        swap(node)
 
     def fault_degraded(self, node: Node, length: int) -> None:
         """A fault with which the node is still better than no active node."""

@@ -153,6 +153,12 @@ def fault_alone(node: Node) -> None:
     node.handle(types.FaultChanged("carrier eth0", "no carrier on eth0"))
 
 
+def fault_held(node: Node) -> None:
+    node.machine._hold_down.left(node.machine._now)
+    node.machine._hold_down.opened(node.machine._now)
+    node.handle(types.FaultChanged("carrier eth0", "no carrier on eth0"))
+
+
 def maintenance(node: Node) -> None:
     node.alone()
     node.handle(types.MaintenanceRequested(True, force=True))
@@ -188,6 +194,7 @@ PROVOKE: dict[Cause, Callable[[Node], object]] = {
     Cause.HAND_OVER_TIMEOUT: lambda node: node.run(110),
     Cause.FAULT: lambda node: node.handle(types.FaultChanged("carrier eth0", "no carrier on eth0")),
     Cause.FAULT_ALONE: fault_alone,
+    Cause.FAULT_HELD: fault_held,
     Cause.FAULT_ENDED: lambda node: node.handle(types.FaultChanged("carrier eth0")),
     Cause.MAINTENANCE: maintenance,
     Cause.MAINTENANCE_ENDED: lambda node: node.handle(types.MaintenanceRequested(False)),
