@@ -32,6 +32,10 @@ test: check sim test-privileged ## Everything: check, simulation, packets throug
 test-privileged: setup # without `check`
 	$(PYTHON) -m pytest $(PRIVILEGED_TESTS)
 
+.PHONY: test-slow
+test-slow: setup ## Pair creation and demo with a quarter of the processors (root, cgroups)
+	$(PYTHON) -m tests.slow 0.25 $(PYTHON) -m pytest tests/net/test_cluster_create.py tests/net/test_demo.py || [ $$? = 77 ]
+
 .PHONY: check
 check: setup ## Format (Python and C), lint, spelling, types, unit tests (no privileges)
 	$(PYTHON) -m ruff format --check $(SOURCES)

@@ -17,13 +17,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ctl.api.protocol import LOCK_NAME
 from ctl.errors import Code, XlbError, storage_code
 from ctl.runtime import footprint
 from ctl.runtime.logs import LEVELS, set_up_logging
 from ctl.state import node_file
 from ctl.state.node_file import NodeSettings
 
-LOCK_NAME = "xlbd.lock"
 RUN_DIR_MODE = 0o750
 GROUP = "xlb"
 THREAD_SWITCH_S = 0.0005  # longest time a thread may hold the interpreter against the loop; Python's default is 5 ms

@@ -6,6 +6,7 @@ Decides how a request is framed and which error each kind of missing answer is. 
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
 import socket
@@ -18,7 +19,7 @@ from typing import Any, Self
 import msgpack
 import zmq
 
-from ctl.api.protocol import MAX_MESSAGE_BYTES, PROGRESS_COMMAND, PROTOCOL_VERSION
+from ctl.api.protocol import LOCK_NAME, MAX_MESSAGE_BYTES, PROGRESS_COMMAND, PROTOCOL_VERSION
 from ctl.errors import Code, InternalError, InvalidInput, XlbError, reported
 
 DEFAULT_TIMEOUT_MS = 30_000
@@ -156,8 +157,29 @@ def _require_listener(socket_path: Path) -> None:
             Code.NOT_PERMITTED,
         )
     if code in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
+        if _is_locked(socket_path.parent):
+            raise XlbError(
+                f"xlbd runs, but does not listen on {socket_path}: it is starting, which takes a minute on a slow machine, or"
+                " stopping; try again then",
+                Code.DAEMON_NOT_RUNNING,
+            )
         raise XlbError(
             f"xlbd is not running: nothing listens on {socket_path}; start it with 'systemctl start xlbd'",
             Code.DAEMON_NOT_RUNNING,
         )
     raise XlbError(f"cannot reach xlbd at {socket_path}: {os.strerror(code)}")
+
+
+def _is_locked(run_dir: Path) -> bool:
+    """Whether a daemon holds the lock on run_dir (see `ctl.daemon`); False if this user may not know."""
+    try:
+        descriptor = os.open(run_dir / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -7,3 +7,4 @@ MAX_MESSAGE_BYTES = 8 << 20
 PROGRESS_COMMAND = "progress"
 """Asks what another request of the same client is doing: {"id": its number}. The server itself answers {"doing": "…"}; empty:
 no long step, or no such request."""
+LOCK_NAME = "xlbd.lock"  # in run_dir, held by the daemon from its start on

@@ -286,12 +286,16 @@ def _cancel_token(session: Session) -> None:
 
 
 def _settled_checks(session: Session) -> Any:
-    """Wait until the pair is in step, at most IN_STEP_S, and check it."""
-    deadline_s = time.monotonic() + IN_STEP_S
-    while time.monotonic() < deadline_s:
+    """Wait until the pair is in step, and check it; not longer than IN_STEP_S without any progress."""
+    seen, since_s = None, time.monotonic()
+    while time.monotonic() < since_s + IN_STEP_S:
         status = session.call("cluster.status")
-        if (status.get("peer") or {}).get("alive") and (status.get("sync") or {}).get("in_step"):
+        peer, sync = status.get("peer") or {}, status.get("sync") or {}
+        if peer.get("alive") and sync.get("in_step"):
             break
+        state = (status["role"], peer.get("role"), peer.get("alive"), peer.get("generation"), sync.get("protected"))
+        if state != seen:
+            seen, since_s = state, time.monotonic()
         time.sleep(POLL_S)
     return session.call("cluster.check")
 

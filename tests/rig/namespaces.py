@@ -83,7 +83,7 @@ class Namespace:
         *arguments: str,
         stdin: str | None = None,
         check: bool = True,
-        timeout_s: float = 60,
+        timeout_s: float = 180,  # bounds a test that hangs
         environment: Mapping[str, str] | None = None,
         stderr: int | IO[str] = subprocess.PIPE,
     ) -> subprocess.CompletedProcess[str]:

@@ -81,7 +81,7 @@ class Node:
         pinned = [] if self.processor is None else ["taskset", "--cpu-list", f"{self.processor}"]
         return [*pinned, *_command("xlbd", "ctl.daemon"), "--config", str(self.config), *options]
 
-    def start_refused(self, *prefix: str, deadline_s: float = 20) -> tuple[int, str]:
+    def start_refused(self, *prefix: str, deadline_s: float = 60) -> tuple[int, str]:
         """Start xlbd, with `prefix` before it on the command line, where it must fail: its exit status and its log."""
         done = self.namespace.run(
             *prefix, *self.xlbd_command(), check=False, timeout_s=deadline_s, environment={"PYTHONPATH": str(self.tree)}
@@ -118,7 +118,7 @@ class Node:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def stop(self, deadline_s: float = 10) -> int:
+    def stop(self, deadline_s: float = 30) -> int:
         """SIGTERM and wait; returns the exit status."""
         self.signal(signal.SIGTERM)
         return self.wait(deadline_s)
@@ -126,7 +126,7 @@ class Node:
     def kill(self) -> None:
         """SIGKILL, as a crash would."""
         self.signal(signal.SIGKILL)
-        self.wait(10)
+        self.wait(30)
 
     def wait(self, deadline_s: float) -> int:
         assert self.process is not None

@@ -27,7 +27,7 @@ from tests.wait import wait_until
 
 WORK = TREE / "vagrant" / "work"
 DATA_ADDRESS = {"lb1": "10.99.0.11", "lb2": "10.99.0.12"}
-BOOT_S = 240
+BOOT_S = 900
 """Time for a machine to boot and answer ssh, emulated and on a busy host."""
 
 
@@ -49,7 +49,7 @@ class Machine:
         options = ["BatchMode=yes", "ConnectTimeout=10", "ControlMaster=auto", f"ControlPath={control}", "ControlPersist=120"]
         self._ssh = ["ssh", "-F", str(WORK / "ssh-config"), *(f"-o{option}" for option in options), name]
 
-    def run(self, script: str, *, check: bool = True, timeout_s: float = 180, stdin: bytes = b"") -> str:
+    def run(self, script: str, *, check: bool = True, timeout_s: float = 600, stdin: bytes = b"") -> str:
         """Run a bash script as root; returns its output. Raises AssertionError when `check` and it fails."""
         command = f"sudo bash -euo pipefail -c {shlex.quote(script)}"
         done = subprocess.run([*self._ssh, command], input=stdin, capture_output=True, timeout=timeout_s, check=False)

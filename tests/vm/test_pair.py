@@ -26,7 +26,7 @@ TIMES = "\n[cluster]\nheartbeat_ms = 300\nlease_ms = 1200\ntakeover_ms = 1350"
 """An emulated processor that shares two real ones stalls for longer than the 300 ms of a default lease, and
 walks through maps of a million connections in seconds."""
 
-IN_STEP_S = 120
+IN_STEP_S = 300
 APT = "DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends"
 
 

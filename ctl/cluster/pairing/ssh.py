@@ -19,6 +19,8 @@ from typing import Any
 from ctl.errors import Code, XlbError, storage_code
 
 CONNECT_TIMEOUT_S = 15.0
+LOGIN_TIMEOUT_S = 90.0  # a login takes an emulated machine some seconds of its processor
+KEEPALIVE_S, KEEPALIVES = 10, 6  # a peer that answers none of so many has gone; a command there may take any time
 MAX_OUTPUT_BYTES = 32 << 20
 SYSTEM_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
 
@@ -91,6 +93,7 @@ async def logged_in(target: Target, password: str, believe: Callable[[str], bool
     believe: asked with the fingerprint of a host key that is not known; True takes it, and it is remembered.
     Raises XlbError with a message for each cause; nothing was changed on the peer then.
     """
+    await _require_server(target)
     key = await _host_key(target, believe)
     keys: dict[str, Any] = {} if not password else {"client_keys": None, "agent_path": None}
     try:
@@ -103,9 +106,11 @@ async def logged_in(target: Target, password: str, believe: Callable[[str], bool
                 known_hosts=([key], [], []),
                 local_addr=(target.local, 0),
                 config=None,
+                keepalive_interval=KEEPALIVE_S,
+                keepalive_count_max=KEEPALIVES,
                 **keys,
             ),
-            CONNECT_TIMEOUT_S,
+            LOGIN_TIMEOUT_S,
         )
     except asyncssh.PermissionDenied:
         what = "the password is wrong, or" if password else "no key of yours is accepted, or"
@@ -155,18 +160,31 @@ async def _offered_key(target: Target, algorithms: Sequence[str]) -> Any:
     try:
         return await asyncio.wait_for(
             asyncssh.get_server_host_key(target.host, target.port, local_addr=(target.local, 0), config=None, **options),
-            CONNECT_TIMEOUT_S,
+            LOGIN_TIMEOUT_S,
         )
     except asyncssh.KeyExchangeFailed:
         return None
+    except (asyncssh.Error, OSError, TimeoutError) as error:
+        raise XlbError(f"{where} accepts connections, but shows no host key: {_reason(error)}", Code.SSH_FAILED) from None
+
+
+async def _require_server(target: Target) -> None:
+    """A plain connection first: a machine that cannot be reached is named soon, and a slow one gets its time."""
+    where = f"{target.host} port {target.port}"
+    try:
+        connected = asyncio.open_connection(target.host, target.port, local_addr=(target.local, 0))
+        _, writer = await asyncio.wait_for(connected, CONNECT_TIMEOUT_S)
     except TimeoutError:
         remedy = "check the cable, its address and firewalls"
         raise XlbError(
             f"{where} cannot be reached by SSH: no answer within {CONNECT_TIMEOUT_S:g} s; {remedy}", Code.SSH_FAILED
         ) from None
-    except (asyncssh.Error, OSError) as error:
+    except OSError as error:
         remedy = "check the address, and that sshd runs there (--ssh-port names another port)"
         raise XlbError(f"{where} cannot be reached by SSH: {_reason(error)}; {remedy}", Code.SSH_FAILED) from None
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 def _algorithms(key: Any) -> list[str]:
@@ -206,7 +224,7 @@ def _remember(target: Target, key: Any) -> None:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer within {CONNECT_TIMEOUT_S:g} s"
+        return f"no answer within {LOGIN_TIMEOUT_S:g} s"
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno)
     return " ".join(str(error).split()) or type(error).__name__

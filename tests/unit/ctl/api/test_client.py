@@ -16,6 +16,7 @@ import zmq
 
 from ctl.api.client import Client
 from ctl.api.protocol import MAX_MESSAGE_BYTES, PROGRESS_COMMAND
+from ctl.daemon import locked_run_dir
 from ctl.errors import Code, InvalidInput, XlbError
 from tests.refusals import invalid, refused
 
@@ -110,6 +111,15 @@ def test_a_daemon_that_knows_no_progress_is_given_up_as_before(tmp_path: Path, m
     with answering(tmp_path / "s", answers), Client(tmp_path / "s", 300) as client, refused(Code.DAEMON_SILENT):
         client.call("cluster.join")
     assert seen == ["cluster.join", PROGRESS_COMMAND]
+
+
+def test_a_daemon_that_is_starting_is_not_called_stopped(tmp_path: Path) -> None:
+    with locked_run_dir(tmp_path), refused(Code.DAEMON_NOT_RUNNING) as caught:
+        Client(tmp_path / "control.sock")
+    assert "it is starting" in str(caught.value)
+    with refused(Code.DAEMON_NOT_RUNNING) as caught:
+        Client(tmp_path / "control.sock")
+    assert "systemctl start xlbd" in str(caught.value)
 
 
 def test_answers_to_other_requests_are_skipped(tmp_path: Path) -> None:
