@@ -15,6 +15,7 @@ import click
 from ctl import daemon
 from ctl.cli.base import XlbCommand, XlbGroup
 from ctl.cli.main import main as xlbctl
+from ctl.diagnosis.redundancy import VERDICTS
 
 HEADER = '.TH XLBCTL 8 "" "xlb" "System Administration"'
 TAIL = r"""
@@ -28,6 +29,9 @@ Refused or failed at run time, or a check failed. For \fBdiff\fR: differences.
 .TP
 .B 2
 Wrong usage or invalid input; nothing was changed. The message on standard error names the key and what was expected.
+.PP
+\fBcluster status \-\-check\fR exits as monitoring plugins do:
+@CHECK@
 .SH ENVIRONMENT
 .TP
 .B XLB_CONFIG
@@ -105,7 +109,8 @@ def xlbctl_page() -> str:
     ]
     lines += [".SH OPTIONS", "Every command takes these, before or after its name.", *options(xlbctl, context, session=True)]
     lines += [".SH EXAMPLES", *examples(xlbctl), ".SH COMMANDS", *sections(xlbctl, None, "xlbctl")]
-    return "\n".join(lines) + TAIL
+    codes = (f".TP\n.B {each.exit_code}\n{each.word}: {escape(each.meaning)}." for each in VERDICTS)
+    return "\n".join(lines) + TAIL.replace("@CHECK@", "\n".join(codes))
 
 
 def xlbd_page() -> str:

@@ -114,11 +114,13 @@ def show_roles(session: Session, answer: dict[str, Any]) -> None:
 
 def print_status(answer: dict[str, Any]) -> None:
     """Print the table of both nodes, this node's own lines, and what is not well."""
-    print_table(NODE_COLUMNS, [node_cells(row) for row in answer["nodes"]], "")
-    click.echo()
-    reasons = [(f"why {row['name']} is {row['role']}", row["why"]) for row in answer["nodes"] if row["why"]]
+    nodes = answer.get("nodes", [])  # a daemon of version 0.1.0, not restarted yet, has none
+    if nodes:
+        print_table(NODE_COLUMNS, [node_cells(row) for row in nodes], "")
+        click.echo()
+    reasons = [(f"why {row['name']} is {row['role']}", row["why"]) for row in nodes if row["why"]]
     print_fields([*reasons, *status_fields(answer)])
-    bad = [each for each in answer["findings"] if each["status"] in ("warn", "fail")]
+    bad = [each for each in answer.get("findings", ()) if each["status"] in ("warn", "fail")]
     if bad:
         click.echo()
         print_table(FINDING_COLUMNS, [(each["status"], each["name"], each["message"], each["remedy"]) for each in bad], "")

@@ -1,6 +1,7 @@
 """What the peer says of itself for `status`: asked at most once a second, however many ask here, and never waited for long.
 
-Decides how fresh a report must be. A peer that is silent or of an earlier version has none; `status` then shows its heartbeat.
+Decides how fresh a report must be. A peer that is silent has none, one of version 0.1.0 only that it is older; `status` then
+shows what its heartbeats say.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any
 
 from ctl.cluster.membership import Membership
 from ctl.cluster.peer_questions import PeerQuestions
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError
 
 QUESTION = "cluster.report"
 FRESH_S = 1.0
 WAIT_S = 0.5
+EARLIER = "an earlier version"
 
 Report = Mapping[str, Any]
 
@@ -45,7 +47,8 @@ class PeerReport:
                     async with asyncio.timeout(WAIT_S):
                         answer = await pair.ask(QUESTION, {}, WAIT_S)
                     self._last = answer if isinstance(answer, dict) else {}
-                except (XlbError, TimeoutError):
-                    self._last = {}
+                except (XlbError, TimeoutError) as error:
+                    old = isinstance(error, XlbError) and error.code in (Code.PEER_VERSION, Code.UNCODED)
+                    self._last = {"version": EARLIER} if old else {}
                 self._asked_s = time.monotonic()
             return self._last
