@@ -50,6 +50,9 @@ def test_a_fault_of_the_serving_node(site: PairSite, held: HeldConnections, faul
         cost = observer.cost()
     if fault.splits:
         step_back(site, struck, fault)
+        if f" ERROR   {struck.name} is backup" in struck.tail(200):  # both were active; else the carrier was lost first
+            said = f"split brain: {struck.name} was active too until now; {other.name} stays active"
+            wait_until(lambda: said in other.tail(200), "the journal of the winner")
     assert cost.both_ms == 0, cost
     assert cost.harmless, cost
     assert cost.outage_ms < OUTAGE_MS, cost
