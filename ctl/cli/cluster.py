@@ -11,7 +11,7 @@ from ctl.cli.base import Session, XlbGroup, pass_session
 from ctl.cli.output import duration, plural, print_fields, print_table, printable, share, show
 from ctl.cli.terminal.tables import Column
 from ctl.diagnosis import redundancy
-from ctl.errors import Code, XlbError
+from ctl.errors import Code, InvalidInput, XlbError
 
 CHECK_TIMEOUT_MS = 5_000  # monitoring gives a check about ten seconds
 NODE_COLUMNS = (
@@ -63,6 +63,8 @@ def print_check(session: Session) -> int:
         judged = answer["check"]
         exit_code, line, findings = int(judged["exit_code"]), str(judged["line"]), answer["findings"]
     except (XlbError, KeyError) as error:
+        if isinstance(error, InvalidInput) and error.key == "--config":
+            raise
         stopped = isinstance(error, XlbError) and error.code == Code.DAEMON_NOT_RUNNING
         verdict = redundancy.CRITICAL if stopped else redundancy.UNKNOWN
         reason = str(error) if isinstance(error, XlbError) else "this xlbd is older than xlbctl; restart it"

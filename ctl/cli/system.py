@@ -29,7 +29,7 @@ def doctor(ctx: click.Context) -> None:
     try:
         checks = session.call("doctor")
     except XlbError as error:
-        if error.code not in WITHOUT_DAEMON and not isinstance(error, InvalidInput):
+        if error.key == "--config" or (error.code not in WITHOUT_DAEMON and not isinstance(error, InvalidInput)):
             raise
         checks = _without_daemon(session, error)
     show(session.json, checks, _print_checks)
