@@ -39,12 +39,14 @@ from ctl.network.reconcile import (
     reconcile,
 )
 from ctl.network.vip_addresses import VipAddresses
+from ctl.node.transaction import uninterrupted
 
 PERIOD_S = 0.5
 """Nothing reports that an address of IPv6, XDP by a link (bpf_link) or most sysctls changed: it is noticed within this time."""
 FULL_EVERY = 10
 """Every so many passes also look at the neighbours, of which there may be thousands."""
-COALESCE_S = 0.01
+COALESCE_S, SPACING_S = 0.01, 0.1
+"""A pass waits this long for more notifications, and follows the one before after no less than SPACING_S."""
 LOG_OVERRUN_S = 10.0
 
 VIP_REPAIRS = (AddVip, RemoveVip, DemoteVips, RestoreAddress)
@@ -141,6 +143,7 @@ class Reconciler:
         self._overrun_logged_s = float("-inf")
         self._overrun_repairs = 0
         self._took_ms = self._held_ms = 0.0
+        self._ended_s = float("-inf")
 
     # --- when ------------------------------------------------------------------------------------------------
 
@@ -158,13 +161,7 @@ class Reconciler:
         """Run until cancelled."""
         number = 0
         while True:
-            try:
-                async with asyncio.timeout(PERIOD_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            if not self._soon:
-                await asyncio.sleep(COALESCE_S if self._wake.is_set() else 0)
+            await self._next()
             number += 1
             self._wake.clear()
             overrun, self._overrun, self._soon = self._overrun, False, False
@@ -174,6 +171,18 @@ class Reconciler:
                     self._log_overrun(repairs)
             except (XlbError, PlaneError, OSError) as error:
                 log.error("cannot compare this node with the kernel, trying again: %s", error)
+
+    async def _next(self) -> None:
+        """Until there is something to compare: not at once if the last pass has only just ended, or more may be coming."""
+        try:
+            async with asyncio.timeout(PERIOD_S):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        now_s = asyncio.get_running_loop().time()
+        pause_s = max(0.0 if self._soon else COALESCE_S, self._ended_s + SPACING_S - now_s)
+        if pause_s > 0:
+            await asyncio.sleep(pause_s)
 
     async def prepare(self) -> None:
         """Set the sysctls, before the program is attached and VIPs are added."""
@@ -203,7 +212,7 @@ class Reconciler:
             next_hops=of.next_hops.kept,
         )
         held_s = time.monotonic() - began_s
-        found = await asyncio.to_thread(self._compare, desired, _vip_interfaces(config), neighbours)
+        found = await uninterrupted(lambda: self._compare(desired, _vip_interfaces(config), neighbours))
         resumed_s = time.monotonic()
         done: list[Repair] = [each for each in found.repairs if not isinstance(each, VIP_REPAIRS)]
         if of.addresses.moves == moves and of.transaction.config is config and vips is not None:
@@ -223,6 +232,7 @@ class Reconciler:
         counted = [each for each in done if type(each) in _KINDS]
         self.counts.update(_KINDS[type(each)] for each in counted)
         self._took_ms, self._held_ms = (time.monotonic() - began_s) * 1000, held_s * 1000
+        self._ended_s = asyncio.get_running_loop().time()
         return len(counted)
 
     def _compare(self, desired: Desired, vip_interfaces: Sequence[str], neighbours: bool) -> _Found:
@@ -296,9 +306,10 @@ class Reconciler:
         if link is not None and self._indexes.get(interface) != link.index:
             log.info("%s", text)  # a new interface lacks everything, and no program is to blame
             return
+        persistent = self._opposition.repaired(key, asyncio.get_running_loop().time())
         if name in self._opposed:
-            self._opposition.repaired(key, time.monotonic())
-        elif self._opposition.repaired(key, time.monotonic()):
+            return
+        if persistent:
             self._opposed[name] = key
             self._of.fault(
                 name, f"another program undoes it again and again ({TIMES} times within {WINDOW_S:g} s): {text}", False
@@ -312,7 +323,7 @@ class Reconciler:
         for name in self._faults - found.faults.keys():
             self._of.fault(name, "", name.startswith("xdp "))
         self._faults = frozenset(found.faults)
-        now_s = time.monotonic()
+        now_s = asyncio.get_running_loop().time()
         for name in [name for name, key in self._opposed.items() if self._opposition.ended(key, now_s)]:
             del self._opposed[name]
             self._of.fault(name, "", False)
@@ -337,7 +348,7 @@ class Reconciler:
 
     def _log_overrun(self, repairs: int) -> None:
         """One line per burst; more only if something had to be repaired, or after a while."""
-        now_s = time.monotonic()
+        now_s = asyncio.get_running_loop().time()
         self._last_overrun = {"unix_s": round(time.time(), 3), "repairs": repairs}
         if repairs or now_s - self._overrun_logged_s >= LOG_OVERRUN_S:
             self._overrun_logged_s = now_s

@@ -175,7 +175,7 @@ class Transaction:
         """Plan, store, apply and move addresses on this node. Raises XlbError, with everything as it was."""
         async with self._kernel:
             old = self._config
-            await _uninterrupted(lambda: self._put(record))
+            await uninterrupted(lambda: self._put(record))
         await self._in_force(Committed(old, record.config))
 
     def _put(self, record: Record) -> None:
@@ -199,14 +199,14 @@ class Transaction:
     async def store(self, record: Record) -> None:
         """Write what the peer sent, byte for byte; `adopt` puts it in force. Raises XlbError."""
         async with self._kernel:
-            await _uninterrupted(lambda: self._store.save(record.body))
+            await uninterrupted(lambda: self._store.save(record.body))
 
     async def adopt(self, config: Config) -> None:
         """Run with a configuration of the peer that is on disk. What this kernel refuses is logged and tried again."""
         async with self._kernel:
             old, self._config = self._config, config
             try:
-                await _uninterrupted(lambda: self._follow(old, config))
+                await uninterrupted(lambda: self._follow(old, config))
             except (XlbError, PlaneError, OSError) as error:
                 log.error("the peer's configuration %d is not in force here, trying again: %s", config.generation, error)
                 self._refused()
@@ -249,12 +249,12 @@ class Transaction:
         Raises XlbError when the kernel refuses.
         """
         async with self._kernel:
-            await _uninterrupted(lambda: self._replan(self._config, self._down(self._config)))
+            await uninterrupted(lambda: self._replan(self._config, self._down(self._config)))
 
     async def follow_addresses(self) -> list[VipRepair]:
         """Make the interfaces carry the VIPs; returns what was done, which no change or move of VIPs had asked for."""
         async with self._kernel:
-            return await _uninterrupted(lambda: self._addresses.follow(self._config))
+            return await uninterrupted(lambda: self._addresses.follow(self._config))
 
     def _replan(self, config: Config, down: frozenset[int]) -> None:
         plane = self._plane
@@ -296,7 +296,7 @@ class Transaction:
                 log.error("%s not restored, restart xlbd when the cause is removed: %s", what, error)
 
 
-async def _uninterrupted(work: Callable[[], T]) -> T:
+async def uninterrupted(work: Callable[[], T]) -> T:
     """Run in a thread, to its end even when the asking task is cancelled: a change is never left half done."""
     future = asyncio.get_running_loop().run_in_executor(None, work)
     try:

@@ -310,6 +310,24 @@ def test_a_driver_without_native_xdp_is_served_in_generic_mode() -> None:
         assert site.counters()["forward_tx"] > 300
 
 
+@both_families
+def test_mixed_drivers_are_all_served_in_generic_mode(mixed: Serving, family: int) -> None:
+    """eth0 has no native XDP, eth1 has: a native program on eth1 could not send by eth0."""
+    found = {each["name"]: each for each in mixed.node.json("cluster", "status")["interfaces"]}
+    assert {name: each["xdp_mode"] for name, each in found.items()} == {"eth0": "generic", "eth1": "generic"}
+    assert "eth0 (driver macvlan) is in generic mode" in found["eth1"]["reason"]
+    tally = mixed.rig.client.run(repeat(lambda: tcp_connect(VIPS[family], PORTS["tcp"]), 50, Tally()))
+    assert tally.failures == []
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Iterator[Serving]:
+    with serving(Layout(plain_driver=True, xdp_mode="auto", interfaces=2)) as site:
+        for family in (4, 6):
+            site.add_farm("tcp", family)
+        yield site
+
+
 def test_a_driver_with_native_xdp_is_served_natively_by_itself() -> None:
     with serving(Layout(xdp_mode="auto", interfaces=2)) as site:
         assert {interface["xdp_mode"] for interface in site.node.json("cluster", "status")["interfaces"]} == {"native"}

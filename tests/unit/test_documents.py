@@ -148,7 +148,7 @@ def test_a_wrong_command_is_found() -> None:
 def test_the_where_is_questions_are_answered_by_files() -> None:
     text = (TREE / "docs/ARCHITECTURE.md").read_text().split("\n## Where is …?\n")[1].split("\n## ")[0]
     answers = [re.findall(r"`([\w/.]+\.py)`", row) for row in text.splitlines() if row.startswith("| ")][2:]
-    assert len(answers) == 12
+    assert len(answers) == 13
     for files in answers:
         assert files and all((TREE / name).is_file() for name in files)
 
@@ -296,6 +296,7 @@ PLACEHOLDER = "\0"
 LEAST_LETTERS = 6  # of a format that explains a message; "%s: %s" would explain all
 INSERTED = re.compile(
     r"root( on lb1 \(farm\.set\))?|cluster\.switchover|farm web (removed|scheduler maglev → source)|\(\d+, \d+\)|"
+    r"net\.[\w.]+|12 \(other\)|"
     r"lb[12]|web|eth0|[\d.:]*( ms)?|/[\w./-]+|active|backup|fault|up|down|no (such device|space)|connection refused"
 )
 """What the examples have in place of values: names, numbers, roles, reasons of the kernel."""
