@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ctl.config import toml_text
 from ctl.config.fields import Fields
 from ctl.config.validation import MAX_PRIORITY, canonical_address, check_device, check_name
 from ctl.errors import Code, InvalidInput, XlbError, storage_code
@@ -109,21 +110,19 @@ _SECTIONS = {
 def load(path: Path) -> NodeSettings:
     """Read and check a node file. Raises InvalidInput (content) or XlbError (missing, unreadable), naming path and remedy."""
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except FileNotFoundError:
         example = '[data]\n    interfaces = ["eth0"]'
         raise XlbError(
             f"node file {path} does not exist; create it, or name another with --config. The minimum is\n    {example}",
             Code.STORAGE_FAILED,
         ) from None
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"is not UTF-8 text: {error}", str(path)) from None
     except OSError as error:
         raise XlbError(
             f"cannot read the node file {path}: {error.strerror}; run as root, or name another with --config",
             storage_code(error),
         ) from None
-    return parse(text, str(path), socket.gethostname())
+    return parse(toml_text.decode(data, str(path)), str(path), socket.gethostname())
 
 
 def parse(text: str, source: str, hostname: str) -> NodeSettings:

@@ -98,8 +98,14 @@ def test_a_directory_or_a_binary_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(XlbError, match="cannot read the node file"):
         load(tmp_path)
     (tmp_path / "node.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(InvalidInput, match="is not UTF-8 text"):
+    with pytest.raises(InvalidInput, match="is UTF-16 text; save it as UTF-8"):
         load(tmp_path / "node.toml")
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + LEAST.replace("\n", "\r\n").encode())
+    assert load(path).data.interfaces == ("eth0",)
 
 
 def test_load_uses_the_hostname(tmp_path: Path) -> None:
