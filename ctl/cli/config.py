@@ -14,21 +14,34 @@ from ctl.cli.options import file_option
 from ctl.cli.output import plural, print_json, show
 from ctl.errors import InvalidInput, storage_code
 
+MAX_NAMED = 5
+"""Removals that one line names."""
+
 
 @click.command(
     "apply",
     cls=XlbCommand,
-    examples=["xlbctl apply -f farms.toml --dry-run", "xlbctl apply -f farms.toml", "xlbctl export | xlbctl apply -f -"],
+    examples=["xlbctl apply -f farms.toml --dry-run", "xlbctl apply -f farms.toml", "xlbctl export | xlbctl apply -f - --yes"],
 )
 @file_option
 @click.option("--dry-run", is_flag=True, help="Show the changes without making them.")
+@click.option("--yes", is_flag=True, help="Remove what the file does not name without confirmation.")
+@click.option("--force", is_flag=True, help="Accept an empty file, and VIPs that are a node's own addresses.")
 @pass_session
-def apply(session: Session, path: Path, dry_run: bool) -> None:
+def apply(session: Session, path: Path, dry_run: bool, yes: bool, force: bool) -> None:
     """Make the configuration equal to a file; farms, backends and VIPs that the file does not name are removed.
 
-    The file is applied completely or not at all. Connections to unchanged backends continue.
+    Removals are listed and need a confirmation, or --yes in a script. The file is applied completely or not at all.
+    Connections to unchanged backends continue.
     """
-    changes = _ask(session, "config.apply", path, dry_run=dry_run)
+    source, document = _document(path)
+    emptying = not (force or document.get("vip") or document.get("farm"))
+    removals = _ask(session, "config.removals", source, document) if not dry_run and (emptying or not yes) else []
+    if removals and emptying:
+        raise InvalidInput("is empty: every VIP and farm would be removed; if that is meant, add --force", source)
+    if removals and not yes:
+        _confirm(removals)
+    changes = _ask(session, "config.apply", source, document, dry_run=dry_run, force=force or None)
     show(session.json, {"changes": changes, "applied": not dry_run}, lambda _: _print_changes(changes, dry_run))
 
 
@@ -42,7 +55,7 @@ def diff(ctx: click.Context, path: Path) -> None:
     """
     session = ctx.find_object(Session)
     assert session is not None
-    changes = _ask(session, "config.diff", path)
+    changes = _ask(session, "config.diff", *_document(path))
     show(session.json, {"changes": changes}, lambda _: _print_changes(changes, True))
     ctx.exit(1 if changes else 0)
 
@@ -60,14 +73,31 @@ def export(session: Session) -> None:
         click.echo(farms_file.to_text(document), nl=False)
 
 
-def _ask(session: Session, command: str, path: Path, **args: Any) -> list[str]:
-    """Send the file's content; an error about the content starts with the file name."""
+def _confirm(removals: list[str]) -> None:
+    """Raises InvalidInput where nobody can be asked."""
+    what = f"{plural(len(removals), 'object')} not in the file would be removed"
+    if not sys.stdin.isatty():
+        shown = "; ".join(removals[:MAX_NAMED]) + (
+            f"; and {len(removals) - MAX_NAMED} more" if len(removals) > MAX_NAMED else ""
+        )
+        raise InvalidInput(f"{what}: {shown}. Confirm with --yes; --dry-run lists every change", "--yes")
+    for removal in removals:
+        click.echo(removal, err=True)
+    click.confirm(f"{what}. Continue?", abort=True, err=True)
+
+
+def _document(path: Path) -> tuple[str, dict[str, Any]]:
+    """How messages name the file, and its content."""
     from ctl.config import farms_file
 
     source = "standard input" if str(path) == "-" else str(path)
-    document = farms_file.parse_text(read_text(path, source), source)
+    return source, dict(farms_file.parse_text(read_text(path, source), source))
+
+
+def _ask(session: Session, command: str, source: str, document: dict[str, Any], **args: Any) -> list[str]:
+    """Send the file's content; an error about the content starts with the file name."""
     try:
-        changes: list[str] = session.call(command, document=dict(document), **args)
+        changes: list[str] = session.call(command, document=document, **args)
     except InvalidInput as error:
         raise InvalidInput(str(error), source, error.code) from error
     return changes
@@ -78,20 +108,19 @@ def read_text(path: Path, source: str) -> str:
 
     Raises InvalidInput if it is not UTF-8, too long or unreadable.
     """
+    from ctl.config import toml_text
+
     try:
         if source == "standard input":
             data = sys.stdin.buffer.read(MAX_MESSAGE_BYTES + 1)
         else:
             with path.open("rb") as file:
                 data = file.read(MAX_MESSAGE_BYTES + 1)
-        text = data.decode()
     except OSError as error:
         raise InvalidInput(f"cannot read {source}: {error.strerror}", "--file", storage_code(error)) from error
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"byte {error.start} is not UTF-8; expected a TOML file", source) from error
     if len(data) > MAX_MESSAGE_BYTES:
         raise InvalidInput(f"expected at most {MAX_MESSAGE_BYTES} bytes, the limit of one request to xlbd", source)
-    return text
+    return toml_text.decode(data, source)
 
 
 def _print_changes(changes: list[str], dry_run: bool) -> None:

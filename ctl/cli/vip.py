@@ -43,10 +43,14 @@ def add(session: Session, address: str, device: str, guard: bool, force: bool) -
 
 @vip.command("set", examples=["xlbctl vip set 10.77.0.100 --no-guard", "xlbctl vip set 10.77.0.100 --guard"])
 @click.argument("address", type=VIP_ADDRESS, metavar="ADDR", shell_complete=complete_vip)
-@click.option("--guard/--no-guard", required=True, default=None, help=GUARD_HELP)
-@pass_session
-def set_(session: Session, address: str, guard: bool) -> None:
+@click.option("--guard/--no-guard", default=None, help=GUARD_HELP)
+@click.pass_context
+def set_(ctx: click.Context, /, address: str, guard: bool | None) -> None:
     """Change the guard of a virtual address; connections continue."""
+    if guard is None:
+        raise click.UsageError("nothing to change: give --guard or --no-guard", ctx)
+    session = ctx.find_object(Session)
+    assert session is not None
     changed = session.call("vip.set", address=address, guard=guard)
     show(session.json, changed, lambda _: click.echo(f"vip {address} changed: guard {'on' if guard else 'off'}"))
 

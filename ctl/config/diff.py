@@ -44,6 +44,11 @@ def summaries(old: Config, new: Config) -> list[str]:
     return [each.summary for each in _differences(old, new)]
 
 
+def removals(old: Config, new: Config) -> list[str]:
+    """The messages of what `new` has no more; a farm's backends are not listed apart from it."""
+    return [each.summary for each in _differences(old, new) if each.action == "remove"]
+
+
 def compact(old: Config, new: Config, most: int = MAX_SHOWN) -> str:
     """The first differences as one line, and how many more there are; characters that cannot be printed are escaped."""
     shown, count = [], 0

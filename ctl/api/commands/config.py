@@ -29,6 +29,7 @@ class ConfigCommands:
             changes=lambda arguments: arguments.get("dry_run", False) is False,
         )
         dispatcher.register("config.diff", self.diff, ("document",))
+        dispatcher.register("config.removals", self.removals, ("document",))
         dispatcher.register("config.export", self.export)
 
     async def apply(self, arguments: Arguments) -> Result:
@@ -46,6 +47,11 @@ class ConfigCommands:
         """What `apply` would change."""
         wanted, config = await _wanted(arguments), self.config()
         return await asyncio.to_thread(lambda: diff.summaries(config, changes.replace_all(config, wanted)))
+
+    async def removals(self, arguments: Arguments) -> Result:
+        """What `apply` would remove, of that what `diff` returns."""
+        wanted, config = await _wanted(arguments), self.config()
+        return await asyncio.to_thread(lambda: diff.removals(config, changes.replace_all(config, wanted)))
 
     async def export(self, _: Arguments) -> Result:
         """The configuration as a document that `apply` takes."""

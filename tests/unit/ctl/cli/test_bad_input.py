@@ -79,6 +79,14 @@ CASES = [
     ("farm list extra", 2, "extra"),
     ("apply", 2, "--file"),
     ("apply -f /nonexistent/farms.toml", 2, "--file: cannot read /nonexistent/farms.toml: No such file or directory"),
+    ("apply -f /dev/null", 2, "/dev/null: is empty: every VIP and farm would be removed; if that is meant, add --force"),
+    ("apply -f /dev/null --yes", 2, "if that is meant, add --force"),
+    ("apply -f /dev/null --force", 2, "5 objects not in the file would be removed: vip 10.77.0.100 removed; "),
+    ("apply -f - --force", 2, "Confirm with --yes"),
+    ("vip add 127.0.0.9/8 --dev eth0", 2, "127.0.0.9 is a loopback address"),
+    ("vip add fe80::9/64 --dev eth0", 2, "use a global or unique local (fd00::/8) one"),
+    ("vip set 10.77.0.9 --guard", 2, "there is no virtual address 10.77.0.9"),
+    ("vip set 10.77.0.100", 2, "--guard"),
     ("apply -f /", 2, "--file: cannot read /: Is a directory"),
     ("--config /nonexistent/node.toml farm list", 2, "--config: "),
 ]
@@ -86,7 +94,8 @@ CASES = [
 # the farms file, what stderr must contain
 FILES = [
     (b"[[farm]\n", "line 1, column 7"),
-    (b"\xff\xfe", "byte 0 is not UTF-8; expected a TOML file"),
+    (b"\xff\xfe[\0", "is UTF-16 text; save it as UTF-8"),
+    (b"[[vip]]\r\n# f\xfcr\r\n", "byte 0xfc at line 2, column 4 is not UTF-8; save the file as UTF-8"),
     (b"[[farm]]\nname = 'a'\nvip = '10.77.0.100'\nport = 81\nmood = 'good'\n", "mood"),
     (b"[[farm]]\nname = 'a'\nvip = '10.77.0.100'\nport = 70000\n", 'farm "a".port: '),
     (b"[[farm]]\nname = 'a'\nvip = '10.77.0.100'\nport = 'many'\n", 'farm "a".port: '),

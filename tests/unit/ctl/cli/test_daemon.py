@@ -219,6 +219,38 @@ def test_apply_diff_export(daemon: RunningDaemon, xlbctl: Xlbctl, tmp_path: Path
 
 
 @pytest.mark.usefixtures("web")
+def test_apply_removes_only_what_is_confirmed(daemon: RunningDaemon, xlbctl: Xlbctl, tmp_path: Path) -> None:
+    exported = xlbctl("export")
+    less = tmp_path / "less.toml"
+    less.write_text(exported.partition("[[farm]]")[0])
+    apply = ("--config", str(daemon.config), "apply", "-f")
+    code, out, err = run(*apply, str(less))
+    assert (code, out) == (2, "") and "1 object not in the file would be removed: farm web removed. Confirm with --yes" in err
+    assert run(*apply, str(less), "--dry-run")[:2] == (0, "farm web removed\n")
+    assert run(*apply, "/dev/null", "--dry-run")[:2] == (0, "vip 10.77.0.100 removed\nfarm web removed\n")
+    assert xlbctl("export") == exported
+    for answer, expected, done in (("n\n", 130, False), ("y\n", 0, True)):
+        with Terminal([*XLBCTL, *apply, str(less)]) as terminal:
+            terminal.expect(r"farm web removed\s+1 object not in the file would be removed. Continue\? \[y/N\]")
+            terminal.type(answer)
+            assert terminal.wait() == expected
+        assert (xlbctl("export") != exported) is done
+    code, out, _ = run(*apply, "-", input=exported)
+    assert code == 0 and "farm web added" in out, "what removes nothing asks nothing"
+    assert run(*apply, str(less), "--yes")[:2] == (0, "farm web removed\n")
+    assert run(*apply, "/dev/null", "--force", "--yes")[:2] == (0, "vip 10.77.0.100 removed\n")
+    assert run(*apply, "/dev/null", "--force")[0] == 0, "nothing is left to remove"
+
+
+def test_apply_reads_files_of_windows_editors(daemon: RunningDaemon, tmp_path: Path) -> None:
+    file = tmp_path / "farms.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + FARMS.replace("\n", "\r\n").encode())
+    assert "farm web added" in run("--config", str(daemon.config), "apply", "-f", str(file))[1]
+    code, _, err = run("--config", str(daemon.config), "apply", "-f", "-", input=file.read_bytes())
+    assert (code, err) == (0, "no changes: the configuration is equal to the file\n")
+
+
+@pytest.mark.usefixtures("web")
 def test_connections(xlbctl: Xlbctl) -> None:
     assert xlbctl("conn", "list") == "PROTO  CLIENT  VIP  BACKEND  FARM  STATE  IDLE\n"
     assert json.loads(xlbctl("conn", "list", "--farm", "web", "-o", "json"))["connections"] == []
