@@ -83,6 +83,20 @@ class Code(StrEnum):
     HOST_KEY_CHANGED = "host_key_changed", "the peer's SSH host key is not the known one"
 
 
+class Advice(str):
+    """A message whose remedy can be shown apart from it, as in the columns of `doctor`; as a string it is both."""
+
+    __slots__ = ("message", "remedy")
+    message: str
+    remedy: str
+
+    def __new__(cls, message: str, remedy: str) -> Self:
+        """The string is "message: remedy"."""
+        advice = super().__new__(cls, f"{message}: {remedy}")
+        advice.message, advice.remedy = message, remedy
+        return advice
+
+
 def storage_code(error: OSError) -> Code:
     """The code of a file operation that failed."""
     return Code.DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else Code.STORAGE_FAILED

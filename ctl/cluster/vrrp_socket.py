@@ -103,9 +103,13 @@ class VrrpSocket:
         try:
             self._open()
         except XlbError as error:
-            if str(error) != self._complaint:
-                log.error("%s", error)
-            self._complaint = str(error)
+            self._complain(error.detail)
+
+    def _complain(self, message: str) -> None:
+        """Log a message once, until another one takes its place."""
+        if message != self._complaint:
+            log.error("%s", message)
+        self._complaint = message
 
     def _own_now(self) -> str:
         """The address the pair was made with, or the one that leads to the peer while the node lacks it; empty if none does."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from ctl.errors import Advice
+
 
 class Severity(StrEnum):
     """What a finding asks of an operator: nothing (ok, info), a look (warn), an action (fail)."""
@@ -54,10 +56,11 @@ def judged(name: str, good: bool, message: str, remedy: str) -> Finding:
     return ok(name, message) if good else Finding(name, Severity.FAIL, message, remedy)
 
 
-def from_problem(name: str, problem: str) -> Finding:
-    """A message that has its remedy behind a colon, as those of the kernel's settings."""
-    message, _, remedy = problem.partition(": ")
-    return Finding(name, Severity.FAIL, message, remedy)
+def from_problem(name: str, problem: str, otherwise: str = "the message says what to do") -> Finding:
+    """A problem that another part found. otherwise: the remedy of a message that has none apart from it."""
+    if isinstance(problem, Advice):
+        return Finding(name, Severity.FAIL, problem.message, problem.remedy)
+    return Finding(name, Severity.FAIL, problem, otherwise)
 
 
 def worst(findings: Iterable[Finding]) -> Severity:

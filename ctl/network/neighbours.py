@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from ctl.config.model import Config
-from ctl.errors import XlbError
+from ctl.errors import Advice, XlbError
 from ctl.network.network import Network
 
 RESOLVE_DELAY_S = 0.05
@@ -124,8 +124,6 @@ def excess_of(network: Network, addresses: Iterable[str]) -> tuple[str, ...]:
             names = [f"net.{family}.neigh.default.gc_thresh{number}" for number in (1, 2, 3)]
             values = [count, count * 3 // 2, count * 2]
             remedy = " ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
-            messages.append(
-                f"{count} next hops of backends, but the kernel keeps {capacity} neighbours ({names[2]}), "
-                f"and connections to the others fail: sysctl -w {remedy}"
-            )
+            message = f"{count} next hops of backends, but the kernel keeps {capacity} neighbours ({names[2]}), "
+            messages.append(Advice(f"{message}and connections to the others fail", f"sysctl -w {remedy}"))
     return tuple(messages)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ctl.errors import Advice
+
 
 @dataclass(frozen=True, slots=True)
 class Interface:
@@ -173,7 +175,7 @@ class Network(Protocol):
 
     def neighbours(self) -> Sequence[Neighbour]: ...
 
-    def forwarding_problems(self, interfaces: Sequence[str]) -> Sequence[str]:
+    def forwarding_problems(self, interfaces: Sequence[str]) -> Sequence[Advice]:
         """One message for each sysctl that is not as forwarding requires."""
 
     def keep_frames_whole(self, interfaces: Sequence[str]) -> Sequence[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from ctl.errors import Code, XlbError
+from ctl.errors import Advice, Code, XlbError
 from ctl.network.network import Interface, InterfaceAddress, Neighbour, NetworkEvents, Observed, Route, Setting
 
 
@@ -57,7 +57,7 @@ class FakeNetwork:
         self.announced: list[InterfaceAddress] = []
         self.kept: set[tuple[int, str]] = set()
         self.asked: list[tuple[int, str]] = []
-        self.problems: list[str] = []
+        self.problems: list[Advice] = []
         self.settings: dict[Setting, str] = {}
         self.fixed: set[Setting] = set()  # cannot be set
         self.secondary: set[InterfaceAddress] = set()
@@ -125,7 +125,7 @@ class FakeNetwork:
     def neighbours(self) -> Sequence[Neighbour]:
         return [Neighbour(index, address, True, "02:00:00:00:01:01") for index, address in sorted(self.kept)]
 
-    def forwarding_problems(self, interfaces: Sequence[str]) -> Sequence[str]:
+    def forwarding_problems(self, interfaces: Sequence[str]) -> Sequence[Advice]:
         return list(self.problems)
 
     def keep_frames_whole(self, interfaces: Sequence[str]) -> Sequence[str]:

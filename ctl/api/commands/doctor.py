@@ -193,7 +193,7 @@ def _sources(node: ExaminedNode) -> Iterator[Finding]:
         try:
             node.sources.look(address)
         except XlbError as error:
-            failing.append(from_problem(f"checks of {address}", str(error)))
+            failing.append(from_problem(f"checks of {address}", error.detail))
     yield from failing[:_SHOWN]
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from ctl.config.model import Config
-from ctl.errors import XlbError
+from ctl.errors import Advice, XlbError
 from ctl.network.network import InterfaceAddress, Network
 
 FRESH_S = 1.0
@@ -58,10 +58,10 @@ class OwnSources:
             self._fresh_until_s = time.monotonic() + FRESH_S
             own = own_source(target, device, self._addresses, self._config().vips)
         if not own:
-            raise XlbError(
-                f"no source address towards {target}: {device} has only VIPs, and the guard of VIP {vip} drops the answers; "
-                f"add an address of this node: ip address add ADDRESS/PREFIX dev {device}"
+            message = (
+                f"no source address towards {target}, as {device} has only VIPs, and the guard of VIP {vip} drops the answers"
             )
+            raise XlbError(Advice(message, f"add an address of this node: ip address add ADDRESS/PREFIX dev {device}"))
         return own
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 
 from bpf.kernel.attach import driver
-from ctl.errors import Code, XlbError
+from ctl.errors import Advice, Code, XlbError
 from ctl.network.kernel import offloads, sysctl
 from ctl.network.kernel.address_batch import AddressBatch
 from ctl.network.kernel.messages import Address, Link
@@ -111,7 +111,7 @@ class KernelNetwork:
             message = f"cannot set {setting.name}={setting.wanted}: {error.strerror}"
             raise XlbError(message, Code.KERNEL_REFUSED) from None
 
-    def forwarding_problems(self, interfaces: Sequence[str]) -> Sequence[str]:
+    def forwarding_problems(self, interfaces: Sequence[str]) -> Sequence[Advice]:
         return sysctl.problems(interfaces)
 
     def keep_frames_whole(self, interfaces: Sequence[str]) -> Sequence[str]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ctl.errors import Advice
 from ctl.network.network import Setting
 
 ROOT = Path("/proc/sys/net")
@@ -51,17 +52,17 @@ def read(interfaces: Sequence[str], vip_interfaces: Sequence[str] = (), root: Pa
     return {setting: value for setting, value in values if value is not None}
 
 
-def problems(interfaces: Sequence[str], root: Path = ROOT) -> list[str]:
+def problems(interfaces: Sequence[str], root: Path = ROOT) -> list[Advice]:
     """One message, with the remedy, for each wrong setting."""
     found = [
-        f"{setting.name} is {value}, must be {setting.wanted}: sysctl -w {setting.name}={setting.wanted}"
+        Advice(f"{setting.name} is {value}, must be {setting.wanted}", f"sysctl -w {setting.name}={setting.wanted}")
         for setting, value in read(interfaces, root=root).items()
         if setting.is_wrong(value)
     ]
     for interface in ("all", *interfaces):
         if _read(root / f"ipv4/conf/{interface}/rp_filter") == "1":
             name = f"net.ipv4.conf.{interface}.rp_filter"
-            found.append(f"{name} is 1 (strict) and may drop replies that wait for a neighbour: sysctl -w {name}=2")
+            found.append(Advice(f"{name} is 1 (strict) and may drop replies that wait for a neighbour", f"sysctl -w {name}=2"))
     return found
 
 

@@ -21,7 +21,7 @@ from ctl.config.model import Protocol
 from ctl.daemon import locked_run_dir, main
 from ctl.dataplane.flow_hash import client_hash, flow_hash
 from ctl.dataplane.flow_selection import PROTOCOL_NUMBERS
-from ctl.errors import Code, InvalidInput, XlbError
+from ctl.errors import Advice, Code, InvalidInput, XlbError
 from ctl.network.network import InterfaceAddress, Setting
 from ctl.network.opposition import TIMES
 from ctl.node.transaction import MAX_WAITING_CHANGES
@@ -652,7 +652,7 @@ def test_status_and_stats_are_documents(daemon: RunningDaemon) -> None:
 
 def test_an_interface_of_the_node_file_that_is_missing_fails_the_doctor_not_the_node(daemon: RunningDaemon) -> None:
     daemon.network.links["eth0"] = replace(daemon.network.links["eth0"], carrier=False)
-    daemon.network.problems = ["net.ipv4.ip_forward is 0, must be 1: sysctl -w net.ipv4.ip_forward=1"]
+    daemon.network.problems = [Advice("net.ipv4.ip_forward is 0, must be 1", "sysctl -w net.ipv4.ip_forward=1")]
     findings = {each["name"]: each for each in daemon.call("doctor")}
     assert (findings["interface eth0"]["ok"], findings["interface eth0"]["message"]) == (False, "has no carrier")
     assert findings["forwarding"] == {
