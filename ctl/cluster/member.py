@@ -100,7 +100,13 @@ class PairMember:
         )
         self._undo.append(links.close)
         self.replicator = Replicator(
-            parts.plane, links.send_flows, boot, lambda: self.pair.clock.offset_ns, self._connections, self._step_changed
+            parts.plane,
+            links.send_flows,
+            boot,
+            lambda: self.pair.clock.offset_ns,
+            self._connections,
+            self._step_changed,
+            unreplicated=lambda: parts.sweeper.result.unreplicated,
         )
         self._undo.append(lambda: asyncio.to_thread(self.replicator.close))
         parts.sweeper.follow_with(self.replicator)

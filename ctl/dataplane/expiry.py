@@ -27,6 +27,8 @@ from ctl.config.model import Config, Protocol
 NO_FARM_S = 120
 """For connections of a deleted farm, whose timeout is unknown."""
 PRESSURE_FROM = 0.6
+LASTING_S = 20
+"""Longer than a server repeats a SYN-ACK that nobody answers, at intervals of 1, 2, 4 and 8 s."""
 FLOOR_S = 60
 """Also the time for which the source port of a closed connection is kept from other clients (bpf/program/select.h)."""
 
@@ -151,6 +153,17 @@ def count_connections(values: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]
     backends = np.minimum(values["backend"][current], MAX_BACKENDS - 1)
     farms = np.minimum(values["farm"][current], MAX_FARMS - 1)
     return np.bincount(backends, minlength=MAX_BACKENDS), np.bincount(farms, minlength=MAX_FARMS)
+
+
+def lasting(values: Array, found: Mask, opposite: Array) -> Mask:
+    """Which embryonic forward entries have a connection that lasted. found, opposite: the entries of the other direction.
+
+    Its client spoke after an answer, or the answers to a datagram went on for LASTING_S. It is not in the map of established
+    flows because that is full, or because its next packet moves it there; until then no peer has it.
+    """
+    forward, reply = values["last_seen"].astype(np.int64), opposite["last_seen"].astype(np.int64)
+    answered = found & ((values["state"] & opposite["state"] & int(FlowState.SEEN)) != 0) & ~_is_closed(values["state"])
+    return np.asarray(answered & ((forward > reply) | (reply - forward >= to_ticks(LASTING_S))), np.bool_)
 
 
 def _limits(state: Any, farm: Array, timeouts: Timeouts, embryonic: bool) -> Ticks:

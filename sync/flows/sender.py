@@ -162,13 +162,13 @@ class Sender:
                 return max(0, now_ns - pending.clock_ns)
         return 0
 
-    def protected(self, flows: int) -> float:
-        """Share of `flows` that the peer has: 0.0 to 1.0."""
+    def protected(self, flows: int, unreplicated: int = 0) -> float:
+        """Share of `flows` that the peer has: 0.0 to 1.0. unreplicated: how many of them are in no block."""
         if not flows:
             return 1.0 if self.in_step else 0.0
         if not self.in_step:
             return min(1.0, self._snapshot_acked / flows)
-        waiting = self._queued_records + sum(block.count for block in self._window)
+        waiting = unreplicated + self._queued_records + sum(block.count for block in self._window)
         return max(0.0, 1.0 - waiting / flows)
 
     def _clear(self) -> None:

@@ -95,15 +95,18 @@ class Replicator:
         step_changed: Callable[[bool, str], None],
         make_worker: MakeWorker | None = None,
         now_ns: Clock = monotonic_ns,
+        unreplicated: Callable[[], int] = lambda: 0,
     ) -> None:
         """boot: random number of this incarnation. clock_offset_ns: what to add to the peer's clock to get ours, None while
         unknown.
 
-        connections: how many this node has, e.g. the last sweep's count. step_changed(in_step, why): the maps of both nodes are
+        connections: how many this node has, e.g. the last sweep's count; unreplicated: those of them that have lasted and that
+        the kernel does not report. step_changed(in_step, why): the maps of both nodes are
         or are no longer in step, with the reason for the log. make_worker: a thread by default.
         """
         self._loop = asyncio.get_running_loop()
         self._send, self._connections, self._step_changed = send, connections, step_changed
+        self._unreplicated = unreplicated
         self._flushes: dict[int, Callable[[int], None]] = {}
         self._outward: deque[bytes] = deque()
         self._outward_lock = threading.Lock()
@@ -184,7 +187,7 @@ class Replicator:
         sender, receiver, counts, maps = engine.sender, engine.receiver, engine.counts, engine.maps.counts
         with contextlib.suppress(RuntimeError):  # the thread changed a queue while it was read: the next answer is right
             self._lag_ms = sender.lag_ns(self._now_ns()) / 1e6
-            self._protected = sender.protected(self._connections())
+            self._protected = sender.protected(self._connections(), self._unreplicated())
         serving = receiver.serving
         return ReplicationStatus(
             in_step=sender.in_step if serving else receiver.in_step,

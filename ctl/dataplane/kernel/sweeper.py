@@ -46,6 +46,7 @@ class SweepResult:
     entries: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     expired: int = 0
     misplaced: int = 0
+    unreplicated: int = 0  # connections that have lasted and are embryonic
     took_ms: float = 0.0
 
 
@@ -138,13 +139,15 @@ class Sweeper:
         timeouts = expiry.timeout_ticks(config)
         counts = np.zeros(MAX_BACKENDS, dtype=np.intp)
         entries = {f"{table}_{family}": 0 for table in flow_maps.TABLES for family in flow_maps.FAMILIES}
-        removed = moved = 0
+        removed = moved = unreplicated = 0
         for table, family, keys, values in flow_maps.slices(self._plane):
             entries[f"{table}_{family}"] += len(keys)
             if placement is not None and (chosen := placement.misplaced(keys, values)).any():
                 moved += self._remove_misplaced(table, family, keys[chosen], values[chosen])
                 keys, values = keys[~chosen], values[~chosen]
             counts += expiry.count_connections(values)[0]
+            if table == "embryonic" and self._follower is not None:
+                unreplicated += self._count_lasting(family, keys, values)
             limits = timeouts.under_pressure(self._fill(family)) if table == "flows" else timeouts
             expired = self._expire(table, family, keys, values, limits, follower if table == "flows" else None)
             removed += expired
@@ -153,7 +156,15 @@ class Sweeper:
             log.info("flows to removed, failed or unused backends ended: %d entries", moved)
         used = np.flatnonzero(counts)
         connections = dict(zip(used.tolist(), counts[used].tolist(), strict=True))
-        return SweepResult(connections, entries, removed, moved, (time.monotonic() - started) * 1000)
+        return SweepResult(connections, entries, removed, moved, unreplicated, (time.monotonic() - started) * 1000)
+
+    def _count_lasting(self, family: str, keys: Array, values: Array) -> int:
+        forward = flow_maps.is_forward(values)
+        keys, values = keys[forward], values[forward]
+        if not len(keys):
+            return 0
+        found, opposite = self._plane.lookup_flows("embryonic", family, expiry.opposite_keys(keys, values))
+        return int(np.count_nonzero(expiry.lasting(values, found, opposite)))
 
     def _fill(self, family: str) -> float:
         """How full the map of established flows was at the last sweep, 0 to 1."""

@@ -191,3 +191,22 @@ def test_no_rows_at_all() -> None:
     keys, values = np.zeros(0, key_dtype("v6")), np.zeros(0, flow_dtype("v6"))
     assert sweep(keys, values) == set()
     assert expiry.count_connections(values)[0].sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("forward", "reply", "lasts"),
+    [
+        ((SEEN, 5), (SEEN, 5), False),  # a question and its answer, or a SYN and its SYN-ACK
+        ((SEEN, 5), (SEEN, 1), False),
+        ((SEEN, 40), (SEEN, 1), True),  # one datagram, and a stream of answers
+        ((SEEN, 1), (SEEN, 3), True),  # the client went on; the map of established flows is full
+        ((SEEN, 40), (0, 1), False),
+        ((RST, 1), (RST, 3), False),
+    ],
+)
+def test_connections_that_last_are_found_among_the_embryonic(
+    forward: tuple[int, float], reply: tuple[int, float], lasts: bool
+) -> None:
+    _, values = connection(forward, reply)
+    assert expiry.lasting(values[:1], np.array([True]), values[1:]).tolist() == [lasts]
+    assert expiry.lasting(values[:1], np.array([False]), values[1:]).tolist() == [False]

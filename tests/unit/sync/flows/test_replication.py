@@ -155,6 +155,7 @@ def test_a_flush_survives_a_new_snapshot() -> None:
 def test_lag_and_share_measure_what_the_peer_lacks() -> None:
     sender = in_step()
     assert sender.lag_ns(50) == 0 and sender.protected(1000) == 1.0
+    assert sender.protected(1000, 250) == 0.75, "flows that no block ever had"
     sender.changes(4, 10, b"x", 40)
     assert sender.lag_ns(50) == 10 and sender.protected(1000) == 0.99
     sender.stop()
