@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
@@ -104,9 +105,7 @@ def test_packets_went_through_xdp_in_the_mode_asked_for(site: Serving, family: i
 
 @both_families
 def test_a_backend_that_is_a_client_reaches_the_farm_it_serves(site: Serving, family: int) -> None:
-    """Hairpin: the backend picked may be the client itself. Only snat can do that, since dnat's reply never leaves the host."""
-    if site.rig.layout.routed:
-        return
+    """Hairpin: the backend picked may be the client itself, or a neighbour; in mode dnat its address is hidden from them."""
     client = Client(site.rig.backend("b1").namespace)
     try:
         tally = client.run(repeat(lambda: tcp_connect(VIPS[family], PORTS["tcp"]), 60, Tally(), concurrency=8))
@@ -161,6 +160,40 @@ def test_two_clients_with_one_port_are_kept_apart(site: Serving) -> None:
     site.node.call("backend.add", farm="single", address=site.rig.backends[0].address4, port=BACKEND_PORTS["tcp"])
     first, other = namespace.call(both)
     assert first != other
+
+
+@both_families
+@pytest.mark.parametrize("service", ["tcp", "udp"])
+def test_one_client_port_to_two_ports_of_one_backend(site: Serving, family: int, service: str) -> None:
+    """Both reach the same server: in mode dnat too, where the client's address and port would be the same twice."""
+    backend = site.rig.backends[0]
+    for name, port in (("one", 7771), ("two", 7772)):
+        mode, proto = "dnat" if site.rig.layout.routed else "snat", service
+        site.node.call("farm.add", name=name, vip=VIPS[family], port=port, mode=mode, proto=proto)
+        address = backend.address4 if family == 4 else backend.address6
+        site.node.call("backend.add", farm=name, address=address, port=BACKEND_PORTS[service])
+
+    def both() -> list[str]:
+        kind = socket.SOCK_STREAM if service == "tcp" else socket.SOCK_DGRAM
+        answers = []
+        with contextlib.ExitStack() as stack:
+            for port in (7771, 7772):
+                one = stack.enter_context(socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, kind))
+                one.settimeout(5)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                one.bind(("", 3_460))
+                one.connect((VIPS[family], port))
+                if service == "udp":
+                    one.send(b"?")
+                answers.append(one.recv(200).split()[0].decode())
+        return answers
+
+    try:
+        assert site.rig.client.namespace.call(both) == ["b1", "b1"]
+    finally:
+        for name in ("one", "two"):
+            site.node.call("farm.delete", name=name)
 
 
 def test_a_port_range_keeps_the_offset(site: Serving) -> None:
