@@ -200,6 +200,21 @@ def test_both_maps_agree_after_a_reset_that_was_ignored(joined: Joined, family: 
     )
 
 
+def test_a_connection_that_was_replaced_leaves_the_backup_too(joined: Joined, family: Family) -> None:
+    """Its backend is removed from the farm and the client reuses the tuple: nothing keeps the old reply entry's port."""
+    for bed in (joined.active, joined.backup):
+        serve(bed, family, Mode.SNAT, Protocol.TCP)
+    exchange(joined.active, family, Mode.SNAT, Protocol.TCP, 40000)
+    joined.meet()
+    joined.settle()
+    assert len(rows(joined.backup, family)) == 2
+    joined.active.farm(family.vip, (family.far(12), 8080), first_backend=40)
+    for flags in ("R", "S"):
+        joined.active.send(bytes(from_client(family, Protocol.TCP, flags)))
+    joined.settle()
+    assert not rows(joined.active, family) and not rows(joined.backup, family)
+
+
 def test_the_backup_keeps_what_the_active_keeps_and_no_longer_than_the_slack(joined: Joined, family: Family) -> None:
     """A busy connection is reported every 2**REFRESH_SHIFT ticks; until the next report the backup must not forget it."""
     serve(joined.active, family, Mode.SNAT, Protocol.UDP)
