@@ -77,7 +77,7 @@ class EpochWriter:
                     await loop.run_in_executor(self._thread, self._file.save, state)
                 except OSError as error:
                     if delay_s == RETRY_S:
-                        log.error("cannot store %s: %s; until it can, this node cannot take over", self._file.path, error)
+                        log.error("cannot store %s: %s; trying again", self._file.path, error)
                     self._dirty, self._done = True, done + self._done
                     await asyncio.sleep(delay_s)
                     delay_s = min(2 * delay_s, RETRY_MAX_S)

@@ -44,6 +44,7 @@ from ctl.node.node import Node
 from ctl.node.parts import LocalParts, NodeParts
 from ctl.node.reconciler import Reconciler, Subjects
 from ctl.node.running_configuration import RunningConfiguration
+from ctl.node.state_watch import StateWatch
 from ctl.node.summary import Summary
 from ctl.node.transaction import Transaction
 from ctl.runtime import memory
@@ -131,6 +132,7 @@ def _parts(
         summary=summary,
         local=local,
         membership=membership,
+        state_watch=StateWatch(settings.node.state_dir, membership),
         pairing=pairing,
         cluster_check=check,
         dispatcher=dispatcher,

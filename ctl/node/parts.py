@@ -19,6 +19,7 @@ from ctl.network.neighbours import NextHopKeeper
 from ctl.network.vip_addresses import VipAddresses
 from ctl.node.reconciler import Reconciler
 from ctl.node.running_configuration import RunningConfiguration
+from ctl.node.state_watch import StateWatch
 from ctl.node.summary import Summary
 from ctl.node.transaction import Transaction
 from ctl.runtime.loop_lag import LoopLag
@@ -57,6 +58,7 @@ class NodeParts:
     summary: Summary
     local: LocalParts
     membership: Membership
+    state_watch: StateWatch
     pairing: Pairing
     cluster_check: ClusterCheck
     dispatcher: Dispatcher

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -17,9 +18,11 @@ from typing import Any
 from ctl.config.validation import MAX_PRIORITY, canonical_address, check_name
 from ctl.errors import Code, InvalidInput, XlbError, storage_code
 from ctl.state.durable_files import Files
+from ctl.state.sealed import is_intact, sealed
 from sync.transport import Keys
 
 FILE = "cluster.json"
+COPY = "cluster.json.copy"
 FORMAT_VERSION = 1
 MAX_BYTES = 64 * 1024
 
@@ -29,6 +32,7 @@ BULK_PORT = 10918  # flows
 PAIRING_PORT = 10919  # open only while a token is outstanding
 CONFIG_PORT = 10920  # configurations and requests
 
+log = logging.getLogger(__name__)
 _PAIR_ID = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")  # Z85 (ZeroMQ RFC 32)
 
@@ -107,7 +111,7 @@ class ClusterFile:
     """state_dir/cluster.json. Methods block (fsync): call them in a thread."""
 
     def __init__(self, state_dir: Path, files: Files | None = None) -> None:
-        self.path = state_dir / FILE
+        self.path, self._copy = state_dir / FILE, state_dir / COPY
         self._files = files or Files()
 
     def load(self) -> ClusterSettings | None:
@@ -115,24 +119,41 @@ class ClusterFile:
 
         Raises XlbError if the file is unusable: a node must not become a single node because its file is damaged.
         """
-        try:
-            with self.path.open("rb") as file:
-                text = file.read(MAX_BYTES + 1)
-        except FileNotFoundError:
+        text = self._read(self.path)
+        if text is None:
             return None
-        except OSError as error:
-            raise XlbError(f"cannot read {self.path}: {error.strerror}; run xlbd as root", storage_code(error)) from None
         try:
             return decode(text)
         except InvalidInput as error:
-            remedy = "restore it from a backup, or move it away on both nodes and create the pair again"
-            raise XlbError(f"{self.path} is damaged: {error}; {remedy}", Code.DAMAGED_FILE) from None
+            return self._from_copy(error)
         except XlbError as error:
             raise XlbError(f"{self.path}: {error}; nothing was changed") from None
+
+    def _from_copy(self, damage: InvalidInput) -> ClusterSettings:
+        """What the damaged file was, from the copy beside it."""
+        copy = self._read(self._copy)
+        with contextlib.suppress(XlbError):
+            if copy is not None:
+                settings = decode(copy)
+                log.warning(
+                    "%s is damaged (%s): this node runs with %s; restore the file from it", self.path, damage, self._copy
+                )
+                return settings
+        remedy = f"restore it from a backup, or move it and {self._copy.name} away on both nodes and create the pair again"
+        raise XlbError(f"{self.path} is damaged: {damage}; {remedy}", Code.DAMAGED_FILE) from None
+
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            return self._files.read(path, MAX_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise XlbError(f"cannot read {path}: {error.strerror}; run xlbd as root", storage_code(error)) from None
 
     def save(self, settings: ClusterSettings) -> None:
         """Returns once the file would survive a power cut. Raises XlbError naming the file and the reason."""
         try:
+            self._files.replace(self._copy, encode(settings))
             self._files.replace(self.path, encode(settings))
         except OSError as error:
             raise XlbError(
@@ -143,6 +164,7 @@ class ClusterFile:
         """Make the node single from its next start; no error if it already is. Raises XlbError."""
         try:
             self._files.remove(self.path)
+            self._files.remove(self._copy)
             with contextlib.suppress(FileNotFoundError):
                 self._files.sync_directory(self.path.parent)
         except OSError as error:
@@ -153,7 +175,7 @@ class ClusterFile:
 
 def encode(settings: ClusterSettings) -> bytes:
     """The file's content; `decode` of it is `settings`."""
-    document = {"xlb": "cluster", "version": FORMAT_VERSION, **asdict(settings)}
+    document = sealed({"xlb": "cluster", "version": FORMAT_VERSION, **asdict(settings)})
     return json.dumps(document, indent=1).encode() + b"\n"
 
 
@@ -175,6 +197,8 @@ def decode(text: bytes) -> ClusterSettings:
             f"written in format {version} by a newer xlb; this version reads up to {FORMAT_VERSION}: upgrade xlb",
             Code.NEWER_FORMAT,
         )
+    if not is_intact(document):
+        raise InvalidInput("its digest does not match its content")
     values = _take(document, ClusterSettings, "", {"own": dict, "peer": dict})
     members = {name: Member(**_take(values[name], Member, f"{name}.", {})) for name in ("own", "peer")}
     return ClusterSettings(**values | members)

@@ -6,6 +6,7 @@ node is active in it, so that no epoch is used again after a restart; so is the 
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,17 +14,22 @@ from typing import TypeGuard
 
 from ctl.errors import Code, XlbError, storage_code
 from ctl.state.durable_files import Files, utc_stamp
+from ctl.state.sealed import is_intact, sealed
 from sync.failover.timing import MAX_LEASE_NS, MIN_LEASE_NS
 
 FILE = "epoch.json"
 FORMAT_VERSION = 2  # 1: without the leases
 MAX_BYTES = 4096
+SECTOR_BYTES = 512
+"""Size of the file: what a disk writes as a whole."""
 MAX_EPOCH = 2**63 - 1
+MAX_NODES = 140
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
 class EpochState:
-    """State that survives a restart. `reserved`: an epoch in which this node may have been active (`sync.failover.epochs`).
+    """State that survives a restart. `reserved`: up to this epoch this node may have been active (`sync.failover.epochs`).
 
     Leases: `sync.failover.agreement`.
     """
@@ -33,6 +39,7 @@ class EpochState:
     maintenance: bool = False
     lease_ns: int = 0
     peer_lease_ns: int = 0
+    nodes: str = ""  # of the pair, "lb1/lb2": tells a node that lost its cluster.json that it is not single
 
 
 class EpochFile:
@@ -66,10 +73,23 @@ class EpochFile:
                 ) from None
             return EpochState(), f"{self.path} is damaged ({error}), saved as {kept}; this node learns the epoch from its peer"
 
+    def exists(self) -> bool:
+        """Whether there is one; `load` takes a missing one for a new node's."""
+        return self._files.exists(self.path)
+
     def save(self, state: EpochState) -> None:
-        """Returns once the file would survive a power cut. Raises OSError."""
-        text = json.dumps({"xlb": "epoch", "version": FORMAT_VERSION, **asdict(state)}).encode() + b"\n"
-        self._files.replace(self.path, text)
+        """Returns once the file would survive a power cut. Raises OSError.
+
+        On a full disk it is written in the space that the present file has.
+        """
+        document = sealed({"xlb": "epoch", "version": FORMAT_VERSION, **asdict(state)})
+        text = json.dumps(document, separators=(",", ":")).encode().ljust(SECTOR_BYTES - 1) + b"\n"
+        try:
+            self._files.replace(self.path, text)
+        except OSError as error:
+            if error.errno not in _FULL or not self._files.exists(self.path):
+                raise
+            self._files.overwrite(self.path, text)
 
     def remove(self) -> None:
         """Delete the file when the node becomes single; its next pair starts with new epochs. Raises OSError."""
@@ -89,10 +109,16 @@ def _decode(text: bytes, path: Path) -> EpochState:
             f"{path} was written in format {version} by a newer xlb; this version reads {FORMAT_VERSION}: upgrade xlb",
             Code.NEWER_FORMAT,
         )
+    if not is_intact(document):
+        raise ValueError("its digest does not match its content")
     epoch, reserved, maintenance = (document.get(key) for key in ("epoch", "reserved", "maintenance"))
     if not _is_number(epoch) or not _is_number(reserved) or not isinstance(maintenance, bool):
         raise ValueError("epoch, reserved: expected numbers, maintenance: true or false")
-    return EpochState(epoch, reserved, maintenance, *(_lease(document, key) for key in ("lease_ns", "peer_lease_ns")))
+    nodes = document.get("nodes", "")
+    if not isinstance(nodes, str) or len(nodes) > MAX_NODES:
+        raise ValueError(f"nodes: expected at most {MAX_NODES} characters")
+    own_ns, peer_ns = _lease(document, "lease_ns"), _lease(document, "peer_lease_ns")
+    return EpochState(epoch, reserved, maintenance, own_ns, peer_ns, nodes)
 
 
 def _lease(document: dict[str, object], key: str) -> int:

@@ -1,23 +1,27 @@
 """Epochs: which number this node may become active with next, that it is on disk before it is needed, and claims and promises.
 
-Decides epochs. Must not know files: storing is an effect. Each node uses only numbers of its own parity, so no epoch
-ever belongs to two nodes and no tie is possible.
+Decides epochs. Must not know files: storing is an effect. Each node uses only numbers of its own parity, so no epoch ever
+belongs to two nodes and no tie is possible. The disk has a limit far above the epochs in use, so that a node whose disk is full
+or read-only can still take over, hundreds of times. After a crash every epoch up to the limit counts as spent.
 """
 
 from __future__ import annotations
 
 from sync.failover.types import Heartbeat, PersistEpoch, Role
 
+AHEAD = 1000
+"""How far the limit on disk is above the next epoch when it is stored; half of it is left when it is stored again."""
+
 
 class Epochs:
-    """`current` is the highest epoch this node knows to have begun; `reserved` an unspent, durable one, 0 if none yet."""
+    """`current` is the highest epoch this node knows to have begun; `reserved` an unspent, durable one, 0 if there is none."""
 
-    __slots__ = ("_floor", "_parity", "_reserving", "current", "reserved")
+    __slots__ = ("_limit", "_parity", "_storing", "current", "reserved")
 
     def __init__(self, parity: int, persisted_epoch: int, persisted_reserved: int) -> None:
-        # A reserved number may have begun before a crash: it must not be forgotten.
-        self.current = self._floor = max(persisted_epoch, persisted_reserved)
-        self.reserved = self._reserving = 0
+        # Every number up to the limit may have begun before a crash: none must be used again.
+        self.current = self._limit = self._storing = max(persisted_epoch, persisted_reserved)
+        self.reserved = 0
         self._parity = parity
 
     def seen(self, epoch: int) -> None:
@@ -25,23 +29,32 @@ class Epochs:
         self.current = max(self.current, epoch)
 
     def reserve(self, above: int = 0) -> PersistEpoch | None:
-        """Ask for an unspent epoch greater than the current one and than `above`, unless one is there or being stored."""
+        """Have an unspent epoch greater than the current one and than `above`; ask for a limit on disk where that is near."""
         known = max(self.current, above)
-        if self.reserved > known or self._reserving > known:
+        if self.reserved <= known:
+            self._take(known)
+        needed = max(self.reserved, known)
+        if max(self._limit, self._storing) - needed >= AHEAD // 2:
             return None
-        self._floor = max(self._floor, known) + 1
-        self._floor += self._floor % 2 != self._parity
-        self.reserved, self._reserving = 0, self._floor
-        return PersistEpoch(self.current, self._floor)
+        self._storing = needed + AHEAD
+        return PersistEpoch(self.current, self._storing)
 
-    def persisted(self, reserved: int) -> None:
-        """The disk has it."""
-        if reserved == self._reserving:
-            self.reserved, self._reserving = reserved, 0
+    def _take(self, known: int) -> None:
+        """The next number of this node above `known`, if it is on disk."""
+        following = known + 1
+        following += following % 2 != self._parity
+        self.reserved = following if following <= self._limit else 0
+
+    def persisted(self, limit: int) -> None:
+        """The disk has this limit."""
+        self._limit = max(self._limit, limit)
+        if not self.reserved:
+            self._take(self.current)
 
     def give_back(self) -> PersistEpoch:
-        """This incarnation ends in order: the epoch it reserved did not begin."""
-        self.reserved = self._reserving = 0
+        """This incarnation ends in order: no epoch above the current one has begun."""
+        self.reserved = 0
+        self._limit = self._storing = self.current
         return PersistEpoch(self.current, self.current)
 
     def spend(self) -> int:

@@ -400,7 +400,7 @@ class Failover:
         self._peer.ignore_silence_until(now + timing.takeover_ns + timing.alone_ns)
 
     def _reserve(self, above: int = 0) -> None:
-        """Have an unspent epoch on disk before it is needed, so that a takeover waits for no disk."""
+        """Have an unspent epoch that is on disk, so that a takeover waits for none."""
         beat = self._peer.heartbeat
         self._do(self._epochs.reserve(max(above, beat.epoch, beat.claim) if beat else above))
 
@@ -518,11 +518,12 @@ class Failover:
         known = max(self._version[0], beat.epoch if beat and beat.role is not Role.ACTIVE else 0)
         if not self.serving or known <= self.epoch:
             return
+        self._reserve(known)
         if self._epochs.reserved > known:
             self._epochs.spend()
             self._do(ExtendLease(self.deadline_ns, self.epoch, self.deadline_ns))
             self._report(self._message(Cause.EPOCH_RAISED, known=known))
-        self._reserve(known)
+            self._reserve()
 
     def _candidate_hears(self, beat: Heartbeat) -> None:
         claim = self._claim.epoch

@@ -1,6 +1,6 @@
 """A simulated disk: what is written is there at once, what is synced survives a power cut.
 
-Decides what a power cut leaves. A full disk refuses to write.
+Decides what a power cut leaves, and what a full or read-only disk refuses.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from ctl.state.durable_files import Files
 
 
 class Disk(Files):
-    """Implements `ctl.state.durable_files.Files` in memory. `refuses`: it is full."""
+    """Implements `ctl.state.durable_files.Files` in memory. A full disk takes what needs no further space."""
 
     def __init__(self, wrote: Callable[[], None]) -> None:
         """wrote: called after each write, when a crash may come before the next step."""
         self._wrote = wrote
         self._names: dict[Path, bytes] = {}  # as the running kernel sees them
         self._durable: dict[Path, bytes] = {}
-        self.refuses = False
+        self.full = self.read_only = False
 
     def power_cut(self) -> bool:
         """Names that were not synced are as they were before. Returns whether there were any."""
@@ -49,9 +49,17 @@ class Disk(Files):
         pass
 
     def write_synced(self, path: Path, content: bytes) -> None:
-        if self.refuses:
+        if self.read_only:
+            raise OSError(errno.EROFS, "read-only file system", str(path))
+        if self.full:
             raise OSError(errno.ENOSPC, "no space left on device", str(path))
         self._names[path] = content
+        self._wrote()
+
+    def overwrite(self, path: Path, content: bytes) -> None:
+        if self.read_only:
+            raise OSError(errno.EROFS, "read-only file system", str(path))
+        self._names[path] = self._durable[path] = content
         self._wrote()
 
     def remove(self, path: Path) -> None:

@@ -52,6 +52,7 @@ OBSERVED = (
     "change on both nodes",
     "change on one node only",
     "change refused: disk_full",
+    "takeover while the disk refuses",
     "configuration of the peer adopted",
     "died between two effects",
     "event ring full",

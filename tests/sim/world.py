@@ -76,6 +76,7 @@ PROCESS = (
     "pause_blind",
     "slow",
     "disk_full",
+    "disk_read_only",
     "advert_cut",
     "carrier",
     "degraded",
@@ -294,6 +295,8 @@ class World:
         if max(stored.reserved, stored.epoch) < epoch:
             self.fail(f"{node.name} serves with epoch {epoch}, which is not on its disk")
         node.served_epochs.append(epoch)
+        if node.disk.full or node.disk.read_only:
+            self.mark("takeover while the disk refuses")
 
     def addresses_added(self, node: Node) -> None:
         """VIPs have come onto the interfaces."""
@@ -439,8 +442,12 @@ class World:
         self.after(length, lambda: setattr(self, "slow_process", 0))
 
     def fault_disk_full(self, node: Node, length: int) -> None:
-        node.disk.refuses = True
-        self.after(length, lambda: setattr(node.disk, "refuses", False))
+        node.disk.full = True
+        self.after(length, lambda: setattr(node.disk, "full", False))
+
+    def fault_disk_read_only(self, node: Node, length: int) -> None:
+        node.disk.read_only = True
+        self.after(length, lambda: setattr(node.disk, "read_only", False))
 
     def fault_carrier(self, node: Node, length: int) -> None:
         def change(up: bool) -> None:
@@ -551,7 +558,7 @@ class World:
         self.loss, self.slow_net, self.slow_process = 0.0, 0, 0
         for node in self.nodes:
             node.stop_at = ""
-            node.disk.refuses = False
+            node.disk.full = node.disk.read_only = False
             node.carrier_down = node.degraded = False
             if not node.up:
                 node.boot()

@@ -33,6 +33,7 @@ from ctl.network.network import Network
 from ctl.network.vip_addresses import VipAddresses, wanted
 from ctl.runtime.loop_lag import LoopLag
 from ctl.runtime.startup import Startup
+from ctl.state import storage
 from ctl.state.node_file import NodeSettings
 
 FULL_SHARE = 0.8
@@ -91,6 +92,7 @@ def examine(node: ExaminedNode, status: Status, own: Sequence[OwnAddress]) -> li
         _listeners,
         _local_clients,
         _health,
+        _storage,
         _tables,
         _drops,
         _loop,
@@ -267,6 +269,16 @@ def _unchecked(node: ExaminedNode) -> Iterator[Finding]:
             remedy = f"xlbctl farm set {farm.name} --check tcp{port}"
             message = "has no health check: a dead backend stays in service"
             yield Finding(f"farm {farm.name} check", Severity.WARN, message, remedy)
+
+
+def _storage(node: ExaminedNode) -> Iterator[Finding]:
+    state_dir = node.settings.node.state_dir
+    if problem := storage.problem(state_dir, node.in_pair()):
+        yield Finding("storage", Severity.FAIL, problem.message, problem.remedy)
+    elif low := storage.low_space(state_dir):
+        yield Finding("storage", Severity.WARN, low, f"free space in {state_dir}: on a full disk changes are refused")
+    else:
+        yield ok("storage", f"{state_dir} can be written")
 
 
 def _tables(node: ExaminedNode) -> Iterator[Finding]:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ctl.errors import InvalidInput, XlbError
+from ctl.errors import Code, InvalidInput, XlbError
 from ctl.state.cluster_file import FORMAT_VERSION, ClusterFile, ClusterSettings, Member, decode, encode
 from ctl.state.durable_files import Files
+from ctl.state.sealed import sealed
 from sync.transport import Keys
 
 ONE, TWO = Keys.generate(), Keys.generate()
@@ -97,4 +100,36 @@ def test_impossible_values_are_named(change: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize("key", ["pair_id", "own", "creator", "created_s"])
 def test_a_value_of_another_type_is_named(key: str) -> None:
     with pytest.raises(InvalidInput, match=f"^{key}: expected"):
-        decode(json.dumps(json.loads(encode(SETTINGS)) | {key: 1.5}).encode())
+        decode(json.dumps(sealed(json.loads(encode(SETTINGS)) | {key: 1.5})).encode())
+
+
+@given(st.integers(0, 8 * len(encode(SETTINGS)) - 1))
+def test_a_flipped_bit_is_found_or_harmless(bit: int) -> None:
+    text = bytearray(encode(SETTINGS))
+    text[bit // 8] ^= 1 << bit % 8
+    try:
+        assert decode(bytes(text)) == SETTINGS  # in white space, or in the name of the digest's key
+    except InvalidInput:
+        pass
+    except XlbError as error:
+        assert error.code == Code.NEWER_FORMAT  # the digit of the version
+
+
+def test_a_damaged_file_is_replaced_by_its_copy_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = ClusterFile(tmp_path)
+    file.save(SETTINGS)
+    damaged = file.path.read_bytes().replace(b'"priority": 100', b'"priority": 101')
+    file.path.write_bytes(damaged)
+    assert file.load() == SETTINGS
+    assert "cluster.json is damaged (its digest does not match its content)" in caplog.text
+    (tmp_path / "cluster.json.copy").write_bytes(damaged)
+    with pytest.raises(XlbError, match=r"cluster\.json is damaged: its digest"):
+        file.load()
+    file.remove()
+    assert file.load() is None and list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_0_1_0_has_no_digest_and_is_read() -> None:
+    document = json.loads(encode(SETTINGS))
+    del document["sha256"]
+    assert decode(json.dumps(document).encode()) == SETTINGS

@@ -65,6 +65,13 @@ def test_a_file_from_before_leases_were_stored_is_read(tmp_path: Path) -> None:
     assert file.load() == (EpochState(7, 9, True), "")
 
 
+def test_a_flipped_digit_is_found(tmp_path: Path) -> None:
+    file = EpochFile(tmp_path)
+    file.save(EpochState(7, 1007))
+    file.path.write_bytes(file.path.read_bytes().replace(b"1007", b"1003"))
+    assert "its digest does not match its content" in file.load()[1]
+
+
 def test_leases_and_epochs_do_not_overwrite_each_other(tmp_path: Path) -> None:
     async def scene() -> None:
         completed: list[str] = []

@@ -186,7 +186,7 @@ def test_no_course_of_events_breaks_the_machine(vote: Vote, failback: bool, cour
     """It never raises, its epoch never falls, its lease never exceeds lease_ns, and its own epochs are on disk."""
     timing = Timing.from_ms(10, 30, 36)
     machine = Failover(FailoverConfig("lb1", "lb2", timing, 100, failback, vote), boot=99, epoch=0, reserved=0, now_ns=0)
-    on_disk, epoch_before, now = {0}, 0, 0
+    on_disk, epoch_before, now = 0, 0, 0
     begun = machine.start()
     waiting = [effect.reserved for effect in begun if isinstance(effect, types.PersistEpoch)]
     (storing,) = (effect.leases for effect in begun if isinstance(effect, types.PersistLeases))
@@ -199,7 +199,7 @@ def test_no_course_of_events_breaks_the_machine(vote: Vote, failback: bool, cour
         now += later
         events_now = [heartbeat_of(machine, sequence, now, **step)] if isinstance(step, dict) else [step]
         if step == "persist":
-            on_disk.update(waiting)
+            on_disk = max([on_disk, *waiting])
             events_now, waiting = [types.EpochPersisted(reserved) for reserved in waiting], []
             events_now.append(types.LeasesPersisted(storing))
         for event in events_now:
@@ -210,7 +210,7 @@ def test_no_course_of_events_breaks_the_machine(vote: Vote, failback: bool, cour
                     storing = effect.leases
                 if isinstance(effect, types.ExtendLease):
                     assert now < effect.deadline_ns <= now + timing.lease_ns
-                    assert effect.epoch in on_disk
+                    assert effect.epoch <= on_disk
                 if isinstance(effect, types.SendHeartbeat):
                     assert heartbeat_codec.decode_control(heartbeat_codec.encode(effect.heartbeat)) == effect.heartbeat
             assert machine.epoch >= epoch_before
