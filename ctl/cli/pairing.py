@@ -152,6 +152,8 @@ def destroy(session: Session, yes: bool) -> None:
     if not yes:
         status = session.call("cluster.status")
         name = (status.get("peer") or {}).get("name", "its peer")
+        if status["role"] == "fault" and not status.get("peer"):
+            click.echo(f"xlbctl: {status.get('why', '')}", err=True)
         click.confirm(f"Destroy the pair of {status['node']} and {name}?", abort=True, err=True)
     ended = session.call("cluster.destroy")
     if ended["warning"]:

@@ -87,7 +87,12 @@ class PairMember:
         if granted:
             resting = asyncio.get_running_loop().create_task(realtime_scheduling.rest_when_busy(), name="rests")
             self._undo.append(resting.cancel)
-        epochs = EpochWriter(file, replace(stored, epoch=max(stored.epoch, parts.changes.config.epoch)))
+        epochs = EpochWriter(
+            file,
+            replace(
+                stored, epoch=max(stored.epoch, parts.changes.config.epoch), nodes=f"{cluster.own.name}/{cluster.peer.name}"
+            ),
+        )
         self._undo.append(epochs.close)
         boot = new_boot()
         self.links = links = PeerLinks(

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from bpf.constants import LEASE_FOREVER_NS
 from ctl.cluster.pair_configuration import PairConfiguration
 from ctl.cluster.parts import PairParts
+from ctl.config.record_codec import Record
 from ctl.errors import Code, XlbError
 from ctl.runtime.progress import working
 from ctl.state.cluster_file import ClusterSettings
@@ -21,7 +22,7 @@ from ctl.state.cluster_file import ClusterSettings
 if TYPE_CHECKING:
     from ctl.cluster.member import PairMember
 
-ROLE_SINGLE = "single"
+ROLE_SINGLE, ROLE_FAULT = "single", "fault"
 SINGLE_EPOCH = 0
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Membership:
     ) -> None:
         self._parts, self._follow_addresses, self._report_flows = parts, follow_addresses, report_flows
         self._member: PairMember | None = None
+        self._orphaned, self._refusing = "", Refusing("")
         self._faults: dict[str, tuple[str, bool]] = {}
 
     @property
@@ -52,11 +54,15 @@ class Membership:
 
     @property
     def role(self) -> str:
-        """single, or the role in the pair."""
-        return ROLE_SINGLE if self._member is None else self._member.role.value
+        """single, or the role in the pair; fault: this node lost its pair file."""
+        if self._member is not None:
+            return self._member.role.value
+        return ROLE_FAULT if self._orphaned else ROLE_SINGLE
 
     def required(self) -> PairMember:
         """Raises XlbError while the node is single."""
+        if self._member is None and self._orphaned:
+            raise XlbError(self._orphaned, Code.PAIR_LOST)
         if self._member is None:
             raise XlbError("this node is single; make a pair with xlbctl cluster create", Code.NOT_IN_PAIR)
         return self._member
@@ -66,10 +72,35 @@ class Membership:
         return self.required().configuration
 
     def require_single(self) -> None:
-        """Raises XlbError in a pair."""
+        """Raises XlbError in a pair, or where the pair file is lost."""
+        if self._orphaned:
+            raise XlbError(self._orphaned, Code.PAIR_LOST)
         if self._member is not None:
             peer = self._member.cluster.peer.name
             raise XlbError(f"this node is in a pair with {peer} already; xlbctl cluster destroy ends it", Code.PAIR_EXISTS)
+
+    # --- the pair file is lost -----------------------------------------------------------------------------------
+
+    @property
+    def orphaned(self) -> str:
+        """Why this node neither serves nor changes anything in no pair; empty if it does (`ctl.state.lost_pair`)."""
+        return self._orphaned
+
+    async def refuse(self, why: str) -> None:
+        """Before anything is on the interfaces: serve nothing, and accept no change."""
+        plane = self._parts.plane
+        plane.set_lease(0, plane.lease()[1])
+        self._parts.addresses.pair(serving=False)
+        self._orphaned, self._refusing = why, Refusing(why)
+        await self._parts.changes.record_with(self._refusing, _nothing)
+        log.error("not serving: %s", why)
+
+    async def serve_alone(self) -> None:
+        """An operator decided: this node is single from now on, with the farms it has."""
+        self._orphaned = ""
+        await self._parts.changes.record_alone(self._refusing)
+        await self._become_single()
+        self._parts.changed()
 
     # --- faults of this node -------------------------------------------------------------------------------------
 
@@ -88,7 +119,7 @@ class Membership:
             return
         if message:
             self._faults[name] = (message, disables)
-            log.error("fault: %s", message)
+            log.error("node fault: %s", message)
         else:
             del self._faults[name]
             log.info("fault ended: %s", name)
@@ -185,3 +216,17 @@ class Membership:
         from ctl.cluster.member import PairMember  # for cost alone: a single node needs none of it
 
         return PairMember(self._parts, cluster)
+
+
+class Refusing:
+    """The recorder of a node that lost its pair file: it accepts no change."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    async def begin(self) -> NoReturn:
+        raise XlbError(self._why, Code.PAIR_LOST)
+
+
+async def _nothing(_: Record) -> None:
+    """A node that accepts no changes needs no record."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ctl.cluster.config_replication import ConfigReplica, Host
+from ctl.cluster.config_replication import Host
 from ctl.cluster.flows.source import ReplicatedPlane
 from ctl.cluster.peer_questions import PeerQuestions
 from ctl.config.changes import Committed, MakeConfig
@@ -18,6 +18,12 @@ from ctl.network.vip_addresses import VipAddresses
 from ctl.state.node_file import NodeSettings
 
 
+class Accepting(Protocol):
+    """Where changes are recorded, or refused (`ctl.node.transaction.Recorder`)."""
+
+    async def begin(self) -> Any: ...
+
+
 class Changes(Host, Protocol):
     """The one path of changes (`ctl.node.transaction.Transaction`)."""
 
@@ -26,9 +32,9 @@ class Changes(Host, Protocol):
 
     async def commit(self, make: MakeConfig) -> Committed: ...
 
-    async def record_with(self, recorder: ConfigReplica, start: Callable[[Record], Awaitable[None]]) -> None: ...
+    async def record_with(self, recorder: Accepting, start: Callable[[Record], Awaitable[None]]) -> None: ...
 
-    async def record_alone(self, recorder: ConfigReplica) -> None: ...
+    async def record_alone(self, recorder: Accepting) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,8 @@ def examine_node(status: Status) -> Iterator[Finding]:
         remedy = (
             "xlbctl cluster maintenance off" if status["role"] == "maintenance" else "remove the cause; it returns by itself"
         )
-        yield Finding(status["role"], Severity.WARN, str(status.get("why") or "out of service"), remedy)
+        alone = Severity.WARN if status.get("peer") else Severity.FAIL
+        yield Finding(status["role"], alone, str(status.get("why") or "out of service"), remedy)
 
 
 def _interface(each: Mapping[str, Any], configured: str, grave: Severity) -> Iterator[Finding]:

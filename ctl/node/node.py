@@ -15,6 +15,8 @@ from ctl.network.network import Network, NetworkEvents
 from ctl.node.parts import NodeParts
 from ctl.runtime.systemd import watchdog_interval_s
 from ctl.state.cluster_file import ClusterFile
+from ctl.state.epoch_file import EpochFile
+from ctl.state.lost_pair import why_orphaned
 from ctl.state.node_file import NodeSettings
 
 log = logging.getLogger(__name__)
@@ -45,10 +47,12 @@ class Node:
         await parts.local.transaction.load()
         cluster = await asyncio.to_thread(ClusterFile(settings.node.state_dir).load)
         parts.api.start()
-        if cluster is None:
-            parts.membership.open_lease()
-        else:
+        if cluster is not None:
             parts.membership.fence()
+        elif why := await asyncio.to_thread(self._why_orphaned):
+            await parts.membership.refuse(why)
+        else:
+            parts.membership.open_lease()
         await parts.local.configuration.begin()
         await parts.local.reconciler.prepare()
         await parts.local.interfaces.attach()
@@ -62,6 +66,12 @@ class Node:
         parts.notifier.ready(parts.summary.line())
         log.info("ready: %s", parts.summary.line())
 
+    def _why_orphaned(self) -> str:
+        """Of a node without a cluster.json. Blocks."""
+        file = EpochFile(self._settings.node.state_dir)
+        epochs = file.load()[0] if file.exists() else None
+        return why_orphaned(epochs, self.parts.local.transaction.config.pair, self._plane.lease()[1])
+
     def _start_tasks(self) -> None:
         parts = self.parts
         for name, job in (
@@ -73,6 +83,7 @@ class Node:
             ("neighbour keeping", parts.local.next_hops.run()),
             ("flow expiry", parts.local.sweeper.run()),
             ("planning", parts.local.configuration.run()),
+            ("state directory", parts.state_watch.run()),
             ("reading of drops", parts.local.drops.run()),
         ):
             parts.supervisor.run(job, name, vital=True)

@@ -94,6 +94,8 @@ class StatusCommands:
             "sync": None,
             "faults": list(self.membership.faults),
         }
+        if self.membership.orphaned:
+            single["why"] = self.membership.orphaned
         member = self.membership.member
         return single if member is None else single | member.status()
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,11 @@ class Pairing:
     async def destroy(self, _: dict[str, Any]) -> Any:
         """End the pair on both nodes: the active one becomes a single node, the other keeps a backup copy of its farms."""
         async with self._lock:
+            if why := self._membership.orphaned:
+                log.warning("serving alone from now on: %s", why)
+                await self._leave()
+                warning = "its other node still has the pair: run xlbctl cluster destroy there, or both will want the VIPs"
+                return {"peer": "its peer", "serves": True, "kept": None, "warning": warning, **contents(Config())}
             pair = self._membership.required_configuration()
             peer, serves, before = pair.settings.peer.name, pair.serving, self._changes.config
             # The node that does not keep the VIPs gives them up first: until then it could take over.
@@ -227,8 +233,14 @@ class Pairing:
                 await self._leave()
 
     async def _leave(self) -> None:
+        """The pair file goes first: a node that crashes in between serves nothing until the command is repeated."""
         await asyncio.to_thread(self._file.remove)
-        await self._membership.leave()
+        if self._membership.orphaned:
+            await self._membership.serve_alone()
+        else:
+            await self._membership.leave()
+        await self._changes.commit(without_pair)
+        await asyncio.to_thread(self._forget_epochs)
 
     async def close(self) -> None:
         """The daemon stops."""
@@ -248,6 +260,10 @@ class Pairing:
 
     def _store(self, settings: ClusterSettings) -> None:
         """Store the pair, and forget the epochs and the maintenance mode of an earlier one. Blocks."""
+        self._forget_epochs()
+        self._file.save(settings)
+
+    def _forget_epochs(self) -> None:
         terms = EpochFile(self._state_dir)
         try:
             terms.remove()
@@ -255,7 +271,6 @@ class Pairing:
             raise XlbError(
                 f"cannot remove {terms.path}: {error.strerror}; check the disk and repeat the command", storage_code(error)
             ) from error
-        self._file.save(settings)
 
     async def _stop_listening(self) -> None:
         listener, self._listener = self._listener, None
@@ -291,6 +306,11 @@ class Pairing:
         usable = [address for address in map(ip_address, found) if not address.is_link_local]
         usable.sort(key=lambda address: (address.version, int(address)))
         return str(usable[0]) if usable else ""
+
+
+def without_pair(config: Config) -> Config:
+    """A single node's configuration."""
+    return replace(config, pair="", epoch=0, history=(), generation=config.generation + 1) if config.pair else config
 
 
 def contents(config: Config) -> dict[str, Any]:

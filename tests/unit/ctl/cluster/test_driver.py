@@ -536,7 +536,7 @@ def test_a_fault_is_logged_shown_and_hands_over_and_the_faulty_node_takes_over_f
         False,
         ["the state directory is full"],
     )
-    assert "fault: the state directory is full" in caplog.text
+    assert "node fault: the state directory is full" in caplog.text
     one.daemon.on_loop(fault, "storage", "")
     wait_until(lambda: one.status["can_serve"], "the fault to end")
     assert one.status["faults"] == []
