@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import zmq.asyncio
 
 from ctl.api.caller import CALLER, Caller, from_peer_address
 from ctl.api.protocol import MAX_MESSAGE_BYTES, PROGRESS_COMMAND, PROTOCOL_VERSION
+from ctl.api.turns import InTurns, Turns
 from ctl.errors import Code, InternalError, InvalidInput, XlbError
 from ctl.runtime.progress import PROGRESS, Progress
 
@@ -257,9 +258,11 @@ class ApiServer:
         self.path.unlink(missing_ok=True)
 
     async def _read(self, server: zmq.asyncio.Socket) -> None:
+        turns = Turns()
         while True:
             await self._slots.acquire()
             try:
+                await turns.next()
                 received = await server.recv_multipart(copy=False)
             except zmq.ZMQError:
                 self._slots.release()
@@ -269,9 +272,14 @@ class ApiServer:
                 self._slots.release()
                 raise
             frames = [frame.bytes for frame in received]
-            task = asyncio.get_running_loop().create_task(self._answer(server, frames, _caller(received[-1])))
+            task = asyncio.get_running_loop().create_task(
+                self._in_turns(self._answer(server, frames, _caller(received[-1])), turns)
+            )
             self._tasks.add(task)
             task.add_done_callback(self._finished)
+
+    async def _in_turns(self, work: Coroutine[Any, Any, None], turns: Turns) -> None:
+        await InTurns(work, turns)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
