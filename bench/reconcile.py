@@ -22,8 +22,8 @@ from pathlib import Path
 from ctl.config.model import Backend, Config, Farm, Vip
 from ctl.daemon import THREAD_SWITCH_S
 from ctl.network.neighbours import NextHopKeeper
-from tests.fakes.daemon import write_node_file
-from tests.fakes.reconciler import reconciler_on
+from ctl.network.vip_addresses import VipAddresses
+from tests.fakes.reconciler import FixedTransaction, reconciler_of
 from tests.net.cable import Cable, joined
 from tests.rig import why_not
 from tests.wait import wait_until_async
@@ -74,7 +74,8 @@ async def measure(cable: Cable, backends: int, passes: int, directory: Path) -> 
     running = asyncio.ensure_future(keeper.run())
     keeper.wake()
     await wait_until_async(lambda: len(keeper.kept) == backends, "the neighbours to be kept")
-    part = reconciler_on(write_node_file(directory), cable.network, config, keeper)
+    addresses = VipAddresses(cable.network, directory)
+    part = reconciler_of(cable.network, FixedTransaction(config, addresses), addresses, keeper)
     await part.compare()
     quiet = Ticker()
     await wait_until_async(lambda: len(quiet.late_ms) >= TICKS, "a quiet time", every_s=0.02)

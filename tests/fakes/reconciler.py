@@ -1,14 +1,15 @@
-"""A reconciler on any network, with the other parts faked: for measurements."""
+"""A reconciler on any network, with the other parts faked: for the simulator and for measurements."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from ctl.config.model import Config
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.network.network import Network
 from ctl.network.reconcile import VipRepair
 from ctl.network.vip_addresses import VipAddresses
-from ctl.node.reconciler import NextHops, Reconciler, Subjects
-from ctl.state.node_file import NodeSettings
+from ctl.node.reconciler import NextHops, Reconciler, Subjects, Transaction
 from tests.fakes.daemon import FakeAttacher
 from tests.fakes.network import FakeNetwork
 
@@ -30,18 +31,23 @@ class NoProgram(FakeAttacher):
         return 0
 
 
-def reconciler_on(settings: NodeSettings, network: Network, config: Config, next_hops: NextHops) -> Reconciler:
-    """Reconciles VIPs, settings and neighbours of `network`."""
-    addresses = VipAddresses(network, settings.node.run_dir)
-    interfaces = DataInterfaces(settings.data.interfaces, NoProgram(FakeNetwork()), network)
+def reconciler_of(
+    network: Network,
+    transaction: Transaction,
+    addresses: VipAddresses,
+    next_hops: NextHops,
+    fault: Callable[[str, str, bool], None] = lambda name, message, disables: None,
+) -> Reconciler:
+    """Reconciles VIPs, settings and neighbours of `network`; no program is attached, and nothing announced again."""
+    interfaces = DataInterfaces(("eth0",), NoProgram(FakeNetwork()), network)
     subjects = Subjects(
         network,
         interfaces,
-        FixedTransaction(config, addresses),
+        transaction,
         addresses,
         next_hops,
         pair=lambda: None,
-        fault=lambda name, message, disables: None,
+        fault=fault,
         announce=lambda: None,
         renew_next_hops=lambda: None,
     )

@@ -197,7 +197,7 @@ class Network(FakeNetwork):
         return ReadyAddresses(self, [each for each in addresses if each.device in self.links])
 
     def announce(self, addresses: Sequence[InterfaceAddress]) -> None:
-        super().announce(addresses)
+        super().announce([each for each in addresses if each in self.present])  # another program may have removed one
         self.announced.clear()
         self.kernel.node.world.announced(self.kernel.node, addresses)
         self.kernel.node.daemon_did("announce")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 LOGGED = {
+    "vip put back": r"vip \S+ was missing on",
     "takeover after silence": r"is active, .*silent on every heartbeat path",
     "takeover after the peer shut down": r"is active, .*shut down",
     "takeover by a granted claim": r"granted the claim",
@@ -63,6 +64,7 @@ OBSERVED = (
     "late flows taken by an active node",
     "maintenance refused",
     "node file with other times",
+    "notification lost",
     "power cut lost a file name",
     "shutdown done",
     "shutdown without a hand-over",

@@ -27,7 +27,9 @@ from ctl.cluster.peer_rpc import PeerLink
 from ctl.config import changes
 from ctl.config.changes import Committed
 from ctl.errors import XlbError
+from ctl.network.neighbours import NextHopKeeper
 from ctl.network.vip_addresses import VipAddresses
+from ctl.node.reconciler import Reconciler
 from ctl.node.transaction import Transaction
 from ctl.runtime.clock import Clock
 from ctl.state.epoch_file import EpochFile
@@ -35,6 +37,7 @@ from ctl.state.store import Store
 from sync.failover import heartbeat_codec
 from sync.failover.types import Event, FailoverConfig, FaultChanged, Heartbeat, Role
 from tests.fakes.plane import key_dtype
+from tests.fakes.reconciler import reconciler_of
 from tests.sim.disk import Disk
 from tests.sim.kernel import FAMILY, Kernel, connection
 from tests.sim.links import Links
@@ -328,6 +331,9 @@ class Daemon:
         self.pair = FailoverDriver(self.config, sinks, self._standing, self._gave_up, self.boot, now_ns)
         self.pair.start()
         self.ready = True
+        if self.world.profile.reconciles:
+            self.reconciler = self._reconciler()
+            self.spawn(self.reconciler.run())
         if node.carrier_down:
             self.pair.fault_changed(NO_CARRIER)
         if node.degraded:
@@ -343,6 +349,22 @@ class Daemon:
                 "configuration": self.peer_link.received,
             }
         )
+
+    def _reconciler(self) -> Reconciler:
+        """It keeps VIPs; the simulated kernel has no program, sysctls or neighbours to keep."""
+
+        def fault(name: str, message: str, disables: bool) -> None:
+            self.pair.fault_changed(FaultChanged(name, message, disables))
+
+        next_hops = NextHopKeeper(self.node.kernel.network, lambda: self.transaction.config)
+        return reconciler_of(self.node.kernel.network, self.transaction, self.addresses, next_hops, fault)
+
+    def notified(self) -> None:
+        """The kernel reports a change of an address."""
+        if self.stopped:
+            self.when_continued(self.notified)
+        elif self.world.profile.reconciles:
+            self.loop.run(self.reconciler.changed)
 
     def serving_epoch(self) -> int:
         """The epoch this node serves in; 0: it does not."""

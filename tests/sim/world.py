@@ -63,6 +63,7 @@ class Profile:
     blind: bool = False  # the cluster link is cut before anything else goes wrong
     late_ns: int = 200 * MS  # so late the second node may start
     times: bool = False  # the node files say different times, and others after a restart
+    reconciles: bool = False  # the daemons compare their kernel with what they need
 
 
 PROCESS = (
@@ -97,6 +98,14 @@ PROFILES = (
     Profile("times", Vote.NONE, (*PROCESS, "crash", "restart", "crash_both"), True, 8 * MS, times=True),
     Profile(
         "blind_times", Vote.NONE, ("die",), True, 4 * MS, data_loss=0.0, most_faults=1, blind=True, late_ns=400 * MS, times=True
+    ),
+    Profile(
+        "lost_notifications",
+        Vote.NONE,
+        ("address_lost", "address_lost", "address_lost", "crash", "pause", "pause_inside", "switchover", "carrier"),
+        exclusive=True,
+        delay_ns=4 * MS,
+        reconciles=True,
     ),
 )
 
@@ -351,7 +360,7 @@ class World:
             node.kernel.client_packet(number, self.next_token)
 
     def client_change(self) -> None:
-        if not self.traffic:
+        if not self.traffic or self.profile.reconciles:  # a change would put VIPs back by itself
             return
         node = self.rng.choice([n for n in self.nodes if n.serving] or self.nodes)
         self.next_token += 1
@@ -422,6 +431,14 @@ class World:
             self.fault_switchover(node, length)
         elif choice < 0.6:
             self.after(length // 2, self.unless_replaced(node, lambda: self.fault_crash(node, length, choice < 0.5)))
+
+    def fault_address_lost(self, node: Node, length: int) -> None:
+        """Another program removes the node's VIPs; the kernel may drop the notification."""
+        node.kernel.network.present.clear()
+        if self.rng.random() < 0.5:
+            self.mark("notification lost")
+        elif node.ready and node.daemon:
+            node.daemon.notified()
 
     def fault_forge(self, node: Node, length: int) -> None:
         """Somebody on the data network advertises in the name of a node's peer: old words, or new ones without the keys."""
