@@ -6,7 +6,8 @@ and the same lookup tables (`ctl.dataplane.maglev`, `ctl.dataplane.planner`). Th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ipaddress
+from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import islice
@@ -67,8 +68,12 @@ def explain(
     vip = config.vips.get(arriving.destination)
     if vip is None:
         trace.steps.append(f"{arriving.destination} is not a VIP")
-        return trace.end("pass_not_ours", False, None)
+        return _explain_transit(arriving, config, trace)
     farm = _listener(config, arriving)
+    reason = _martian(arriving, config, farm) if farm or vip.guard else ""
+    if reason:
+        trace.steps.append(f"no client has this source: {reason}")
+        return trace.end("drop_martian", False, None)
     if farm is None:
         guard = "on" if vip.guard else "off"
         stopped = _listener(config, arriving, running=False)
@@ -137,6 +142,44 @@ def with_next_hop(answer: dict[str, Any], address: str, hop: NextHop | None) -> 
         f"next hop unresolved: {through} has not answered, so the kernel asks for it and forwards; ip neigh show {hop.address}"
     )
     return answer | {"verdict": "pass_unresolved", "why": f"next hop unresolved: {through}", "steps": [*answer["steps"], step]}
+
+
+def _explain_transit(arriving: FlowTuple, config: Config, trace: _Trace) -> dict[str, Any]:
+    farm = _server(arriving, config, (Mode.DNAT,))
+    if farm is None:
+        return trace.end("pass_not_ours", False, None)
+    trace.farm = farm.name
+    trace.steps.append(
+        f"{format_endpoint(arriving.source, arriving.source_port)} is a backend of farm {farm.name}, mode dnat: a reply "
+        "without a flow, unless it is for the node itself, or its client came here without a VIP"
+    )
+    return trace.end("drop_no_flow", False, None)
+
+
+def _martian(arriving: FlowTuple, config: Config, farm: Farm | None) -> str:
+    """Why no client of a VIP has the source (bpf/program/pipeline.family.h, check_source); empty: it may have."""
+    address = ipaddress.ip_address(arriving.source)
+    first = int(address) >> address.max_prefixlen - 8
+    impossible = (
+        first in (0, 127) or first >= 224 if address.version == 4 else first == 0xFF or int(address) >> 32 in (0, 0xFFFF)
+    )
+    if impossible:
+        return f"{arriving.source} is no single host"
+    if arriving.source in config.vips:
+        return f"{arriving.source} is a VIP"
+    server = _server(arriving, config, tuple(Mode)) if farm and arriving.protocol == PROTOCOL_NUMBERS[Protocol.UDP] else None
+    return f"it is the service of a backend of farm {server.name}, which would answer the answer" if server else ""
+
+
+def _server(arriving: FlowTuple, config: Config, modes: Collection[Mode]) -> Farm | None:
+    """A farm with a backend whose service is the source."""
+    for farm in config.farms.values():
+        if farm.mode not in modes or PROTOCOL_NUMBERS[farm.protocol] != arriving.protocol:
+            continue
+        ports = farm.port_last - farm.port
+        if any(each.address == arriving.source and 0 <= arriving.source_port - each.port <= ports for each in farm.backends):
+            return farm
+    return None
 
 
 def _existing(found: Mapping[str, Any], trace: _Trace) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""What `conn show` says about packets that open no connection because of their source."""
+
+from __future__ import annotations
+
+import pytest
+
+from bpf.constants import Protocol
+from bpf.dataplane import FlowTuple
+from ctl.config.changes import change
+from ctl.config.model import Config
+from ctl.dataplane.explain import explain
+
+VIPS = {"v4": "10.0.0.1", "v6": "fd00::1"}
+SERVERS = {"v4": "10.0.1.1", "v6": "fd00:1::1"}
+
+
+def configured(mode: str = "dnat", proto: str = "udp", guard: bool = True) -> Config:
+    config = Config()
+    for family, length in (("v4", 24), ("v6", 64)):
+        farm = f"web-{family}"
+        for command, arguments in (
+            ("vip.add", {"address": f"{VIPS[family]}/{length}", "device": "eth0", "guard": guard}),
+            ("farm.add", {"name": farm, "vip": VIPS[family], "port": "80-89", "mode": mode, "proto": proto}),
+            ("backend.add", {"farm": farm, "address": SERVERS[family], "port": 8000}),
+        ):
+            config = change(config, command, arguments)
+    return config
+
+
+def verdict(config: Config, source: str, destination: str, source_port: int = 40000, port: int = 80) -> str:
+    tuple_ = FlowTuple(source, destination, source_port, port, Protocol.UDP)
+    return str(explain(tuple_, None, config, frozenset(), 7)["verdict"])
+
+
+@pytest.mark.parametrize("source", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", VIPS["v4"]])
+def test_an_impossible_ipv4_source(source: str) -> None:
+    assert verdict(configured(), source, VIPS["v4"]) == "drop_martian"
+    assert verdict(configured(guard=False), source, VIPS["v4"], port=22) == "pass_vip_open"
+
+
+@pytest.mark.parametrize("source", ["::", "::1", "::ffff:10.0.0.9", "ff02::1", VIPS["v6"]])
+def test_an_impossible_ipv6_source(source: str) -> None:
+    assert verdict(configured(), source, VIPS["v6"]) == "drop_martian"
+
+
+@pytest.mark.parametrize("family", ["v4", "v6"])
+@pytest.mark.parametrize(
+    ("port", "expected"), [(7999, "forward"), (8000, "drop_martian"), (8009, "drop_martian"), (8010, "forward")]
+)
+def test_the_udp_service_of_a_backend(family: str, port: int, expected: str) -> None:
+    assert verdict(configured("snat"), SERVERS[family], VIPS[family], port) == expected
+
+
+@pytest.mark.parametrize("family", ["v4", "v6"])
+@pytest.mark.parametrize(
+    ("mode", "port", "expected"),
+    [("dnat", 8000, "drop_no_flow"), ("dnat", 22, "pass_not_ours"), ("snat", 8000, "pass_not_ours")],
+)
+def test_a_reply_without_a_flow(family: str, mode: str, port: int, expected: str) -> None:
+    client = "192.0.2.1" if family == "v4" else "2001:db8::1"
+    assert verdict(configured(mode), SERVERS[family], client, port, 40000) == expected
