@@ -323,6 +323,34 @@ def test_requests_in_flight_are_bounded(tmp_path: Path) -> None:
     assert 1 < most <= MAX_REQUESTS_IN_FLIGHT
 
 
+def test_whatever_else_is_ready_runs_between_two_steps_of_requests(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    async def dispatch(_command: str, _arguments: dict[str, Any]) -> int:
+        for _ in range(3):
+            seen.append("s")
+            await asyncio.sleep(0)
+        return 0
+
+    async def scenario() -> None:
+        loop, server = asyncio.get_running_loop(), ApiServer(tmp_path / "sock", dispatch)
+
+        def turn() -> None:
+            seen.append("t")
+            loop.call_soon(turn)
+
+        server.start()
+        try:
+            loop.call_soon(turn)
+            await asyncio.to_thread(many_requests, tmp_path / "sock", 300)
+        finally:
+            await server.close()
+
+    asyncio.run(scenario())
+    assert seen.count("s") == 900
+    assert "ss" not in "".join(seen)
+
+
 def many_requests(path: Path, number: int) -> None:
     with zmq.Context() as context, context.socket(zmq.DEALER) as connection:
         connection.setsockopt(zmq.LINGER, 0)
