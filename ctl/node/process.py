@@ -37,7 +37,7 @@ log = logging.getLogger("ctl")
 def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
     """Run until SIGTERM or SIGINT. Raises XlbError, with nothing changed, when the node cannot be started."""
     _require_interfaces(settings.data.interfaces)
-    cluster = ClusterFile(settings.node.state_dir).load()
+    cluster = ClusterFile(settings.node.state_dir).load(repair=True)
     settings = settings if cluster is None else settings.paired_as(cluster.own.name)
     build = _build_for(settings, cluster is not None)
     serving = False

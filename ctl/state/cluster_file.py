@@ -17,7 +17,7 @@ from typing import Any
 
 from ctl.config.validation import MAX_PRIORITY, canonical_address, check_name
 from ctl.errors import Code, InvalidInput, XlbError, storage_code
-from ctl.state.durable_files import Files
+from ctl.state.durable_files import Files, utc_stamp
 from ctl.state.sealed import is_intact, sealed
 from sync.transport import Keys
 
@@ -114,9 +114,10 @@ class ClusterFile:
         self.path, self._copy = state_dir / FILE, state_dir / COPY
         self._files = files or Files()
 
-    def load(self) -> ClusterSettings | None:
+    def load(self, repair: bool = False) -> ClusterSettings | None:
         """The pair of this node; None: the node is single.
 
+        repair: a damaged file is saved under another name, and restored from its copy.
         Raises XlbError if the file is unusable: a node must not become a single node because its file is damaged.
         """
         text = self._read(self.path)
@@ -125,22 +126,32 @@ class ClusterFile:
         try:
             return decode(text)
         except InvalidInput as error:
-            return self._from_copy(error)
+            return self._from_copy(error, repair)
         except XlbError as error:
             raise XlbError(f"{self.path}: {error}; nothing was changed") from None
 
-    def _from_copy(self, damage: InvalidInput) -> ClusterSettings:
+    def _from_copy(self, damage: InvalidInput, repair: bool) -> ClusterSettings:
         """What the damaged file was, from the copy beside it."""
         copy = self._read(self._copy)
         with contextlib.suppress(XlbError):
             if copy is not None:
                 settings = decode(copy)
-                log.warning(
-                    "%s is damaged (%s): this node runs with %s; restore the file from it", self.path, damage, self._copy
-                )
+                self._restore(copy, damage, repair)
                 return settings
         remedy = f"restore it from a backup, or move it and {self._copy.name} away on both nodes and create the pair again"
         raise XlbError(f"{self.path} is damaged: {damage}; {remedy}", Code.DAMAGED_FILE) from None
+
+    def _restore(self, copy: bytes, damage: InvalidInput, repair: bool) -> None:
+        kept = self.path.with_name(f"{FILE}.corrupt-{utc_stamp()}")
+        try:
+            if repair:
+                self._files.link(self.path, kept)
+                self._files.replace(self.path, copy)
+                log.warning("%s is damaged (%s), saved as %s, restored from %s", self.path, damage, kept, self._copy)
+                return
+        except OSError as error:
+            log.warning("cannot restore %s: %s", self.path, error.strerror or error)
+        log.warning("%s is damaged (%s): this node runs with %s; restore the file from it", self.path, damage, self._copy)
 
     def _read(self, path: Path) -> bytes | None:
         try:
@@ -189,6 +200,8 @@ def decode(text: bytes) -> ClusterSettings:
         raise InvalidInput("it is not JSON") from None
     if not isinstance(document, dict) or document.get("xlb") != "cluster":
         raise InvalidInput("it is not a cluster file")
+    if not is_intact(document):
+        raise InvalidInput("its digest does not match its content")
     version = document.get("version")
     if not isinstance(version, int) or isinstance(version, bool):
         raise InvalidInput("expected a number", "version")
@@ -197,8 +210,6 @@ def decode(text: bytes) -> ClusterSettings:
             f"written in format {version} by a newer xlb; this version reads up to {FORMAT_VERSION}: upgrade xlb",
             Code.NEWER_FORMAT,
         )
-    if not is_intact(document):
-        raise InvalidInput("its digest does not match its content")
     values = _take(document, ClusterSettings, "", {"own": dict, "peer": dict})
     members = {name: Member(**_take(values[name], Member, f"{name}.", {})) for name in ("own", "peer")}
     return ClusterSettings(**values | members)

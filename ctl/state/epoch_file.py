@@ -6,6 +6,7 @@ node is active in it, so that no epoch is used again after a restart; so is the 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from ctl.state.sealed import is_intact, sealed
 from sync.failover.timing import MAX_LEASE_NS, MIN_LEASE_NS
 
 FILE = "epoch.json"
+COPY = "epoch.json.copy"
 FORMAT_VERSION = 2  # 1: without the leases
 MAX_BYTES = 4096
 SECTOR_BYTES = 512
@@ -46,32 +48,50 @@ class EpochFile:
     """Methods block (fsync): call them in a thread."""
 
     def __init__(self, state_dir: Path, files: Files | None = None) -> None:
-        self.path = state_dir / FILE
+        self.path, self._copy = state_dir / FILE, state_dir / COPY
         self._files = files or Files()
 
     def load(self) -> tuple[EpochState, str]:
         """The stored state, and a warning or "".
 
-        A damaged file is saved under another name; the peer and the configuration know the earlier epochs. Raises XlbError if
-        the file has a newer format or cannot be read.
+        A damaged file is saved under another name and restored from its copy. Without a copy this node starts from nothing:
+        the peer and the configuration know the earlier epochs. Raises XlbError if the file has a newer format or cannot be
+        read.
         """
         try:
-            text = self._files.read(self.path, MAX_BYTES + 1)
+            return self._read(self.path), ""
         except FileNotFoundError:
             return EpochState(), ""
-        except OSError as error:
-            raise XlbError(f"cannot read {self.path}: {error.strerror}; run xlbd as root", storage_code(error)) from None
-        try:
-            return _decode(text, self.path), ""
         except (ValueError, RecursionError) as error:
-            kept = self.path.with_name(f"{FILE}.corrupt-{utc_stamp()}")
-            try:
-                self._files.rename(self.path, kept)
-            except OSError as reason:
-                raise XlbError(
-                    f"{self.path} is damaged and cannot be renamed: {reason.strerror}; move it away by hand", Code.DAMAGED_FILE
-                ) from None
-            return EpochState(), f"{self.path} is damaged ({error}), saved as {kept}; this node learns the epoch from its peer"
+            damage = f"{self.path} is damaged ({error}), saved as {self._keep()}"
+        try:
+            state = self._read(self._copy)
+        except (FileNotFoundError, ValueError, RecursionError):
+            return EpochState(), f"{damage}; this node learns the epoch from its peer"
+        with contextlib.suppress(OSError):  # the next change of the state writes it as well
+            self.save(state)
+        return state, f"{damage}, restored from {self._copy}"
+
+    def _read(self, path: Path) -> EpochState:
+        """Raises FileNotFoundError, ValueError for what is damaged, XlbError for the rest."""
+        try:
+            text = self._files.read(path, MAX_BYTES + 1)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise XlbError(f"cannot read {path}: {error.strerror}; run xlbd as root", storage_code(error)) from None
+        return _decode(text, path)
+
+    def _keep(self) -> Path:
+        """Save the damaged file under another name."""
+        kept = self.path.with_name(f"{FILE}.corrupt-{utc_stamp()}")
+        try:
+            self._files.rename(self.path, kept)
+        except OSError as reason:
+            raise XlbError(
+                f"{self.path} is damaged and cannot be renamed: {reason.strerror}; move it away by hand", Code.DAMAGED_FILE
+            ) from None
+        return kept
 
     def exists(self) -> bool:
         """Whether there is one; `load` takes a missing one for a new node's."""
@@ -80,19 +100,26 @@ class EpochFile:
     def save(self, state: EpochState) -> None:
         """Returns once the file would survive a power cut. Raises OSError.
 
-        On a full disk it is written in the space that the present file has.
+        On a full disk it is written in the space that the present file has. The copy is written first, so that it is never
+        older; a disk that refuses it may still take the file.
         """
         document = sealed({"xlb": "epoch", "version": FORMAT_VERSION, **asdict(state)})
         text = json.dumps(document, separators=(",", ":")).encode().ljust(SECTOR_BYTES - 1) + b"\n"
+        with contextlib.suppress(OSError):
+            self._write(self._copy, text)
+        self._write(self.path, text)
+
+    def _write(self, path: Path, text: bytes) -> None:
         try:
-            self._files.replace(self.path, text)
+            self._files.replace(path, text)
         except OSError as error:
-            if error.errno not in _FULL or not self._files.exists(self.path):
+            if error.errno not in _FULL or not self._files.exists(path):
                 raise
-            self._files.overwrite(self.path, text)
+            self._files.overwrite(path, text)
 
     def remove(self) -> None:
         """Delete the file when the node becomes single; its next pair starts with new epochs. Raises OSError."""
+        self._files.remove(self._copy)
         self._files.remove(self.path)
 
 
@@ -101,6 +128,8 @@ def _decode(text: bytes, path: Path) -> EpochState:
     document = json.loads(text)
     if not isinstance(document, dict) or document.get("xlb") != "epoch":
         raise ValueError("it is not an epoch file")
+    if not is_intact(document):
+        raise ValueError("its digest does not match its content")
     version = document.get("version")
     if not _is_number(version):
         raise ValueError("version: expected a number")
@@ -109,8 +138,6 @@ def _decode(text: bytes, path: Path) -> EpochState:
             f"{path} was written in format {version} by a newer xlb; this version reads {FORMAT_VERSION}: upgrade xlb",
             Code.NEWER_FORMAT,
         )
-    if not is_intact(document):
-        raise ValueError("its digest does not match its content")
     epoch, reserved, maintenance = (document.get(key) for key in ("epoch", "reserved", "maintenance"))
     if not _is_number(epoch) or not _is_number(reserved) or not isinstance(maintenance, bool):
         raise ValueError("epoch, reserved: expected numbers, maintenance: true or false")

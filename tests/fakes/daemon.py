@@ -149,7 +149,7 @@ def running_daemon(
     Given the plane of an earlier one, it is a restart that adopts pins. Raises what the node raises when it cannot start.
     """
     settings = write_node_file(directory)
-    cluster = ClusterFile(settings.node.state_dir).load()
+    cluster = ClusterFile(settings.node.state_dir).load(repair=True)
     settings = settings if cluster is None else settings.paired_as(cluster.own.name)
     plane, network = plane or FakePlane(), network or FakeNetwork()
     attacher, probed = FakeAttacher(network), servers or FakeServers()

@@ -11,7 +11,7 @@ import pytest
 from ctl.cluster.epoch_writer import EpochWriter
 from ctl.errors import XlbError
 from ctl.state.durable_files import Files
-from ctl.state.epoch_file import EpochFile, EpochState
+from ctl.state.epoch_file import COPY, EpochFile, EpochState
 from sync.failover.types import Leases
 
 
@@ -72,6 +72,49 @@ def test_a_flipped_digit_is_found(tmp_path: Path) -> None:
     assert "its digest does not match its content" in file.load()[1]
 
 
+@pytest.mark.parametrize("bit", range(0, 512 * 8, 61))
+def test_a_flipped_bit_costs_nothing(tmp_path: Path, bit: int) -> None:
+    """Not even maintenance mode, which a node without a copy would forget. Two of three bits are in white space."""
+    file, state = EpochFile(tmp_path), EpochState(7, 1007, True, 30_000_000, 300_000_000, "lb1/lb2")
+    file.save(state)
+    text = bytearray(file.path.read_bytes())
+    text[bit // 8] ^= 1 << bit % 8
+    file.path.write_bytes(text)
+    loaded, warning = file.load()
+    assert loaded == state
+    if warning:
+        assert "is damaged" in warning and "restored from" in warning
+        assert [path.read_bytes() for path in tmp_path.glob("epoch.json.corrupt-*")] == [text]
+        assert EpochFile(tmp_path).load() == (state, ""), "it was written again"
+
+
+def test_a_file_and_a_copy_that_are_damaged_are_learned_from_the_peer(tmp_path: Path) -> None:
+    file = EpochFile(tmp_path)
+    file.save(EpochState(7, 1007))
+    for path in (file.path, tmp_path / COPY):
+        path.write_bytes(path.read_bytes().replace(b"1007", b"1003"))
+    state, warning = file.load()
+    assert state == EpochState() and "learns the epoch from its peer" in warning
+
+
+def test_nothing_of_a_pair_is_left_when_it_ends(tmp_path: Path) -> None:
+    file = EpochFile(tmp_path)
+    file.save(EpochState(7, 1007))
+    file.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_that_cannot_be_written_does_not_prevent_the_write(tmp_path: Path) -> None:
+    class NoCopies(Files):
+        def write_synced(self, path: Path, content: bytes) -> None:
+            if path.name.startswith(COPY):
+                raise OSError(5, "Input/output error")
+            super().write_synced(path, content)
+
+    EpochFile(tmp_path, NoCopies()).save(EpochState(7, 1007))
+    assert EpochFile(tmp_path).load() == (EpochState(7, 1007), "")
+
+
 def test_leases_and_epochs_do_not_overwrite_each_other(tmp_path: Path) -> None:
     async def scene() -> None:
         completed: list[str] = []
@@ -87,13 +130,16 @@ def test_leases_and_epochs_do_not_overwrite_each_other(tmp_path: Path) -> None:
 
 
 class SlowDisk(Files):
-    """Waits before each write until the test releases it; fails while `broken`."""
+    """Waits before each write of the file, not of its copy, until the test releases it; fails while `broken`."""
 
     def __init__(self) -> None:
         self.gate = threading.Semaphore(0)
         self.broken = 0
 
     def write_synced(self, path: Path, content: bytes) -> None:
+        if path.name.startswith(COPY):
+            super().write_synced(path, content)
+            return
         assert self.gate.acquire(timeout=10)
         if self.broken:
             self.broken -= 1
