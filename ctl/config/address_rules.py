@@ -15,6 +15,7 @@ from ctl.errors import Code, InvalidInput
 
 THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")  # RFC 1122 section 3.2.1.3
 LIMITED_BROADCAST = ipaddress.ip_address("255.255.255.255")
+ONE_HOST = "use the address of one host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Problem:
     key: str
     address: str
     message: str
+    remedy: str
     code: Code = Code.INVALID_VALUE
     yields: bool = False
 
@@ -42,7 +44,7 @@ def check_added(old: Config, new: Config, own: Iterable[OwnAddress], forced: boo
     """Raises InvalidInput for the first address that a change adds and that does not work."""
     for problem in problems(old, new, own):
         if not (forced and problem.yields):
-            raise InvalidInput(problem.message, problem.key, problem.code)
+            raise InvalidInput(f"{problem.message}; {problem.remedy}", problem.key, problem.code)
 
 
 def problems(old: Config, new: Config, own: Iterable[OwnAddress]) -> Iterator[Problem]:
@@ -58,19 +60,18 @@ def problems(old: Config, new: Config, own: Iterable[OwnAddress]) -> Iterator[Pr
         key, holder = f"vip.{vip.address}", of_nodes.get(vip.address)
         unusable = _unusable(vip.address)
         if unusable:
-            yield Problem(key, vip.address, unusable)
+            yield Problem(key, vip.address, *unusable)
         elif _broadcast(vip.address, vip.prefix_length) == vip.address:
-            message = f"{vip.address} is the broadcast address of /{vip.prefix_length}; use the address of one host"
-            yield Problem(key, vip.address, message)
+            yield Problem(key, vip.address, f"{vip.address} is the broadcast address of /{vip.prefix_length}", ONE_HOST)
         elif holder is not None:
             message = (
                 f"{vip.address} is {holder.node}'s own address on {holder.device}: as a VIP it moves to the peer, and a guard "
-                "closes the node's own services; use a free address, or --force"
+                "closes the node's own services"
             )
-            yield Problem(key, vip.address, message, Code.OWN_ADDRESS, yields=True)
+            yield Problem(key, vip.address, message, "use a free address, or --force", Code.OWN_ADDRESS, yields=True)
         elif vip.address in servers:
-            message = f"{vip.address} is the address of a backend, which would not be reached; use a free address"
-            yield Problem(key, vip.address, message, Code.OWN_ADDRESS)
+            message = f"{vip.address} is the address of a backend, which would not be reached"
+            yield Problem(key, vip.address, message, "use a free address", Code.OWN_ADDRESS)
     yield from _of_backends(old, new, {vip.address for vip in added_vips}, of_nodes, broadcasts)
 
 
@@ -93,35 +94,33 @@ def _of_backends(
             key, holder = f"farm.{name}.backend {backend.endpoint}", of_nodes.get(address)
             unusable = _unusable(address)
             if unusable:
-                yield Problem(key, address, unusable)
+                yield Problem(key, address, *unusable)
             elif holder is not None:
                 message = (
                     f"{address} is {holder.node}'s own address on {holder.device}: packets that a node sends on do not reach "
-                    "the node itself; run the server on another machine"
+                    "the node itself"
                 )
-                yield Problem(key, address, message, Code.OWN_ADDRESS)
+                yield Problem(key, address, message, "run the server on another machine", Code.OWN_ADDRESS)
             elif address in new.vips and address not in added_vips:
-                message = f"{address} is a VIP of this node, which does not balance twice; name the servers themselves"
-                yield Problem(key, address, message, Code.OWN_ADDRESS)
+                message = f"{address} is a VIP of this node, which does not balance twice"
+                yield Problem(key, address, message, "name the servers themselves", Code.OWN_ADDRESS)
             elif address in broadcasts:
                 on = broadcasts[address]
-                message = f"{address} is the broadcast address of {on.device} of {on.node}; use the address of one host"
-                yield Problem(key, address, message)
+                yield Problem(key, address, f"{address} is the broadcast address of {on.device} of {on.node}", ONE_HOST)
 
 
-def _unusable(text: str) -> str:
-    """Why no host on a network has this address; empty: one may have it."""
+def _unusable(text: str) -> tuple[str, str] | None:
+    """Why no host on a network has this address, and the remedy; None: one may have it."""
     address = ipaddress.ip_address(text)
     if address.is_loopback:
-        return f"{text} is a loopback address, which no packet on a network has; use an address of the network"
+        return f"{text} is a loopback address, which no packet on a network has", "use an address of the network"
     if isinstance(address, ipaddress.IPv6Address):
         if address.is_link_local:
-            return (
-                f"{text} is a link-local address, which is valid on one link only; use a global or unique local (fd00::/8) one"
-            )
+            message = f"{text} is a link-local address, which is valid on one link only"
+            return message, "use a global or unique local (fd00::/8) one"
     elif address == LIMITED_BROADCAST or address in THIS_NETWORK:
-        return f"{text} is no address of a host; use the address of one host"
-    return ""
+        return f"{text} is no address of a host", ONE_HOST
+    return None
 
 
 def _broadcast(address: str, prefix_length: int) -> str:

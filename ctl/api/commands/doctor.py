@@ -165,8 +165,7 @@ def _addresses(node: ExaminedNode) -> Iterator[Finding]:
 def _unusable(node: ExaminedNode, own: Sequence[OwnAddress]) -> Iterator[Finding]:
     """VIPs and backends of a configuration that an earlier version accepted, or that was forced."""
     for each in list(problems(Config(), node.config, own))[:_SHOWN]:
-        message, _, remedy = each.message.rpartition("; ")
-        yield Finding(each.key.replace(".", " ", 1), Severity.WARN, message, remedy)
+        yield Finding(each.key.replace(".", " ", 1), Severity.WARN, each.message, each.remedy)
 
 
 def _neighbours(node: ExaminedNode) -> Iterator[Finding]:
