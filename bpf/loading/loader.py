@@ -297,6 +297,8 @@ def _run_child(build: Build, directory: Path, known: Mapping[str, str], working:
         if error["kind"] != "map" or error["map"] not in RESETTABLE or not unfit.exists():
             raise _child_error(build, error, log)
         unfit.unlink()
+        for name in RESETTABLE - {"counters"}:  # nobody misses their entries, and each attempt compiles the program again
+            (directory / name).unlink(missing_ok=True)
 
 
 def _ask_child(
