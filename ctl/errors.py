@@ -58,6 +58,7 @@ class Code(StrEnum):
     # the pair
     PAIR_EXISTS = "pair_exists", "the node is in a pair already"
     NOT_IN_PAIR = "not_in_pair", "the node is single"
+    ADDRESS_IN_USE = "address_in_use", "another machine on the link answers for the address"
     PAIR_LOST = "pair_lost", "the node belongs to a pair, and its cluster.json is gone: it serves and changes nothing"
     NOT_SERVING = "not_serving", "the node is not the active node, which accepts changes"
     PEER_SERVES = "peer_serves", "both nodes are active at this moment"

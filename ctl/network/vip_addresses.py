@@ -13,8 +13,9 @@ A node of a pair has them on its interfaces only while it is active. What that t
 from __future__ import annotations
 
 import json
+import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -39,6 +40,8 @@ BATCH = 64
 """So many addresses are added and announced in one turn of the event loop: about a millisecond."""
 MAX_ROUNDS = 8
 
+log = logging.getLogger(__name__)
+
 
 class VipAddresses:
     """The addresses of the VIPs of one node."""
@@ -49,14 +52,18 @@ class VipAddresses:
         run_dir: Path,
         files: Files | None = None,
         lease_open: Callable[[], bool] = lambda: True,
+        probe: bool = True,
     ) -> None:
         """lease_open: whether the kernel serves VIPs now. In a pair nothing is added or announced otherwise: the lease may have
-        expired before the event loop notices, and the peer may have the VIPs.
+        expired before the event loop notices, and the peer may have the VIPs. probe: whether a single node asks first.
         """
+        self._probe = probe
         self._network, self._files, self._lease_open = network, files or Files(), lease_open
         self._path = run_dir / FILE_NAME
         self._ours = self._read()
-        self._serving = True
+        self._serving = self._alone = True
+        self._followed: frozenset[InterfaceAddress] | None = None  # the VIPs of the configuration that was followed last
+        self._taken: dict[InterfaceAddress, str] = {}
         self._batches: list[ReadyAddresses] = []
         self._own: ReadyAddresses | None = None  # VIPs that are the node's own addresses: announced only
         self._made_for: object = None
@@ -150,9 +157,37 @@ class VipAddresses:
             if isinstance(each, DemoteVips):
                 self._demote(each)
         added = [each.address for each in repairs if isinstance(each, AddVip)]
-        if added:
-            self._add_unless_changed(added)
+        taken = self._find_taken(added, desired)
+        repairs = [each for each in repairs if not (isinstance(each, AddVip) and each.address in taken)]
+        if free := [each for each in added if each not in taken]:
+            self._add_unless_changed(free)
         return repairs if self._lease_open() or not serving else []
+
+    @property
+    def taken(self) -> Mapping[InterfaceAddress, str]:
+        """VIPs that another machine answers for, to its MAC: they are not added before it stops."""
+        return dict(self._taken)
+
+    def _find_taken(
+        self, added: Sequence[InterfaceAddress], desired: frozenset[InterfaceAddress]
+    ) -> Mapping[InterfaceAddress, str]:
+        """Which of these another machine has. Raises XlbError if one of them is new in the configuration.
+
+        In a pair the lease decides: there the peer may still answer when it should not, and clients must not wait for that.
+        """
+        before, self._followed = self._followed, desired
+        found = dict(self._network.who_answers(added)) if added and self._alone and self._probe else {}
+        for each, mac in found.items():
+            message = f"vip {each.address} is in use: {mac} answers for it on {each.device}"
+            if before is not None and each not in before:
+                self._followed = before
+                raise XlbError(f"{message}; give it up there first, or choose another address", Code.ADDRESS_IN_USE)
+            if each not in self._taken:
+                log.error("%s; it stays off this node until that ends", message)
+        for each in self._taken.keys() - found.keys():
+            log.info("vip %s is free again", each.address)
+        self._taken = found
+        return found
 
     def _add_unless_changed(self, addresses: Sequence[InterfaceAddress]) -> None:
         """Add and announce; nothing if this node does not serve any more. Raises XlbError."""
@@ -197,11 +232,11 @@ class VipAddresses:
 
     def pair(self, serving: bool) -> None:
         """From now on the VIPs are here only while this node is active; `follow` makes it so."""
-        self._serving = serving
+        self._serving, self._alone = serving, False
 
     def unpair(self) -> None:
         """A single node again, which carries its VIPs always; `follow` makes it so."""
-        self._serving = True
+        self._serving = self._alone = True
 
     def serve(self) -> Iterator[list[str]]:
         """Add and announce, a batch per step; each step yields one message per address that was refused."""

@@ -158,7 +158,7 @@ def _local(
     def serving() -> bool:
         return plane.lease()[0] > monotonic_ns()
 
-    addresses = VipAddresses(network, run_dir, lease_open=serving)
+    addresses = VipAddresses(network, run_dir, lease_open=serving, probe=settings.data.probe_vips)
     sources = OwnSources(network, config)
     checks = CheckRunner(
         HealthChecks(load_down(run_dir)),

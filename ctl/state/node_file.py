@@ -59,6 +59,7 @@ class DataSection:
     xdp_mode: XdpMode
     max_flows: int  # connections
     announce_interval_s: int  # between two announcements of each VIP by the node that serves it; 0: only when something changes
+    probe_vips: bool  # a single node asks the link before it adds a VIP, and leaves it to a machine that answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,7 @@ def _data(fields: Fields) -> DataSection:
         fields.choice("xdp_mode", XdpMode, XdpMode.AUTO),
         fields.integer("max_flows", 1048576, MIN_FLOWS, MAX_FLOWS),
         fields.integer("announce_interval_s", ANNOUNCE_INTERVAL_S, 0, MAX_ANNOUNCE_INTERVAL_S),
+        fields.boolean("probe_vips", True),
     )
 
 

@@ -65,6 +65,7 @@ class FakeNetwork:
         self.capacity = (0, 0)
         self.joining: dict[str, list[str]] = {}
         self.refuse_addresses = False
+        self.strangers: dict[str, str] = {}  # addresses of other machines, to their MACs
         self.events: NetworkEvents | None = None
         self.closed = False
 
@@ -100,6 +101,9 @@ class FakeNetwork:
 
     def routes(self, destinations: Sequence[str]) -> Sequence[Route | None]:
         return [Route(2, self.gateways.get(destination, "")) for destination in destinations]
+
+    def who_answers(self, addresses: Sequence[InterfaceAddress]) -> Mapping[InterfaceAddress, str]:
+        return {each: self.strangers[each.address] for each in addresses if each.address in self.strangers}
 
     def observe(self, interfaces: Sequence[str], vip_interfaces: Sequence[str], neighbours: bool = False) -> Observed:
         placed = {each: each in self.secondary for each in self.present}

@@ -13,6 +13,7 @@ from bpf.kernel.attach import driver
 from ctl.errors import Advice, Code, XlbError
 from ctl.network.kernel import offloads, sysctl
 from ctl.network.kernel.address_batch import AddressBatch
+from ctl.network.kernel.duplicate_probe import who_answers
 from ctl.network.kernel.messages import Address, Link
 from ctl.network.kernel.rtnetlink import RouteSocket, kernel_manages_neighbours, resolve_routes
 from ctl.network.kernel.watcher import NetlinkWatcher
@@ -62,6 +63,12 @@ class KernelNetwork:
     def announce(self, addresses: Sequence[InterfaceAddress]) -> None:
         with closing(AddressBatch(addresses)) as batch:
             _raise_first(batch.announce())
+
+    def who_answers(self, addresses: Sequence[InterfaceAddress]) -> Mapping[InterfaceAddress, str]:
+        try:
+            return who_answers(addresses, self.interfaces())
+        except OSError as error:
+            raise XlbError(f"cannot ask whether the VIPs are free: {error.strerror}", Code.KERNEL_REFUSED) from None
 
     def routes(self, destinations: Sequence[str]) -> Sequence[Route | None]:
         return resolve_routes(destinations)
