@@ -146,8 +146,8 @@ class Node:
             self.daemon.stopped = True
 
     def cont(self) -> None:
-        """SIGCONT."""
-        if self.daemon is not None and self.daemon.alive and self.daemon.stopped:
+        """SIGCONT. A daemon that is stopped inside an effect must return from it before anything else of it runs."""
+        if self.daemon is not None and self.daemon.alive and self.daemon.stopped and not self.daemon.inside:
             self.daemon.cont()
 
     def daemon_did(self, what: str) -> None:
@@ -157,8 +157,9 @@ class Node:
             return
         self.stop_at = ""
         self.world.mark(f"stopped after {what}")
-        daemon.stopped = True
+        daemon.stopped = daemon.inside = True
         self.world.run_until(self.world.now + self.stop_length)  # everything else continues
+        daemon.inside = False
         if not daemon.alive:
             self.world.mark("died between two effects")
             raise Killed
@@ -246,6 +247,7 @@ class Daemon:
     def __init__(self, node: Node, config: FailoverConfig, boot: int) -> None:
         self.node, self.world, self.config, self.boot = node, node.world, config, boot
         self.alive, self.stopped, self.ready = True, False, False
+        self.inside = False  # stopped between two effects of one list
         self.loop = NodeLoop(self)  # type: ignore[abstract]  # unused parts of the interface are left out
         self.links = Links(self)
         self._when_continued: list[Callable[[], None]] = []
