@@ -66,11 +66,9 @@ def _values(condition: Callable[[], T], what: str, limit: _Limit) -> Iterator[T]
             raise AssertionError(f"{what}: not within {limit.timeout_s:g} s; last value: {value!r}")
 
 
-def longest_stall_s(measure_s: float = 0.4) -> float:
-    """For how long the machine kept this process from running while it wanted to: a measure of how slow or busy it is."""
-    longest_s, last_s = 0.0, time.monotonic()
-    end_s = last_s + measure_s
-    while last_s < end_s:
-        now_s = time.monotonic()
-        longest_s, last_s = max(longest_s, now_s - last_s), now_s
-    return longest_s
+def processor_share(measure_s: float = 0.4) -> float:
+    """The share of a processor that the machine gives a process that wants it all: a measure of how slow or busy it is."""
+    began_s, used_s = time.monotonic(), time.process_time()
+    while time.monotonic() < began_s + measure_s:
+        pass
+    return (time.process_time() - used_s) / (time.monotonic() - began_s)
