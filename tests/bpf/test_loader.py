@@ -57,6 +57,11 @@ def small(tmp_path: Path) -> Iterator[Small]:
         yield made
 
 
+def beside(small: Small) -> list[str]:
+    """What is in the directory of the pins once a start has ended: the pins, and the link to the run_dir."""
+    return [small.build.bpf_dir.name, f"{small.build.bpf_dir.name}-run"]
+
+
 def put(small: Small, layouts: Layouts, name: str, number: int, count: int) -> None:
     pinned = small.pinned_map(layouts, name)
     values = np.zeros(1, pinned.value)
@@ -91,7 +96,7 @@ def test_builds_from_nothing_then_adopts(small: Small) -> None:
     assert second.layouts == first.layouts
     assert small.program_id() == program
     assert small.snapshot() == before
-    assert before["adjacent"] == [small.build.bpf_dir.name] and before["run_dir"] == ["layout.json"]
+    assert before["adjacent"] == beside(small) and before["run_dir"] == ["layout.json"]
 
 
 def test_adoption_loads_no_compiler(small: Small) -> None:
@@ -211,7 +216,7 @@ def test_replacing_creates_new_maps(small: Small) -> None:
     done = small.ensure(replace_pins=True, max_flows=128)
     assert done.how == "replaced"
     assert counts(small, done.layouts, "things") == {}
-    assert small.snapshot()["adjacent"] == [small.build.bpf_dir.name]
+    assert small.snapshot()["adjacent"] == beside(small)
     assert small.ensure(max_flows=128).how == "adopted"
 
 
@@ -269,7 +274,7 @@ def test_what_a_killed_start_left_is_removed(small: Small) -> None:
         os.link(small.build.bpf_dir / "things", left / "things")
     again = small.ensure()
     assert counts(small, again.layouts, "things") == {7: 1}
-    assert small.snapshot()["adjacent"] == [small.build.bpf_dir.name]
+    assert small.snapshot()["adjacent"] == beside(small)
 
 
 def test_a_layout_file_that_cannot_be_written_is_named(small: Small) -> None:
