@@ -22,6 +22,7 @@ from ctl.config.model import Config
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.errors import Code, XlbError
 from ctl.network.network import Network
+from ctl.network.vip_addresses import wanted
 from ctl.state.node_file import NodeSettings
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -327,18 +328,12 @@ class ClusterCheck:
 
     async def _duplicates(self) -> Mapping[str, str] | str:
         links = await asyncio.to_thread(self.network.interfaces)
-        by_device: dict[str, list[str]] = {}
-        for vip in self.config().vips.values():
-            by_device.setdefault(vip.device, []).append(vip.address)
-        found: dict[str, str] = {}
-        for device, addresses in sorted(by_device.items()):
-            if device not in links:
-                return f"{device} is not there"
-            try:
-                found |= await _blocking(network_probes.find_duplicates, device, links[device].mac, addresses, PROBE_S)
-            except XlbError as error:
-                return str(error)
-        return found
+        asked = sorted(wanted(self.config()), key=lambda each: (each.device, each.address))
+        for each in asked:
+            if each.device not in links:
+                return f"{each.device} is not there"
+        found = await _or_reason(_blocking(self.network.who_answers, asked))
+        return found if isinstance(found, str) else {each.address: mac for each, mac in found.items()}
 
 
 async def _blocking(function: Callable[..., Any], *arguments: Any) -> Any:

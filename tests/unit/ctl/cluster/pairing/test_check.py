@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, IPv6
-from scapy.layers.l2 import ARP, Ether
 
 from ctl.cluster.pairing import check, facts
 from ctl.cluster.pairing.check import (
@@ -25,7 +23,6 @@ from ctl.cluster.pairing.check import (
     judge_ping,
     judge_vrrp,
 )
-from ctl.cluster.pairing.network_probes import arp_probe, claimed_by, solicitation_probe
 from tests.fakes.cli import run
 from tests.fakes.pair import Site, paired_sites, site, two_sites
 from tests.wait import wait_until
@@ -110,33 +107,6 @@ def test_results_of_the_probes() -> None:
     assert [each.status for each in judge_duplicates(1, "not asked")] == [WARN]
     (thief,) = judge_duplicates(1, {"10.0.0.1": "02:00:00:00:00:99"})
     assert thief.status == FAIL and thief.message == "10.0.0.1 is answered by 02:00:00:00:00:99 too"
-
-
-def test_an_arp_probe_follows_rfc_5227() -> None:
-    packet = Ether(arp_probe("10.0.0.1", MAC))
-    assert (packet.dst, packet.src) == ("ff:ff:ff:ff:ff:ff", "02:00:00:00:00:01")
-    assert (packet[ARP].op, packet[ARP].psrc, packet[ARP].pdst) == (1, "0.0.0.0", "10.0.0.1")
-    assert claimed_by(bytes(packet)) == ("0.0.0.0", "02:00:00:00:00:01")  # the unspecified address: no claim of a VIP
-
-
-def test_a_solicitation_follows_rfc_4862() -> None:
-    packet = Ether(solicitation_probe("2001:db8::12:3456", MAC))
-    assert (packet.dst, packet[IPv6].src, packet[IPv6].dst) == ("33:33:ff:12:34:56", "::", "ff02::1:ff12:3456")
-    assert packet[ICMPv6ND_NS].tgt == "2001:db8::12:3456" and packet[IPv6].hlim == 255
-    checksum = packet[ICMPv6ND_NS].cksum
-    del packet[ICMPv6ND_NS].cksum
-    assert Ether(bytes(packet))[ICMPv6ND_NS].cksum == checksum
-
-
-def test_claims_are_read_from_replies_and_nothing_else() -> None:
-    answer = Ether(src="02:00:00:00:00:99") / ARP(op=2, hwsrc="02:00:00:00:00:99", psrc="10.0.0.1", pdst="0.0.0.0")
-    assert claimed_by(bytes(answer)) == ("10.0.0.1", "02:00:00:00:00:99")
-    advert = Ether(src="02:00:00:00:00:99") / IPv6(src="2001:db8::1", dst="ff02::1") / ICMPv6ND_NA(tgt="2001:db8::1")
-    assert claimed_by(bytes(advert)) == ("2001:db8::1", "02:00:00:00:00:99")
-    for frame in (bytes(answer), bytes(advert)):
-        for length in range(41):
-            assert claimed_by(frame[:length]) is None
-    assert claimed_by(solicitation_probe("2001:db8::1", MAC)) is None
 
 
 def test_a_resolver_that_hangs_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
