@@ -29,7 +29,6 @@ LOGGED = {
     "carrier lost while active": r"is fault, .*can become active",
     "carrier lost on a backup": r"is fault, epoch \d+: no carrier on \w+$",
     "hand-over for a fault": r"handing over to \w+: fault",
-    "active despite a fault": r"active with epoch \d+ despite",
     "carrier back": r"fault ended: carrier",
     "maintenance": r"is maintenance",
     "epoch raised while active": r"epoch raised to",
