@@ -15,8 +15,8 @@ OWN_MAPPING_BYTES = 128 * 1024  # glibc's initial value, but fixed: glibc raises
 ARENAS = 1
 
 UNUSED = ("ssl", "_hashlib", "unittest")
-"""asyncio and hashlib work without the first two, which load OpenSSL: xlbd uses no TLS, the pair uses ZeroMQ's CURVE. numpy
-tests for the last and does without."""
+"""asyncio and hashlib work without the first two, which load OpenSSL: xlbd uses no TLS, the pair uses ZeroMQ's CURVE. For
+the last see `ctl.network.kernel.lean_pyroute2`; numpy tests for it and does without."""
 
 
 def keep_small() -> None:

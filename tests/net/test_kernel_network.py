@@ -255,3 +255,15 @@ def test_forwarding_is_set_and_reported(cable: Cable) -> None:
 
     cable.here.call(correct)
     assert cable.here.call(lambda: cable.network.forwarding_problems(["eth0"])) == []
+
+
+def test_pyroute2_and_the_own_decoder_see_the_same_addresses(cable: Cable) -> None:
+    cable.here.ip(
+        "addr add 10.9.0.1/24 dev eth0",
+        "addr add 10.9.0.2/24 dev eth0",
+        "addr add fd99::1/64 dev eth0 nodad",
+        "addr add 10.9.9.9/32 dev lo",
+    )
+    asked = cable.here.call(cable.network.addresses)
+    observed = cable.here.call(lambda: cable.network.observe((), ()))
+    assert asked == frozenset(observed.addresses) and InterfaceAddress("eth0", "10.9.0.2", 24) in asked

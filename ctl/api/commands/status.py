@@ -252,7 +252,7 @@ def resident_bytes() -> int:
 
 
 def _versions() -> dict[str, Any]:
-    modules = {name: installed_version(name) for name in ("bcc", "pyzmq", "msgpack", "numpy")}
+    modules = {name: installed_version(name) for name in ("bcc", "pyroute2", "pyzmq", "msgpack", "numpy")}
     return {
         "xlbd": package_version(),
         "abi": ABI_VERSION,

@@ -1,5 +1,8 @@
 """`KernelNetwork` implements `ctl.network.network.Network` with rtnetlink and /proc/sys.
 
+pyroute2 reads what is asked for now and then. What is read twice a second, for each notification or during a takeover is
+decoded in `ctl.network.kernel.messages`: there pyroute2 takes 50 to 100 us per message.
+
 Does I/O only; the node decides which addresses an interface has. Methods block for milliseconds: call them in a thread.
 """
 
@@ -11,7 +14,7 @@ from contextlib import closing
 
 from bpf.kernel.attach import driver
 from ctl.errors import Advice, Code, XlbError
-from ctl.network.kernel import offloads, sysctl
+from ctl.network.kernel import lean_pyroute2, offloads, sysctl
 from ctl.network.kernel.address_batch import AddressBatch
 from ctl.network.kernel.duplicate_probe import who_answers
 from ctl.network.kernel.messages import Address, Link
@@ -36,8 +39,15 @@ class KernelNetwork:
             return {link.name: _interface(link) for link in sock.links()}
 
     def addresses(self) -> frozenset[InterfaceAddress]:
-        with RouteSocket() as sock:
-            return frozenset(_placed({link.index: link.name for link in sock.links()}, sock.addresses()))
+        with lean_pyroute2.iproute()() as netlink:
+            names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
+            return frozenset(
+                InterfaceAddress(
+                    names[each["index"]], each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS"), each["prefixlen"]
+                )
+                for each in netlink.get_addr()
+                if each["index"] in names
+            )
 
     def observe(self, interfaces: Sequence[str], vip_interfaces: Sequence[str], neighbours: bool = False) -> Observed:
         with RouteSocket() as sock:
