@@ -3,10 +3,11 @@
     sudo make soak MINUTES=60            or: unshare --mount .venv/bin/python -m tests.soak --minutes 60
 
 A round: one fault (sometimes two that overlap) of random kind, length and victim; changes of the configuration before, during
-and after it; then every fault is healed, and the pair has CONVERGE_S to have one active and one backup in step again. Half of
-the time runs at 10/30/36 ms, half at the default times. After each round: no connection is broken, no byte is wrong, no two
-nodes answered at once (data, ARP, NDP, captured on the switch), every acknowledged change is on both nodes, and the VIPs are on
-the active node only. A round that fails is printed with its seed, its faults and both journals. Exits 1 if one failed.
+and after it; then every fault is healed, and the pair has CONVERGE_S to have one active and one backup in step again. All the
+time somebody forges and replays VRRP advertisements. Half of the time runs at 10/30/36 ms, half at the default times. After
+each round: no connection is broken, no byte is wrong, no two nodes answered at once (data, ARP, NDP, captured on the switch),
+every acknowledged change is on both nodes, and the VIPs are on the active node only. A round that fails is printed with its
+faults and both journals. Exits 1 if one failed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 
 from ctl.errors import XlbError
 from tests.net.faults import capture, epochs_of
+from tests.net.forger import Forger
 from tests.net.paired import DEFAULT_TIMING, TIMING, PairSite, write_pair
 from tests.net.serving import PORTS, VIPS
 from tests.rig import CLIENT4, HeldConnections, Layout, Node, Rig, why_not
@@ -96,22 +98,25 @@ def soak(timing: dict[str, int], duration_s: float, rng: random.Random, connecti
     score, ledger = Score(), Ledger()
     with _pair(timing) as site:
         stage = Stage(site, rng)
+        forger = Forger(site.rig, 4)
         stage.learn_macs()
         counts = {4: connections - connections // 10, 6: connections // 10}
         held = {family: _open(site, family, count) for family, count in counts.items()}
         ends_s = time.monotonic() + duration_s
-        while time.monotonic() < ends_s:
-            failures = _play(stage, held, ledger, score, names)
-            score.rounds += 1
-            if failures:
-                score.failures += failures
-                _report(site, score.rounds, failures)
-                for family, each in held.items():
-                    if each.broken or each.wrong_bytes:
-                        site.rig.client.run(each.close())
-                        held[family] = _open(site, family, counts[family])
+        with forger:  # what it has captured until now is replayed
+            while time.monotonic() < ends_s:
+                failures = _play(stage, held, ledger, score, names)
+                score.rounds += 1
+                if failures:
+                    score.failures += failures
+                    _report(site, score.rounds, failures)
+                    for family, each in held.items():
+                        if each.broken or each.wrong_bytes:
+                            site.rig.client.run(each.close())
+                            held[family] = _open(site, family, counts[family])
         for each in held.values():
             site.rig.client.run(each.close())
+    print(f"forged and replayed advertisements: {forger.sent}")
     print(f"changes: {ledger.acknowledged} on both nodes, {ledger.alone} on one, {ledger.refused} refused")
     return score
 
