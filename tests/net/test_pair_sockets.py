@@ -175,7 +175,7 @@ def test_addresses_are_moved_in_bulk_and_refusals_named(cable: tuple[Namespace, 
     def scene() -> None:
         network = KernelNetwork()
         batch = network.ready([*wanted, InterfaceAddress("gone0", "10.8.9.9", 24)])
-        assert batch.add() == ["cannot add 10.8.9.9: interface gone0 does not exist"]
+        assert batch.add() == ["cannot add 10.8.9.9/24 on gone0: the interface does not exist"]
         assert network.addresses() >= set(wanted)
         assert len(batch.add()) == 1, "what is there already is no error"
         assert batch.announce() == []
