@@ -80,7 +80,7 @@ async def measure(cable: Cable, backends: int, passes: int, directory: Path) -> 
     quiet = Ticker()
     await wait_until_async(lambda: len(quiet.late_ms) >= TICKS, "a quiet time", every_s=0.02)
     quiet.handle.cancel()
-    lates = Ticker()
+    late_by = Ticker()
     took, held = [], []
     for number in range(1, passes + 1):
         await part.compare()
@@ -88,11 +88,11 @@ async def measure(cable: Cable, backends: int, passes: int, directory: Path) -> 
         took.append(status["pass_ms"])
         held.append(status["loop_ms"])
         ticks = number * TICKS // passes
-        await wait_until_async(partial(lambda least: len(lates.late_ms) >= least, ticks), "a pause", every_s=0.02)
-    lates.handle.cancel()
+        await wait_until_async(partial(lambda least: len(late_by.late_ms) >= least, ticks), "a pause", every_s=0.02)
+    late_by.handle.cancel()
     running.cancel()
     took.sort()
-    late = sorted(lates.late_ms)
+    late = sorted(late_by.late_ms)
     return Outcome(
         backends, took[len(took) // 2], took[-1], max(held), late[-1], late[len(late) * 99 // 100], max(quiet.late_ms)
     )

@@ -153,7 +153,7 @@ def run_dir_of(bpf_dir: Path) -> Path | None:
 
 
 def _note_run_dir(build: Build) -> None:
-    """Beside the pins, because version 0.1.0 takes everything in bpf_dir for a map. Without it, only removal knows less."""
+    """Next to the pins, because version 0.1.0 takes everything in bpf_dir for a map. Without it, only removal knows less."""
     link = _run_dir_link(build.bpf_dir)
     if run_dir_of(build.bpf_dir) != build.run_dir:
         with contextlib.suppress(OSError):
@@ -297,7 +297,7 @@ def _run_child(build: Build, directory: Path, known: Mapping[str, str], working:
         if error["kind"] != "map" or error["map"] not in RESETTABLE or not unfit.exists():
             raise _child_error(build, error, log)
         unfit.unlink()
-        for name in RESETTABLE - {"counters"}:  # nobody misses their entries, and each attempt compiles the program again
+        for name in RESETTABLE - {"counters"}:  # their entries are not missed, and each attempt compiles the program again
             (directory / name).unlink(missing_ok=True)
 
 

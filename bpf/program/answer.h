@@ -31,7 +31,7 @@ static __always_inline bool may_send(struct packet *packet, u32 answer)
 	return true;
 }
 
-/* The farm of the packet refuses connections that it cannot serve, unless it was told to drop them. */
+/* The farm of the packet refuses connections that it cannot serve, unless its setting is to drop them. */
 static __always_inline bool refuses(u32 farm)
 {
 	struct farm_settings *settings = farm_settings.lookup(&farm);

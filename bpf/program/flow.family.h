@@ -13,7 +13,7 @@ struct match_FAM {
 	struct vip *vip;        /* the destination; looked up only if there is no entry */
 	struct flow_FAM *old;   /* the forward entry that the tuple has already, while a connection is opened over it */
 	bool complete;          /* `old` has its reply entry */
-	bool retry;             /* select a backend anew; without it `old` is repaired */
+	bool retry;             /* select a backend again; without it `old` is repaired */
 };
 
 /* The key of the other direction. */

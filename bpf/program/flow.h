@@ -27,7 +27,7 @@ static __always_inline u32 age_of(struct packet *packet, u32 last_seen)
 /* What was found for a connection that needs a source towards its backend; more is better. */
 enum source {
 	SOURCE_NONE,
-	SOURCE_SPARE,  /* of a connection that is closed, or that nobody has established: it ends if no other is free */
+	SOURCE_SPARE,  /* of a connection that is closed, or that is not established: it ends if no other is free */
 	SOURCE_RESTED, /* both ends have closed its connection long ago */
 	SOURCE_FREE,
 };
@@ -52,7 +52,7 @@ static __always_inline u32 segment_bytes(struct packet *packet)
 
 /* The state of a flow after one of its packets. A FIN or RST is a hint: a sender that goes on after it has not sent it, or its
  * receiver has ignored it (RFC 5961). So any later segment but another client's SYN revokes a RST, payload after a FIN
- * revokes that FIN, and the answer to a SYN begins anew.
+ * revokes that FIN, and the answer to a SYN starts it again.
  */
 static __always_inline u8 next_state(struct packet *packet, u8 state)
 {

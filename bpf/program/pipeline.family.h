@@ -80,7 +80,7 @@ static __always_inline u32 find_FAM(struct packet *packet, struct flow_key_FAM *
 	return match->ended || match->flow || match->vip ? CONTINUE : COUNTER_PASS_NOT_OURS;
 }
 
-/* CONTINUE, or the verdict on the first packet of a connection with a source that nobody can have: one without a host (RFC 1812
+/* CONTINUE, or the verdict on the first packet of a connection with an impossible source: one without a host (RFC 1812
  * 5.3.7), a VIP, or the service of a backend. `found`: the listener it is for. */
 static __always_inline u32 check_source_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *found)
 {

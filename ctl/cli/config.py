@@ -74,7 +74,7 @@ def export(session: Session) -> None:
 
 
 def _confirm(removals: list[str]) -> None:
-    """Raises InvalidInput where nobody can be asked."""
+    """Raises InvalidInput where there is no terminal to ask."""
     what = f"{plural(len(removals), 'object')} not in the file would be removed"
     if not sys.stdin.isatty():
         shown = "; ".join(removals[:MAX_NAMED]) + (

@@ -28,7 +28,7 @@ NO_FARM_S = 120
 """For connections of a deleted farm, whose timeout is unknown."""
 PRESSURE_FROM = 0.6
 LASTING_S = 20
-"""Longer than a server repeats a SYN-ACK that nobody answers, at intervals of 1, 2, 4 and 8 s."""
+"""Longer than a server repeats a SYN-ACK without an answer, at intervals of 1, 2, 4 and 8 s."""
 FLOOR_S = 60
 """Also the time for which the source port of a closed connection is kept from other clients (bpf/program/select.h)."""
 

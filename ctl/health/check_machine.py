@@ -5,7 +5,7 @@ Events and `now_ms` (any monotonic clock) in; probes and transitions out. Opens 
 `fall` failures in a row mark a backend down, `rise` successes in a row mark it up. Where no result of the present check exists,
 the first one decides:
 
-* A new backend is probed at once. Beside backends of its farm that take connections it waits for the first success; without
+* A new backend is probed at once. Where other backends of its farm take connections, it waits for the first success; without
   any, it takes connections meanwhile, so that a new farm works immediately.
 * A backend whose check changed, or whose farm was started again, keeps its state until then, and is probed at once.
 * A backend that was up before a restart of the daemon stays up until its first failure.
@@ -116,7 +116,7 @@ class HealthChecks:
         self._queue = ProbeQueue(max_probes)
         self._down: set[int] = set()  # DOWN and active
         self._remembered: set[int] = set()  # DOWN, active or in a stopped farm
-        self._waiting: dict[str, frozenset[int]] = {}  # by farm: NEW beside backends that take connections
+        self._waiting: dict[str, frozenset[int]] = {}  # by farm: NEW while other backends take connections
         self._serial = 0
 
     def configure(self, config: Config, now_ms: int) -> None:

@@ -24,7 +24,7 @@ class Interface:
     up: bool  # administratively
     carrier: bool
     driver: str  # "" for those without one, e.g. loopback
-    xdp_program: int = 0  # id of the XDP program on it, whoever attached it; 0: none
+    xdp_program: int = 0  # id of the XDP program on it, of any owner; 0: none
     xdp_mode: str = ""  # "native", "generic", or "other": offloaded, or several programs
 
 

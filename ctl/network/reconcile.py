@@ -163,7 +163,7 @@ def _xdp(desired: Desired, interfaces: Mapping[str, Interface]) -> Iterator[Atta
     for each in present:
         if each.xdp_program == desired.program:
             if level and each.xdp_mode == "native":
-                yield AttachXdp(each.name, "native, beside an interface in generic mode")
+                yield AttachXdp(each.name, "native, while another interface is in generic mode")
         elif not each.xdp_program:
             yield AttachXdp(each.name, "without a program")
         elif each.xdp_program in desired.other_builds:

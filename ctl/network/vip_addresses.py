@@ -115,7 +115,7 @@ class VipAddresses:
             if has_carrier(observed.interfaces[device]):
                 self._announced.setdefault(device, observed.interfaces[device].mac)  # VIPs were here when this daemon started
             else:
-                self._announced[device] = ""  # nobody can hear: the network that comes back may be another one
+                self._announced[device] = ""  # no neighbour hears it: the network that comes back may be another one
 
     @property
     def announced(self) -> dict[str, str] | None:

@@ -31,7 +31,7 @@ class Notifier:
         self._send(f"STATUS={status}")
 
     def compiling(self) -> None:
-        """The start takes longer than its limit, and goes on."""
+        """The start takes longer than its limit, and continues."""
         self._send(f"EXTEND_TIMEOUT_USEC={COMPILING_S}000000\nSTATUS=compiling the data plane")
 
     def stopping(self) -> None:

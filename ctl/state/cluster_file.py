@@ -131,7 +131,7 @@ class ClusterFile:
             raise XlbError(f"{self.path}: {error}; nothing was changed") from None
 
     def _from_copy(self, damage: InvalidInput, repair: bool) -> ClusterSettings:
-        """What the damaged file was, from the copy beside it."""
+        """What the damaged file was, from its copy."""
         copy = self._read(self._copy)
         with contextlib.suppress(XlbError):
             if copy is not None:

@@ -25,7 +25,7 @@ class Attention(enum.Enum):
     """What a message asks of an operator; the value names the log level."""
 
     NONE = "INFO"  # planned, or over
-    ACT = "WARNING"  # service goes on, and somebody should look
+    ACT = "WARNING"  # service continues, and an operator should look
     HARM = "ERROR"  # both nodes answered clients
 
 

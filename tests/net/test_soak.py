@@ -41,11 +41,11 @@ def test_faults_strike_and_heal_and_the_ledger_agrees() -> None:
         ]
 
 
-def test_an_interface_is_created_anew_with_another_mac() -> None:
+def test_an_interface_is_re_created_with_another_mac() -> None:
     with paired(Layout(nodes=2, backends=1), TIMES) as site:
         stage = settled(site)
         before = site.other.namespace.mac("eth0")
-        FAULTS["interface created anew"].begin(stage, site.other)()
+        FAULTS["interface re-created"].begin(stage, site.other)()
         assert site.other.namespace.mac("eth0") != before
         assert {stage.macs[before], stage.macs[site.other.namespace.mac("eth0")]} == {site.other.name}
         site.settle(30)

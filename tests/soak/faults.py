@@ -88,7 +88,7 @@ def _cut_off(silently: bool) -> Callable[[Stage, Node], Heal]:
 
 
 def _replug(stage: Stage, node: Node) -> Heal:
-    """The driver is loaded anew, or a hypervisor replaces the card: another ifindex, another MAC."""
+    """The driver is loaded again, or a hypervisor replaces the card: another ifindex, another MAC."""
     stage.site.rig.replug(node)
     stage.learn_macs()
     return _nothing
@@ -155,7 +155,7 @@ FAULTS: dict[str, Fault] = {
     "cut of the data link": Fault(_cut(False, "eth0")),
     "cut of the cluster link": Fault(_cut(False, "ha0")),
     "silent cut of the cluster link": Fault(_cut(True, "ha0")),
-    "interface created anew": Fault(_replug),
+    "interface re-created": Fault(_replug),
     "program detached": Fault(_detach_program),
     "addresses flushed": Fault(_flush_addresses, 0.1, 2),
     "another MAC": Fault(_change_mac),

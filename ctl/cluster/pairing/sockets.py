@@ -34,7 +34,7 @@ LINGER_S = 10.0
 
 CONNECT_TIMEOUT_S = 5.0
 SILENCE_S = 20.0
-"""A creator that sends nothing for so long is given up. One that works answers each repeated message."""
+"""A creator that is silent for this long is given up. One that works answers each repeated message."""
 ASK_AGAIN_S = 2.0
 REFUSED_WITHIN_S = 5.0
 """A creator with another key ends the handshake at once, one that is too busy only after HANDSHAKE_TIMEOUT_MS."""

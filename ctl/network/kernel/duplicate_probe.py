@@ -90,7 +90,7 @@ def _ask(asked: Iterable[tuple[str, str]], interfaces: Mapping[str, Interface]) 
         for device, address in asked:
             mac = bytes.fromhex(interfaces[device].mac.replace(":", ""))
             frame = solicitation(address, mac) if ":" in address else arp_probe(address, mac)
-            with contextlib.suppress(OSError):  # the link went away: nobody hears an announcement there either
+            with contextlib.suppress(OSError):  # the link went away: an announcement is not heard there either
                 link.sendto(frame, (device, 0))
 
 

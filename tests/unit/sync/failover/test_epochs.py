@@ -51,7 +51,7 @@ def test_a_disk_that_refuses_prevents_no_takeover_for_hundreds_of_them() -> None
         assert persist
         epochs.persisted(persist.reserved)
     asked = 0
-    for _ in range(AHEAD // 2 - 2):  # the VIPs move to and fro, and nothing is written any more
+    for _ in range(AHEAD // 2 - 2):  # the VIPs move back and forth, and nothing is written any more
         for active, backup in ((one, two), (two, one)):
             asked += active.reserve() is not None
             backup.seen(active.spend())
