@@ -138,7 +138,10 @@ class ClusterFile:
                 settings = decode(copy)
                 self._restore(copy, damage, repair)
                 return settings
-        remedy = f"restore it from a backup, or move it and {self._copy.name} away on both nodes and create the pair again"
+        remedy = (
+            f"restore it from a backup, or move it and {self._copy.name} away, run xlbctl cluster destroy --yes on both nodes "
+            "and create the pair again"
+        )
         raise XlbError(f"{self.path} is damaged: {damage}; {remedy}", Code.DAMAGED_FILE) from None
 
     def _restore(self, copy: bytes, damage: InvalidInput, repair: bool) -> None:
