@@ -19,6 +19,7 @@ from tests.wait import wait_until
 
 WITHIN_S = 1.0
 ROUTES = 40_000
+REPAIRED = 5  # two VIPs, the program, two settings
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,7 @@ def test_lost_notifications_cost_nothing(site: Serving, log_before: str) -> None
     routes = [
         f"route add 10.{128 + number // 65536}.{number // 256 % 256}.{number % 256}/32 dev eth0" for number in range(ROUTES)
     ]
-    ours = mode(site)
+    ours, repaired = mode(site), int(site.node.call("status")["reconcile"]["repairs"])
     resolved = site.rig.backends[0].address4
     site.node.signal(signal.SIGSTOP)
     node.ip(*routes, f"addr del {VIPS[4]}/24 dev eth0", f"addr del {VIPS[6]}/64 dev eth0", "link set dev eth0 xdpdrv off")
@@ -200,5 +201,8 @@ def test_lost_notifications_cost_nothing(site: Serving, log_before: str) -> None
     assert site.tcp(6).error == ""
     wait_until(lambda: "netlink notifications were lost" in logged(site, log_before), "the line")
     lines = [line for line in logged(site, log_before).splitlines() if "notifications were lost" in line]
-    assert len([line for line in lines if " 0 repairs" not in line]) == 1, lines
-    assert site.node.call("status")["reconcile"]["overruns"] >= 1
+    assert lines
+    seen = site.node.call("status")["reconcile"]
+    assert seen["overruns"] >= 1
+    # The pass that is due anyway may come first and make the repairs; then the one after the overrun has none left.
+    assert seen["repairs"] - repaired >= REPAIRED, seen
