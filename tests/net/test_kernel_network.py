@@ -267,3 +267,15 @@ def test_pyroute2_and_the_own_decoder_see_the_same_addresses(cable: Cable) -> No
     asked = cable.here.call(cable.network.addresses)
     observed = cable.here.call(lambda: cable.network.observe((), ()))
     assert asked == frozenset(observed.addresses) and InterfaceAddress("eth0", "10.9.0.2", 24) in asked
+
+
+def test_a_dump_that_pyroute2_gives_up_is_read_again(cable: Cable, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Exception):
+        """As NetlinkDumpInterrupted of 0.7: no OSError."""
+
+    def interrupted() -> None:
+        raise Interrupted
+
+    before = cable.here.call(cable.network.addresses)
+    monkeypatch.setattr("ctl.network.kernel.lean_pyroute2.iproute", interrupted)
+    assert before and cable.here.call(cable.network.addresses) == before

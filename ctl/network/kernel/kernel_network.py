@@ -9,6 +9,7 @@ Does I/O only; the node decides which addresses an interface has. Methods block 
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 
@@ -21,6 +22,8 @@ from ctl.network.kernel.messages import Address, Link
 from ctl.network.kernel.rtnetlink import RouteSocket, kernel_manages_neighbours, resolve_routes
 from ctl.network.kernel.watcher import NetlinkWatcher
 from ctl.network.network import Interface, InterfaceAddress, Neighbour, NetworkEvents, Observed, Route, Setting
+
+log = logging.getLogger(__name__)
 
 _TABLES = ("arp_cache", "ndisc_cache")
 _NOT_NOW = frozenset({errno.ENODEV, errno.ENETDOWN, errno.EINVAL})
@@ -39,6 +42,14 @@ class KernelNetwork:
             return {link.name: _interface(link) for link in sock.links()}
 
     def addresses(self) -> frozenset[InterfaceAddress]:
+        try:
+            return self._addresses_by_pyroute2()
+        except Exception as error:  # 0.7 raises NetlinkDumpInterrupted, no OSError, where an address changes during the dump
+            log.debug("addresses are read again: %r", error)
+        with RouteSocket() as sock:
+            return frozenset(_placed({link.index: link.name for link in sock.links()}, sock.addresses()))
+
+    def _addresses_by_pyroute2(self) -> frozenset[InterfaceAddress]:
         with lean_pyroute2.iproute()() as netlink:
             names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
             return frozenset(
