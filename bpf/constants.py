@@ -23,9 +23,15 @@ MAX_SNAT_CANDIDATES = 256
 """Sources tried for a new connection: with 63,000 of the 64,512 ports in use, 0.2 % of connections find none."""
 FIXED_SNAT_CANDIDATES = 8
 """The first of them depend on the connection only; the others also on the time, so that a retransmission tries others."""
+OTHER_PARITY_ATTEMPT = MAX_SNAT_CANDIDATES // 2
+"""From here on ports of the other parity: with few free ports the chance to find one is that of a search without parity."""
+HIGH_PORTS_ATTEMPT = 240
+"""From here on also a privileged client gets a port that is not privileged."""
 MAX_SNAT_ADDRESSES = 8
 FIRST_SNAT_PORT = 1024
-"""The lowest source port towards a backend: ports below it are privileged there."""
+"""Ports below it are privileged: a backend may trust them, so only a client that has one gets one (RFC 4787 REQ-3a)."""
+PRIVILEGED_SNAT_PORTS = 512
+"""How many ports below FIRST_SNAT_PORT replace a taken privileged port of a client: those that rresvport() gives."""
 MAX_IPV6_EXTENSIONS = 4
 MAX_PRIORITY_TAGS = 2
 """VLAN-0 tags that are removed from a frame: one each of IEEE 802.1ad and 802.1Q."""

@@ -71,15 +71,20 @@ struct flow_event_FAM {
 
 /* A connection while it is made; never in a map that keeps it. */
 struct connection_FAM {
-	struct service service; /* its listener */
-	struct flow_FAM forward;
+	struct service service;                           /* its listener */
+	__be32 addresses[WORDS_FAM * MAX_SNAT_ADDRESSES]; /* that are searched for a source */
+	struct flow_FAM forward;                          /* from here on cleared for each connection */
 	struct flow_FAM reply;
 	struct flow_key_FAM reply_key;
 	struct flow_key_FAM other_key; /* see other_key_FAM; or of a connection that ends for it */
 	struct member_key_FAM member_key;
 	u32 hash;
 	u32 spread; /* of the source that was found; see spread_attempt */
-	u32 found;  /* SOURCE_* */
+	u32 port;   /* of that source */
+	u32 rank;   /* SOURCE_* of an attempt */
+	u32 tick;
+	struct port_range ports;
+	u32 found; /* SOURCE_* */
 	u32 snat_count;
 	u32 forgotten;
 	u8 mode;

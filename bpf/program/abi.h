@@ -83,6 +83,16 @@ struct error_budget {
 };
 _Static_assert(sizeof(struct error_budget) == 8, "error_budget");
 
+/* Source ports of one parity that a connection tries: see set_port_range. */
+struct port_range {
+	u32 first;
+	u32 pairs;
+	u32 step_mask;
+	u32 spread_mask;
+	u32 parity;
+	u32 back; /* the high ports have the client's parity again */
+};
+
 /* --- per address family ------------------------------------------------------------------------------------ */
 
 #define WORDS_v4 1

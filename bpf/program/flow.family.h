@@ -163,35 +163,60 @@ static __always_inline bool forget_path_FAM(struct packet *packet, struct connec
 	return packet->network + IP_HEADER_BYTES_FAM <= packet->end && packet->transport + sizeof(struct udphdr) <= packet->end;
 }
 
-/* Find a reply key that no connection has, or else one whose connection may end: connection->found and connection->spread.
- * They are in the scratch map because the verifier would follow different values of variables separately. */
-static __always_inline void search_source_FAM(struct packet *packet, struct connection_FAM *connection,
-					      struct farm_settings *settings)
+/* The addresses and ports to search. */
+static __always_inline void begin_search_FAM(struct packet *packet, struct connection_FAM *connection,
+					     struct farm_settings *settings)
 {
-	u32 salted = connection->hash + mix(now_ns(packet) >> TICK_SHIFT, GOLDEN_RATIO), spread;
+	set_port_range(&connection->ports, ntohs(connection->reply.destination_port));
+	connection->tick = now_ns(packet) >> TICK_SHIFT;
+	__builtin_memcpy(connection->addresses, &connection->reply_key.destination, sizeof(struct addr_FAM));
+	if (connection->snat_count < 2) {
+		connection->snat_count = 1;
+		return;
+	}
+#pragma unroll
+	for (u32 i = 0; i < MAX_SNAT_ADDRESSES; i++)
+		__builtin_memcpy(connection->addresses + WORDS_FAM * i, settings->snat_address + 4 * i,
+				 sizeof(struct addr_FAM));
+}
+
+/* Write the source of an attempt into the reply key. */
+static __always_inline void set_attempt_FAM(struct connection_FAM *connection, u32 spread, u32 port)
+{
+	u32 index = scale(spread << 16, connection->snat_count) % MAX_SNAT_ADDRESSES;
+
+	connection->reply_key.destination_port = htons(port);
+	__builtin_memcpy(&connection->reply_key.destination, connection->addresses + WORDS_FAM * index,
+			 sizeof(struct addr_FAM));
+}
+
+/* Find a reply key that no connection has, or else one whose connection may end: connection->found, ->spread and ->port.
+ * They are in the scratch map, and the loop has few branches, because the verifier would follow different values of variables
+ * and each branch of each attempt separately. */
+static __always_inline void search_source_FAM(struct connection_FAM *connection)
+{
+	u32 salted = connection->hash + mix(connection->tick, GOLDEN_RATIO), spread, port;
+	volatile u32 *rank = (volatile u32 *)&connection->rank;
 	struct flow_FAM *holder;
-	u32 rank;
 
 #pragma clang loop unroll(disable)
 	for (u32 attempt = 1; attempt < MAX_SNAT_CANDIDATES; attempt++) {
 		spread = spread_attempt(attempt < FIXED_SNAT_CANDIDATES ? connection->hash : salted, attempt);
-		set_source_FAM(connection, settings, spread, spread_port(spread));
+		port = port_of_attempt(&connection->ports, connection->hash, spread, attempt);
+		set_attempt_FAM(connection, spread, port);
 		holder = flows_FAM.lookup(&connection->reply_key);
 		if (holder) {
-			if (!is_closed(holder->state))
-				continue;
-			rank = is_rested(holder->state, age_of(packet, holder->last_seen)) ? SOURCE_RESTED : SOURCE_SPARE;
+			*rank = rank_of_established(holder->state, connection->tick - holder->last_seen);
 		} else {
 			holder = embryonic_FAM.lookup(&connection->reply_key);
-			if (holder && age_of(packet, holder->last_seen) < EMBRYONIC_REST_TICKS)
-				continue;
-			rank = holder ? SOURCE_SPARE : SOURCE_FREE;
+			*rank = holder ? rank_of_embryonic(connection->tick - holder->last_seen) : SOURCE_FREE;
 		}
-		if (connection->found >= rank)
+		if (*rank <= connection->found)
 			continue;
-		connection->found = rank;
+		connection->found = *rank;
 		connection->spread = spread;
-		if (rank != SOURCE_SPARE)
+		connection->port = port;
+		if (connection->found >= SOURCE_RESTED)
 			return;
 	}
 }
@@ -213,7 +238,7 @@ static __always_inline void fill_source_FAM(struct flow_key_FAM *key, struct con
 	reply->l4_delta = ~forward->l4_delta;
 }
 
-/* The first source that a connection tries: with the client's own port, if it may keep it. NULL: internal error. */
+/* The first source that a connection tries: with the client's own port. NULL: internal error. */
 static __always_inline struct farm_settings *set_first_source_FAM(struct flow_key_FAM *key, struct connection_FAM *connection)
 {
 	u32 port = ntohs(key->source_port), spread = connection->hash;
@@ -223,9 +248,10 @@ static __always_inline struct farm_settings *set_first_source_FAM(struct flow_ke
 		return NULL;
 	if (connection->mode != MODE_DNAT)
 		connection->snat_count = settings->snat_count;
-	if (connection->mode != MODE_DNAT && port < FIRST_SNAT_PORT) {
+	if (!port && connection->mode != MODE_DNAT) { /* "no reply is wanted" (RFC 768), but the answers need a port */
 		spread = spread_attempt(spread, 1);
-		port = spread_port(spread);
+		set_port_range(&connection->ports, 0);
+		port = port_of_attempt(&connection->ports, connection->hash, spread, 1);
 	}
 	set_source_FAM(connection, settings, spread, port);
 	fill_source_FAM(key, connection);
@@ -245,10 +271,11 @@ static __always_inline u32 claim_FAM(struct packet *packet, struct flow_key_FAM 
 		return verdict;
 	if (!forget_path_FAM(packet, connection))
 		return COUNTER_DROP_INTERNAL;
-	search_source_FAM(packet, connection, settings);
+	begin_search_FAM(packet, connection, settings);
+	search_source_FAM(connection);
 	if (!connection->found)
 		return connection->mode == MODE_DNAT ? COUNTER_DROP_REVERSE_CONFLICT : COUNTER_DROP_SNAT_EXHAUSTED;
-	set_source_FAM(connection, settings, connection->spread, spread_port(connection->spread));
+	set_attempt_FAM(connection, connection->spread, connection->port);
 	if (connection->found != SOURCE_FREE)
 		evict_FAM(packet, &connection->reply_key, &connection->other_key);
 	fill_source_FAM(key, connection);
@@ -272,7 +299,7 @@ static __always_inline void fill_connection_FAM(struct packet *packet, struct fl
 	u8 flags = is_midstream(packet) ? FLOW_FLAG_DERIVED : 0;
 	struct flow_FAM *forward = &connection->forward, *reply = &connection->reply;
 
-	__builtin_memset(&connection->forward, 0, sizeof(*connection) - sizeof(connection->service));
+	__builtin_memset(&connection->forward, 0, sizeof(*connection) - ((void *)&connection->forward - (void *)connection));
 	connection->mode = mode_of_FAM(key, service, &connection->member_key);
 	if (connection->mode == MODE_DNAT)
 		forward->source = key->source;

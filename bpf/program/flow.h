@@ -32,12 +32,19 @@ enum source {
 	SOURCE_FREE,
 };
 
-/* May the port of a closed connection be used again? A RST is only a hint, so its connection ends in need alone. */
-static __always_inline bool is_rested(u8 state, u32 idle_ticks)
+/* May the port of an established connection be given to another one? A RST is only a hint, so its connection ends in need
+ * alone. Without branches, as below: the verifier would follow each of them for every attempt. */
+static __always_inline u32 rank_of_established(u8 state, u32 idle_ticks)
 {
-	const u8 both = FLOW_STATE_FIN_HERE | FLOW_STATE_FIN_THERE;
+	u32 here = !!(state & FLOW_STATE_FIN_HERE), there = !!(state & FLOW_STATE_FIN_THERE);
+	u32 finished = here & there, rested = (idle_ticks - PORT_REST_TICKS) >> 31 ^ 1;
 
-	return (state & both) == both && idle_ticks >= PORT_REST_TICKS;
+	return SOURCE_SPARE * (finished | !!(state & FLOW_STATE_RST)) + (SOURCE_RESTED - SOURCE_SPARE) * (finished & rested);
+}
+
+static __always_inline u32 rank_of_embryonic(u32 idle_ticks)
+{
+	return SOURCE_SPARE * ((idle_ticks - EMBRYONIC_REST_TICKS) >> 31 ^ 1);
 }
 
 /* Payload bytes of a TCP segment, 0 for UDP. */

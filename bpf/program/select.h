@@ -54,7 +54,33 @@ static __always_inline u32 spread_attempt(u32 hash, u32 attempt)
 	return avalanche(hash + attempt * GOLDEN_RATIO);
 }
 
-static __always_inline u32 spread_port(u32 spread)
+/* The source ports that replace a client's own port: of its parity, and privileged ones for a privileged one, because servers
+ * trust them (RFC 4787 REQ-4 and REQ-3a; NFS). */
+static __always_inline void set_port_range(struct port_range *range, u32 client_port)
 {
-	return FIRST_SNAT_PORT + scale(spread, 65536 - FIRST_SNAT_PORT);
+	bool privileged = client_port && client_port < FIRST_SNAT_PORT;
+
+	range->first = privileged ? FIRST_SNAT_PORT - PRIVILEGED_SNAT_PORTS : FIRST_SNAT_PORT;
+	range->pairs = (privileged ? PRIVILEGED_SNAT_PORTS : 65536 - FIRST_SNAT_PORT) / 2;
+	range->step_mask = privileged ? PRIVILEGED_SNAT_PORTS / 2 - 1 : 0;
+	range->spread_mask = ~0 * !privileged;
+	range->parity = client_port & 1;
+	range->back = privileged;
+}
+
+/* The port of an attempt. Privileged ports are few and are tried one after the other, the others at random. `spread` is the
+ * attempt's. Without branches on what is in memory, so that the verifier follows one path. */
+static __always_inline u32 port_of_attempt(struct port_range *range, u32 hash, u32 spread, u32 attempt)
+{
+	if (attempt == OTHER_PARITY_ATTEMPT)
+		range->parity ^= 1;
+	if (attempt == HIGH_PORTS_ATTEMPT) {
+		range->first = FIRST_SNAT_PORT;
+		range->pairs = (65536 - FIRST_SNAT_PORT) / 2;
+		range->step_mask = 0;
+		range->spread_mask = ~0;
+		range->parity ^= range->back;
+	}
+	return range->first + 2 * (scale(spread & range->spread_mask, range->pairs) + ((hash + attempt) & range->step_mask)) +
+	       range->parity;
 }

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from bpf.columns import address_bytes
-from bpf.constants import FIRST_SNAT_PORT, FIXED_SNAT_CANDIDATES
+from bpf.constants import FIRST_SNAT_PORT, FIXED_SNAT_CANDIDATES, PRIVILEGED_SNAT_PORTS
 from bpf.dataplane import FlowTuple
 
 _MASK = 0xFFFFFFFF
@@ -57,13 +57,23 @@ def client_hash(address: str, seed: int) -> int:
 def snat_sources(client_port: int, hash_of_flow: int, addresses: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Source addresses and ports towards the backend in the order the data plane tries them: the first free one wins.
 
-    The data plane tries more, which depend on the time: MAX_SNAT_CANDIDATES in all.
+    The client's own port, then ports of its parity, privileged ones if its own is (RFC 4787 REQ-3a, REQ-4). The data plane
+    tries more, which depend on the time: MAX_SNAT_CANDIDATES in all, and for a privileged port every privileged one.
     """
-    if client_port >= FIRST_SNAT_PORT:
+    if client_port:
         yield _spread_address(hash_of_flow, addresses), client_port
     for attempt in range(1, FIXED_SNAT_CANDIDATES):
         spread = _finish(hash_of_flow + attempt * _GOLDEN_RATIO & _MASK)
-        yield _spread_address(spread, addresses), FIRST_SNAT_PORT + (spread * (65536 - FIRST_SNAT_PORT) >> 32)
+        yield _spread_address(spread, addresses), _attempt_port(client_port, hash_of_flow, spread, attempt)
+
+
+def _attempt_port(client_port: int, hash_of_flow: int, spread: int, attempt: int) -> int:
+    """The port of one of the first attempts, which keep parity and range."""
+    half = (65536 - FIRST_SNAT_PORT) // 2
+    if 0 < client_port < FIRST_SNAT_PORT:
+        index = (hash_of_flow + attempt & _MASK) % (PRIVILEGED_SNAT_PORTS // 2)
+        return FIRST_SNAT_PORT - PRIVILEGED_SNAT_PORTS + 2 * index + client_port % 2
+    return FIRST_SNAT_PORT + 2 * (spread * half >> 32) + client_port % 2
 
 
 def _spread_address(spread: int, addresses: Sequence[str]) -> str:

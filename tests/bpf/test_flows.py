@@ -194,14 +194,6 @@ def test_a_port_taken_by_an_established_connection_is_not_reused(bed: Bed, famil
     assert bed.flows("flows", family)[reply_tuple(family)].leaves.destination == family.client
 
 
-def test_privileged_client_ports_are_not_used_towards_backends(bed: Bed, family: Family) -> None:
-    bed.farm(family.vip, (family.far(11), 8080))
-    client(bed, family, port=123)
-    entry = bed.flows("embryonic", family)[arriving(family, 123)]
-    assert entry.leaves.source_port == next(snat_candidates(123, flow_hash(arriving(family, 123), SEED)))
-    assert entry.leaves.source_port >= 1024
-
-
 def test_dnat_keeps_even_a_privileged_port(bed: Bed, family: Family) -> None:
     bed.farm(family.vip, (family.far(11), 8080), mode=Mode.DNAT)
     client(bed, family, port=123)

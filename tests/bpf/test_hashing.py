@@ -44,24 +44,28 @@ def test_slots_and_ports(bed: Bed, family: Family, scheduler: Scheduler) -> None
             assert (leaves.destination, leaves.source_port) == (family.far(11 + slot), wanted)
 
 
-def test_every_fixed_candidate_in_order(bed: Bed, family: Family) -> None:
+@pytest.mark.parametrize("client_port", [0, 1023, 40000])
+def test_every_fixed_candidate_in_order(bed: Bed, family: Family, client_port: int) -> None:
     """With each candidate taken in turn, the program moves on to the next of the sequence."""
     bed.farm(family.vip, (family.far(11), 8080))
-    flow = FlowTuple(family.client, family.vip, 1023, 80, Protocol.TCP)
-    for port in snat_candidates(1023, flow_hash(flow, 0x5EED)):
-        bed.send(bytes(from_client(family, source_port=1023)))
+    flow = FlowTuple(family.client, family.vip, client_port, 80, Protocol.TCP)
+    for port in snat_candidates(client_port, flow_hash(flow, 0x5EED)):
+        bed.send(bytes(from_client(family, source_port=client_port)))
         assert bed.flows("embryonic", family)[flow].leaves.source_port == port
         bed.clear("embryonic", family)
         keys = bed.plane.encode_flow_keys(family.name, [FlowTuple(family.far(11), family.vip, 8080, port, Protocol.TCP)])
         bed.plane.update_flows(family.name, keys, bed.blank_flows(family, 1))
-    assert bed.send(bytes(from_client(family, source_port=1023))).verdict == "forward_redirect"
+    assert bed.send(bytes(from_client(family, source_port=client_port))).verdict == "forward_redirect"
 
 
 def test_candidates() -> None:
     assert next(snat_candidates(1024, 1)) == 1024
+    assert next(snat_candidates(1023, 1)) == 1023
+    assert 0 not in snat_candidates(0, 1)
     assert len(list(snat_candidates(1024, 1))) == FIXED_SNAT_CANDIDATES
-    assert len(list(snat_candidates(1023, 1))) == FIXED_SNAT_CANDIDATES - 1
-    ports = [port for seed in range(8000) for port in snat_candidates(80, seed)]
-    assert min(ports) >= FIRST_SNAT_PORT
-    assert max(ports) <= 65535
-    assert len(set(ports)) > 30000
+    for client_port, least, most, count in ((0, FIRST_SNAT_PORT, 65535, 20000), (65535, FIRST_SNAT_PORT, 65535, 20000),
+                                            (1, 512, 1023, 256), (1022, 512, 1023, 256)):  # fmt: skip
+        ports = [port for seed in range(8000) for port in list(snat_candidates(client_port, seed))[-7:]]
+        assert least <= min(ports) and max(ports) <= most
+        assert {port % 2 for port in ports} == {client_port % 2}
+        assert len(set(ports)) >= count

@@ -13,6 +13,7 @@ from ctl.dataplane.flow_hash import flow_hash, snat_candidates, snat_sources
 from tests.bpf.bed import NODE_IN_MAC, NODE_OUT_MAC, SEED, TX, Bed, Family, backend_mac, near_mac, why_not
 from tests.bpf.connections import arriving, backend, client, establish, reply_tuple
 from tests.bpf.packets import from_backend, from_client, rewritten
+from tests.wait import wait_until
 
 SEEN = FlowState.SEEN
 BOTH_FIN = FlowState.SEEN | FlowState.FIN_HERE | FlowState.FIN_THERE
@@ -82,11 +83,82 @@ def test_a_retransmission_tries_other_ports(wide_bed: Bed, family: Family) -> No
     fixed = list(snat_candidates(40000, flow_hash(arriving(family), SEED)))
     take_ports(wide_bed, family, np.array(fixed))
     chosen = set()
-    for _ in range(40):
+
+    def tries_another() -> bool:
         client(wide_bed, family)
         chosen.add(entry(wide_bed, family).leaves.source_port)
         wide_bed.clear("embryonic", family)
-    assert len(chosen) > 1 and not chosen & set(fixed)
+        return len(chosen) > 1
+
+    wait_until(tries_another, "another port, a tick later")
+    assert not chosen & set(fixed)
+
+
+# --- parity and privileged ports (RFC 4787 REQ-3a, REQ-4) -----------------------------------------------------
+
+
+def seen_port(bed: Bed, family: Family, client_port: int, protocol: int = Protocol.TCP) -> int:
+    """The port from which the backend sees a new connection of the client."""
+    bed.clear("embryonic", family)
+    assert client(bed, family, port=client_port, protocol=protocol) == "forward_redirect"
+    return bed.flows("embryonic", family)[arriving(family, client_port, protocol)].leaves.source_port
+
+
+@PROTOCOLS
+@pytest.mark.parametrize("client_port", [1, 123, 511, 1023, 1024, 65535])
+def test_the_backend_sees_the_clients_own_port(bed: Bed, family: Family, client_port: int, protocol: Protocol) -> None:
+    bed.farm(family.vip, (family.far(11), 8080), protocol=protocol)
+    assert seen_port(bed, family, client_port, protocol) == client_port
+    answer = from_backend(family, family.far(11), family.vip, client_port, protocol)
+    assert bed.send(bytes(answer), "out0").verdict == "forward_redirect"
+
+
+def test_the_guard_does_not_drop_replies_to_a_privileged_port(bed: Bed, family: Family) -> None:
+    """A second farm, and other listeners of the node, may own the same port of the SNAT address: the flow decides."""
+    bed.farm(family.vip, (family.far(12), 8080), port=993, farm=2)
+    bed.farm(family.vip, (family.far(11), 8080))
+    assert seen_port(bed, family, 993) == 993
+    answer = from_backend(family, family.far(11), family.vip, 993)
+    assert bed.send(bytes(answer), "out0").verdict == "forward_redirect"
+    assert bed.send(bytes(from_backend(family, family.far(13), family.vip, 995)), "out0").verdict == "drop_vip_guard"
+
+
+@PROTOCOLS
+@pytest.mark.parametrize("client_port", [40000, 40001, 1023, 80])
+def test_a_taken_port_is_replaced_by_one_of_its_parity_and_range(
+    wide_bed: Bed, family: Family, client_port: int, protocol: Protocol
+) -> None:
+    wide_bed.farm(family.vip, (family.far(11), 8080), protocol=protocol)
+    take_ports(wide_bed, family, np.array([client_port]), protocol)
+    fixed = list(snat_candidates(client_port, flow_hash(arriving(family, client_port, protocol), SEED)))
+    assert seen_port(wide_bed, family, client_port, protocol) == fixed[1]
+    take_ports(wide_bed, family, np.array(fixed), protocol)
+    port = seen_port(wide_bed, family, client_port, protocol)
+    assert port not in fixed and port % 2 == client_port % 2
+    assert port >= 1024 if client_port >= 1024 else 512 <= port < 1024
+
+
+def test_parity_is_given_up_before_a_client_is_refused(wide_bed: Bed, family: Family) -> None:
+    wide_bed.farm(family.vip, (family.far(11), 8080))
+    take_ports(wide_bed, family, np.arange(FIRST_SNAT_PORT, 65536, 2))
+    assert seen_port(wide_bed, family, 40000) % 2 == 1
+    assert seen_port(wide_bed, family, 40001) == 40001
+
+
+def test_a_privileged_client_gets_the_other_parity_and_then_a_high_port(wide_bed: Bed, family: Family) -> None:
+    wide_bed.farm(family.vip, (family.far(11), 8080))
+    take_ports(wide_bed, family, np.arange(513, 1024, 2))
+    other = seen_port(wide_bed, family, 1023)
+    assert 512 <= other < 1024 and other % 2 == 0
+    take_ports(wide_bed, family, np.arange(512, 1024))
+    high = seen_port(wide_bed, family, 1023)
+    assert high >= 1024 and high % 2 == 1
+
+
+def test_a_client_that_is_not_privileged_never_gets_a_privileged_port(wide_bed: Bed, family: Family) -> None:
+    wide_bed.farm(family.vip, (family.far(11), 8080))
+    take_ports(wide_bed, family, np.arange(FIRST_SNAT_PORT, 65536))
+    assert client(wide_bed, family) == "drop_snat_exhausted"
 
 
 # --- ports of closed connections -----------------------------------------------------------------------------
