@@ -15,8 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from bpf import constants
-from ctl.config import fields, validation
-from ctl.config.model import AllDown, CheckKind, Mode, OnNoBackend, Protocol, Scheduler
+from ctl.config import fields, settings, validation
+from ctl.config.model import CheckKind, Mode, Protocol
 from ctl.diagnosis import redundancy
 from ctl.errors import Code
 from ctl.state import cluster_file
@@ -120,14 +120,7 @@ MEANINGS = {
     "farm.port": 'A port, or a range as a string: `"8000-8010"`. Backends keep the offset into the range.',
     "farm.proto": "Transport that the farm balances.",
     "farm.mode": "`snat`: backends see a floating address. `dnat`: they see the client and route back through the node.",
-    "farm.scheduler": "`maglev`: hash of the connection. `source`: hash of the client address. `roundrobin`: in turn.",
     "farm.snat_address": "Mode `snat`: the VIP that backends see; up to 8, separated by commas, for more source ports.",
-    "farm.enabled": "`false`: the farm takes no new connections.",
-    "farm.all_down": "No backend is up. `drop`: none takes new connections. `all`: they are distributed over all backends.",
-    "farm.on_no_backend": "No backend can take a connection. `reject`: TCP reset or ICMP port unreachable. `drop`: no answer.",
-    "farm.idle_timeout_s": "Seconds without a packet after which a connection is removed; no other timeout is longer.",
-    "farm.opening_timeout_s": "The same until both ends have answered.",
-    "farm.closing_timeout_s": "The same after a FIN of both ends, or a RST that no later packet has revoked (tcp).",
     "farm.health.kind": "`tcp`: a connection succeeds. `http`: a GET returns an expected status. `none`: no checks.",
     "farm.health.interval_ms": "From one check to the next.",
     "farm.health.timeout_ms": "After which a check has failed; at most `interval_ms`.",
@@ -139,15 +132,9 @@ MEANINGS = {
     "farm.health.host": "`http`: Host header.",
     "farm.backend.address": "Address of the server, of the family of the VIP.",
     "farm.backend.port": "Port of the server; with a range, the first of as many ports.",
-    "farm.backend.weight": "Share of new connections; `0`: none.",
-    "farm.backend.priority": "Lowest number first: others get connections only when no lower number has a usable backend.",
-    "farm.backend.draining": "`true`: no new connections; existing ones continue.",
 }
 DEFAULTS_ELSEWHERE = {
     "farm.snat_address": "the VIP",
-    "farm.idle_timeout_s": "7440 (tcp), 300 (udp)",
-    "farm.opening_timeout_s": "240 (tcp), 120 (udp)",
-    "farm.closing_timeout_s": "240",
     "farm.health.host": "the backend's address",
     "farm.health.kind": "`tcp` (tcp), `none` (udp)",
     "farm.health.timeout_ms": "1000, or `interval_ms` if that is less",
@@ -155,7 +142,21 @@ DEFAULTS_ELSEWHERE = {
 
 
 def _choices(kind: type[StrEnum]) -> str:
-    return ", ".join(f"`{each}`" for each in kind)
+    return _codes(list(kind))
+
+
+def _codes(values: Sequence[str]) -> str:
+    return ", ".join(f"`{each}`" for each in values if each)
+
+
+def _values_of(setting: settings.Setting) -> str:
+    if setting.allowed:
+        return _codes(setting.allowed)
+    if setting.among:
+        return ", ".join(map(str, setting.among))
+    if isinstance(setting.default, int):
+        return f"{max(setting.low, 1) if setting.shown_default else setting.low} to {setting.high}"
+    return setting.form
 
 
 VALUES = {
@@ -165,14 +166,8 @@ VALUES = {
     "farm.vip": "address",
     "farm.port": "1 to 65535, or a range",
     "farm.proto": _choices(Protocol),
-    "farm.mode": _choices(Mode),
-    "farm.scheduler": _choices(Scheduler),
+    "farm.mode": _codes(settings.choices(Mode, "farm.mode")),
     "farm.snat_address": "address, or several",
-    "farm.all_down": _choices(AllDown),
-    "farm.on_no_backend": _choices(OnNoBackend),
-    **dict.fromkeys(
-        ("farm.idle_timeout_s", "farm.opening_timeout_s", "farm.closing_timeout_s"), f"1 to {validation.MAX_IDLE_TIMEOUT_S}"
-    ),
     "farm.health.kind": _choices(CheckKind),
     "farm.health.interval_ms": f"10 to {validation.MAX_INTERVAL_MS}",
     "farm.health.timeout_ms": f"1 to {validation.MAX_INTERVAL_MS}",
@@ -184,9 +179,20 @@ VALUES = {
     "farm.health.host": "printable ASCII",
     "farm.backend.address": "address",
     "farm.backend.port": "1 to 65535",
-    "farm.backend.weight": f"0 to {validation.MAX_WEIGHT}",
-    "farm.backend.priority": f"0 to {validation.MAX_PRIORITY}",
 }
+LATER = {
+    f"{prefix}.{each.name}"
+    for of, prefix in ((settings.FARM_SETTINGS, "farm"), (settings.BACKEND_SETTINGS, "farm.backend"))
+    for each in of
+    if each.is_later
+}
+"""Settings that this version does not support."""
+for _of, _prefix in ((settings.FARM_SETTINGS, "farm"), (settings.BACKEND_SETTINGS, "farm.backend")):
+    for _setting in _of:
+        MEANINGS[f"{_prefix}.{_setting.name}"] = _setting.meaning
+        VALUES[f"{_prefix}.{_setting.name}"] = _values_of(_setting)
+        if _setting.shown_default:
+            DEFAULTS_ELSEWHERE[f"{_prefix}.{_setting.name}"] = _setting.shown_default
 VIP: Mapping[str, object] = {"address": "192.0.2.1/24", "device": "eth0"}
 FARM: Mapping[str, object] = {"name": "a", "vip": "192.0.2.1", "port": 80}
 BACKEND: Mapping[str, object] = {"address": "192.0.2.2", "port": 80}
@@ -211,6 +217,8 @@ def farm_settings() -> Iterator[str]:
 def _settings(place: str, defaults: Mapping[str, object], given: Mapping[str, object]) -> Iterator[Sequence[str]]:
     for name, default in defaults.items():
         key = f"{place}.{name}"
+        if key in LATER:
+            continue
         values = "`true`, `false`" if isinstance(default, bool) else VALUES[key]
         shown = "" if name in given else DEFAULTS_ELSEWHERE.get(key) or f"`{default}`"
         yield f"`{key}`", values, shown.replace("`True`", "`true`").replace("`False`", "`false`"), MEANINGS[key]

@@ -7,12 +7,10 @@ from typing import Any
 import click
 
 from ctl.cli.base import Session, XlbGroup, pass_session
-from ctl.cli.options import ENDPOINT, endpoint_argument, farm_argument, number
+from ctl.cli.options import ENDPOINT, collect_fields, decorated, endpoint_argument, farm_argument, setting_options
 from ctl.cli.output import show
 from ctl.config.model import format_endpoint
-
-WEIGHT = number(0)
-PRIORITY = number(0)
+from ctl.config.settings import BACKEND_SETTINGS
 
 
 @click.group(cls=XlbGroup, examples=["xlbctl backend add web 10.77.0.11:8080", "xlbctl backend drain web 10.77.0.11:8080"])
@@ -30,12 +28,11 @@ def backend() -> None:
 )
 @farm_argument
 @click.argument("endpoint", type=ENDPOINT, metavar="ADDR:PORT")
-@click.option("--weight", type=WEIGHT, default=1, help="Share of new connections; 0 gives none.")
-@click.option("--priority", type=PRIORITY, default=0, help="Used only while no backend with a lower number is up.")
+@decorated(setting_options(BACKEND_SETTINGS, adding=True))
 @pass_session
-def add(session: Session, farm: str, endpoint: tuple[str, int], weight: int, priority: int) -> None:
+def add(session: Session, /, farm: str, endpoint: tuple[str, int], **options: Any) -> None:
     """Add a server to a farm."""
-    _change(session, "add", farm, endpoint, "added", weight=weight, priority=priority)
+    _change(session, "add", farm, endpoint, "added", **collect_fields(options, BACKEND_SETTINGS))
 
 
 @backend.command(
@@ -43,14 +40,14 @@ def add(session: Session, farm: str, endpoint: tuple[str, int], weight: int, pri
 )
 @farm_argument
 @endpoint_argument
-@click.option("--weight", type=WEIGHT, help="Share of new connections; 0 gives none.")
-@click.option("--priority", type=PRIORITY, help="Used only while no backend with a lower number is up.")
+@decorated(setting_options(BACKEND_SETTINGS, adding=False))
 @click.option("--drain/--no-drain", "draining", default=None, help="Stop or resume new connections to this server.")
 @click.pass_context
-def set_(ctx: click.Context, /, farm: str, endpoint: tuple[str, int], **fields: Any) -> None:
+def set_(ctx: click.Context, /, farm: str, endpoint: tuple[str, int], **options: Any) -> None:
     """Change the given settings and keep the others; existing connections keep their backend."""
-    if all(value is None for value in fields.values()):
-        raise click.UsageError("nothing to change: give --weight, --priority or --drain", ctx)
+    fields = collect_fields(options, BACKEND_SETTINGS)
+    if not fields:
+        raise click.UsageError("nothing to change: give --weight, --priority, --drain or another option", ctx)
     session = ctx.find_object(Session)
     assert session is not None
     _change(session, "set", farm, endpoint, "changed", **fields)

@@ -241,9 +241,9 @@ def usage_sentence(error: click.UsageError) -> str:
 
 
 def parameter_key(parameter: click.Parameter) -> str:
-    """The name of a parameter in messages: an option's long form, an argument's metavar."""
+    """The name of a parameter in messages: an option's first long form, an argument's metavar."""
     if isinstance(parameter, click.Option):
-        return max(parameter.opts, key=len)
+        return next((each for each in parameter.opts if each.startswith("--")), parameter.opts[0])
     return parameter.human_readable_name
 
 

@@ -12,6 +12,7 @@ from ctl.cli.options import collect_farm_fields, complete_farm, farm_options
 from ctl.cli.output import byte_count, count, duration, print_fields, print_table, share, show
 from ctl.cli.terminal.tables import Column
 from ctl.config.model import format_endpoint
+from ctl.config.settings import FARM_SETTINGS
 
 FARM_COLUMNS = (
     Column("NAME"),
@@ -36,6 +37,10 @@ BACKEND_COLUMNS = (
     Column("SINCE", priority=4),
     Column("LAST ERROR", priority=2, text=True),
 )
+
+
+SHOWN_ALWAYS = ("scheduler", "enabled", "all_down", "on_no_backend", "idle_timeout_s", "opening_timeout_s", "closing_timeout_s")
+DEFAULTS = {each.name: each.default for each in FARM_SETTINGS}
 
 
 @click.group(
@@ -160,12 +165,19 @@ def print_farm(farm: dict[str, Any]) -> None:
         ("all down", {"drop": "drop new connections", "all": "try every backend"}.get(farm["all_down"], farm["all_down"])),
         ("no backend", "refuse new connections" if farm.get("on_no_backend") != "drop" else "drop them silently"),
         ("idle timeout", idle_timeouts(farm)),
+        *_more_settings(farm),
     ]
     print_fields(fields)
     click.echo()
     total = sum(backend["new_connections"] for backend in farm["backends"])
     rows = [backend_row(backend, total) for backend in farm["backends"]]
     print_table(BACKEND_COLUMNS, rows, f"No backends yet: add one with 'xlbctl backend add {farm['name']} ADDR:PORT'.")
+
+
+def _more_settings(farm: dict[str, Any]) -> list[tuple[str, str]]:
+    """The settings with a line of their own only where they differ from the default."""
+    given = [(each.name, farm.get(each.name, each.default)) for each in FARM_SETTINGS if each.name not in SHOWN_ALWAYS]
+    return [(name.replace("_", " "), str(value)) for name, value in given if value != DEFAULTS[name]]
 
 
 def idle_timeouts(farm: dict[str, Any]) -> str:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctl.config.model import AllDown, CheckKind, Mode, OnNoBackend, Protocol, Scheduler, format_endpoint
+from ctl.config.model import CheckKind, Mode, Protocol, format_endpoint
+from ctl.config.settings import FARM_SETTINGS, Setting, choices
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 else:
     ParamType = click.ParamType
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
 COMPLETION_TIMEOUT_MS = 500
+DEFAULT = "default"
+"""On the command line, the empty value of a choice."""
 _CONNECTION = re.compile(r"\s*(\S+?)\s*(?:->|→|>|,|\s)\s*(\S+)\s*")
 
 
@@ -205,60 +210,75 @@ def _choice(kind: Any) -> click.Choice[str]:
     return click.Choice([str(member.value) for member in kind])
 
 
-def farm_options(adding: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def setting_options(settings: Sequence[Setting], adding: bool) -> list[Decorator]:
+    """An option for each setting of ctl/config/settings.py. adding: the help shows the defaults."""
+    return [_setting_option(setting, adding) for setting in settings if setting.has_option]
+
+
+def _setting_option(setting: Setting, adding: bool) -> Decorator:
+    option = "--" + setting.name.removesuffix("_s").replace("_", "-")
+    text = setting.meaning.replace("`", "")
+    if adding:
+        text += f"  [default: {setting.shown_default.replace('`', '') or _shown(setting.default)}]"
+    if isinstance(setting.default, bool):
+        return click.option(f"{option}/--no-{option[2:]}", setting.name, default=None, hidden=setting.is_later, help=text)
+    names = [option] if option[2:].replace("-", "_") == setting.name else [option, f"{option}-s"]
+    metavar = None if setting.allowed or setting.among else setting.unit
+    return click.option(*names, setting.name, type=_type(setting), metavar=metavar, hidden=setting.is_later, help=text)
+
+
+def _type(setting: Setting) -> ParamType:
+    if setting.allowed:
+        return click.Choice([each or DEFAULT for each in setting.allowed])
+    if setting.among:
+        return click.Choice([str(each) for each in (setting.default, *setting.among)])
+    return number(setting.low, setting.high) if isinstance(setting.default, int) else _Parsed(setting.unit, _text(setting))
+
+
+def _text(setting: Setting) -> Callable[[str], str]:
+    """The parser of a string; an empty one stands for the default."""
+
+    def parse(text: str) -> str:
+        if text and re.fullmatch(setting.pattern, text) is None:
+            raise ValueError(f"'{text}' is not allowed; expected {setting.expected}")
+        return text
+
+    return parse
+
+
+def _shown(value: object) -> str:
+    """A default as the command line has it."""
+    return ("true" if value else "false") if isinstance(value, bool) else str(value)
+
+
+def farm_options(adding: bool) -> Decorator:
     """Every setting of a farm. `farm add` shows the defaults; `farm set` changes only the given ones."""
 
     def default(text: str) -> str:
         return f"  [default: {text}]" if adding else ""
 
-    options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
+    options: list[Decorator] = [
         click.option(
             "--vip", type=ADDRESS, required=adding, shell_complete=complete_vip, help="Virtual address the farm listens on."
         ),
         click.option("--port", type=PORTS, required=adding, help="Port, or range like 8000-8010."),
         click.option("--proto", type=_choice(Protocol), help=f"Transport.{default('tcp')}"),
         click.option(
-            "--mode", type=_choice(Mode), help=f"snat hides the client's address from backends, dnat keeps it.{default('snat')}"
-        ),
-        click.option(
-            "--scheduler",
-            type=_choice(Scheduler),
-            help=f"maglev: hash of the connection; source: hash of the client address; roundrobin: in turn.{default('maglev')}",
+            "--mode",
+            type=click.Choice(choices(Mode, "farm.mode")),
+            help=f"snat hides the client's address from backends, dnat keeps it.{default('snat')}",
         ),
         click.option(
             "--snat-address", type=ADDRESSES, help=f"VIPs that backends see in mode snat, at most 8.{default('the VIP')}"
         ),
-        click.option(
-            "--all-down", type=_choice(AllDown), help=f"With no backend up: drop new connections or try all.{default('drop')}"
-        ),
-        click.option(
-            "--on-no-backend",
-            type=_choice(OnNoBackend),
-            help=f"Refuse a connection that no backend can take, or drop it silently.{default('reject')}",
-        ),
-        click.option(
-            "--idle-timeout",
-            "idle_timeout_s",
-            type=number(0),
-            metavar="SECONDS",
-            help=f"Delete connections that are idle for this time.{default('7440 for tcp, 300 for udp')}",
-        ),
-        click.option(
-            "--opening-timeout",
-            "opening_timeout_s",
-            type=number(0),
-            metavar="SECONDS",
-            help=f"The same until both ends have answered.{default('240 for tcp, 120 for udp')}",
-        ),
-        click.option(
-            "--closing-timeout",
-            "closing_timeout_s",
-            type=number(0),
-            metavar="SECONDS",
-            help=f"The same after FIN of both ends, or a RST.{default('240')}",
-        ),
+        *setting_options(FARM_SETTINGS, adding),
         *_check_options(default),
     ]
+    return decorated(options)
+
+
+def decorated(options: Sequence[Decorator]) -> Decorator:
+    """A decorator that adds these options, in this order."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
@@ -268,7 +288,7 @@ def farm_options(adding: bool) -> Callable[[Callable[..., Any]], Callable[..., A
     return decorate
 
 
-def _check_options(default: Callable[[str], str]) -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
+def _check_options(default: Callable[[str], str]) -> list[Decorator]:
     positive = number(1)
     return [
         click.option(
@@ -294,8 +314,19 @@ def _check_options(default: Callable[[str], str]) -> list[Callable[[Callable[...
     ]
 
 
+def collect_fields(options: dict[str, Any], settings: Sequence[Setting]) -> dict[str, Any]:
+    """Return the given options as fields of the request."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for setting in settings:
+        if setting.name in given and setting.among:
+            given[setting.name] = int(given[setting.name])
+        elif setting.name in given and setting.allowed and given[setting.name] == DEFAULT:
+            given[setting.name] = ""
+    return given
+
+
 def collect_farm_fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return the given options as fields of the request, those of the health check under "health"."""
-    given = {name: value for name, value in options.items() if value is not None}
+    given = collect_fields(options, FARM_SETTINGS)
     health = {name.removeprefix("check_"): given.pop(name) for name in list(given) if name.startswith("check_")}
     return given | ({"health": health} if health else {})

@@ -9,21 +9,20 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ctl.config.model import (
     DEFAULT_CHECK,
-    AllDown,
     Backend,
     CheckKind,
+    DrainThen,
     Farm,
     HealthCheck,
     Mode,
-    OnNoBackend,
     Protocol,
-    Scheduler,
     Vip,
 )
+from ctl.config.settings import BACKEND_SETTINGS, FARM_SETTINGS, Setting, choices
 from ctl.config.validation import canonical_address, check_bounds, suggest
 from ctl.errors import Code, InvalidInput
 
@@ -34,21 +33,13 @@ FARM_FIELDS = (
     "port",
     "proto",
     "mode",
-    "scheduler",
     "snat_address",
-    "enabled",
-    "all_down",
-    "on_no_backend",
-    "idle_timeout_s",
-    "opening_timeout_s",
-    "closing_timeout_s",
+    *(setting.name for setting in FARM_SETTINGS),
     "health",
 )
 HEALTH_FIELDS = ("kind", "interval_ms", "timeout_ms", "rise", "fall", "port", "path", "status", "host")
-BACKEND_FIELDS = ("address", "port", "weight", "priority", "draining")
+BACKEND_FIELDS = ("address", "port", *(setting.name for setting in BACKEND_SETTINGS))
 ALIASES = {"protocol": "proto", "dev": "device", "drain": "draining"}
-LATER_MODES = frozenset({"dsr", "ipip"})
-"""Documented modes that this version does not support."""
 
 _Enum = TypeVar("_Enum", bound=enum.StrEnum)
 
@@ -107,12 +98,29 @@ class Fields:
             raise self._wrong(name, "true or false")
         return value
 
-    def choice(self, name: str, kind: type[_Enum], default: _Enum | None = None) -> _Enum:
-        expected = " or ".join(kind)
+    def choice(self, name: str, kind: type[_Enum], default: _Enum | None = None, allowed: Sequence[str] = ()) -> _Enum:
+        """allowed: the values of `kind` that this version supports; empty: all."""
+        allowed = allowed or tuple(kind)
+        expected = " or ".join(each or '""' for each in allowed)
         value = self._get(name, default, expected)
         if not isinstance(value, str) or value not in set(kind):
             raise self._wrong(name, expected)
+        if value not in allowed:
+            raise InvalidInput(f"{value} is not supported by this version; use {expected}", self.key(name))
         return kind(value)
+
+    def setting(self, setting: Setting, default: object) -> object:
+        """The value of a setting of ctl/config/settings.py; its range is checked with the whole."""
+        if isinstance(default, bool):
+            return self.boolean(setting.name, default)
+        if isinstance(default, enum.StrEnum):
+            return self.choice(setting.name, type(default), default, setting.allowed)
+        if isinstance(default, int):
+            value = self._get(setting.name, default, "an integer")
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise self._wrong(setting.name, f"an integer: {setting.expected}")
+            return value
+        return self.text(setting.name, str(default))
 
     def address(self, name: str, default: str | None = None) -> str:
         """A canonical address; if the default is empty, the value may be empty."""
@@ -183,18 +191,16 @@ def read_farm(fields: Fields, base: Farm | None = None) -> Farm:
         port=first,
         port_last=last,
         protocol=protocol,
-        mode=_read_mode(fields, base.mode if base else Mode.SNAT),
-        scheduler=fields.choice("scheduler", Scheduler, base.scheduler if base else Scheduler.MAGLEV),
+        mode=fields.choice("mode", Mode, base.mode if base else Mode.SNAT, choices(Mode, "farm.mode")),
         snat_address=_read_snat_address(fields, base),
-        enabled=fields.boolean("enabled", base.enabled if base else True),
-        all_down=fields.choice("all_down", AllDown, base.all_down if base else AllDown.DROP),
-        on_no_backend=fields.choice("on_no_backend", OnNoBackend, base.on_no_backend if base else OnNoBackend.REJECT),
-        idle_timeout_s=fields.integer("idle_timeout_s", base.idle_timeout_s if base else 0),
-        opening_timeout_s=fields.integer("opening_timeout_s", base.opening_timeout_s if base else 0),
-        closing_timeout_s=fields.integer("closing_timeout_s", base.closing_timeout_s if base else 0),
         health=read_health(fields, base.health if base else None, DEFAULT_CHECK[protocol].kind),
         backends=base.backends if base else (),
+        **_read_settings(fields, FARM_SETTINGS, base),
     )
+
+
+def _read_settings(fields: Fields, settings: Sequence[Setting], base: Farm | Backend | None) -> dict[str, Any]:
+    return {each.name: fields.setting(each, getattr(base, each.name) if base else each.default) for each in settings}
 
 
 def _read_snat_address(fields: Fields, base: Farm | None) -> str:
@@ -207,12 +213,6 @@ def _read_snat_address(fields: Fields, base: Farm | None) -> str:
 
 def _parts(text: str) -> list[str]:
     return text.split(",") if text else []
-
-
-def _read_mode(fields: Fields, default: Mode) -> Mode:
-    if "mode" in fields and fields.text("mode") in LATER_MODES:
-        raise InvalidInput(f"{fields.text('mode')} is not supported by this version; use snat or dnat", fields.key("mode"))
-    return fields.choice("mode", Mode, default)
 
 
 def _read_ports(fields: Fields, base: Farm | None) -> tuple[int, int]:
@@ -262,12 +262,9 @@ def read_backend(fields: Fields, base: Backend | None = None) -> Backend:
     """A backend from its settings; with `base`, that backend with the given settings changed (never address and port)."""
     name = BackendName(base.address, base.port) if base else read_backend_name(fields)
     start = base or Backend(0, name.address, name.port)
-    return replace(
-        start,
-        weight=fields.integer("weight", start.weight),
-        priority=fields.integer("priority", start.priority),
-        draining=fields.boolean("draining", start.draining),
-    )
+    if not fields.boolean("draining", True):  # the deadline is that of the drain which ends
+        start = replace(start, drain_until=0, drain_then=DrainThen.KEEP)
+    return replace(start, **_read_settings(fields, BACKEND_SETTINGS, start))
 
 
 def vip_fields(vip: Vip) -> dict[str, object]:
@@ -283,16 +280,15 @@ def farm_fields(farm: Farm) -> dict[str, object]:
         "port": farm.port if farm.port == farm.port_last else farm.ports,
         "proto": farm.protocol.value,
         "mode": farm.mode.value,
-        "scheduler": farm.scheduler.value,
         "snat_address": farm.snat_address,
-        "enabled": farm.enabled,
-        "all_down": farm.all_down.value,
-        "on_no_backend": farm.on_no_backend.value,
-        "idle_timeout_s": farm.idle_timeout_s,
-        "opening_timeout_s": farm.opening_timeout_s,
-        "closing_timeout_s": farm.closing_timeout_s,
+        **_setting_fields(farm, FARM_SETTINGS),
         "health": health_fields(farm.health),
     }
+
+
+def _setting_fields(of: Farm | Backend, settings: Sequence[Setting]) -> dict[str, object]:
+    values = {each.name: getattr(of, each.name) for each in settings}
+    return {name: value.value if isinstance(value, enum.StrEnum) else value for name, value in values.items()}
 
 
 def health_fields(check: HealthCheck) -> dict[str, object]:
@@ -302,4 +298,4 @@ def health_fields(check: HealthCheck) -> dict[str, object]:
 
 def backend_fields(backend: Backend) -> dict[str, object]:
     """Every setting of a backend by its contract name."""
-    return {name: getattr(backend, name) for name in BACKEND_FIELDS}
+    return {"address": backend.address, "port": backend.port, **_setting_fields(backend, BACKEND_SETTINGS)}

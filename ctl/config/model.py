@@ -24,6 +24,8 @@ class Mode(enum.StrEnum):
 
     SNAT = "snat"
     DNAT = "dnat"
+    DSR = "dsr"
+    IPIP = "ipip"
 
 
 class Scheduler(enum.StrEnum):
@@ -32,6 +34,7 @@ class Scheduler(enum.StrEnum):
     MAGLEV = "maglev"
     ROUNDROBIN = "roundrobin"
     SOURCE = "source"
+    LEASTCONN = "leastconn"
 
 
 class CheckKind(enum.StrEnum):
@@ -54,6 +57,22 @@ class OnNoBackend(enum.StrEnum):
 
     REJECT = "reject"
     DROP = "drop"
+
+
+class OnBackend(enum.StrEnum):
+    """What happens to the connections of a backend that is down, or removed; the default depends on the protocol."""
+
+    DEFAULT = ""
+    KEEP = "keep"
+    RESET = "reset"
+    MOVE = "move"
+
+
+class DrainThen(enum.StrEnum):
+    """What happens to the connections that are left at the end of a drain."""
+
+    KEEP = "keep"
+    CUT = "cut"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +109,10 @@ class Backend:
     weight: int = 1  # 0: no new connections
     priority: int = 0  # lower is preferred; a tier is used only if no lower-numbered tier has an eligible backend
     draining: bool = False
+    max_connections: int = 0  # 0: no limit
+    quic_id: str = ""  # server id in hexadecimal
+    drain_until: int = 0  # seconds of CLOCK_REALTIME; 0: a drain has no deadline
+    drain_then: DrainThen = DrainThen.KEEP
 
     @property
     def endpoint(self) -> str:
@@ -117,6 +140,24 @@ class Farm:
     closing_timeout_s: int = 0  # 0: DEFAULT_CLOSING_TIMEOUT_S
     health: HealthCheck = HealthCheck()
     on_no_backend: OnNoBackend = OnNoBackend.REJECT
+    tier_minimum: int = 1  # usable backends below which a tier is completed by the next
+    slow_start_s: int = 0
+    table_size: int = 0  # 0: follows from the backends
+    on_backend_down: OnBackend = OnBackend.DEFAULT
+    on_backend_removed: OnBackend = OnBackend.DEFAULT
+    persistence_s: int = 0  # 0: none
+    persistence_prefix_v4: int = 32
+    persistence_prefix_v6: int = 128
+    persistence_return: bool = True
+    max_connections: int = 0  # 0: no limit, like the next two
+    max_rate: int = 0  # new connections per second and client prefix
+    rate_prefix_v4: int = 32
+    rate_prefix_v6: int = 64
+    max_half_open: int = 0  # per client prefix
+    allow: str = ""  # name of a prefix list; empty: none
+    deny: str = ""
+    toa: bool = False
+    quic_cid: str = ""  # "prefix:N" or "server-id:OFFSET:LENGTH"
     backends: tuple[Backend, ...] = ()
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -18,9 +18,11 @@ from ctl.config.model import (
     Backend,
     CheckKind,
     Config,
+    DrainThen,
     Farm,
     HealthCheck,
     Mode,
+    OnBackend,
     OnNoBackend,
     Protocol,
     Scheduler,
@@ -39,12 +41,28 @@ _ENUMS = {
     "scheduler": Scheduler,
     "all_down": AllDown,
     "on_no_backend": OnNoBackend,
+    "on_backend_down": OnBackend,
+    "on_backend_removed": OnBackend,
+    "drain_then": DrainThen,
     "kind": CheckKind,
 }
-_LATER = ("on_no_backend", "opening_timeout_s", "closing_timeout_s")
-_LATER_FIELDS = {field.name: field.default for field in fields(Farm) if field.name in _LATER}
-"""Fields that 0.1.0 does not know: omitted at their default, so that a peer of that version can read the record."""
-_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Vip, Farm, Backend, HealthCheck)}
+_RELEASED: Mapping[type, frozenset[str]] = {
+    Vip: frozenset({"address", "prefix_length", "device", "guard"}),
+    Farm: frozenset(
+        {
+            *("id", "name", "vip", "port", "port_last", "protocol", "mode", "scheduler", "snat_address", "enabled", "all_down"),
+            *("idle_timeout_s", "health", "backends"),
+        }
+    ),
+    Backend: frozenset({"id", "address", "port", "weight", "priority", "draining"}),
+    HealthCheck: frozenset({"kind", "interval_ms", "timeout_ms", "rise", "fall", "port", "path", "status", "host"}),
+}
+"""The fields that 0.1.0 knows. Others are omitted at their default, so that a peer of that version can read the record."""
+_FIELDS = {
+    kind: tuple((field.name, MISSING if field.name in released else field.default) for field in fields(kind))
+    for kind, released in _RELEASED.items()
+}
+"""Name and default of each field; without a default, it is always written."""
 
 
 class DamagedRecord(Exception):
@@ -165,14 +183,12 @@ def _object(line: bytes, number: int) -> dict[str, Any]:
     return value
 
 
-def _values(value: Vip | Backend | HealthCheck) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in _NAMES[type(value)]}
+def _values(value: Vip | Backend | HealthCheck | Farm) -> dict[str, Any]:
+    return {name: found for name, default in _FIELDS[type(value)] if (found := getattr(value, name)) != default}
 
 
 def _farm_values(farm: Farm) -> dict[str, Any]:
-    values = {name: getattr(farm, name) for name in _NAMES[Farm]}
-    values = {name: value for name, value in values.items() if name not in _LATER_FIELDS or value != _LATER_FIELDS[name]}
-    return values | {"health": _values(farm.health), "backends": [_values(backend) for backend in farm.backends]}
+    return _values(farm) | {"health": _values(farm.health), "backends": [_values(backend) for backend in farm.backends]}
 
 
 def _enums(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +210,7 @@ def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes,
             if kind != "farm":
                 raise ValueError(f"an unknown kind of line: {kind}")
             health = HealthCheck(**_enums(values["health"]))
-            backends = tuple(Backend(**each) for each in values["backends"])
+            backends = tuple(Backend(**_enums(each)) for each in values["backends"])
             farm = Farm(**_enums(values) | {"health": health, "backends": backends})
         farms[farm.name] = farm_lines[line] = farm
     if len(vips) + len(farms) != len(lines):

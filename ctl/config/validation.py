@@ -12,19 +12,18 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 
 from bpf.constants import MAX_BACKENDS, MAX_FARMS, MAX_PORT_RANGES, MAX_SNAT_ADDRESSES, MAX_VIPS
-from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck, Vip
+from ctl.config.model import Backend, CheckKind, Config, DrainThen, Farm, HealthCheck, Mode, OnBackend, Protocol, Vip
+from ctl.config.settings import BACKEND_SETTINGS, FARM_SETTINGS, MAX_CONNECTION_ID, NAME, Setting, choices
 from ctl.errors import Code, InvalidInput
 
 MAX_BACKENDS_PER_FARM = 1024
-MAX_WEIGHT = 65535
-MAX_PRIORITY = 255
+MAX_PRIORITY = 255  # of a node
 MAX_PORT = 65535
-MAX_IDLE_TIMEOUT_S = 7 * 24 * 3600
 MAX_INTERVAL_MS = 3_600_000
 MAX_CHECKS_IN_A_ROW = 100
 MAX_TEXT = 1024
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_NAME = re.compile(NAME)
 _DEVICE = re.compile(r"[^\s/]{1,15}")
 _PATH = re.compile(r"/[\x21-\x7e]*")
 _HOST = re.compile(r"[\x21-\x7e]*")
@@ -126,8 +125,41 @@ def check_backend(backend: Backend, farm: Farm, place: str) -> None:
     if not 1 <= backend.port <= last:
         why = "" if last == MAX_PORT else f" (the farm's range has {farm.port_last - farm.port + 1} ports)"
         raise InvalidInput(f"expected a port from 1 to {last}{why}, got {backend.port}", f"{place}.port")
-    check_bounds(backend.weight, 0, MAX_WEIGHT, f"{place}.weight")
-    check_bounds(backend.priority, 0, MAX_PRIORITY, f"{place}.priority")
+    if farm.mode in (Mode.DSR, Mode.IPIP) and backend.port != farm.port:
+        raise InvalidInput(
+            f"expected the farm's port {farm.port} (mode {farm.mode} changes no port), got {backend.port}", f"{place}.port"
+        )
+    _check_settings(backend, BACKEND_SETTINGS, place)
+    if backend.drain_until and not backend.draining:
+        raise InvalidInput(
+            f"expected 0 for a backend that is not draining, got {backend.drain_until}; set draining too",
+            f"{place}.drain_until",
+        )
+    if backend.drain_then is not DrainThen.KEEP and not backend.drain_until:
+        raise InvalidInput(f"expected keep without drain_until, got {backend.drain_then}", f"{place}.drain_then")
+    if backend.quic_id:
+        _check_quic_id(backend, farm, f"{place}.quic_id")
+
+
+def _check_settings(of: Farm | Backend, settings: Iterable[Setting], place: str) -> None:
+    """The range of each value by itself."""
+    for setting in settings:
+        problem = setting.problem(getattr(of, setting.name))
+        if problem:
+            raise InvalidInput(problem, f"{place}.{setting.name}")
+
+
+def _check_quic_id(backend: Backend, farm: Farm, key: str) -> None:
+    scheme, *numbers = farm.quic_cid.split(":")
+    if scheme != "server-id":
+        raise InvalidInput(f'expected "" unless the farm\'s quic_cid is server-id:OFFSET:LENGTH, got "{backend.quic_id}"', key)
+    if len(backend.quic_id) != 2 * int(numbers[1]):
+        raise InvalidInput(f'expected {numbers[1]} bytes, as quic_cid = "{farm.quic_cid}", got "{backend.quic_id}"', key)
+    other = next(
+        (each for each in farm.backends if each.quic_id == backend.quic_id and each.endpoint != backend.endpoint), None
+    )
+    if other is not None:
+        raise InvalidInput(f'expected an id of its own, got "{backend.quic_id}", which backend {other.endpoint} has', key)
 
 
 def check_farm(farm: Farm, place: str = "") -> None:
@@ -143,8 +175,11 @@ def check_farm(farm: Farm, place: str = "") -> None:
             f"expected a range like 8000-8010, got {farm.port}-{farm.port_last}, which ends before it starts", f"{place}.port"
         )
     _check_snat(farm, f"{place}.snat_address")
-    for name in ("idle_timeout_s", "opening_timeout_s", "closing_timeout_s"):
-        check_bounds(getattr(farm, name), 0, MAX_IDLE_TIMEOUT_S, f"{place}.{name}")
+    allowed = choices(Mode, "farm.mode")
+    if farm.mode not in allowed:
+        raise InvalidInput(f"{farm.mode} is not supported by this version; use {' or '.join(allowed)}", f"{place}.mode")
+    _check_settings(farm, FARM_SETTINGS, place)
+    _check_combinations(farm, place)
     check_health(farm.health, f"{place}.health")
     if len(farm.backends) > MAX_BACKENDS_PER_FARM:
         raise InvalidInput(
@@ -161,6 +196,29 @@ def check_farm(farm: Farm, place: str = "") -> None:
                 f"the farm already has backend {backend.endpoint}; list it once, with a weight", spot, Code.BACKEND_EXISTS
             )
         seen.add((backend.address, backend.port))
+
+
+def _check_combinations(farm: Farm, place: str) -> None:
+    """Settings that need another one."""
+    if farm.toa and (farm.mode is not Mode.SNAT or farm.protocol is not Protocol.TCP):
+        raise InvalidInput(
+            f"expected false unless the farm is tcp and snat, got true with {farm.protocol} and {farm.mode}", f"{place}.toa"
+        )
+    if farm.quic_cid and farm.protocol is not Protocol.UDP:
+        raise InvalidInput(
+            f'expected "" unless the farm is udp, got "{farm.quic_cid}" with {farm.protocol}', f"{place}.quic_cid"
+        )
+    scheme, *numbers = farm.quic_cid.split(":")
+    if scheme == "server-id" and sum(map(int, numbers)) > MAX_CONNECTION_ID:
+        raise InvalidInput(
+            f'expected OFFSET + LENGTH of at most {MAX_CONNECTION_ID} bytes, got "{farm.quic_cid}"', f"{place}.quic_cid"
+        )
+    for name in ("on_backend_down", "on_backend_removed"):
+        if getattr(farm, name) is OnBackend.MOVE and farm.protocol is not Protocol.UDP:
+            raise InvalidInput(
+                f'expected "" or keep or reset (a {farm.protocol} connection cannot change its backend), got move',
+                f"{place}.{name}",
+            )
 
 
 def _check_snat(farm: Farm, key: str) -> None:

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ctl.config import settings
 from ctl.config.model import Backend
 
-TABLE_SIZES = (509, 1021, 2039, 4093, 8191, 16381, 32749, 65537)
-"""Primes, because a backend's skip must visit every slot. A factor of two apart: a change of size moves every hash to another
-slot, so it should be rare, but thousands of farms with lookup tables four times too long would fill the kernel's slot map."""
+TABLE_SIZES = settings.TABLE_SIZES
 
 SLOTS_PER_UNIT = 100
 """Slots for the lightest backend. Counts deviate by about one slot, so its share is exact to about 1 %, the

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from ctl.config.model import AllDown, Backend, CheckKind, Config, Farm, HealthCheck, Mode, OnNoBackend, Protocol, Scheduler, Vip
+from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck, Mode, Protocol, Vip
+from ctl.config.settings import FARM_SETTINGS, Setting, choices
 
 _NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,12}", fullmatch=True)
 _CHECKS = st.builds(
@@ -21,6 +22,24 @@ _CHECKS = st.builds(
     status=st.sampled_from(["200", "200-399", "301-599"]),
     host=st.from_regex(r"[!-~]{0,20}", fullmatch=True),
 )
+
+
+_SPECIAL = {"toa", "quic_cid", "on_backend_down", "on_backend_removed"}
+"""Settings that not every farm may have."""
+
+
+def values_of(setting: Setting) -> st.SearchStrategy[object]:
+    """Every value of a setting that this version supports."""
+    if setting.is_later:
+        return st.just(setting.default)
+    if setting.allowed:
+        return st.sampled_from([type(setting.default)(each) for each in setting.allowed])  # type: ignore[call-arg]
+    if isinstance(setting.default, bool):
+        return st.booleans()
+    if isinstance(setting.default, int):
+        edges = st.sampled_from([setting.default, *setting.among, setting.low, setting.high])
+        return st.sampled_from([setting.default, *setting.among]) if setting.among else edges
+    return st.just("") | st.from_regex(setting.pattern, fullmatch=True)
 
 
 @st.composite
@@ -54,17 +73,11 @@ def configs(draw: st.DrawFn) -> Config:
             port=first,
             port_last=first + draw(st.sampled_from([0, 0, 1, 49])),
             protocol=draw(st.sampled_from(Protocol)),
-            mode=draw(st.sampled_from(Mode)),
-            scheduler=draw(st.sampled_from(Scheduler)),
+            mode=Mode(draw(st.sampled_from([each for each in choices(Mode, "farm.mode") if each in ("snat", "dnat")]))),
             snat_address=draw(st.sampled_from(["", *(each.address for each in vips if (":" in each.address) == (":" in vip))])),
-            enabled=draw(st.booleans()),
-            all_down=draw(st.sampled_from(AllDown)),
-            on_no_backend=draw(st.sampled_from(OnNoBackend)),
-            idle_timeout_s=draw(st.integers(0, 604800)),
-            opening_timeout_s=draw(st.sampled_from([0, 1, 604800])),
-            closing_timeout_s=draw(st.sampled_from([0, 1, 604800])),
             health=draw(st.just(HealthCheck()) | _CHECKS),
             backends=tuple(replace(backend, id=next_id + offset) for offset, backend in enumerate(backends)),
+            **{each.name: draw(values_of(each)) for each in FARM_SETTINGS if each.name not in _SPECIAL},  # type: ignore[arg-type]
         )
         next_id += len(backends)
     return Config(

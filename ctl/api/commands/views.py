@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from ctl.config.fields import farm_fields
+from ctl.config.fields import backend_fields, farm_fields
 from ctl.config.model import Backend, CheckKind, Farm, HealthCheck, Vip
 from ctl.health.check_machine import BackendHealth
 
@@ -76,11 +76,8 @@ def backend_view(backend: Backend, readings: Readings) -> dict[str, Any]:
     """A backend of `farm show`: `connections` are open now, `new_connections` were opened since the counters were made."""
     traffic = readings.backend_traffic(backend.id)
     health = readings.health(backend.id)
-    view: dict[str, Any] = {
-        "address": backend.address,
-        "port": backend.port,
-        "weight": backend.weight,
-        "priority": backend.priority,
+    settings = {name: value for name, value in backend_fields(backend).items() if name != "draining"}
+    view: dict[str, Any] = settings | {
         "state": backend_state(backend, health),
         "connections": readings.backend_connections.get(backend.id, 0),
         "new_connections": traffic.connections,

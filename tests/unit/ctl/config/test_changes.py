@@ -89,7 +89,7 @@ BAD = [
     (backend(farm="wep"), 'farm: there is no farm "wep"; did you mean "web"?'),
     (backend(weight=-1), "farm.web.backend.weight: expected 0 to 65535, got -1"),
     (backend(weight=65536), "farm.web.backend.weight: expected 0 to 65535"),
-    (backend(weight=1.5), "farm.web.backend.weight: expected an integer, got 1.5"),
+    (backend(weight=1.5), "farm.web.backend.weight: expected an integer: 0 to 65535, got 1.5"),
     (backend(priority=256), "farm.web.backend.priority: expected 0 to 255"),
     (backend(port=0), "farm.web.backend.port: expected a port from 1 to 65535, got 0"),
     (

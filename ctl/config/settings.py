@@ -1,0 +1,251 @@
+"""The settings of farms and backends that are one value each: name, type, range, meaning.
+
+One table from which follow reading (ctl/config/fields.py), range checks (ctl/config/validation.py), the options of xlbctl
+(ctl/cli/options.py) and the documents (docs/make_tables.py). Types and defaults are those of ctl/config/model.py. Decides what
+a single value may be; ctl/config/validation.py decides combinations. Must not know where values come from.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ctl.config.model import Backend, Farm
+
+MAX_WEIGHT = 65535
+MAX_TIER = 255
+MAX_IDLE_TIMEOUT_S = 7 * 24 * 3600
+MAX_SLOW_START_S = 3600
+MAX_PERSISTENCE_S = 30 * 24 * 3600
+MAX_COUNT = 2**31 - 1
+MAX_CONNECTION_ID = 20  # bytes; RFC 9000 section 17.2
+MAX_SERVER_ID = 15  # bytes
+MAX_DRAIN_UNTIL = 2**32 - 1  # seconds since 1970
+
+TABLE_SIZES = (509, 1021, 2039, 4093, 8191, 16381, 32749, 65537)
+"""Primes, because a backend's skip must visit every slot. A factor of two apart: a change of size moves every hash to another
+slot, so it should be rare, but thousands of farms with lookup tables four times too long would fill the kernel's slot map."""
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+
+LATER = frozenset(
+    {
+        "farm.mode=dsr",
+        "farm.mode=ipip",
+        "farm.scheduler=leastconn",
+        "farm.tier_minimum",
+        "farm.slow_start_s",
+        "farm.table_size",
+        "farm.on_backend_down",
+        "farm.on_backend_removed",
+        "farm.persistence_s",
+        "farm.persistence_prefix_v4",
+        "farm.persistence_prefix_v6",
+        "farm.persistence_return",
+        "farm.max_connections",
+        "farm.max_rate",
+        "farm.rate_prefix_v4",
+        "farm.rate_prefix_v6",
+        "farm.max_half_open",
+        "farm.allow",
+        "farm.deny",
+        "farm.toa",
+        "farm.quic_cid",
+        "backend.max_connections",
+        "backend.quic_id",
+        "backend.drain_until",
+        "backend.drain_then",
+    }
+)
+"""Settings, or values of a setting, that have a name but no effect yet: another value than the default is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting with one value. The type of `default` is that of the value."""
+
+    of: str  # "farm" | "backend"
+    name: str  # the field of the model, the key in files and messages, and with dashes the option
+    default: object
+    meaning: str
+    low: int = 0  # of an integer
+    high: int = 0
+    among: tuple[int, ...] = ()  # the only values of an integer, besides its default
+    pattern: str = ""  # of a string that is not empty
+    form: str = ""  # such a string in words
+    shown_default: str = ""  # what the default stands for
+    unit: str = "N"
+    has_option: bool = True
+
+    @property
+    def is_later(self) -> bool:
+        """Whether this version supports only the default."""
+        return f"{self.of}.{self.name}" in LATER
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The values of a choice that this version supports."""
+        kind = type(self.default)
+        return choices(kind, f"{self.of}.{self.name}") if issubclass(kind, enum.StrEnum) else ()
+
+    @property
+    def expected(self) -> str:
+        """What the value must be, for messages."""
+        if isinstance(self.default, bool):
+            return "true or false"
+        if isinstance(self.default, enum.StrEnum):
+            return " or ".join(each or '""' for each in self.allowed)
+        if self.among:
+            return " or ".join(str(each) for each in (self.default, *self.among))
+        return f"{self.low} to {self.high}" if isinstance(self.default, int) else f'"" or {self.form}'
+
+    def problem(self, value: object) -> str:
+        """What is wrong with a value of the right type, as a message; empty: nothing."""
+        if self.is_later and value != self.default:
+            return f"{self.name} is not supported by this version; leave it at {shown(self.default)}"
+        if isinstance(value, int) and not isinstance(value, bool):
+            ok = value in (self.default, *self.among) if self.among else self.low <= value <= self.high
+        elif isinstance(value, enum.StrEnum):
+            ok = value in self.allowed
+        else:
+            ok = not self.pattern or value == "" or re.fullmatch(self.pattern, str(value)) is not None
+        return "" if ok else f"expected {self.expected}, got {shown(value)}"
+
+
+def choices(kind: type[enum.StrEnum], key: str) -> tuple[str, ...]:
+    """The values of a choice that this version supports. key: "farm.mode"."""
+    return tuple(each.value for each in kind if f"{key}={each.value}" not in LATER)
+
+
+def shown(value: object) -> str:
+    """A value as files and messages have it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value[:64]}"' if isinstance(value, str) else str(value)
+
+
+def _farm(name: str, meaning: str, **more: object) -> Setting:
+    return Setting("farm", name, Farm.__dataclass_fields__[name].default, meaning, **more)  # type: ignore[arg-type]
+
+
+def _backend(name: str, meaning: str, **more: object) -> Setting:
+    return Setting("backend", name, Backend.__dataclass_fields__[name].default, meaning, **more)  # type: ignore[arg-type]
+
+
+_TIMEOUT: Mapping[str, object] = {"high": MAX_IDLE_TIMEOUT_S, "unit": "SECONDS"}
+_COUNT: Mapping[str, object] = {"high": MAX_COUNT, "shown_default": "no limit"}
+_LIST: Mapping[str, object] = {
+    "pattern": NAME,
+    "form": 'the name of a prefix list (1 to 64 letters, digits, ".", "_" or "-")',
+    "unit": "NAME",
+    "shown_default": "none",
+}
+_ON_BACKEND = "`keep` its connections, `reset` them, or `move` them to another backend (udp only)."
+
+FARM_SETTINGS = (
+    _farm(
+        "scheduler",
+        "`maglev`: hash of the connection. `source`: hash of the client address. `roundrobin`: in turn. `leastconn`: the "
+        "backend with the fewest connections for its weight.",
+    ),
+    _farm("enabled", "`false`: the farm takes no new connections.", has_option=False),
+    _farm("all_down", "No backend is up. `drop`: none takes new connections. `all`: they are distributed over all backends."),
+    _farm(
+        "on_no_backend", "No backend can take a connection. `reject`: TCP reset or ICMP port unreachable. `drop`: no answer."
+    ),
+    _farm(
+        "idle_timeout_s",
+        "Seconds without a packet after which a connection is removed; no other timeout is longer.",
+        shown_default="7440 (tcp), 300 (udp)",
+        **_TIMEOUT,
+    ),
+    _farm("opening_timeout_s", "The same until both ends have answered.", shown_default="240 (tcp), 120 (udp)", **_TIMEOUT),
+    _farm(
+        "closing_timeout_s",
+        "The same after a FIN of both ends, or a RST that no later packet has revoked (tcp).",
+        shown_default="240",
+        **_TIMEOUT,
+    ),
+    _farm(
+        "tier_minimum",
+        "With fewer usable backends than this of a priority, those of the next number take connections as well.",
+        low=1,
+        high=1000,
+    ),
+    _farm(
+        "slow_start_s",
+        "Seconds in which the share of a backend that comes up grows to its weight.",
+        high=MAX_SLOW_START_S,
+        unit="SECONDS",
+        shown_default="0: at once",
+    ),
+    _farm(
+        "table_size",
+        "Slots of the lookup table of a hash scheduler; more are exact for more backends and more unequal weights.",
+        among=TABLE_SIZES,
+        shown_default="0: chosen when the farm is created, then kept",
+    ),
+    _farm("on_backend_down", f"A backend is down: {_ON_BACKEND}", shown_default="`keep` (tcp), `move` (udp)"),
+    _farm("on_backend_removed", f"A backend is removed: {_ON_BACKEND}", shown_default="`keep` (tcp), `move` (udp)"),
+    _farm(
+        "persistence_s",
+        "Seconds for which the connections of a client prefix go to the same backend, after the last one began.",
+        high=MAX_PERSISTENCE_S,
+        unit="SECONDS",
+        shown_default="0: off",
+    ),
+    _farm("persistence_prefix_v4", "Length of that prefix for IPv4 clients.", low=8, high=32, unit="BITS"),
+    _farm("persistence_prefix_v6", "Length of that prefix for IPv6 clients.", low=16, high=128, unit="BITS"),
+    _farm(
+        "persistence_return",
+        "The backend of a prefix was down and is up again. `true`: the prefix goes back to it. `false`: it stays.",
+    ),
+    _farm("max_connections", "Most connections of the farm; more are refused.", **_COUNT),
+    _farm("max_rate", "Most new connections per second of one client prefix; more are dropped.", **_COUNT),
+    _farm(
+        "rate_prefix_v4", "Length of the client prefix of `max_rate` and `max_half_open`, IPv4.", low=8, high=32, unit="BITS"
+    ),
+    _farm("rate_prefix_v6", "The same for IPv6.", low=16, high=128, unit="BITS"),
+    _farm("max_half_open", "Most connections of one client prefix that are not established yet.", **_COUNT),
+    _farm("allow", "Prefix list of the only clients that the farm serves; see `xlbctl prefixes`.", **_LIST),
+    _farm("deny", "Prefix list of the clients that the farm does not serve.", **_LIST),
+    _farm("toa", "Mode `snat`, tcp. `true`: a TCP option on the first segment with data has the client's address and port."),
+    _farm(
+        "quic_cid",
+        "Udp. The backend follows from the connection id of QUIC: from its first bytes, or from a server id in it.",
+        pattern=r"prefix:([1-9]|1[0-9]|20)|server-id:(0|[1-9]|1[0-9]):([1-9]|1[0-5])",
+        form=f'"prefix:N" with N from 1 to {MAX_CONNECTION_ID} or "server-id:OFFSET:LENGTH" with OFFSET from 0 to '
+        f"{MAX_CONNECTION_ID - 1} and LENGTH from 1 to {MAX_SERVER_ID}",
+        unit="SCHEME",
+        shown_default="none",
+    ),
+)
+
+BACKEND_SETTINGS = (
+    _backend("weight", "Share of new connections; `0`: none.", high=MAX_WEIGHT),
+    _backend(
+        "priority",
+        "Lowest number first: others get connections only when no lower number has a usable backend.",
+        high=MAX_TIER,
+    ),
+    _backend("draining", "`true`: no new connections; existing ones continue.", has_option=False),
+    _backend("max_connections", "Most connections of the backend; more go to others.", **_COUNT),
+    _backend(
+        "quic_id",
+        "Server id in the connection ids of this backend, in hexadecimal; see `farm.quic_cid`.",
+        pattern=f"([0-9a-f]{{2}}){{1,{MAX_SERVER_ID}}}",
+        form=f'1 to {MAX_SERVER_ID} bytes as pairs of the digits 0-9 and a-f, like "c0ffee"',
+        unit="HEX",
+        shown_default="none",
+    ),
+    _backend(
+        "drain_until",
+        "End of a drain, in seconds since 1970.",
+        high=MAX_DRAIN_UNTIL,
+        unit="SECONDS",
+        shown_default="0: when the last connection ends",
+    ),
+    _backend("drain_then", "What happens at that end to the connections that are left. `keep`: nothing. `cut`: they end."),
+)
