@@ -58,6 +58,15 @@ MAX_FRAGMENTED = 8192
 FRAGMENT_TICKS = 447
 """How long the fragments of a datagram follow the first: 30 s (RFC 791 3.2; Linux waits as long)."""
 
+MAX_PERSISTENT = 131072
+"""Clients per family whose backend is remembered; the least recently used are forgotten. 12 MB (IPv4), 14 MB (IPv6)."""
+PERSISTENCE_SLACK_SHIFT = 4
+"""The last use of an entry is written again once 1/16 of the time to live has passed, which is added to that time."""
+PERSISTENCE_USE_SHIFT = 4
+"""A living connection uses the entry of its client every 2**4 ticks (1.1 s)."""
+MAX_QUIC_ID_BYTES = 20
+"""The longest connection id of QUIC version 1 (RFC 9000 17.2)."""
+
 FIB_SKIP_NEIGHBOUR = 1 << 3
 FIB_SOURCE = 1 << 4
 """Flags of bpf_fib_lookup that linux-libc-dev of Debian 12 does not know: since Linux 6.3 and 6.7."""
@@ -141,6 +150,20 @@ class FarmFlag(enum.IntFlag):
     """Settings of a farm that its services do not hold."""
 
     SILENT = 1  # a new connection that cannot be served is dropped without an answer
+
+
+class AffinityFlag(enum.IntFlag):
+    """How a farm's persistence behaves."""
+
+    RETURN = 1  # a client returns to its first backend once that takes new connections again
+
+
+class Quic(enum.IntEnum):
+    """What the connection id of a QUIC packet says about its backend."""
+
+    NONE = 0
+    PREFIX = 1  # its first bytes are hashed
+    SERVER_ID = 2  # some of its bytes are a backend's id
 
 
 class EventType(enum.IntEnum):

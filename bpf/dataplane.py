@@ -117,6 +117,39 @@ class PutBackend:
     flags: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class PutAffinity:
+    """How farm `id` recognises its clients; with the defaults, not at all. Needs a build with persistence or QUIC.
+
+    persistence_ticks: time to live since the last use. prefix_*: bits of the client's address. flags are AffinityFlag bits.
+    quic: the scheme (a number of Quic), the first byte of the connection id that is compared, and how many.
+    """
+
+    id: int
+    persistence_ticks: int = 0
+    prefix_v4: int = 32
+    prefix_v6: int = 128
+    flags: int = 0
+    quic: tuple[int, int, int] = (0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class PutBackendAffinity:
+    """Backend `id` is of `farm` (0: of none any more); `open`: it may take new connections. Needs a build as PutAffinity."""
+
+    id: int
+    farm: int
+    open: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PutQuicServers:
+    """Exactly these bytes of a connection id name backends of the farm. Needs a build with QUIC."""
+
+    farm: int
+    servers: tuple[tuple[bytes, int], ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PutSlots:
     """Write backend ids (uint32, shape (n,)) at `offset`, a multiple of SLOTS_PER_CHUNK. The last chunk is padded with 0."""
@@ -143,9 +176,18 @@ Operation = (
     | PutFarm
     | PutMembers
     | PutBackend
+    | PutAffinity
+    | PutBackendAffinity
+    | PutQuicServers
     | PutSlots
     | ZeroTraffic
 )
+
+PERSISTENT = {
+    family: np.dtype([("client", f"V{size}"), *((name, "<u4") for name in ("farm", "home", "backend", "last_used"))])
+    for family, size in (("v4", 4), ("v6", 16))
+}
+"""The backend of a client prefix in a farm, per family: see `struct persistent`. The prefix is in network byte order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +267,18 @@ class DataPlane(Protocol):
 
     def delete_flows(self, flow_map: str, family: str, keys: Array) -> int:
         """Delete the flows that still exist; returns their number."""
+
+    def keeps_clients(self) -> bool:
+        """Whether the build has persistence."""
+
+    def persistent_batches(self, family: str, batch_size: int) -> Iterator[Array]:
+        """Rows of PERSISTENT, about batch_size each; none if the build has no persistence."""
+
+    def find_persistent(self, family: str, rows: Array) -> tuple[Array, Array]:
+        """(found: bool array, rows) for the client and farm of each row."""
+
+    def update_persistent(self, family: str, rows: Array) -> int:
+        """Insert or overwrite; returns how many were written, 0 if the build has no persistence."""
 
     def now_tick(self) -> int:
         """The current time in flow ticks (CLOCK_MONOTONIC >> TICK_SHIFT)."""

@@ -36,9 +36,12 @@ from bpf.dataplane import (
     FlowTuple,
     Operation,
     PlaneError,
+    PutAffinity,
     PutBackend,
+    PutBackendAffinity,
     PutFarm,
     PutMembers,
+    PutQuicServers,
     PutServer,
     PutService,
     PutSlots,
@@ -48,6 +51,7 @@ from bpf.dataplane import (
     ServiceValue,
     ZeroTraffic,
 )
+from bpf.kernel.affinity import AffinityMaps
 from bpf.loading.loader import PROGRAM
 from bpf.maps import elements
 from bpf.maps.event_ring import FlowEvents
@@ -88,6 +92,10 @@ class KernelPlane:
             raise PlaneError(f"the program pinned in {bpf_dir} cannot be opened: {error}") from error
         os.close(program)
 
+    @property
+    def _affinity(self) -> AffinityMaps:
+        return AffinityMaps(self._maps)
+
     def close(self) -> None:
         for bpf_map in self._maps.values():
             bpf_map.close()
@@ -115,7 +123,11 @@ class KernelPlane:
             raise PlaneError(f"{_describe(group[min(number, len(group) - 1)])} failed: {reason}") from error
 
     def _executors(self) -> dict[type, Callable[[list[Any]], None]]:
+        affinity = self._affinity
         return {
+            PutAffinity: affinity.put_farms,
+            PutBackendAffinity: affinity.put_backends,
+            PutQuicServers: affinity.put_quic_servers,
             PutVip: self._put_vips,
             DeleteVip: self._delete_vips,
             PutService: self._put_services,
@@ -380,6 +392,18 @@ class KernelPlane:
         """Rows of a slice as entries. Slow: Python per flow."""
         return columns.decode_flows(flow_map, keys, values)
 
+    def keeps_clients(self) -> bool:
+        return "persistent_v4" in self._maps
+
+    def persistent_batches(self, family: str, batch_size: int) -> Iterator[Array]:
+        yield from self._affinity.batches(family, batch_size)
+
+    def find_persistent(self, family: str, rows: Array) -> tuple[Array, Array]:
+        return self._affinity.find(family, rows)
+
+    def update_persistent(self, family: str, rows: Array) -> int:
+        return self._affinity.update(family, rows)
+
     def now_tick(self) -> int:
         return time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT
 
@@ -430,8 +454,8 @@ def _describe(operation: Any) -> str:
             return f"{type(operation).__name__} {key.address} port {ports} protocol {key.protocol}"
         case PutBackend(number, address, port):
             return f"PutBackend {number} ({address} port {port}, ids below {MAX_BACKENDS})"
-        case PutMembers(number):
-            return f"PutMembers of farm {number}"
+        case PutMembers(number) | PutQuicServers(number):
+            return f"{type(operation).__name__} of farm {number}"
         case PutServer(key) | DeleteServer(key):
             return f"{type(operation).__name__} {key.address} port {key.port}/{key.port_bits} protocol {key.protocol}"
         case PutFarm(number):

@@ -324,9 +324,17 @@ static __always_inline u32 choose_FAM(struct packet *packet, struct flow_key_FAM
 				      struct match_FAM *match, u32 hash, u32 seed)
 {
 	struct flow_FAM *old = match->old;
+#ifdef AFFINITY
+	u32 affine;
+#endif
 
 	if (old && !match->retry)
 		return old->backend;
+#ifdef AFFINITY
+	affine = affine_backend_FAM(packet, key, service, seed);
+	if (affine)
+		return affine;
+#endif
 	if (old && service->scheduler == SCHEDULER_ROUNDROBIN && !is_unavailable(old->backend)) {
 		if (is_closed(old->state) || age_of(packet, old->last_seen) < SYN_RETRY_TICKS)
 			return old->backend;
@@ -385,8 +393,12 @@ static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *
 		return verdict;
 	if (embryonic_FAM.update(key, &connection->forward))
 		return COUNTER_DROP_INTERNAL;
-	if (connection->is_new)
+	if (connection->is_new) {
 		count_connection(connection->forward.farm, connection->forward.backend);
+#ifdef PERSISTENCE
+		remember_client_FAM(packet, key, connection->forward.farm, connection->forward.backend);
+#endif
+	}
 	*flow = embryonic_FAM.lookup(key);
 	return *flow ? CONTINUE : COUNTER_DROP_INTERNAL;
 }
@@ -456,6 +468,11 @@ static __always_inline void touch_FAM(struct packet *packet, struct flow_key_FAM
 		if (packet->established && flow->flags & FLOW_FLAG_FORWARD &&
 		    ((before + phase) ^ (tick + phase)) >> REFRESH_SHIFT)
 			report_FAM(packet, key, flow, EVENT_TYPE_REFRESH);
+#ifdef PERSISTENCE
+		if (packet->established && flow->flags & FLOW_FLAG_FORWARD &&
+		    ((before + phase) ^ (tick + phase)) >> PERSISTENCE_USE_SHIFT)
+			use_client_FAM(key, flow->farm, flow->backend, tick);
+#endif
 	}
 	if ((flow->state & (FLOW_STATE_SEEN | revocable)) != FLOW_STATE_SEEN || packet->tcp_flags & (TCP_FIN | TCP_RST))
 		update_state_FAM(packet, key, flow);

@@ -38,6 +38,8 @@
 #include "select.family.h"
 #include "event.family.h"
 #include "flow.h"
+#include "affinity.h"
+#include "affinity.family.h"
 #include "flow.family.h"
 #include "fragment.family.h"
 #include "server.family.h"

@@ -18,6 +18,8 @@ from ctl.cluster.after_takeover import AnnounceAgain, Arrival, Arrived
 from ctl.cluster.driver import FailoverDriver, Standing, new_boot
 from ctl.cluster.effects import Sinks
 from ctl.cluster.epoch_writer import EpochWriter
+from ctl.cluster.flows import persistence
+from ctl.cluster.flows.persistence import PersistenceReplica
 from ctl.cluster.flows.service import Replicator
 from ctl.cluster.links import Heard, PeerLinks
 from ctl.cluster.pair_configuration import PairConfiguration
@@ -122,7 +124,17 @@ class PairMember:
         notices = SplitNotices(self.config.node, self.config.peer, parts.questions, self.configuration.ask)
         self._undo.append(self.configuration.close)
         self._undo.append(notices.close)
-        for question, answer in (("switchover", self._switchover_asked), (VERIFIES, self._verifies)):
+        self.persistence = PersistenceReplica(
+            parts.plane,
+            self.configuration.ask,
+            self.serving_epoch,
+            lambda: any(farm.persistence_s for farm in parts.changes.config.farms.values()),
+        )
+        for question, answer in (
+            ("switchover", self._switchover_asked),
+            (VERIFIES, self._verifies),
+            (persistence.QUESTION, self.persistence.take),
+        ):
             parts.questions.register(question, answer)
             self._undo.append(partial(parts.questions.withdraw, question))
         sinks = Sinks(
@@ -143,6 +155,7 @@ class PairMember:
         for name in await asyncio.to_thread(self._without_carrier):
             self.link_changed(name, "down")
         await self.configuration.start()
+        self._undo.append(asyncio.get_running_loop().create_task(self.persistence.run(), name="persistence").cancel)
         pair, received = self.pair, self.configuration.received
         self.links.open(Heard(pair.heartbeat_heard, pair.advert_heard, pair.vote_answered, self.replicator.message, received))
 
@@ -230,6 +243,7 @@ class PairMember:
 
     def _ask_about_trailers(self) -> None:
         """Another incarnation of the peer is heard: it may be of another version than the last."""
+        self.persistence.new_peer()
         if self._asking is not None:
             self._asking.cancel()
         self._asking = asyncio.get_running_loop().create_task(self._learn_about_trailers(), name="peer's version")

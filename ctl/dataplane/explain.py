@@ -7,7 +7,7 @@ and the same lookup tables (`ctl.dataplane.maglev`, `ctl.dataplane.planner`). Th
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,7 +16,8 @@ from typing import Any
 from bpf.constants import COUNTERS
 from bpf.dataplane import FlowTuple
 from ctl.config.model import Backend, Config, Farm, Mode, OnNoBackend, Protocol, Scheduler, format_endpoint
-from ctl.dataplane import maglev
+from ctl.dataplane import affinity, maglev
+from ctl.dataplane.affinity import Remembered
 from ctl.dataplane.flow_hash import client_hash, flow_hash, snat_sources
 from ctl.dataplane.flow_selection import PROTOCOL_NUMBERS
 from ctl.dataplane.planner import eligible_backends
@@ -54,12 +55,18 @@ class _Trace:
 
 
 def explain(
-    arriving: FlowTuple, found: Mapping[str, Any] | None, config: Config, down: AbstractSet[int], seed: int
+    arriving: FlowTuple,
+    found: Mapping[str, Any] | None,
+    config: Config,
+    down: AbstractSet[int],
+    seed: int,
+    remembered: Callable[[Farm], Remembered | None] = lambda farm: None,
 ) -> dict[str, Any]:
     """Explain the verdict on a packet that arrives with this tuple.
 
     found: the connection as `conn list` shows it, if the flow maps have an entry for the tuple. down: ids of backends whose
-    check failed. The answer's `verdict` is "forward", "either" (round-robin: not predictable) or a counter's name.
+    check failed. remembered: the persistence entry of the client in a farm. The answer's `verdict` is "forward", "either"
+    (round-robin: not predictable) or a counter's name.
     """
     trace = _Trace()
     if found is not None:
@@ -89,7 +96,7 @@ def explain(
     if not eligible:
         trace.steps[-1] += f"; {_refusal_message(farm)}"
         return trace.end("drop_no_backend", False, None)
-    return _select(arriving, farm, eligible, seed, trace)
+    return _select(arriving, farm, eligible, seed, trace, remembered(farm) if farm.persistence_s else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +201,40 @@ def _existing(found: Mapping[str, Any], trace: _Trace) -> dict[str, Any]:
     return trace.end("forward", True, found)
 
 
-def _select(arriving: FlowTuple, farm: Farm, eligible: tuple[Backend, ...], seed: int, trace: _Trace) -> dict[str, Any]:
+def _persistent(
+    farm: Farm, client: str, eligible: tuple[Backend, ...], entry: Remembered | None, trace: _Trace
+) -> Backend | None:
+    """The backend that the client keeps; None: the scheduler chooses."""
+    prefix = affinity.client_prefix(farm, client)
+    if entry is None or not affinity.is_live(farm, entry):
+        trace.steps.append(f"persistence: {prefix} has no backend yet; it keeps the one chosen now for {farm.persistence_s} s")
+        return None
+    chosen = affinity.kept_backend(farm, entry, eligible)
+    names = {backend.id: _endpoint(backend) for backend in farm.backends}
+    home = names.get(entry.home, "a removed backend")
+    left = f"{affinity.left_s(farm, entry)} s left"
+    if chosen is None:
+        trace.steps.append(f"persistence: {prefix} had {home} ({left}), which takes no new connections; the scheduler chooses")
+    elif chosen.id == entry.home:
+        trace.steps.append(f"persistence: {prefix} keeps {home} ({left})")
+    else:
+        trace.steps.append(
+            f"persistence: {prefix} keeps {_endpoint(chosen)} while {home} takes no new connections ({left}); then it returns"
+        )
+    return chosen
+
+
+def _select(
+    arriving: FlowTuple, farm: Farm, eligible: tuple[Backend, ...], seed: int, trace: _Trace, entry: Remembered | None
+) -> dict[str, Any]:
     chosen: Backend | None
-    if len(eligible) == 1:
+    if farm.quic_cid:
+        trace.steps.append(
+            f'quic_cid is "{farm.quic_cid}": a datagram whose connection id decides goes to that backend; of any other:'
+        )
+    if farm.persistence_s and (chosen := _persistent(farm, arriving.source, eligible, entry, trace)) is not None:
+        pass
+    elif len(eligible) == 1:
         chosen = eligible[0]
         trace.steps.append("only one backend is eligible")
     elif farm.scheduler is Scheduler.ROUNDROBIN:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from bpf.columns import address_bytes
-from bpf.constants import FIRST_SNAT_PORT, FIXED_SNAT_CANDIDATES, PRIVILEGED_SNAT_PORTS
+from bpf.constants import FIRST_SNAT_PORT, FIXED_SNAT_CANDIDATES, MAX_QUIC_ID_BYTES, PRIVILEGED_SNAT_PORTS
 from bpf.dataplane import FlowTuple
 
 _MASK = 0xFFFFFFFF
@@ -52,6 +52,14 @@ def flow_hash(flow: FlowTuple, seed: int) -> int:
 def client_hash(address: str, seed: int) -> int:
     """32 bits from the client's address alone. Slot of a `source` farm: this modulo the slot count."""
     return _finish(_mix_address(seed, address))
+
+
+def quic_hash(prefix: bytes, seed: int) -> int:
+    """32 bits from the first bytes of a QUIC connection id. Slot with quic_cid "prefix:N": this modulo the slot count."""
+    value = seed
+    for word in struct.unpack(f"<{MAX_QUIC_ID_BYTES // 4}I", prefix.ljust(MAX_QUIC_ID_BYTES, b"\0")):
+        value = _mix(value, word)
+    return _finish(value)
 
 
 def snat_sources(client_port: int, hash_of_flow: int, addresses: Sequence[str]) -> Iterator[tuple[str, int]]:

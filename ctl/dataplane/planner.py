@@ -37,7 +37,7 @@ from bpf.dataplane import (
     ZeroTraffic,
 )
 from ctl.config.model import AllDown, Backend, Config, Farm, Mode, OnNoBackend, Scheduler
-from ctl.dataplane import maglev, servers
+from ctl.dataplane import affinity, maglev, servers
 from ctl.dataplane.slot_allocator import Run, SlotSpace, run_of
 from ctl.errors import Code, XlbError
 
@@ -190,6 +190,7 @@ class _Round:
         self.backend_puts: list[PutBackend] = []
         self.farm_puts: list[PutFarm] = []
         self.member_puts: list[PutMembers] = []
+        self.affinity_operations: list[Operation] = []
         self.slot_puts: list[PutSlots] = []
         self.service_puts: list[PutService] = []
         self.new_farms: list[int] = []
@@ -203,6 +204,7 @@ class _Round:
         gone_farms = [name for name in self.old.farms if name not in self.config.farms]
         for name in gone_farms:
             self._unbind(name)
+            self.affinity_operations += affinity.operations(self.old.farms[name].farm, None, (), self.config)
             del self.farms[name]
         for farm in changed:
             self._plan_farm(farm)
@@ -277,6 +279,9 @@ class _Round:
         if members != (frozenset() if old is None or is_new else _members(old.farm)):
             self.member_puts.append(PutMembers(farm.id, members))
         waiting = self._bind(farm)
+        choosable = {backend.id for backend in eligible_backends(farm, self.down)} - waiting
+        known = old.farm if old is not None and not is_new else None
+        self.affinity_operations += affinity.operations(known, farm, choosable, self.config, again=known is None)
         if not farm.enabled:
             self.farms[farm.name] = PlannedFarm(farm, not waiting)
             return
@@ -391,6 +396,7 @@ class _Round:
         operations += self.farm_puts
         operations += self.member_puts
         operations += self.backend_puts
+        operations += self.affinity_operations
         operations += self.slot_puts
         operations += [each for each in of_servers if not isinstance(each, DeleteServer)]
         first = [key for key in stale if any(_share_prefixes(key, put.key) for put in self.service_puts)]

@@ -25,6 +25,21 @@ def _paired_bed() -> Iterator[Bed]:
         yield bed
 
 
+@pytest.fixture(scope="session")
+def _client_bed() -> Iterator[Bed]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with Bed({"persistence": True, "quic": True}) as bed:
+        yield bed
+
+
+@pytest.fixture
+def client_bed(_client_bed: Bed) -> Bed:
+    """The program with what recognises a client compiled in: persistence, QUIC connection ids."""
+    _client_bed.reset()
+    return _client_bed
+
+
 @pytest.fixture
 def bed(_single_bed: Bed) -> Bed:
     """The program as a node without a peer runs it."""

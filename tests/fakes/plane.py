@@ -14,6 +14,7 @@ import numpy as np
 
 from bpf import columns, constants
 from bpf.dataplane import (
+    PERSISTENT,
     Array,
     DeleteServer,
     DeleteService,
@@ -21,9 +22,12 @@ from bpf.dataplane import (
     FlowTuple,
     Operation,
     PlaneError,
+    PutAffinity,
     PutBackend,
+    PutBackendAffinity,
     PutFarm,
     PutMembers,
+    PutQuicServers,
     PutServer,
     PutService,
     PutSlots,
@@ -97,6 +101,10 @@ class FakePlane:
         self.members: dict[int, frozenset[str]] = {}
         self.farm_flags: dict[int, int] = {}
         self.server_flags: dict[ServerKey, int] = {}
+        self.affinity: dict[int, PutAffinity] = {}
+        self.backend_affinity: dict[int, tuple[int, bool]] = {}
+        self.quic_servers: dict[int, dict[bytes, int]] = {}
+        self.persistent: dict[str, dict[tuple[bytes, int], tuple[int, int, int]]] = {"v4": {}, "v6": {}}
         self.slots = np.zeros(slots, dtype=np.uint32)
         self.farm_counts = np.zeros(constants.MAX_FARMS, dtype=TRAFFIC)
         self.backend_counts = np.zeros(constants.MAX_BACKENDS, dtype=TRAFFIC)
@@ -158,6 +166,15 @@ class FakePlane:
             case PutBackend(number, address, port, flags):
                 self._put_backend(number, address, port)
                 self.backend_flags[number] = flags
+            case PutAffinity(number):
+                _require(0 < number < constants.MAX_FARMS, f"farm id {number}")
+                self.affinity[number] = operation
+            case PutBackendAffinity(number, farm, is_open):
+                _require(number in self.backends, f"affinity of backend {number}, which was never put")
+                self.backend_affinity[number] = farm, is_open
+            case PutQuicServers(farm, names):
+                _require(all(0 < len(name) <= constants.MAX_QUIC_ID_BYTES for name, _ in names), f"QUIC ids {names}")
+                self.quic_servers[farm] = dict(names)
             case PutSlots(offset, backends):
                 self._put_slots(offset, backends)
             case ZeroTraffic(farms, backends):
@@ -231,6 +248,30 @@ class FakePlane:
 
     def servers(self) -> dict[ServerKey, int]:
         return dict(self.server_flags)
+
+    def keeps_clients(self) -> bool:
+        return True
+
+    def persistent_batches(self, family: str, batch_size: int) -> Iterator[Array]:
+        rows = [(client, farm, *value) for (client, farm), value in self.persistent[family].items()]
+        for at in range(0, len(rows), batch_size):
+            yield np.array(rows[at : at + batch_size], PERSISTENT[family])
+
+    def find_persistent(self, family: str, rows: Array) -> tuple[Array, Array]:
+        known, out = self.persistent[family], rows.copy()
+        found = np.zeros(len(rows), np.bool_)
+        for number, row in enumerate(rows):
+            value = known.get((row["client"].tobytes(), int(row["farm"])))
+            if value is not None:
+                found[number] = True
+                out[number] = (row["client"], row["farm"], *value)
+        return found, out
+
+    def update_persistent(self, family: str, rows: Array) -> int:
+        for row in rows:
+            value = int(row["home"]), int(row["backend"]), int(row["last_used"])
+            self.persistent[family][row["client"].tobytes(), int(row["farm"])] = value
+        return len(rows)
 
     def set_lease(self, deadline_ns: int, epoch: int) -> None:
         self._lease = (deadline_ns, epoch)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from bpf import constants
-from bpf.dataplane import DataPlane, FlowEntry, FlowTuple
+from bpf.dataplane import PERSISTENT, DataPlane, FlowEntry, FlowTuple
 from ctl.api.commands.dispatcher import Arguments, Dispatcher, ReadConfig
 from ctl.config import changes, validation
-from ctl.config.model import Config, Protocol, format_endpoint
-from ctl.dataplane import explain
+from ctl.config.model import Config, Farm, Protocol, format_endpoint
+from ctl.dataplane import affinity, explain
+from ctl.dataplane.affinity import Remembered
 from ctl.dataplane.explain import NextHop, Standing
 from ctl.dataplane.flow_selection import EVERYTHING, PROTOCOL_NUMBERS, FlowSelection
 from ctl.dataplane.kernel import flow_maps
@@ -86,8 +90,11 @@ class ConnectionCommands:
         down, seed = self.health.unusable(self.config()), self.config().hash_seed
         standing = self.standing()
 
+        def remembered(farm: Farm) -> Remembered | None:
+            return find_remembered(self.plane, farm, arriving.source)
+
         def explained() -> dict[str, Any]:
-            answer = explain.explain(arriving, found, self.config(), down, seed)
+            answer = explain.explain(arriving, found, self.config(), down, seed, remembered)
             address = explain.destination(answer)
             if address and standing.node == standing.serving:
                 answer = explain.with_next_hop(answer, address, self._next_hop(address))
@@ -121,6 +128,19 @@ class ConnectionCommands:
             where = f"farm {name}" if name is not None else "any farm"
             raise XlbError(f"backend {endpoint} is not in {where}; see 'xlbctl farm show'", Code.UNKNOWN_BACKEND)
         return FlowSelection(backends=chosen)
+
+
+def find_remembered(plane: DataPlane, farm: Farm, client: str) -> Remembered | None:
+    """The persistence entry of a client's prefix."""
+    family = "v6" if validation.is_ipv6(client) else "v4"
+    row = np.zeros(1, PERSISTENT[family])
+    prefix = ipaddress.ip_network(affinity.client_prefix(farm, client))
+    row["client"], row["farm"] = np.void(prefix.network_address.packed), farm.id
+    found, rows = plane.find_persistent(family, row)
+    if not found[0]:
+        return None
+    age = (plane.now_tick() - int(rows["last_used"][0])) & 0xFFFFFFFF
+    return Remembered(int(rows["home"][0]), int(rows["backend"][0]), age if age < 1 << 31 else 0)
 
 
 class Names:
