@@ -67,7 +67,7 @@ PERSISTENCE_USE_SHIFT = 4
 MAX_QUIC_ID_BYTES = 20
 """The longest connection id of QUIC version 1 (RFC 9000 17.2)."""
 
-FIB_SKIP_NEIGHBOUR = 1 << 3
+FIB_SKIP_NEIGHBOUR = 1 << 2
 FIB_SOURCE = 1 << 4
 """Flags of bpf_fib_lookup that linux-libc-dev of Debian 12 does not know: since Linux 6.3 and 6.7."""
 

@@ -14,7 +14,7 @@ from scapy.packet import Packet, Raw
 
 from bpf.constants import LEASE_HANDED_OVER_NS, MAX_ERRORS_PER_TICK, FarmFlag, Protocol, Scheduler, VipFlag
 from bpf.dataplane import PutFarm
-from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, TX, V4, V6, Bed, Family, Outcome
+from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, TX, UNRESOLVED, V4, V6, Bed, Family, Outcome
 from tests.bpf.packets import PAYLOAD, from_client, network
 from tests.wait import wait_until
 
@@ -169,6 +169,12 @@ def test_a_missing_route_is_reported(bed: Bed, family: Family, protocol: Protoco
     sent = from_client(family, protocol)
     expected = error_to_client(family, sent, "route", OWN_ADDRESS[family.name])
     answered(bed.send(bytes(sent)), "drop_no_route", "event_unreachable_sent", expected)
+
+
+def test_the_node_reports_with_its_own_address_to_a_sender_whose_mac_it_does_not_know(bed: Bed, family: Family) -> None:
+    bed.farm(family.vip, (family.far(11), 8080))
+    out = Ether(bed.send(bytes(from_client(family, source=family.near(UNRESOLVED), ttl=1))).frame)
+    assert (out.payload.src, out.payload.dst) == (OWN_ADDRESS[family.name], family.near(UNRESOLVED))
 
 
 # --- nothing -------------------------------------------------------------------------------------------------
