@@ -81,8 +81,9 @@ static __always_inline u32 translate_error_FAM(struct packet *packet, struct flo
 	if (!flow)
 		return CONTINUE;
 	packet->farm = flow->farm;
-	if (is_fenced(packet))
-		return COUNTER_DROP_FENCED;
+	verdict = fence_FAM(packet, destination);
+	if (verdict != CONTINUE)
+		return verdict;
 	if (is_impossible_FAM(source))
 		return COUNTER_DROP_MARTIAN;
 	if (hop_limit_FAM(packet) <= 1)

@@ -45,6 +45,7 @@
 #include "server.family.h"
 #include "egress.family.h"
 #include "rewrite.family.h"
+#include "fence.family.h"
 #include "icmp.family.h"
 #include "neighbour.h"
 #include "answer.family.h"

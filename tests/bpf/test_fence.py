@@ -26,6 +26,7 @@ def everything(bed: Bed, family: Family) -> dict[str, str]:
     question = arp(V4.vip) if family is V4 else solicitation(V6.vip)
     reply = from_backend(family, family.far(11), family.vip, 40000, flags="A")
     half_open = from_backend(family, family.far(11), family.vip, 40001)
+    quoted = network(family, family.vip, family.client) / transport(Protocol.TCP, 80, 40000)
     return {
         "new": bed.send(bytes(from_client(family, source_port=40002))).verdict,
         "forward": bed.send(bytes(from_client(family, flags="A"))).verdict,
@@ -35,6 +36,7 @@ def everything(bed: Bed, family: Family) -> dict[str, str]:
         "unserved": bed.send(bytes(from_client(family, port=22))).verdict,
         "ping": bed.send(echo_request(family, family.vip)).verdict,
         "neighbour": bed.send(question).verdict,
+        "ICMP error": bed.send(icmp_error(family, family.vip, quoted)).verdict,
     }
 
 
@@ -54,6 +56,7 @@ OPEN = {
     "unserved": "drop_vip_guard",
     "ping": "pass_vip_icmp",
     "neighbour": "pass_neighbour",
+    "ICMP error": "forward_icmp_error",
 }
 CLOSED = {kind: "drop_fenced_neighbour" if kind == "neighbour" else "drop_fenced" for kind in OPEN}
 
