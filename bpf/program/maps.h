@@ -13,6 +13,10 @@ BPF_TABLE_PINNED("array", u32, struct farm_settings, farm_settings, MAX_FARMS, P
 BPF_TABLE_PINNED("array", u32, struct slot_chunk, slots, MAX_SLOT_CHUNKS, PINS "/slots");
 BPF_TABLE_PINNED("array", u32, struct backend, backends, MAX_BACKENDS, PINS "/backends");
 
+#ifdef TEST_CLOCK
+BPF_TABLE_PINNED("array", u32, u64, test_clock, 1, PINS "/test_clock");
+#endif
+
 #ifdef REPLICATION
 /* bcc has a macro for ring buffers and one for pinned maps, but none for a pinned ring; its rewriter looks at the members. */
 #define RING_PINNED(RECORD, NAME, BYTES, PATH)                                                                                 \

@@ -43,12 +43,23 @@ struct ports {
 	__be16 destination;
 };
 
-static u64 (*clock_coarse_ns)(void) = (void *)160; /* bpf_ktime_get_coarse_ns, which bcc's headers may not have */
+#ifdef TEST_CLOCK
+/* The time is what a test has written. */
+static __always_inline u64 read_clock(void)
+{
+	u32 zero = 0;
+	u64 *clock_ns = test_clock.lookup(&zero);
+
+	return clock_ns ? *clock_ns : 0;
+}
+#else
+static u64 (*read_clock)(void) = (void *)160; /* bpf_ktime_get_coarse_ns, which bcc's headers may not have */
+#endif
 
 static __always_inline u64 now_ns(struct packet *packet)
 {
 	if (!packet->clock_ns)
-		packet->clock_ns = clock_coarse_ns();
+		packet->clock_ns = read_clock();
 	return packet->clock_ns;
 }
 
