@@ -9,9 +9,11 @@ PYTHON := .venv/bin/python
 SOURCES := bpf ctl sync tests bench docs
 C_SOURCES := $(wildcard bpf/program/*.[ch] bench/*.c)
 PROSE := debian vagrant README.md CHANGELOG.md Makefile .ci
-PRIVILEGED_TESTS := $(wildcard tests/bpf tests/net)
+PRIVILEGED_TESTS := $(wildcard tests/bpf tests/model tests/net)
 SEEDS ?= 2000
 MINUTES ?= 10
+STEPS ?= 1000000
+JOBS ?= 1
 
 .PHONY: help
 help: ## List the targets
@@ -68,6 +70,10 @@ program.c: setup ## Write the flattened XDP program and compile_commands.json, f
 .PHONY: soak
 soak: setup ## Random faults on a pair with 1,000 held connections: make soak MINUTES=60 (root)
 	@$(PYTHON) -m tests.soak --minutes $(MINUTES)
+
+.PHONY: fuzz
+fuzz: setup ## Compare program and model over random histories: make fuzz STEPS=5000000 [SEED=1] [JOBS=2] (root)
+	@$(PYTHON) -m tests.model.fuzz --steps $(STEPS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
 
 .PHONY: deb
 deb: ## Build the Debian package into dist/

@@ -1,0 +1,216 @@
+"""Random histories without end: python -m tests.model.fuzz --steps N [--seed S] [--jobs J].
+
+Each episode of some hundred steps has its own seed. An episode in which model and program differ is cut down to the steps that
+are needed, printed, and written to a file that --replay plays again; it ends the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from bpf.columns import address_text
+from bpf.constants import COUNTERS
+from tests.bpf.bed import Bed, why_not
+from tests.model.generate import Generator
+from tests.model.kernel import Kernel
+from tests.model.machine import START_NS, Machine, Mismatch
+from tests.model.state import Flow, Key
+from tests.model.steps import Configure, Insert, Send, Step
+
+T = TypeVar("T")
+
+EPISODE = 400
+FEATURES = {"replication": True, "test_clock": True}
+INTERACTIVE = "CI" not in os.environ
+LATE_NS = (1 << 58) - (200 << 26)
+"""Shortly before ticks overflow."""
+NEVER = frozenset({"drop_internal", "event_ring_full"})
+"""Outcomes that no history has: a bug, and a ring that nobody reads."""
+
+
+def open_kernel(bed: Bed) -> Kernel:
+    """To be called in the thread that uses it: enters the bed's namespace, and stays on one CPU."""
+    bed.namespace.enter()
+    cpus = sorted(os.sched_getaffinity(0))
+    cpu = cpus[os.getpid() % len(cpus)]
+    os.sched_setaffinity(0, {cpu})
+    return Kernel(bed, cpu)
+
+
+def never_counted(counted: Counter[str]) -> list[str]:
+    """Verdicts and events that should have happened, and have not."""
+    return sorted({counter.name for counter in COUNTERS} - counted.keys() - NEVER)
+
+
+def start_of(seed: int) -> int:
+    return LATE_NS if seed % 10 == 9 else START_NS
+
+
+def episode(kernel: Kernel, seed: int, steps: int, counted: Counter[str]) -> tuple[list[Step], Mismatch | None]:
+    """The steps executed, and how the last one failed."""
+    machine = Machine(kernel, kernel.cpu, start_of(seed))
+    generator, done = Generator(random.Random(seed), machine.state), list[Step]()
+    try:
+        for number in range(steps):
+            step = generator.step() if number else generator.configure()
+            done.append(step)
+            machine.execute(step)
+        machine.compare_all()
+    except Mismatch as mismatch:
+        return done, mismatch
+    finally:
+        machine.close()
+        counted.update(machine.counted)
+    return done, None
+
+
+def replay(kernel: Kernel, steps: list[Step], start_ns: int) -> Mismatch | None:
+    """How these steps fail, if they do."""
+    machine = Machine(kernel, kernel.cpu, start_ns)
+    try:
+        for step in steps:
+            machine.execute(step)
+        machine.compare_all()
+    except Mismatch as mismatch:
+        return mismatch
+    finally:
+        machine.close()
+    return None
+
+
+def smallest(steps: list[T], fails: Callable[[list[T]], object]) -> list[T]:
+    """Steps that still fail, none of which can be left out."""
+    size = max(1, len(steps) // 2)
+    while True:
+        at = 0
+        while at < len(steps):
+            fewer = steps[:at] + steps[at + size :]
+            if fewer and fails(fewer):
+                steps = fewer
+            else:
+                at += size
+        if size == 1:
+            return steps
+        size //= 2
+
+
+def run(
+    kernel: Kernel, steps: int, seed: int, counted: Counter[str], working: Callable[[int], None] = lambda done: None
+) -> None:
+    """So many steps, in episodes with the seeds from `seed` on. Raises Mismatch with the history that is needed for it."""
+    done = 0
+    while done < steps:
+        executed, mismatch = episode(kernel, seed, min(EPISODE, max(1, steps - done)), counted)
+        if mismatch:
+            raise Mismatch(report(kernel, executed, seed, mismatch))
+        done, seed = done + len(executed), seed + 1
+        working(done)
+
+
+def report(kernel: Kernel, steps: list[Step], seed: int, mismatch: Mismatch) -> str:
+    """What differs, and the shortest history found for it, which is also written to a file."""
+    start_ns = start_of(seed)
+    steps = smallest(steps, lambda fewer: replay(kernel, fewer, start_ns))
+    steps = [_with_fewer_entries(kernel, steps, number, start_ns) for number in range(len(steps))]
+    mismatch = replay(kernel, steps, start_ns) or mismatch
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"xlb-model-{seed}.pickle"
+    path.write_bytes(pickle.dumps((start_ns, steps)))
+    lines = [f"seed {seed}, {len(steps)} steps (python -m tests.model.fuzz --replay {path}):"]
+    return "\n".join([*lines, *map(described, steps), str(mismatch)])
+
+
+def _with_fewer_entries(kernel: Kernel, steps: list[Step], number: int, start_ns: int) -> Step:
+    step = steps[number]
+    if not isinstance(step, Insert):
+        return step
+
+    def fails(entries: list[tuple[Key, Flow]]) -> object:
+        return replay(kernel, [*steps[:number], replace(step, entries=tuple(entries)), *steps[number + 1 :]], start_ns)
+
+    return replace(step, entries=tuple(smallest(list(step.entries), fails)))
+
+
+def described(step: Step) -> str:
+    """One line."""
+    if isinstance(step, Send):
+        return f"  Send {step.side} {step.frame.hex()}"
+    if isinstance(step, Insert):
+        entries = ", ".join(f"{_address(key)} farm {flow.farm} state {flow.state}" for key, flow in step.entries[:3])
+        return f"  Insert {len(step.entries)} entries in {step.table}: {entries}"
+    if not isinstance(step, Configure):
+        return f"  {step}"
+    farms = [
+        f"{farm.vip} {farm.ports} {farm.protocol} {farm.mode} {farm.scheduler} snat {farm.snat_address or '-'} "
+        + ", ".join(f"{each.endpoint} weight {each.weight} priority {each.priority}" for each in farm.backends)
+        for farm in step.config.farms.values()
+    ]
+    return f"  Configure down {sorted(step.down)}; " + "; ".join(farms)
+
+
+def _address(key: Key) -> str:
+    source, destination = address_text(key.source), address_text(key.destination)
+    return f"{source} {key.source_port} -> {destination} {key.destination_port} protocol {key.protocol}"
+
+
+def _work(steps: int, seed: int) -> int:
+    counted, started, shown = Counter[str](), time.monotonic(), [0.0]
+
+    def working(done: int) -> None:
+        if time.monotonic() - shown[0] > 30:
+            shown[0] = time.monotonic()
+            print(f"{done} steps, {done / (time.monotonic() - started):.0f}/s", flush=True)
+
+    with Bed(FEATURES) as bed:
+        kernel = open_kernel(bed)
+        try:
+            run(kernel, steps, seed, counted, working)
+        except Mismatch as mismatch:
+            print(f"program and model differ: {mismatch}")
+            return 1
+    print(f"{steps} steps from seed {seed} in {time.monotonic() - started:.0f} s, no difference; ", end="")
+    print(", ".join(f"{name} {count}" for name, count in counted.most_common()))
+    return 0
+
+
+def _play(path: str) -> int:
+    start_ns, steps = pickle.loads(Path(path).read_bytes())
+    with Bed(FEATURES) as bed:
+        mismatch = replay(open_kernel(bed), steps, start_ns)
+    print(mismatch or "no difference")
+    return 1 if mismatch else 0
+
+
+def main() -> int:
+    """0: no difference."""
+    parser = argparse.ArgumentParser(description="compare the program with its model")
+    parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=random.getrandbits(31))
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--replay", metavar="FILE")
+    arguments = parser.parse_args()
+    if reason := why_not():
+        print(reason)
+        return 77
+    if arguments.replay:
+        return _play(arguments.replay)
+    if arguments.jobs == 1:
+        return _work(arguments.steps, arguments.seed)
+    share = -(-arguments.steps // arguments.jobs)
+    command = [sys.executable, "-m", "tests.model.fuzz", "--steps", str(share), "--seed"]
+    jobs = [subprocess.Popen([*command, str(arguments.seed + (number << 32))]) for number in range(arguments.jobs)]
+    return max(job.wait() for job in jobs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

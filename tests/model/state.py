@@ -1,0 +1,198 @@
+"""What the data plane knows: configuration, lease, time, connections and counts, as plain dictionaries.
+
+Addresses are bytes in network order, ports and ids are numbers. A `Table` notes every key that is used, so that a comparison
+with the kernel's maps need not read them whole after each packet.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from bpf.columns import address_bytes
+from bpf.constants import LEASE_FOREVER_NS, TICK_SHIFT
+from bpf.dataplane import (
+    DeleteServer,
+    DeleteService,
+    DeleteVip,
+    Operation,
+    PutBackend,
+    PutFarm,
+    PutMembers,
+    PutServer,
+    PutService,
+    PutSlots,
+    PutVip,
+    ServerKey,
+    ServiceKey,
+    ServiceValue,
+    ZeroTraffic,
+)
+from tests.model.routes import Routes
+
+
+class Key(NamedTuple):
+    """One direction of a connection, as its packets arrive."""
+
+    source: bytes
+    destination: bytes
+    source_port: int
+    destination_port: int
+    protocol: int
+
+
+@dataclass(slots=True)
+class Flow:
+    """How packets of one direction leave, and what is known of it."""
+
+    source: bytes
+    destination: bytes
+    source_port: int
+    destination_port: int
+    destination_mac: bytes = bytes(6)
+    source_mac: bytes = bytes(6)
+    interface: int = 0
+    generation: int = 0
+    last_seen: int = 0
+    farm: int = 0
+    flags: int = 0
+    state: int = 0
+    backend: int = 0
+    mtu: int = 0
+
+    def opposite(self, protocol: int) -> Key:
+        """The key of the answers."""
+        return Key(self.destination, self.source, self.destination_port, self.source_port, protocol)
+
+    def answers(self, key: Key) -> bool:
+        """Is this the entry of the answers to packets with `key`?"""
+        return (self.destination, self.source, self.destination_port, self.source_port) == key[:4]
+
+    def copy(self) -> Flow:
+        return replace(self)
+
+
+class Table:
+    """A map from keys to flows, with a capacity."""
+
+    def __init__(self, name: str, capacity: int, touched: set[tuple[str, Key]]) -> None:
+        self.name, self.capacity, self.entries = name, capacity, dict[Key, Flow]()
+        self._touched = touched
+
+    def get(self, key: Key) -> Flow | None:
+        self._touched.add((self.name, key))
+        return self.entries.get(key)
+
+    def put(self, key: Key, flow: Flow) -> bool:
+        """False: the table is full."""
+        self._touched.add((self.name, key))
+        if key not in self.entries and len(self.entries) >= self.capacity:
+            return False
+        self.entries[key] = flow.copy()
+        return True
+
+    def delete(self, key: Key) -> None:
+        self._touched.add((self.name, key))
+        self.entries.pop(key, None)
+
+
+class Backend(NamedTuple):
+    address: bytes
+    port: int
+    flags: int
+
+
+class Traffic(NamedTuple):
+    packets_in: int = 0
+    bytes_in: int = 0
+    packets_out: int = 0
+    bytes_out: int = 0
+    connections: int = 0
+    drops: int = 0
+
+
+@dataclass(slots=True)
+class State:
+    """One node. The tables are by address length: 4 for IPv4, 16 for IPv6."""
+
+    routes: Routes
+    max_entries: int = 1 << 20  # of `flows`, per family
+    cpu: int = 0
+    now_ns: int = 1
+    deadline_ns: int = LEASE_FOREVER_NS
+    seed: int = 0
+    generation: int = 1  # of next hops
+    vips: dict[bytes, int] = field(default_factory=dict)
+    listeners: dict[tuple[bytes, int, int], ServiceValue] = field(default_factory=dict)  # address, port, protocol
+    ranges: dict[ServiceKey, ServiceValue] = field(default_factory=dict)
+    slots: dict[int, int] = field(default_factory=dict)
+    backends: dict[int, Backend] = field(default_factory=dict)
+    farms: dict[int, PutFarm] = field(default_factory=dict)
+    members: dict[int, frozenset[bytes]] = field(default_factory=dict)
+    servers: dict[ServerKey, int] = field(default_factory=dict)
+    turns: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    sent: dict[str, tuple[int, int]] = field(default_factory=dict)  # answers: tick and number by kind
+    counters: dict[str, tuple[int, int]] = field(default_factory=lambda: defaultdict(lambda: (0, 0)))
+    farm_traffic: dict[int, Traffic] = field(default_factory=lambda: defaultdict(Traffic))
+    backend_traffic: dict[int, Traffic] = field(default_factory=lambda: defaultdict(Traffic))
+    events: list[tuple[int, Key, Flow]] = field(default_factory=list)
+    touched: set[tuple[str, Key]] = field(default_factory=set)
+    flows: dict[int, Table] = field(init=False)
+    embryonic: dict[int, Table] = field(init=False)
+    fragments: dict[int, Table] = field(init=False)
+    direct: dict[int, Table] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.flows = self._tables("flows", self.max_entries)
+        self.embryonic, self.fragments, self.direct = (self._tables(n, 1 << 20) for n in ("embryonic", "fragments", "direct"))
+
+    def _tables(self, name: str, capacity: int) -> dict[int, Table]:
+        return {4: Table(f"{name}_v4", capacity, self.touched), 16: Table(f"{name}_v6", capacity, self.touched)}
+
+    @property
+    def tick(self) -> int:
+        return self.now_ns >> TICK_SHIFT & 0xFFFFFFFF
+
+    def age(self, flow: Flow) -> int:
+        """Ticks since the last packet."""
+        return self.tick - flow.last_seen & 0xFFFFFFFF
+
+    def unavailable(self, number: int) -> bool:
+        """May no new connection use this backend?"""
+        return number not in self.backends or bool(self.backends[number].flags & 1)
+
+    def count(self, name: str, size: int) -> None:
+        packets, size_before = self.counters[name]
+        self.counters[name] = packets + 1, size_before + size
+
+    def apply(self, operation: Operation) -> None:
+        """A change of the configuration, as the planner makes them."""
+        match operation:
+            case PutVip(address, flags):
+                self.vips[address_bytes(address)] = flags
+            case DeleteVip(address):
+                del self.vips[address_bytes(address)]
+            case PutService(key, value) if key.port == key.port_last:
+                self.listeners[address_bytes(key.address), key.port, key.protocol] = value
+            case DeleteService(key) if key.port == key.port_last:
+                self.listeners.pop((address_bytes(key.address), key.port, key.protocol), None)
+            case PutService(key, value):
+                self.ranges[key] = value
+            case DeleteService(key):
+                self.ranges.pop(key, None)
+            case PutServer(server, flags):
+                self.servers[server] = flags
+            case DeleteServer(server):
+                self.servers.pop(server, None)
+            case PutFarm(number):
+                self.farms[number] = operation
+            case PutMembers(number, addresses):
+                self.members[number] = frozenset(map(address_bytes, addresses))
+            case PutBackend(number, address, port, flags):
+                self.backends[number] = Backend(address_bytes(address), port, flags)
+            case PutSlots(offset, backends):
+                self.slots |= {offset + n: int(number) for n, number in enumerate(backends)}
+            case ZeroTraffic(farms, backends):
+                self.farm_traffic.update((number, Traffic()) for number in farms)
+                self.backend_traffic.update((number, Traffic()) for number in backends)
