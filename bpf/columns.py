@@ -59,6 +59,17 @@ def port_prefixes(first: int, last: int) -> list[tuple[int, int]]:
     return prefixes
 
 
+def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(first, last) of ranges of ports, ascending; those that adjoin or overlap are one."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(last, found[-1][1]))
+        else:
+            found.append((first, last))
+    return found
+
+
 def encode_flow_keys(tuples: Sequence[FlowTuple], key: np.dtype[Any]) -> Array:
     """Keys of the flow maps, of type `key`. All tuples must be of its family."""
     width = key["source"].itemsize

@@ -91,7 +91,7 @@ class DeleteServer:
 class PutFarm:
     """Settings of farm `id` (1 … MAX_FARMS-1); flags are FarmFlag bits.
 
-    snat: the addresses that backends see, at most MAX_SNAT_ADDRESSES; none: that of the service alone.
+    snat: the addresses that backends see, at most MAX_SNAT_ADDRESSES of each family; none: that of the service alone.
     """
 
     id: int

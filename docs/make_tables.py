@@ -116,11 +116,11 @@ MEANINGS = {
     "vip.device": "Interface that the active node adds the address to.",
     "vip.guard": "`true`: only the ports of farms and ICMP are answered. `false`: listeners of the node are reachable too.",
     "farm.name": 'Letters, digits, ".", "_" and "-"; the first is a letter or a digit.',
-    "farm.vip": "Address that clients connect to; one of the VIPs.",
-    "farm.port": 'A port, or a range as a string: `"8000-8010"`. Backends keep the offset into the range.',
+    "farm.vip": "VIPs that clients connect to: one, or several as a list or separated by commas, also of both families.",
+    "farm.port": 'Ports; several as a string: `"80,443,8000-8010"`, or `"all"`. Backends keep the offset from the first.',
     "farm.proto": "Transport that the farm balances.",
     "farm.mode": "`snat`: backends see a floating address. `dnat`: they see the client and route back through the node.",
-    "farm.snat_address": "Mode `snat`: the VIP that backends see; up to 8, separated by commas, for more source ports.",
+    "farm.snat_address": "Mode `snat`: the VIP that backends see; for more source ports up to 8 per family, with commas.",
     "farm.health.kind": "`tcp`: a connection succeeds. `http`: a GET returns an expected status. `none`: no checks.",
     "farm.health.interval_ms": "From one check to the next.",
     "farm.health.timeout_ms": "After which a check has failed; at most `interval_ms`.",
@@ -130,11 +130,12 @@ MEANINGS = {
     "farm.health.path": "`http`: path of the request.",
     "farm.health.status": "`http`: expected status, or a range of them.",
     "farm.health.host": "`http`: Host header.",
-    "farm.backend.address": "Address of the server, of the family of the VIP.",
-    "farm.backend.port": "Port of the server; with a range, the first of as many ports.",
+    "farm.backend.address": "Address of the server, of the family of a VIP.",
+    "farm.backend.port": "Port of the server for the first port of the farm.",
 }
 DEFAULTS_ELSEWHERE = {
-    "farm.snat_address": "the VIP",
+    "farm.snat_address": "the VIP of the client",
+    "farm.backend.port": "the first port of the farm",
     "farm.health.host": "the backend's address",
     "farm.health.kind": "`tcp` (tcp), `none` (udp)",
     "farm.health.timeout_ms": "1000, or `interval_ms` if that is less",
@@ -163,8 +164,8 @@ VALUES = {
     "vip.address": "address/length",
     "vip.device": "interface",
     "farm.name": "1 to 64 characters",
-    "farm.vip": "address",
-    "farm.port": "1 to 65535, or a range",
+    "farm.vip": "address, or several",
+    "farm.port": "1 to 65535, ranges, a list, or `all`",
     "farm.proto": _choices(Protocol),
     "farm.mode": _codes(settings.choices(Mode, "farm.mode")),
     "farm.snat_address": "address, or several",
@@ -200,16 +201,17 @@ BACKEND: Mapping[str, object] = {"address": "192.0.2.2", "port": 80}
 
 def farm_settings() -> Iterator[str]:
     """Every setting of VIPs, farms, checks and backends: ctl/config/fields.py, with the defaults that the reader gives."""
-    farm = fields.farm_fields(fields.read_farm(fields.Fields(FARM, "", fields.FARM_FIELDS)))
+    read = fields.read_farm(fields.Fields(FARM, "", fields.FARM_FIELDS))
+    farm = fields.farm_fields(read)
     vip = fields.vip_fields(fields.read_vip(fields.Fields(VIP, "", fields.VIP_FIELDS)))
-    backend = fields.backend_fields(fields.read_backend(fields.Fields(BACKEND, "", fields.BACKEND_FIELDS)))
+    backend = fields.backend_fields(fields.read_backend(fields.Fields(BACKEND, "", fields.BACKEND_FIELDS), read))
     health = farm.pop("health")
     assert isinstance(health, Mapping)
     rows = [
         *_settings("vip", vip, VIP),
         *_settings("farm", farm, FARM),
         *_settings("farm.health", health, {}),
-        *_settings("farm.backend", backend, BACKEND),
+        *_settings("farm.backend", backend, {"address": ""}),
     ]
     return table(("Setting", "Values", "Default", "Meaning"), *rows)
 

@@ -210,10 +210,13 @@ class KernelPlane:
         bpf_map = self._maps["farm_settings"]
         values = np.zeros(len(group), dtype=bpf_map.value)
         values["flags"] = [each.flags for each in group]
-        values["snat_count"] = [len(each.snat) for each in group]
-        for row, each in enumerate(group):
-            addresses = b"".join(columns.address_bytes(address).ljust(16, b"\0") for address in each.snat)
-            values["snat_address"][row] = np.void(addresses.ljust(16 * MAX_SNAT_ADDRESSES, b"\0"))
+        for family in FAMILIES:
+            of_family = [[address for address in each.snat if columns.family_of(address) == family] for each in group]
+            values[f"snat_count_{family}"] = [len(addresses) for addresses in of_family]
+            width = columns.ADDRESS_BYTES[family] * MAX_SNAT_ADDRESSES
+            for row, addresses in enumerate(of_family):
+                packed = b"".join(map(columns.address_bytes, addresses))
+                values[f"snat_{family}_address"][row] = np.void(packed.ljust(width, b"\0"))
         bpf_map.put(np.array([each.id for each in group], dtype=np.uint32), values)
 
     def _put_members(self, group: list[PutMembers]) -> None:
@@ -297,20 +300,21 @@ class KernelPlane:
         return found
 
     def _range_services(self, family: str) -> dict[ServiceKey, ServiceValue]:
-        """The prefixes of a listener have the same address, protocol and value, which includes its first port."""
+        """The prefixes of a farm's ranges on an address have the same protocol and value; those that adjoin are one range."""
         bpf_map = self._maps[f"ranges_{family}"]
-        last_ports: dict[tuple[bytes, int, bytes], int] = {}
+        prefixes: dict[tuple[bytes, int, bytes], list[tuple[int, int]]] = {}
         for keys, values in bpf_map.slices(4096):
             free_bits = columns.PORT_BITS + _bits_before_port(bpf_map) - keys["prefix_length"].astype(np.int64)
-            lasts = (keys["port"] + (1 << free_bits) - 1).tolist()
+            firsts, lasts = keys["port"].tolist(), (keys["port"] + (1 << free_bits) - 1).tolist()
             raw_values = values.view(f"V{bpf_map.value.itemsize}")
             listeners = zip(keys["address"].tolist(), keys["protocol"].tolist(), raw_values.tolist(), strict=True)
-            for listener, last in zip(listeners, lasts, strict=True):
-                last_ports[listener] = max(last, last_ports.get(listener, 0))
+            for listener, first, last in zip(listeners, firsts, lasts, strict=True):
+                prefixes.setdefault(listener, []).append((first, last))
         found: dict[ServiceKey, ServiceValue] = {}
-        for (address, protocol, raw), last in last_ports.items():
+        for (address, protocol, raw), ranges in prefixes.items():
             value = _service_value(np.frombuffer(raw, bpf_map.value)[0], family)
-            found[ServiceKey(columns.address_text(address), value.port_first, last, protocol)] = value
+            for first, last in columns.joined(ranges):
+                found[ServiceKey(columns.address_text(address), first, last, protocol)] = value
         return found
 
     # --- the node --------------------------------------------------------------------------------------------

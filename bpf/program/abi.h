@@ -70,11 +70,13 @@ struct server {
 
 /* Per farm; read only when a connection is opened. */
 struct farm_settings {
-	u32 flags;                                   /* FARM_FLAG_* */
-	u32 snat_count;                              /* addresses that backends see; 0 or 1: the service's alone */
-	__be32 snat_address[4 * MAX_SNAT_ADDRESSES]; /* IPv4 uses the first word; the first address is the service's */
+	u32 flags;         /* FARM_FLAG_* */
+	u32 snat_count_v4; /* addresses that backends see; 0 or 1: the service's alone */
+	u32 snat_count_v6;
+	__be32 snat_v4_address[MAX_SNAT_ADDRESSES]; /* the first address is the service's */
+	__be32 snat_v6_address[4 * MAX_SNAT_ADDRESSES];
 };
-_Static_assert(sizeof(struct farm_settings) == 8 + 16 * MAX_SNAT_ADDRESSES, "farm_settings");
+_Static_assert(sizeof(struct farm_settings) == 12 + 20 * MAX_SNAT_ADDRESSES, "farm_settings");
 
 /* Answers that a CPU has originated in the current tick: entry 0 counts TCP resets, entry 1 ICMP errors. */
 struct error_budget {

@@ -142,7 +142,7 @@ static __always_inline void set_source_FAM(struct connection_FAM *connection, st
 		return;
 	index = scale(spread << 16, connection->snat_count);
 	if (index < MAX_SNAT_ADDRESSES)
-		__builtin_memcpy(&connection->reply_key.destination, settings->snat_address + 4 * index,
+		__builtin_memcpy(&connection->reply_key.destination, settings->snat_FAM_address + WORDS_FAM * index,
 				 sizeof(struct addr_FAM));
 }
 
@@ -176,7 +176,7 @@ static __always_inline void begin_search_FAM(struct packet *packet, struct conne
 	}
 #pragma unroll
 	for (u32 i = 0; i < MAX_SNAT_ADDRESSES; i++)
-		__builtin_memcpy(connection->addresses + WORDS_FAM * i, settings->snat_address + 4 * i,
+		__builtin_memcpy(connection->addresses + WORDS_FAM * i, settings->snat_FAM_address + WORDS_FAM * i,
 				 sizeof(struct addr_FAM));
 }
 
@@ -247,7 +247,7 @@ static __always_inline struct farm_settings *set_first_source_FAM(struct flow_ke
 	if (!settings)
 		return NULL;
 	if (connection->mode != MODE_DNAT)
-		connection->snat_count = settings->snat_count;
+		connection->snat_count = settings->snat_count_FAM;
 	if (!port && connection->mode != MODE_DNAT) { /* "no reply is wanted" (RFC 768), but the answers need a port */
 		spread = spread_attempt(spread, 1);
 		set_port_range(&connection->ports, 0);

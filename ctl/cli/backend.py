@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ctl.cli.base import Session, XlbGroup, pass_session
-from ctl.cli.options import ENDPOINT, collect_fields, decorated, endpoint_argument, farm_argument, setting_options
+from ctl.cli.options import SERVER, collect_fields, decorated, endpoint_argument, farm_argument, setting_options
 from ctl.cli.output import show
 from ctl.config.model import format_endpoint
 from ctl.config.settings import BACKEND_SETTINGS
@@ -24,13 +24,14 @@ def backend() -> None:
         "xlbctl backend add web 10.77.0.11:8080",
         "xlbctl backend add web 10.77.0.12:8080 --weight 3",
         "xlbctl backend add web [2001:db8::13]:8080 --priority 1",
+        "xlbctl backend add web 10.77.0.13",
     ],
 )
 @farm_argument
-@click.argument("endpoint", type=ENDPOINT, metavar="ADDR:PORT")
+@click.argument("endpoint", type=SERVER, metavar="ADDR[:PORT]")
 @decorated(setting_options(BACKEND_SETTINGS, adding=True))
 @pass_session
-def add(session: Session, /, farm: str, endpoint: tuple[str, int], **options: Any) -> None:
+def add(session: Session, /, farm: str, endpoint: tuple[str, int | None], **options: Any) -> None:
     """Add a server to a farm."""
     _change(session, "add", farm, endpoint, "added", **collect_fields(options, BACKEND_SETTINGS))
 
@@ -43,7 +44,7 @@ def add(session: Session, /, farm: str, endpoint: tuple[str, int], **options: An
 @decorated(setting_options(BACKEND_SETTINGS, adding=False))
 @click.option("--drain/--no-drain", "draining", default=None, help="Stop or resume new connections to this server.")
 @click.pass_context
-def set_(ctx: click.Context, /, farm: str, endpoint: tuple[str, int], **options: Any) -> None:
+def set_(ctx: click.Context, /, farm: str, endpoint: tuple[str, int | None], **options: Any) -> None:
     """Change the given settings and keep the others; existing connections keep their backend."""
     fields = collect_fields(options, BACKEND_SETTINGS)
     if not fields:
@@ -57,7 +58,7 @@ def set_(ctx: click.Context, /, farm: str, endpoint: tuple[str, int], **options:
 @farm_argument
 @endpoint_argument
 @pass_session
-def drain(session: Session, farm: str, endpoint: tuple[str, int]) -> None:
+def drain(session: Session, farm: str, endpoint: tuple[str, int | None]) -> None:
     """Send a server no new connections and let its connections finish; 'backend set … --no-drain' ends the drain."""
     _change(session, "drain", farm, endpoint, "draining")
 
@@ -66,12 +67,16 @@ def drain(session: Session, farm: str, endpoint: tuple[str, int]) -> None:
 @farm_argument
 @endpoint_argument
 @pass_session
-def remove(session: Session, farm: str, endpoint: tuple[str, int]) -> None:
+def remove(session: Session, farm: str, endpoint: tuple[str, int | None]) -> None:
     """Remove a server from a farm; its connections end. Drain it first to let them finish."""
     _change(session, "remove", farm, endpoint, "removed")
 
 
-def _change(session: Session, verb: str, farm: str, endpoint: tuple[str, int], done: str, **fields: Any) -> None:
+def _change(session: Session, verb: str, farm: str, endpoint: tuple[str, int | None], done: str, **fields: Any) -> None:
     address, port = endpoint
     result = session.call(f"backend.{verb}", farm=farm, address=address, port=port, **fields)
-    show(session.json, result, lambda _: click.echo(f"backend {format_endpoint(address, port)} of {farm} {done}"))
+    show(
+        session.json,
+        result,
+        lambda _: click.echo(f"backend {format_endpoint(address, port) if port else address} of {farm} {done}"),
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ctl.cli.base import Session, XlbGroup, pass_session
-from ctl.cli.options import collect_farm_fields, complete_farm, farm_options
+from ctl.cli.options import collect_farm_fields, complete_farm, farm_options, listener
 from ctl.cli.output import byte_count, count, duration, print_fields, print_table, share, show
 from ctl.cli.terminal.tables import Column
 from ctl.config.model import format_endpoint
@@ -56,6 +56,7 @@ def farm() -> None:
     examples=[
         "xlbctl farm add web --vip 10.77.0.100 --port 80",
         "xlbctl farm add web --vip 10.77.0.100 --port 80 --check http --check-path /health --check-status 200",
+        "xlbctl farm add mail --vip 10.77.0.100,2001:db8::100 --port 25,465,587",
         "xlbctl farm add dns --vip 2001:db8::100 --port 53 --proto udp --mode dnat --scheduler source",
     ],
 )
@@ -65,7 +66,7 @@ def farm() -> None:
 def add(session: Session, /, name: str, **options: Any) -> None:
     """Create a farm; add backends to it with 'xlbctl backend add'."""
     result = session.call("farm.add", name=name, **collect_farm_fields(options))
-    show(session.json, result, lambda farm: click.echo(f"farm {name} added: {listener(farm)}"))
+    show(session.json, result, lambda farm: click.echo(f"farm {name} added: {summary(farm)}"))
 
 
 @farm.command("list", examples=["xlbctl farm list", "xlbctl farm list -o json"])
@@ -102,7 +103,7 @@ def set_(ctx: click.Context, /, name: str, **options: Any) -> None:
     session = ctx.find_object(Session)
     assert session is not None
     result = session.call("farm.set", name=name, **fields)
-    show(session.json, result, lambda farm: click.echo(f"farm {name} changed: {listener(farm)}"))
+    show(session.json, result, lambda farm: click.echo(f"farm {name} changed: {summary(farm)}"))
 
 
 def _verb(verb: str, done: str, text: str) -> Callable[..., None]:
@@ -123,9 +124,9 @@ start = _verb("start", "started", "Accept new connections again after a stop.")
 stop = _verb("stop", "stopped", "Accept no new connections; existing connections continue and the settings remain.")
 
 
-def listener(farm: dict[str, Any]) -> str:
+def summary(farm: dict[str, Any]) -> str:
     """Return listener, protocol, mode and scheduler of a farm."""
-    return f"{format_endpoint(farm['vip'], farm['port'])} {farm['proto']}, {farm['mode']}, {farm['scheduler']}"
+    return f"{listener(farm)} {farm['proto']}, {farm['mode']}, {farm['scheduler']}"
 
 
 def farm_state(farm: dict[str, Any]) -> str:
@@ -139,7 +140,7 @@ def _print_farms(farms: list[dict[str, Any]]) -> None:
     rows = [
         (
             farm["name"],
-            format_endpoint(farm["vip"], farm["port"]),
+            listener(farm),
             farm["proto"],
             farm["mode"],
             farm["scheduler"],
@@ -158,7 +159,7 @@ def print_farm(farm: dict[str, Any]) -> None:
     fields = [
         ("farm", farm["name"]),
         ("state", farm_state(farm)),
-        ("listens on", f"{format_endpoint(farm['vip'], farm['port'])} {farm['proto']}"),
+        ("listens on", f"{listener(farm)} {farm['proto']}"),
         ("mode", farm["mode"] + (f", backends see {seen}" if farm["mode"] == "snat" else "")),
         ("scheduler", farm["scheduler"]),
         ("health check", check_sentence(farm["health"])),

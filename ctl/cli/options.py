@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctl.config.model import CheckKind, Mode, Protocol, format_endpoint
+from ctl.config.model import CheckKind, Mode, Protocol, format_endpoint, format_ports
 from ctl.config.settings import FARM_SETTINGS, Setting, choices
 
 if TYPE_CHECKING:
@@ -71,6 +71,13 @@ def parse_connection(text: str) -> tuple[tuple[str, int], tuple[str, int]]:
     return source, destination
 
 
+def parse_server(text: str) -> tuple[str, int | None]:
+    """Return address and port of ADDR:PORT; the port may be missing, also of [ADDR]."""
+    if text.count(":") == 0 or text.endswith("]"):
+        return parse_address(text), None
+    return parse_endpoint(text)
+
+
 class _Parsed(ParamType):
     """A parameter that a function parses; the message of its ValueError is shown to the user."""
 
@@ -89,12 +96,18 @@ class _Parsed(ParamType):
 
 
 def _parse_ports(text: str) -> int | str:
+    if text == "all":
+        return text
+    ranges = [_parse_range(each.strip()) for each in text.split(",")]
+    return ranges[0][0] if ranges == [(ranges[0][0], ranges[0][0])] else format_ports(ranges)
+
+
+def _parse_range(text: str) -> tuple[int, int]:
     first, dash, last = text.partition("-")
-    if not dash:
-        return parse_port(text)
-    if parse_port(first) > parse_port(last):
+    found = parse_port(first), parse_port(last if dash else first)
+    if found[0] > found[1]:
         raise ValueError(f"'{text}' ends before it starts; expected a range like 8000-8010")
-    return f"{int(first)}-{int(last)}" if int(first) != int(last) else int(first)
+    return found
 
 
 def _parse_prefix(text: str) -> str:
@@ -133,7 +146,8 @@ ADDRESS = _Parsed("ADDR", parse_address)
 ADDRESSES = _Parsed("ADDR[,ADDR…]", lambda text: ",".join(parse_address(each.strip()) for each in text.split(",")))
 ADDRESS_WITH_PREFIX = _Parsed("ADDR/PREFIX", _parse_prefix)
 ENDPOINT = _Parsed("ADDR:PORT", parse_endpoint)
-PORTS = _Parsed("PORT[-LAST]", _parse_ports)
+SERVER = _Parsed("ADDR[:PORT]", parse_server)
+PORTS = _Parsed("PORT[-LAST][,…]", _parse_ports)
 PORT = _Parsed("PORT", parse_port)
 VIP_ADDRESS = _Parsed("ADDR", _parse_vip_address)
 CONNECTION = _Parsed("SRC:PORT -> DST:PORT", parse_connection)
@@ -178,6 +192,11 @@ complete_backend = complete_from_daemon(_backend_names)
 complete_vip = complete_from_daemon(_vip_names)
 
 
+def listener(farm: dict[str, Any]) -> str:
+    """Where a farm of `farm.list` listens: ADDR:PORT, or several."""
+    return " ".join(format_endpoint(vip, farm["port"]) for vip in farm["vip"].split(","))
+
+
 def farm_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     """FARM, completed from the configured farms."""
     return click.argument("farm", shell_complete=complete_farm)(command)
@@ -185,7 +204,7 @@ def farm_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def endpoint_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     """ADDR:PORT of an existing backend, completed from the farm's."""
-    return click.argument("endpoint", type=ENDPOINT, metavar="ADDR:PORT", shell_complete=complete_backend)(command)
+    return click.argument("endpoint", type=SERVER, metavar="ADDR[:PORT]", shell_complete=complete_backend)(command)
 
 
 def yes_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -259,9 +278,13 @@ def farm_options(adding: bool) -> Decorator:
 
     options: list[Decorator] = [
         click.option(
-            "--vip", type=ADDRESS, required=adding, shell_complete=complete_vip, help="Virtual address the farm listens on."
+            "--vip",
+            type=ADDRESSES,
+            required=adding,
+            shell_complete=complete_vip,
+            help="Virtual addresses the farm listens on, also of both families.",
         ),
-        click.option("--port", type=PORTS, required=adding, help="Port, or range like 8000-8010."),
+        click.option("--port", type=PORTS, required=adding, help="Ports, like 80, 8000-8010, 80,443,8000-8010, or all."),
         click.option("--proto", type=_choice(Protocol), help=f"Transport.{default('tcp')}"),
         click.option(
             "--mode",
@@ -269,7 +292,9 @@ def farm_options(adding: bool) -> Decorator:
             help=f"snat hides the client's address from backends, dnat keeps it.{default('snat')}",
         ),
         click.option(
-            "--snat-address", type=ADDRESSES, help=f"VIPs that backends see in mode snat, at most 8.{default('the VIP')}"
+            "--snat-address",
+            type=ADDRESSES,
+            help=f"VIPs that backends see in mode snat, at most 8 per family.{default('the VIP')}",
         ),
         *setting_options(FARM_SETTINGS, adding),
         *_check_options(default),

@@ -13,6 +13,7 @@ import click
 
 from ctl.cli.base import Session, XlbCommand, pass_session
 from ctl.cli.farm import farm_state
+from ctl.cli.options import listener
 from ctl.cli.output import bit_rate, count, paint_cell, printable, share
 from ctl.cli.rates import Load, Sample, rates
 from ctl.cli.stats import take_sample
@@ -144,7 +145,7 @@ class Screen:
         view, rows = view or View(), []
         for farm in sorted(self.farms, key=lambda farm: (-self.rate.farms[farm["name"]].packets, farm["name"])):
             load = self.rate.farms[farm["name"]]
-            listens = f"{format_endpoint(farm['vip'], farm['port'])} {farm['proto']}"
+            listens = f"{listener(farm)} {farm['proto']}"
             named = [(format_endpoint(b["address"], b["port"]), b) for b in farm["backends"]]
             if not view.matches(farm["name"], listens, farm_state(farm)):
                 named = [(name, b) for name, b in named if view.matches(name, b["state"])]

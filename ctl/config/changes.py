@@ -74,7 +74,7 @@ def vip_set(config: Config, arguments: Arguments) -> Config:
 def vip_delete(config: Config, arguments: Arguments) -> Config:
     """address. Refused (XlbError) naming the farms that use it."""
     address = _vip(config, Fields(arguments, "vip", ("address",))).address
-    users = sorted(farm.name for farm in config.farms.values() if address in (farm.vip, *farm.snat_addresses))
+    users = sorted(farm.name for farm in config.farms.values() if address in (*farm.vips, *farm.snat_addresses))
     if users:
         named = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
         raise XlbError(
@@ -84,8 +84,8 @@ def vip_delete(config: Config, arguments: Arguments) -> Config:
 
 
 def farm_add(config: Config, arguments: Arguments) -> Config:
-    """name, vip, port (80 or "8000-8010") and any of: proto, mode, scheduler, snat_address, enabled, all_down, on_no_backend,
-    idle_timeout_s, health: {kind, interval_ms, timeout_ms, rise, fall, port, path, status, host}.
+    """name, vip (several: "A,B"), port (80, "80,443,8000-8010" or "all") and any of a farm's settings; those of the
+    check are in a table "health".
     """
     name = arguments.get("name")
     farm = read_farm(Fields(arguments, f"farm.{name}" if isinstance(name, str) else "farm", FARM_FIELDS))
@@ -124,9 +124,9 @@ def farm_stop(config: Config, arguments: Arguments) -> Config:
 
 
 def backend_add(config: Config, arguments: Arguments) -> Config:
-    """farm, address, port and any of: weight, priority, draining."""
+    """farm, address and any of: port (default: the farm's first) and the settings of a backend."""
     fields, farm = _backend_arguments(config, arguments, BACKEND_FIELDS)
-    backend = read_backend(fields)
+    backend = read_backend(fields, farm)
     if _find(farm, BackendName(backend.address, backend.port)) is not None:
         raise InvalidInput(
             f"farm {farm.name} already has this backend; change it with xlbctl backend set {farm.name} {backend.endpoint}",
@@ -141,9 +141,9 @@ def backend_add(config: Config, arguments: Arguments) -> Config:
 
 
 def backend_set(config: Config, arguments: Arguments) -> Config:
-    """farm, address, port (the backend) and any of: weight, priority, draining (False ends a drain)."""
+    """farm, address, port (the backend) and any of its settings (draining False ends a drain)."""
     fields, farm = _backend_arguments(config, arguments, BACKEND_FIELDS)
-    backend = read_backend(fields, _backend(farm, fields))
+    backend = read_backend(fields, farm, _backend(farm, fields))
     check_backend(backend, farm, fields.place)
     return _with_backend(config, farm, backend)
 
@@ -272,12 +272,16 @@ def _with_farm(config: Config, farm: Farm, ids: _Ids | None = None) -> Config:
     old = config.farms.get(farm.name)
     if old == farm:
         return config
-    if old is None or (old.vip, old.port, old.port_last, old.protocol) != (farm.vip, farm.port, farm.port_last, farm.protocol):
+    if old is None or _listeners(old) != _listeners(farm):
         check_vip_of_farm(config.vips, farm)
         check_listener(config.farms.values(), farm)
     farms = {**config.farms, farm.name: farm}
     check_limits(config.vips, farms.values())
     return _changed(config, farms=farms, ids=ids)
+
+
+def _listeners(farm: Farm) -> object:
+    return farm.vips, farm.port_ranges, farm.protocol, farm.snat_addresses
 
 
 def _with_backend(config: Config, farm: Farm, backend: Backend) -> Config:
@@ -314,7 +318,7 @@ def _backend_arguments(config: Config, arguments: Arguments, known: Iterable[str
 
 
 def _backend(farm: Farm, fields: Fields) -> Backend:
-    name = read_backend_name(fields)
+    name = read_backend_name(fields, farm)
     found = _find(farm, name)
     if found is None:
         endpoint = Backend(0, name.address, name.port).endpoint

@@ -74,7 +74,7 @@ def _differences(old: Config, new: Config) -> Iterator[Difference]:
 def _farm_differences(name: str, old: Farm | None, new: Farm | None) -> Iterator[Difference]:
     if old is new:
         return
-    note = f"{new.vip} port {new.ports}/{new.protocol}, {new.mode}, {new.scheduler}" if new else ""
+    note = f"{','.join(new.vips)} port {new.ports}/{new.protocol}, {new.mode}, {new.scheduler}" if new else ""
     yield from _compared(
         f"farm {name}", _flat(farm_fields(old)) if old else None, _flat(farm_fields(new)) if new else None, note
     )

@@ -7,7 +7,7 @@
     [[farm]]
     name = "web"
     vip = "10.77.0.100"
-    port = 80                      # or a range: "8000-8010"
+    port = 80                      # or several: "443,8000-8010", or "all"
 
     [farm.health]
     kind = "http"
@@ -91,9 +91,10 @@ def parse(document: Mapping[str, object]) -> Document:
         if farm.name in farms:
             raise InvalidInput("this name is listed twice", f"{place}.name")
         check_vip_of_farm(vips, farm, place)
-        others = listeners.setdefault((farm.vip, farm.protocol), [])
-        check_listener(others, farm, place)
-        others.append(farm)
+        for address in farm.vips:
+            others = listeners.setdefault((address, farm.protocol), [])
+            check_listener(others, farm, place)
+            others.append(farm)
         farms[farm.name] = farm
         if check is not None:
             unchecked[farm.name] = check
@@ -103,8 +104,9 @@ def parse(document: Mapping[str, object]) -> Document:
 def _parse_farm(table: Mapping[str, object], place: str) -> tuple[Farm, HealthCheck | None]:
     """The farm, and its entry of `Document.unchecked`."""
     fields = Fields(table, place, (*FARM_FIELDS, "backend"))
-    backends = tuple(read_backend(Fields(each, spot, BACKEND_FIELDS)) for spot, each in fields.sections("backend"))
-    farm = replace(read_farm(fields), backends=backends)
+    farm = read_farm(fields)
+    backends = tuple(read_backend(Fields(each, spot, BACKEND_FIELDS), farm) for spot, each in fields.sections("backend"))
+    farm = replace(farm, backends=backends)
     check_farm(farm, place)
     return farm, None if "kind" in fields.section("health", HEALTH_FIELDS) else read_health(fields, None, CheckKind.NONE)
 

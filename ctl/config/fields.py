@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ctl.config.model import (
+    ALL_PORTS,
     DEFAULT_CHECK,
     Backend,
     CheckKind,
@@ -40,6 +41,8 @@ FARM_FIELDS = (
 HEALTH_FIELDS = ("kind", "interval_ms", "timeout_ms", "rise", "fall", "port", "path", "status", "host")
 BACKEND_FIELDS = ("address", "port", *(setting.name for setting in BACKEND_SETTINGS))
 ALIASES = {"protocol": "proto", "dev": "device", "drain": "draining"}
+
+PORTS_FORM = 'a port from 1 to 65535, a range like "8000-8010", a list of them like "80,443,8000-8010", or "all"'
 
 _Enum = TypeVar("_Enum", bound=enum.StrEnum)
 
@@ -167,8 +170,9 @@ class BackendName:
     port: int
 
 
-def read_backend_name(fields: Fields) -> BackendName:
-    return BackendName(fields.address("address"), fields.integer("port"))
+def read_backend_name(fields: Fields, farm: Farm) -> BackendName:
+    """Without a port, it has the first of the farm."""
+    return BackendName(fields.address("address"), fields.integer("port", farm.port))
 
 
 def read_vip(fields: Fields) -> Vip:
@@ -182,14 +186,16 @@ def read_vip(fields: Fields) -> Vip:
 
 def read_farm(fields: Fields, base: Farm | None = None) -> Farm:
     """A farm from its settings, without backends; with `base`, that farm with the given settings changed."""
-    first, last = _read_ports(fields, base)
+    vips, ports = _read_vips(fields, base), _read_ports(fields, base)
     protocol = fields.choice("proto", Protocol, base.protocol if base else Protocol.TCP)
     return Farm(
         id=base.id if base else 0,
         name=fields.text("name", base.name if base else None),
-        vip=fields.address("vip", base.vip if base else None),
-        port=first,
-        port_last=last,
+        vip=vips[0],
+        more_vips=vips[1:],
+        port=ports[0][0],
+        port_last=ports[0][1],
+        more_ports=ports[1:],
         protocol=protocol,
         mode=fields.choice("mode", Mode, base.mode if base else Mode.SNAT, choices(Mode, "farm.mode")),
         snat_address=_read_snat_address(fields, base),
@@ -215,18 +221,47 @@ def _parts(text: str) -> list[str]:
     return text.split(",") if text else []
 
 
-def _read_ports(fields: Fields, base: Farm | None) -> tuple[int, int]:
+def _read_vips(fields: Fields, base: Farm | None) -> tuple[str, ...]:
+    """One address, or several as a list or separated by commas."""
+    if base and "vip" not in fields:
+        return base.vips
+    value = fields._get("vip", None, "an address, or several separated by commas")
+    given = _parts(value) if isinstance(value, str) else fields.texts("vip")
+    if not given:
+        raise fields._wrong("vip", "an address, or several separated by commas")
+    return tuple(canonical_address(each.strip(), fields.key("vip")) for each in given)
+
+
+def _read_ports(fields: Fields, base: Farm | None) -> tuple[tuple[int, int], ...]:
+    """(first, last), ascending; ranges that adjoin are one. Bounds and overlaps are checked with the whole."""
     if base and "port" not in fields:
-        return base.port, base.port_last
-    value = fields._get("port", None, "a port or a range like 8000-8010")
-    if isinstance(value, str):
-        first, dash, last = value.partition("-")
-        numbers = [first.strip(), last.strip()] if dash else [first.strip()]
-        if all(each.isascii() and each.isdigit() and len(each) <= 9 for each in numbers):
-            return int(numbers[0]), int(numbers[-1])
-        raise fields._wrong("port", 'a port from 1 to 65535 or a range like "8000-8010"')
-    port = fields.integer("port")
-    return port, port
+        return base.port_ranges
+    value = fields._get("port", None, 'a port, a range like 8000-8010, a list of them, or "all"')
+    if value == "all":
+        return ALL_PORTS
+    given = _parts(value) if isinstance(value, str) else value if isinstance(value, Sequence) else [fields.integer("port")]
+    ranges = [_read_range(fields, each) for each in given]
+    if not ranges:
+        raise fields._wrong("port", PORTS_FORM)
+    if any(first > last for first, last in ranges):
+        return tuple(ranges)  # the check of the whole names it
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if joined and joined[-1][1] == first - 1:
+            joined[-1] = (joined[-1][0], last)
+        else:
+            joined.append((first, last))
+    return tuple(joined)
+
+
+def _read_range(fields: Fields, value: object) -> tuple[int, int]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value, value
+    first, dash, last = value.partition("-") if isinstance(value, str) else ("", "", "")
+    numbers = [first.strip(), last.strip()] if dash else [first.strip()]
+    if not all(each.isascii() and each.isdigit() and len(each) <= 9 for each in numbers):
+        raise fields._wrong("port", PORTS_FORM)
+    return int(numbers[0]), int(numbers[-1])
 
 
 def read_health(farm: Fields, base: HealthCheck | None, kind: CheckKind) -> HealthCheck:
@@ -258,9 +293,9 @@ def _read_status(fields: Fields, default: str) -> str:
     return str(fields.integer("status")) if isinstance(value, int) else fields.text("status", default)
 
 
-def read_backend(fields: Fields, base: Backend | None = None) -> Backend:
+def read_backend(fields: Fields, farm: Farm, base: Backend | None = None) -> Backend:
     """A backend from its settings; with `base`, that backend with the given settings changed (never address and port)."""
-    name = BackendName(base.address, base.port) if base else read_backend_name(fields)
+    name = BackendName(base.address, base.port) if base else read_backend_name(fields, farm)
     start = base or Backend(0, name.address, name.port)
     if not fields.boolean("draining", True):  # the deadline is that of the drain which ends
         start = replace(start, drain_until=0, drain_then=DrainThen.KEEP)
@@ -276,8 +311,8 @@ def farm_fields(farm: Farm) -> dict[str, object]:
     """Every setting of a farm by its contract name, without backends."""
     return {
         "name": farm.name,
-        "vip": farm.vip,
-        "port": farm.port if farm.port == farm.port_last else farm.ports,
+        "vip": ",".join(farm.vips),
+        "port": farm.port if farm.port_ranges == ((farm.port, farm.port),) else farm.ports,
         "proto": farm.protocol.value,
         "mode": farm.mode.value,
         "snat_address": farm.snat_address,

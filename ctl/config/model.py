@@ -7,8 +7,8 @@ makes a new `Config` that shares every unchanged farm object, so that an identit
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 
@@ -94,6 +94,17 @@ DEFAULT_CHECK = MappingProxyType({Protocol.TCP: HealthCheck(kind=CheckKind.TCP),
 """The check of a new farm. UDP has no handshake that every server answers."""
 
 
+MAX_PORT = 65535
+ALL_PORTS = ((1, MAX_PORT),)
+
+
+def format_ports(ranges: Sequence[tuple[int, int]]) -> str:
+    """Port ranges as a string: "80", "80,443,8000-8010", "all"."""
+    if tuple(ranges) == ALL_PORTS:
+        return "all"
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
 def format_endpoint(address: str, port: int | str) -> str:
     """ADDR:PORT, an IPv6 address in brackets."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
@@ -128,11 +139,11 @@ class Farm:
     name: str
     vip: str
     port: int
-    port_last: int  # equals port unless the farm listens on a range; backends keep the offset into the range
+    port_last: int  # equals port unless the farm listens on a range; backends keep the offset from the farm's first port
     protocol: Protocol = Protocol.TCP
     mode: Mode = Mode.SNAT
     scheduler: Scheduler = Scheduler.MAGLEV
-    snat_address: str = ""  # empty: the VIP; or several, separated by commas
+    snat_address: str = ""  # empty: the VIP that the client uses; or several, of both families, separated by commas
     enabled: bool = True
     all_down: AllDown = AllDown.DROP
     idle_timeout_s: int = 0  # 0: DEFAULT_IDLE_TIMEOUT_S of the protocol
@@ -158,17 +169,58 @@ class Farm:
     deny: str = ""
     toa: bool = False
     quic_cid: str = ""  # "prefix:N" or "server-id:OFFSET:LENGTH"
+    more_vips: tuple[str, ...] = ()  # that the farm listens on besides `vip`
+    more_ports: tuple[tuple[int, int], ...] = ()  # (first, last) besides `port`, ascending
     backends: tuple[Backend, ...] = ()
 
     @property
+    def vips(self) -> tuple[str, ...]:
+        """The addresses that the farm listens on."""
+        return (self.vip, *self.more_vips)
+
+    @property
+    def port_ranges(self) -> tuple[tuple[int, int], ...]:
+        """(first, last) of the ports that the farm listens on, ascending."""
+        return ((self.port, self.port_last), *self.more_ports)
+
+    @property
     def ports(self) -> str:
-        """The listener's port or range as a string: "80", "8000-8010"."""
-        return str(self.port) if self.port == self.port_last else f"{self.port}-{self.port_last}"
+        """The ports as a string: "80", "80,443,8000-8010", "all"."""
+        return format_ports(self.port_ranges)
 
     @property
     def snat_addresses(self) -> tuple[str, ...]:
-        """The addresses that backends see in mode snat."""
-        return tuple(self.snat_address.split(",")) if self.snat_address else (self.vip,)
+        """The addresses that backends see in mode snat; those of a family without one see the client's VIP."""
+        return tuple(self.snat_address.split(",")) if self.snat_address else ()
+
+    def sources(self, vip: str) -> tuple[str, ...]:
+        """The addresses that backends see in mode snat for clients of this VIP."""
+        return tuple(each for each in self.snat_addresses if (":" in each) == (":" in vip)) or (vip,)
+
+    def listens(self, address: str, port: int) -> bool:
+        """Whether the farm listens there."""
+        return address in self.vips and any(first <= port <= last for first, last in self.port_ranges)
+
+    @property
+    def parts(self) -> tuple[Farm, ...]:
+        """The farm by address family of its VIPs, each with the backends that a connection of this family can have.
+
+        Mode ipip reaches the backends of both families from every VIP, so it has one part.
+        """
+        six = ":" in self.vip
+        if self.mode is Mode.IPIP or all((":" in vip) == six for vip in self.more_vips):
+            return (self,)
+        return tuple(self._part(of_six) for of_six in (six, not six))
+
+    def _part(self, six: bool) -> Farm:
+        vips = [vip for vip in self.vips if (":" in vip) == six]
+        return replace(
+            self,
+            vip=vips[0],
+            more_vips=tuple(vips[1:]),
+            snat_address=",".join(each for each in self.snat_addresses if (":" in each) == six),
+            backends=tuple(each for each in self.backends if (":" in each.address) == six),
+        )
 
     @property
     def idle_timeout(self) -> int:

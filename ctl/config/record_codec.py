@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 from typing import Any
@@ -211,7 +211,8 @@ def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes,
                 raise ValueError(f"an unknown kind of line: {kind}")
             health = HealthCheck(**_enums(values["health"]))
             backends = tuple(Backend(**_enums(each)) for each in values["backends"])
-            farm = Farm(**_enums(values) | {"health": health, "backends": backends})
+            lists = {"more_vips": tuple(values.get("more_vips", ())), "more_ports": _pairs(values.get("more_ports", ()))}
+            farm = Farm(**_enums(values) | lists | {"health": health, "backends": backends})
         farms[farm.name] = farm_lines[line] = farm
     if len(vips) + len(farms) != len(lines):
         raise ValueError("a name that is listed twice")
@@ -220,8 +221,12 @@ def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes,
     return config, farm_lines
 
 
+def _pairs(values: Iterable[Any]) -> tuple[tuple[int, int], ...]:
+    return tuple((int(one), int(other)) for one, other in values)
+
+
 def _standing(header: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the header; a single node's record has no pair, epoch and history."""
     numbers = {name: int(header[name]) for name in ("generation", "hash_seed", "next_id")}
-    history = tuple((int(epoch), int(generation)) for epoch, generation in header.get("history", ()))
+    history = _pairs(header.get("history", ()))
     return {**numbers, "epoch": int(header.get("epoch", 0)), "history": history, "pair": str(header.get("pair", ""))}

@@ -8,17 +8,34 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping
+from typing import NoReturn
 
-from bpf.constants import MAX_BACKENDS, MAX_FARMS, MAX_PORT_RANGES, MAX_SNAT_ADDRESSES, MAX_VIPS
-from ctl.config.model import Backend, CheckKind, Config, DrainThen, Farm, HealthCheck, Mode, OnBackend, Protocol, Vip
+from bpf.constants import MAX_BACKENDS, MAX_FARMS, MAX_PORT_RANGES, MAX_SERVERS, MAX_SERVICES, MAX_SNAT_ADDRESSES, MAX_VIPS
+from ctl.config.model import (
+    MAX_PORT,
+    Backend,
+    CheckKind,
+    Config,
+    DrainThen,
+    Farm,
+    HealthCheck,
+    Mode,
+    OnBackend,
+    Protocol,
+    Vip,
+    format_ports,
+)
 from ctl.config.settings import BACKEND_SETTINGS, FARM_SETTINGS, MAX_CONNECTION_ID, NAME, Setting, choices
 from ctl.errors import Code, InvalidInput
 
 MAX_BACKENDS_PER_FARM = 1024
 MAX_PRIORITY = 255  # of a node
-MAX_PORT = 65535
+MAX_VIPS_PER_FARM = 32
+MAX_PORTS_PER_FARM = 64
+"""Ports and ranges in the list of a farm."""
 MAX_INTERVAL_MS = 3_600_000
 MAX_CHECKS_IN_A_ROW = 100
 MAX_TEXT = 1024
@@ -114,17 +131,19 @@ def check_health(check: HealthCheck, place: str) -> None:
 def check_backend(backend: Backend, farm: Farm, place: str) -> None:
     """Raises InvalidInput with a key below `place`."""
     canonical_address(backend.address, f"{place}.address")
-    if is_ipv6(backend.address) != is_ipv6(farm.vip):
+    same_family = next((vip for vip in farm.vips if is_ipv6(vip) == is_ipv6(backend.address)), None)
+    if same_family is None and farm.mode is not Mode.IPIP:
         expected = "an IPv6" if is_ipv6(farm.vip) else "an IPv4"
         raise InvalidInput(
             f"expected {expected} address like the farm's VIP {farm.vip}, got {backend.address}", f"{place}.address"
         )
-    if backend.address == farm.vip:
+    if backend.address in farm.vips:
         raise InvalidInput("expected the address of a server, got the farm's own VIP", f"{place}.address")
-    last = MAX_PORT - (farm.port_last - farm.port)
-    if not 1 <= backend.port <= last:
-        why = "" if last == MAX_PORT else f" (the farm's range has {farm.port_last - farm.port + 1} ports)"
-        raise InvalidInput(f"expected a port from 1 to {last}{why}, got {backend.port}", f"{place}.port")
+    span = farm.port_ranges[-1][1] - farm.port
+    if not 1 <= backend.port <= MAX_PORT - span:
+        what = f"the farm's ports span {span + 1}" if farm.more_ports else f"the farm's range has {span + 1} ports"
+        why = f" ({what})" if span else ""
+        raise InvalidInput(f"expected a port from 1 to {MAX_PORT - span}{why}, got {backend.port}", f"{place}.port")
     if farm.mode in (Mode.DSR, Mode.IPIP) and backend.port != farm.port:
         raise InvalidInput(
             f"expected the farm's port {farm.port} (mode {farm.mode} changes no port), got {backend.port}", f"{place}.port"
@@ -166,14 +185,8 @@ def check_farm(farm: Farm, place: str = "") -> None:
     """Check a farm by itself. Raises InvalidInput with a key below `place` (default "farm.NAME")."""
     place = place or f"farm.{farm.name}"
     check_name(farm.name, f"{place}.name")
-    canonical_address(farm.vip, f"{place}.vip")
-    for port in (farm.port, farm.port_last):
-        if not 1 <= port <= MAX_PORT:
-            raise InvalidInput(f"expected a port from 1 to {MAX_PORT}, got {port}", f"{place}.port")
-    if farm.port_last < farm.port:
-        raise InvalidInput(
-            f"expected a range like 8000-8010, got {farm.port}-{farm.port_last}, which ends before it starts", f"{place}.port"
-        )
+    _check_vips(farm, f"{place}.vip")
+    _check_ports(farm, f"{place}.port")
     _check_snat(farm, f"{place}.snat_address")
     allowed = choices(Mode, "farm.mode")
     if farm.mode not in allowed:
@@ -221,24 +234,53 @@ def _check_combinations(farm: Farm, place: str) -> None:
             )
 
 
+def _check_vips(farm: Farm, key: str) -> None:
+    for vip in farm.vips:
+        canonical_address(vip, key)
+    if len(farm.vips) > MAX_VIPS_PER_FARM:
+        raise InvalidInput(f"expected at most {MAX_VIPS_PER_FARM} VIPs, got {len(farm.vips)}", key, Code.LIMIT_EXCEEDED)
+    twice = next((vip for vip in farm.vips if farm.vips.count(vip) > 1), None)
+    if twice is not None:
+        raise InvalidInput(f"expected different VIPs, got {twice} twice", key)
+
+
+def _check_ports(farm: Farm, key: str) -> None:
+    for first, last in farm.port_ranges:
+        for port in (first, last):
+            if not 1 <= port <= MAX_PORT:
+                raise InvalidInput(f"expected a port from 1 to {MAX_PORT}, got {port}", key)
+        if last < first:
+            raise InvalidInput(f"expected a range like 8000-8010, got {first}-{last}, which ends before it starts", key)
+    if len(farm.port_ranges) > MAX_PORTS_PER_FARM:
+        raise InvalidInput(
+            f"expected at most {MAX_PORTS_PER_FARM} ports and ranges, got {len(farm.port_ranges)}", key, Code.LIMIT_EXCEEDED
+        )
+    for one, other in itertools.pairwise(farm.port_ranges):
+        if one[1] >= other[0]:
+            raise InvalidInput(f"expected each port once, got {format_ports([one])} and {format_ports([other])}", key)
+
+
 def _check_snat(farm: Farm, key: str) -> None:
     addresses = farm.snat_addresses
     for address in addresses:
         canonical_address(address, key)
-        if is_ipv6(address) != is_ipv6(farm.vip):
+        if all(is_ipv6(address) != is_ipv6(vip) for vip in farm.vips):
             raise InvalidInput(f"expected the family of the farm's VIP {farm.vip}, got {address}", key)
-    if len(addresses) > MAX_SNAT_ADDRESSES:
-        raise InvalidInput(f"expected at most {MAX_SNAT_ADDRESSES} addresses, got {len(addresses)}", key, Code.LIMIT_EXCEEDED)
+    for six in (False, True):
+        number = sum(is_ipv6(address) == six for address in addresses)
+        if number > MAX_SNAT_ADDRESSES:
+            raise InvalidInput(f"expected at most {MAX_SNAT_ADDRESSES} addresses, got {number}", key, Code.LIMIT_EXCEEDED)
     if len(set(addresses)) < len(addresses):
         raise InvalidInput("expected different addresses; list each once", key)
 
 
 def check_vip_of_farm(vips: Mapping[str, Vip], farm: Farm, place: str = "") -> None:
-    """Check that a farm's listener and SNAT address are VIPs; otherwise no node, or both nodes, would answer for them.
+    """Check that a farm's listeners and SNAT addresses are VIPs; otherwise no node, or both nodes, would answer for them.
 
     Raises InvalidInput with the command that adds the VIP.
     """
-    for key, address in (("vip", farm.vip), *(("snat_address", address) for address in farm.snat_addresses)):
+    wanted = [*(("vip", address) for address in farm.vips), *(("snat_address", address) for address in farm.snat_addresses)]
+    for key, address in wanted:
         if address not in vips:
             length = 64 if is_ipv6(address) else 24
             remedy = f"add it first: xlbctl vip add {address}/{length} --dev INTERFACE"
@@ -252,35 +294,49 @@ def check_vip_of_farm(vips: Mapping[str, Vip], farm: Farm, place: str = "") -> N
 def check_listener(others: Iterable[Farm], farm: Farm, place: str = "") -> None:
     """Check that no two farms listen on one port. Raises InvalidInput naming the other farm."""
     for other in others:
-        if (
-            other.vip == farm.vip
-            and other.protocol is farm.protocol
-            and other.port <= farm.port_last
-            and farm.port <= other.port_last
-            and other.name != farm.name
-        ):
-            taken = f"{farm.ports}/{farm.protocol} on {farm.vip} overlaps {other.ports}/{other.protocol} of farm {other.name}"
-            raise InvalidInput(
-                f"{taken}; choose another port or VIP, or delete that farm",
-                f"{place or f'farm.{farm.name}'}.port",
-                Code.LISTENER_IN_USE,
-            )
+        if other.name == farm.name or other.protocol is not farm.protocol:
+            continue
+        shared = next((vip for vip in farm.vips if vip in other.vips), None)
+        if shared is None:
+            continue
+        for (first, last), (other_first, other_last) in itertools.product(farm.port_ranges, other.port_ranges):
+            if other_first <= last and first <= other_last:
+                _raise_overlap(farm, (first, last), other, (other_first, other_last), shared, place)
+
+
+def _raise_overlap(
+    farm: Farm, ports: tuple[int, int], other: Farm, other_ports: tuple[int, int], vip: str, place: str
+) -> NoReturn:
+    protocol = farm.protocol
+    raise InvalidInput(
+        f"{format_ports([ports])}/{protocol} on {vip} overlaps {format_ports([other_ports])}/{protocol} of farm {other.name}; "
+        "choose another port or VIP, or delete that farm",
+        f"{place or f'farm.{farm.name}'}.port",
+        Code.LISTENER_IN_USE,
+    )
 
 
 def check_limits(vips: Collection[str], farms: Collection[Farm]) -> None:
     """Check the capacity of the kernel's maps. Raises InvalidInput."""
     from bpf.columns import port_prefixes  # imports numpy, which is slow for short xlbctl commands
 
-    backends = sum(len(farm.backends) for farm in farms)
-    ranges = sum(len(port_prefixes(farm.port, farm.port_last)) for farm in farms if farm.port != farm.port_last)
-    for key, number, limit in (
-        ("vip", len(vips), MAX_VIPS),
-        ("farm", len(farms), MAX_FARMS - 1),
-        ("backend", backends, MAX_BACKENDS - 1),
-        ("farm.port", ranges, MAX_PORT_RANGES),
+    ports = ranges = servers = 0
+    for farm in farms:
+        single = sum(first == last for first, last in farm.port_ranges)
+        prefixes = sum(len(port_prefixes(first, last)) for first, last in farm.port_ranges if first != last)
+        ports += len(farm.vips) * single
+        ranges += len(farm.vips) * prefixes
+        if farm.more_ports:
+            servers += len(farm.backends) * (single + 1)
+    for key, what, number, limit in (
+        ("vip", "virtual addresses", len(vips), MAX_VIPS),
+        ("farm", "farms", len(farms), MAX_FARMS - 1),
+        ("backend", "backends", sum(len(farm.backends) for farm in farms), MAX_BACKENDS - 1),
+        ("farm.port", "listeners of one port (ports times VIPs)", ports, MAX_SERVICES),
+        ("farm.port", "prefixes of port ranges", ranges, MAX_PORT_RANGES),
+        ("farm.port", "ports of backends of farms with several ports", servers, MAX_SERVERS // 2),
     ):
         if number > limit:
-            what = {"vip": "virtual addresses", "farm": "farms", "backend": "backends"}.get(key, "prefixes of port ranges")
             raise InvalidInput(
                 f"this node supports at most {limit} {what}, and the change would make {number}", key, Code.LIMIT_EXCEEDED
             )
@@ -295,20 +351,25 @@ def check_config(config: Config, checked: Collection[str] = frozenset()) -> None
         check_vip(vip)
         if address != vip.address:
             raise InvalidInput(f"is stored under {address}", f"vip.{vip.address}")
-    last_on: dict[tuple[str, str], Farm] = {}
-    for farm in sorted(config.farms.values(), key=lambda farm: farm.port):
+    for farm in config.farms.values():
         if farm.name not in checked:
             check_farm(farm)
         check_vip_of_farm(config.vips, farm)
-        listener = (farm.vip, farm.protocol)
-        previous = last_on.get(listener)
-        if previous is not None:
-            check_listener((previous,), farm)
-        if previous is None or farm.port_last > previous.port_last:
-            last_on[listener] = farm
+    _check_listeners(config.farms.values())
     check_limits(config.vips, config.farms.values())
     _check_ids("farm", [farm.id for farm in config.farms.values()], MAX_FARMS)
     _check_ids("backend", [backend.id for farm in config.farms.values() for backend in farm.backends], MAX_BACKENDS)
+
+
+def _check_listeners(farms: Iterable[Farm]) -> None:
+    """`check_listener` for all farms, in the order of their ports."""
+    listeners = sorted(
+        (vip, farm.protocol, first, last, farm.name) for farm in farms for vip in farm.vips for first, last in farm.port_ranges
+    )
+    of_name = {farm.name: farm for farm in farms}
+    for (vip, protocol, first, last, name), (vip2, protocol2, first2, last2, name2) in itertools.pairwise(listeners):
+        if (vip, protocol) == (vip2, protocol2) and first2 <= last:
+            _raise_overlap(of_name[name2], (first2, last2), of_name[name], (first, last), vip, "")
 
 
 def _check_ids(kind: str, ids: list[int], limit: int) -> None:

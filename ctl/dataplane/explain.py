@@ -91,6 +91,7 @@ def explain(
         return trace.end("drop_vip_guard" if vip.guard else "pass_vip_open", False, None)
     trace.farm = farm.name
     trace.steps.append(f"farm {farm.name} listens there")
+    farm = next(part for part in farm.parts if arriving.destination in part.vips)
     eligible = eligible_backends(farm, down)
     trace.steps.append(_eligible_message(farm, eligible, down))
     if not eligible:
@@ -183,8 +184,8 @@ def _server(arriving: FlowTuple, config: Config, modes: Collection[Mode]) -> Far
     for farm in config.farms.values():
         if farm.mode not in modes or PROTOCOL_NUMBERS[farm.protocol] != arriving.protocol:
             continue
-        ports = farm.port_last - farm.port
-        if any(each.address == arriving.source and 0 <= arriving.source_port - each.port <= ports for each in farm.backends):
+        offsets = [arriving.source_port - each.port for each in farm.backends if each.address == arriving.source]
+        if any(first <= farm.port + offset <= last for offset in offsets for first, last in farm.port_ranges):
             return farm
     return None
 
@@ -272,7 +273,8 @@ def _rewrite(arriving: FlowTuple, farm: Farm, backend: str, seed: int, trace: _T
         trace.steps.append(
             "the client is a backend of the farm: its address is hidden, so that it gets the answer through this node"
         )
-    addresses = farm.snat_addresses if farm.mode is Mode.SNAT else farm.snat_addresses[:1]
+    addresses = farm.sources(arriving.destination)
+    addresses = addresses if farm.mode is Mode.SNAT else addresses[:1]
     sources = list(islice(snat_sources(arriving.source_port, flow_hash(arriving, seed), addresses), SHOWN_CANDIDATES))
     shown = [format_endpoint(*each) for each in sources] if len(addresses) > 1 else [str(port) for _, port in sources]
     what = f"{addresses[0]} and the first free port" if len(addresses) == 1 else "the first free source"
@@ -283,16 +285,12 @@ def _rewrite(arriving: FlowTuple, farm: Farm, backend: str, seed: int, trace: _T
 
 
 def _listener(config: Config, arriving: FlowTuple, running: bool = True) -> Farm | None:
-    """An exact port takes precedence over a range, as in the BPF maps. running: of the farms that run, or of the stopped."""
-    candidates = [
-        farm
-        for farm in config.farms.values()
-        if farm.enabled is running
-        and farm.vip == arriving.destination
-        and PROTOCOL_NUMBERS[farm.protocol] == arriving.protocol
-        and farm.port <= arriving.destination_port <= farm.port_last
-    ]
-    return min(candidates, key=lambda farm: farm.port_last - farm.port, default=None)
+    """running: of the farms that run, or of the stopped."""
+    for farm in config.farms.values():
+        of_kind = farm.enabled is running and PROTOCOL_NUMBERS[farm.protocol] == arriving.protocol
+        if of_kind and farm.listens(arriving.destination, arriving.destination_port):
+            return farm
+    return None
 
 
 def _eligible_message(farm: Farm, eligible: tuple[Backend, ...], down: AbstractSet[int]) -> str:

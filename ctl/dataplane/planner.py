@@ -19,6 +19,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from bpf import constants
+from bpf.columns import family_of
 from bpf.constants import MAX_SLOT_CHUNKS, BackendFlag, FarmFlag, VipFlag
 from bpf.dataplane import (
     DeleteServer,
@@ -51,9 +52,9 @@ class PlannedFarm:
 
     farm: Farm
     settled: bool  # False: the maps do not contain all of it yet, plan it again
-    key: ServiceKey | None = None  # None: no service
-    value: ServiceValue | None = None
-    content: _Content | None = None
+    services: Mapping[ServiceKey, ServiceValue] = field(default_factory=dict)
+    slots: Mapping[str, tuple[_Content, int, int]] = field(default_factory=dict)
+    """Of each part of the farm, by its first VIP's family: content, offset and count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +135,13 @@ def replan_everything(
 def eligible_backends(farm: Farm, down: AbstractSet[int]) -> tuple[Backend, ...]:
     """Backends that may take new connections: weight above 0, not draining, up, of the lowest-numbered tier that has one.
 
-    With none up and all_down "all": every backend that is not draining and carries weight, of every tier.
+    With none up and all_down "all": every backend that is not draining and carries weight, of every tier. Each part of the farm
+    (`Farm.parts`) by itself.
     """
+    return tuple(backend for part in farm.parts for backend in _eligible_of_part(part, down))
+
+
+def _eligible_of_part(farm: Farm, down: AbstractSet[int]) -> tuple[Backend, ...]:
     willing = [backend for backend in farm.backends if backend.weight > 0 and not backend.draining]
     able = [backend for backend in willing if backend.id not in down]
     if not able:
@@ -154,17 +160,19 @@ def unavailable_backends(farm: Farm, down: AbstractSet[int]) -> frozenset[int]:
     }
 
 
-def service_key(farm: Farm) -> ServiceKey:
-    """The key of a farm's listener in the maps."""
-    return ServiceKey(farm.vip, farm.port, farm.port_last, int(constants.Protocol[farm.protocol.name]))
+def service_keys(farm: Farm) -> list[ServiceKey]:
+    """The keys of a farm's listeners in the maps."""
+    protocol = int(constants.Protocol[farm.protocol.name])
+    return [ServiceKey(vip, first, last, protocol) for vip in farm.vips for first, last in farm.port_ranges]
 
 
 def vip_flags(config: Config) -> dict[str, int]:
     """Every address for the VIP map, with its VipFlag bits."""
     flags = {address: 0 if vip.guard else int(VipFlag.OPEN) for address, vip in config.vips.items()}
     for farm in config.farms.values():
-        if farm.enabled and farm.port != farm.port_last:
-            flags[farm.vip] |= VipFlag.RANGES
+        if farm.enabled and any(first != last for first, last in farm.port_ranges):
+            for vip in farm.vips:
+                flags[vip] |= VipFlag.RANGES
     return flags
 
 
@@ -208,14 +216,15 @@ class _Round:
             del self.farms[name]
         for farm in changed:
             self._plan_farm(farm)
-        stale = self._stale_services([*gone_farms, *(farm.name for farm in changed)])
+        touched = [*gone_farms, *(farm.name for farm in changed)]
+        stale = self._stale_services(touched)
         for key in stale:
             self.replaced.append(self.services.pop(key))
-        released = self._released()
+        released = self._released(touched)
         if self.starved and not released:
             self._raise_full()
         vips = dict(self.old.vips) if self.config is self.old.config else vip_flags(self.config)
-        followed, server_operations = self._follow_servers([*gone_farms, *(farm.name for farm in changed)])
+        followed, server_operations = self._follow_servers(touched)
         state = PlannerState(
             vips=vips,
             servers=followed,
@@ -285,36 +294,60 @@ class _Round:
         if not farm.enabled:
             self.farms[farm.name] = PlannedFarm(farm, not waiting)
             return
-        eligible = [backend for backend in eligible_backends(farm, self.down) if backend.id not in waiting]
-        content = _content(farm, eligible)
-        offset, count = 0, 0
-        if eligible:
-            place = self._reusable(old, content) or self._write_slots(farm, eligible, content)
+        planned = self._plan_slots(farm, old, waiting)
+        if planned is None:
+            self.starved.append(farm.name)
+            self._keep_as_is(farm, old)
+            return
+        services: dict[ServiceKey, ServiceValue] = {}
+        for part in farm.parts:
+            _, offset, count = planned[family_of(part.vip)]
+            services |= {key: _service_value(part, key.address, offset, count) for key in service_keys(part)}
+        for key, value in services.items():
+            before = self.services.get(key)
+            if self.old.adopted or before != value:
+                self.service_puts.append(PutService(key, value))
+                self.services[key] = value
+                if before is not None:
+                    self.replaced.append(before)
+        self.farms[farm.name] = PlannedFarm(farm, not waiting, services, planned)
+
+    def _plan_slots(
+        self, farm: Farm, old: PlannedFarm | None, waiting: frozenset[int]
+    ) -> dict[str, tuple[_Content, int, int]] | None:
+        """The slots of each part of a farm. None: there are no free ones for all of it, and none of it is written."""
+        planned: dict[str, tuple[_Content, int, int]] = {}
+        first_put = len(self.slot_puts)
+        for part in farm.parts:
+            family = family_of(part.vip)
+            eligible = [backend for backend in eligible_backends(part, self.down) if backend.id not in waiting]
+            content = _content(part, eligible)
+            place: tuple[int, int] | None = (0, 0)
+            if eligible:
+                place = self._reusable(old, family, content) or self._write_slots(eligible, content)
             if place is None:
-                self._keep_as_is(farm, old)
-                return
-            offset, count = place
-        key, value = service_key(farm), _service_value(farm, offset, count)
-        before = self.services.get(key)
-        if self.old.adopted or before != value:
-            self.service_puts.append(PutService(key, value))
-            self.services[key] = value
-            if before is not None:
-                self.replaced.append(before)
-        self.farms[farm.name] = PlannedFarm(farm, not waiting, key, value, content)
+                for put in self.slot_puts[first_put:]:
+                    run = run_of(put.offset, len(put.backends))
+                    assert run is not None
+                    self.space.release(run)
+                del self.slot_puts[first_put:]
+                return None
+            planned[family] = (content, *place)
+        return planned
 
-    def _reusable(self, old: PlannedFarm | None, content: _Content) -> tuple[int, int] | None:
-        """(offset, count) of the farm's present slots if their content is equal and they still belong to it."""
-        if old is None or old.key is None or old.value is None or old.content != content:
+    def _reusable(self, old: PlannedFarm | None, family: str, content: _Content) -> tuple[int, int] | None:
+        """(offset, count) of the present slots of a farm's part if their content is equal and they still belong to it."""
+        if old is None or family not in old.slots or old.slots[family][0] != content:
             return None
-        return (old.value.slot_offset, old.value.slot_count) if self.old.services.get(old.key) == old.value else None
+        _, offset, count = old.slots[family]
+        owned = (self.old.services.get(key) == value for key, value in old.services.items() if value.slot_offset == offset)
+        return (offset, count) if count and any(owned) else None
 
-    def _write_slots(self, farm: Farm, eligible: list[Backend], content: _Content) -> tuple[int, int] | None:
+    def _write_slots(self, eligible: list[Backend], content: _Content) -> tuple[int, int] | None:
         turns = maglev.turn_order(eligible) if content[0] else None
         count = len(turns) if turns is not None else content[1]
         offset = self.space.allocate(count)
         if offset is None:
-            self.starved.append(farm.name)
             return None
         self.slot_puts.append(PutSlots(offset, turns if turns is not None else maglev.lookup_table(eligible, count)))
         return offset, count
@@ -330,23 +363,22 @@ class _Round:
         for backend in old.farm.backends:
             if backend.id in self.old.bound:
                 self.bound[backend.id] = self.old.bound[backend.id]
-        self.farms[farm.name] = PlannedFarm(old.farm, False, old.key, old.value, old.content)
+        self.farms[farm.name] = replace(old, settled=False)
 
     def _stale_services(self, names: list[str]) -> list[ServiceKey]:
         """Keys whose farm is deleted, stopped or moved to another listener."""
         if self.old.adopted:
-            wanted = {planned.key for planned in self.farms.values()}
+            wanted = {key for planned in self.farms.values() for key in planned.services}
             waiting = {self.config.farms[name].id for name in self.starved}
             return [key for key, value in self.services.items() if key not in wanted and value.farm not in waiting]
-        wanted = {planned.key for name in names if (planned := self.farms.get(name))}
+        wanted = {key for name in names if (planned := self.farms.get(name)) for key in planned.services}
         stale = []
         for name in names:
             old = self.old.farms.get(name)
-            if old is None or old.key is None or old.key in wanted:
-                continue
-            holder = self.services.get(old.key)
-            if holder is not None and holder.farm == old.farm.id:
-                stale.append(old.key)
+            for key in old.services if old else ():
+                holder = self.services.get(key)
+                if key not in wanted and old is not None and holder is not None and holder.farm == old.farm.id:
+                    stale.append(key)
         return stale
 
     def _marks(self) -> list[PutBackend]:
@@ -369,9 +401,13 @@ class _Round:
             operations += [DeleteServer(key) for key in self.old.strays - wanted]
         return followed, operations
 
-    def _released(self) -> tuple[Run, ...]:
-        """Slot ranges of replaced values that no new value uses."""
-        kept = {run_of(put.value.slot_offset, put.value.slot_count) for put in self.service_puts}
+    def _released(self, touched: list[str]) -> tuple[Run, ...]:
+        """Slot ranges of replaced values that no service uses; those of farms that are not touched are not replaced."""
+        values: Iterable[ServiceValue] = self.services.values()
+        if not self.old.adopted:
+            planned = [self.farms[name].services for name in touched if name in self.farms]
+            values = [value for services in planned for key, value in services.items() if self.services.get(key) == value]
+        kept = {run_of(value.slot_offset, value.slot_count) for value in values}
         runs = {run_of(value.slot_offset, value.slot_count) for value in self.replaced}
         return tuple(sorted(run for run in runs - kept if run is not None))
 
@@ -450,7 +486,7 @@ def _content(farm: Farm, eligible: list[Backend]) -> _Content:
     return in_turn, size, tuple(eligible)
 
 
-def _service_value(farm: Farm, offset: int, count: int) -> ServiceValue:
+def _service_value(farm: Farm, vip: str, offset: int, count: int) -> ServiceValue:
     return ServiceValue(
         farm=farm.id,
         slot_offset=offset,
@@ -458,5 +494,5 @@ def _service_value(farm: Farm, offset: int, count: int) -> ServiceValue:
         mode=int(constants.Mode[farm.mode.name]),
         scheduler=int(constants.Scheduler[farm.scheduler.name]),
         port_first=farm.port,
-        snat_address=farm.snat_addresses[0],
+        snat_address=farm.sources(vip)[0],
     )

@@ -73,10 +73,12 @@ def _uses(farm: Farm | None) -> dict[Host, tuple[tuple[int, int, int], ...]]:
         return found
     protocol = int(constants.Protocol[farm.protocol.name])
     flag = int(ServerFlag.DNAT if farm.mode is Mode.DNAT else ServerFlag.SNAT)
+    most = (1 << columns.PORT_BITS) - 1
     for backend in farm.backends:
-        last = min(backend.port + farm.port_last - farm.port, (1 << columns.PORT_BITS) - 1)
+        offset = backend.port - farm.port
+        ranges = [(first + offset, min(last + offset, most), flag) for first, last in farm.port_ranges]
         host = (backend.address, protocol)
-        found[host] = (*found.get(host, ()), (backend.port, last, flag))
+        found[host] = (*found.get(host, ()), *ranges)
     return found
 
 

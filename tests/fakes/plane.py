@@ -156,7 +156,9 @@ class FakePlane:
                 del self.server_flags[server]
             case PutFarm(number, flags, snat):
                 _require(0 < number < constants.MAX_FARMS, f"farm id {number}")
-                _require(len(snat) <= constants.MAX_SNAT_ADDRESSES, f"{len(snat)} addresses of farm {number}")
+                for six in (False, True):
+                    count = sum((":" in address) == six for address in snat)
+                    _require(count <= constants.MAX_SNAT_ADDRESSES, f"{count} addresses of farm {number}")
                 self.farm_flags[number], self.farm_snat[number] = flags, snat
             case PutMembers(number, addresses):
                 _require(0 < number < constants.MAX_FARMS, f"farm id {number}")

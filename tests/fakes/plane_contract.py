@@ -126,6 +126,18 @@ class PlaneContract:
         assert plane.services() == {key: value}
 
     @both_families
+    def test_several_ranges_of_a_farm_are_read_back(self, subject: Subject, family: str) -> None:
+        """Their values are equal, so that only a gap tells them apart."""
+        plane = subject.plane
+        _, value, operations = farm(family)
+        wanted = {ServiceKey(VIPS[family], first, last, Protocol.TCP) for first, last in ((80, 81), (83, 99), (8000, 8010))}
+        plane.apply([PutVip(VIPS[family], VipFlag.RANGES), *operations, *(PutService(key, value) for key in wanted)])
+        assert {key for key in plane.services() if key.port != key.port_last} == wanted
+        assert set(plane.services().values()) == {value}
+        plane.apply([DeleteService(ServiceKey(VIPS[family], 83, 99, Protocol.TCP))])
+        assert {key.port for key in plane.services()} == {80, 8000}
+
+    @both_families
     def test_servers_are_read_back(self, subject: Subject, family: str) -> None:
         plane, address = subject.plane, BACKENDS[family]
         host, one = ServerKey(address, Protocol.TCP, 0), ServerKey(address, Protocol.TCP, 8080)

@@ -44,7 +44,7 @@ def values_of(setting: Setting) -> st.SearchStrategy[object]:
 
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
-    """Both families, ranges, every option; listeners never overlap because each farm has its own 100 ports."""
+    """Both families, ranges, every option; listeners never overlap because each farm has its own 150 ports."""
     four, six = draw(st.integers(0, 2)), draw(st.integers(0, 2))
     vips = [Vip(f"10.0.0.{n + 1}", draw(st.integers(1, 32)), "eth0", draw(st.booleans())) for n in range(four)]
     vips += [Vip(f"2001:db8::{n + 1:x}", draw(st.integers(1, 128)), "eth1.5", draw(st.booleans())) for n in range(six)]
@@ -53,7 +53,11 @@ def configs(draw: st.DrawFn) -> Config:
     next_id = 1
     for number, name in enumerate(names):
         vip = draw(st.sampled_from(vips)).address
-        first = 100 * number + draw(st.integers(1, 50))
+        more = tuple(
+            draw(st.lists(st.sampled_from([each.address for each in vips if each.address != vip] or [""]), unique=True))
+        )
+        more = tuple(each for each in more if each)
+        first = 150 * number + draw(st.integers(1, 50))
         servers = "2001:db8:1::{:x}" if ":" in vip else "10.0.1.{}"
         backends = [
             Backend(
@@ -74,6 +78,8 @@ def configs(draw: st.DrawFn) -> Config:
             port_last=first + draw(st.sampled_from([0, 0, 1, 49])),
             protocol=draw(st.sampled_from(Protocol)),
             mode=Mode(draw(st.sampled_from([each for each in choices(Mode, "farm.mode") if each in ("snat", "dnat")]))),
+            more_vips=more,
+            more_ports=draw(st.sampled_from([(), ((first + 60, first + 60), (first + 70, first + 80))])),
             snat_address=draw(st.sampled_from(["", *(each.address for each in vips if (":" in each.address) == (":" in vip))])),
             health=draw(st.just(HealthCheck()) | _CHECKS),
             backends=tuple(replace(backend, id=next_id + offset) for offset, backend in enumerate(backends)),

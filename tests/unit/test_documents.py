@@ -17,6 +17,7 @@ import pytest
 from ctl.cli.base import Session
 from ctl.cli.main import main
 from ctl.config import changes, fields
+from ctl.config.settings import BACKEND_SETTINGS, FARM_SETTINGS
 from ctl.config.validation import check_farm
 from ctl.errors import InvalidInput, XlbError
 from ctl.state.node_file import parse
@@ -248,17 +249,22 @@ def put(setting: str, value: int) -> None:
     backend: dict[str, Any] = {"address": "192.0.2.2", "port": 80}
     place, _, name = setting.rpartition(".")
     {"farm": farm, "farm.health": farm["health"], "farm.backend": backend}[place][name] = value
-    read = fields.read_backend(fields.Fields(backend, "", fields.BACKEND_FIELDS))
     base = fields.read_farm(fields.Fields(farm, "", fields.FARM_FIELDS))
+    read = fields.read_backend(fields.Fields(backend, "", fields.BACKEND_FIELDS), base)
     check_farm(type(base)(**{name: getattr(base, name) for name in base.__slots__} | {"backends": (read,)}))
 
 
 @pytest.mark.parametrize(("setting", "low", "high"), [*settings_with_bounds()])
 def test_documented_bounds_of_farms_are_those_of_the_code(setting: str, low: int, high: int) -> None:
+    zero = {
+        f"{'farm' if each.of == 'farm' else 'farm.backend'}.{each.name}"
+        for each in (*FARM_SETTINGS, *BACKEND_SETTINGS)
+        if each.default == 0
+    }
     for value in (low, high):
         put(setting, value)
     for value in (low - 1, high + 1):
-        if not (setting.endswith("_timeout_s") and value == 0):  # 0: the default of the transport
+        if not (setting in zero and value == 0):  # 0: no value
             with pytest.raises(InvalidInput):
                 put(setting, value)
 

@@ -39,4 +39,5 @@ class BackendCommands:
 
 def _backend_of(farm: Farm, arguments: Arguments) -> Backend:
     address = validation.canonical_address(arguments["address"], "address")
-    return next(each for each in farm.backends if (each.address, each.port) == (address, arguments["port"]))
+    port = arguments.get("port", farm.port)
+    return next(each for each in farm.backends if (each.address, each.port) == (address, port))

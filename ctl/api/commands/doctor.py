@@ -202,8 +202,8 @@ def _listeners(node: ExaminedNode) -> Iterator[Finding]:
     """Sockets of this node that a VIP's guard hides: people wonder why they get no answer."""
     ports = _listening_ports()
     for vip in node.config.vips.values():
-        served = [farm for farm in node.config.farms.values() if farm.vip == vip.address]
-        hidden = sorted(port for port in ports if not any(farm.port <= port <= farm.port_last for farm in served))
+        farms = node.config.farms.values()
+        hidden = sorted(port for port in ports if not any(farm.listens(vip.address, port) for farm in farms))
         if vip.guard and hidden and _is_own_address(node, vip.address):
             shown = ", ".join(map(str, hidden[:_SHOWN]))
             message = f"was this node's own address: its guard hides the listeners on TCP ports {shown}"

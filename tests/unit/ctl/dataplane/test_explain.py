@@ -59,3 +59,25 @@ def test_the_udp_service_of_a_backend(family: str, port: int, expected: str) -> 
 def test_a_reply_without_a_flow(family: str, mode: str, port: int, expected: str) -> None:
     client = "192.0.2.1" if family == "v4" else "2001:db8::1"
     assert verdict(configured(mode), SERVERS[family], client, port, 40000) == expected
+
+
+def test_each_vip_and_port_of_a_farm() -> None:
+    config = Config()
+    for command, arguments in (
+        ("vip.add", {"address": "10.0.0.1/24", "device": "eth0"}),
+        ("vip.add", {"address": "fd00::1/64", "device": "eth0"}),
+        ("farm.add", {"name": "web", "vip": "10.0.0.1,fd00::1", "port": "80,443,8000-8010"}),
+        ("backend.add", {"farm": "web", "address": "10.0.1.1", "port": 1080}),
+        ("backend.add", {"farm": "web", "address": "fd00:1::1"}),
+    ):
+        config = change(config, command, arguments)
+
+    def to(source: str, destination: str, port: int) -> tuple[str, str]:
+        answer = explain(FlowTuple(source, destination, 40000, port, Protocol.TCP), None, config, frozenset(), 7)
+        return answer["verdict"], answer["rewrite"] or ""
+
+    verdict, rewrite = to("192.0.2.1", "10.0.0.1", 443)
+    assert verdict == "forward" and "10.0.0.1:40000 -> 10.0.1.1:1443" in rewrite
+    verdict, rewrite = to("2001:db8::9", "fd00::1", 8010)
+    assert verdict == "forward" and "[fd00::1]:40000 -> [fd00:1::1]:8010" in rewrite
+    assert to("192.0.2.1", "10.0.0.1", 444)[0] == "drop_vip_guard"

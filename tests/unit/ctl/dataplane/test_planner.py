@@ -43,6 +43,8 @@ def configured(*commands: Command, config: Config | None = None) -> Config:
 
 
 VIP: Command = ("vip.add", {"address": "10.0.0.1/24", "device": "eth0"})
+VIP2: Command = ("vip.add", {"address": "10.0.0.2/24", "device": "eth0"})
+VIP6: Command = ("vip.add", {"address": "2001:db8::1/64", "device": "eth0"})
 WEB: Command = ("farm.add", {"name": "web", "vip": "10.0.0.1", "port": 80})
 
 
@@ -76,9 +78,15 @@ def check_rest(before: PlannerState, result: Plan, table_chunks: int = MAX_SLOT_
     ]
     for first, length in result.state.resting:
         assert not any(first < start + count and start < first + length for start, count in written)
-    in_use = sum(-(-value.slot_count // SLOTS_PER_CHUNK) for value in result.state.services.values())
+    in_use = chunks_in_use(result.state)
     idle = sum(length for _, length in (*result.state.free, *result.state.resting))
     assert in_use + idle == table_chunks, "slots leaked or are owned twice"
+
+
+def chunks_in_use(state: PlannerState) -> int:
+    """The listeners of a farm share its slots."""
+    runs = {(value.slot_offset, value.slot_count) for value in state.services.values()}
+    return sum(-(-count // SLOTS_PER_CHUNK) for _, count in runs)
 
 
 def meaning(plane: FakePlane) -> object:
@@ -127,8 +135,8 @@ def test_a_change_of_mode_keeps_the_slots() -> None:
     plane, config = FakePlane(), configured(VIP, WEB, backend("web", 1))
     state, _ = settle(plane, PlannerState(), config)
     _, operations = settle(plane, state, configured(("farm.set", {"name": "web", "mode": "dnat"}), config=config))
-    assert kinds(operations) == ["PutFarm", "PutMembers", "PutService"]
-    assert operations[1] == PutMembers(config.farms["web"].id, frozenset({"10.0.1.1"}))
+    assert kinds(operations) == ["PutMembers", "PutService"]
+    assert operations[0] == PutMembers(config.farms["web"].id, frozenset({"10.0.1.1"}))
 
 
 def test_a_moved_listener_keeps_its_slots_and_is_always_present() -> None:
@@ -137,6 +145,55 @@ def test_a_moved_listener_keeps_its_slots_and_is_always_present() -> None:
     state, operations = settle(plane, state, configured(("farm.set", {"name": "web", "port": 81}), config=config))
     assert kinds(operations) == ["PutService", "DeleteService"]
     assert state.resting == ()
+
+
+BOTH: Command = ("farm.add", {"name": "web", "vip": "10.0.0.1,10.0.0.2,2001:db8::1", "port": "80,443,8000-8010"})
+SIX: Command = ("backend.add", {"farm": "web", "address": "2001:db8:1::1", "port": 80})
+
+
+def test_a_farm_on_several_vips_and_ports_has_slots_per_address_family() -> None:
+    plane, config = FakePlane(), configured(VIP, VIP2, VIP6, BOTH, backend("web", 1), backend("web", 2, priority=1), SIX)
+    state, operations = settle(plane, PlannerState(), config)
+    assert kinds(operations).count("PutSlots") == 2 and kinds(operations).count("PutService") == 9
+    assert {(key.address, key.port, key.port_last) for key in plane.services()} == {
+        (vip, *ports) for vip in config.farms["web"].vips for ports in ((80, 80), (443, 443), (8000, 8010))
+    }
+    for key, value in plane.services().items():
+        assert (value.port_first, value.snat_address) == (80, key.address), "backends see the VIP of the client"
+        assert {plane.backends[number][0] for number in set(plane.turn(key))} == {
+            "2001:db8:1::1" if ":" in key.address else "10.0.1.1"
+        }
+    assert plane.vips() == dict.fromkeys(config.farms["web"].vips, VipFlag.RANGES)
+    down = frozenset({config.farms["web"].backends[0].id})
+    settle(plane, state, config, down)
+    used = {key.address: plane.backends[int(plane.turn(key)[0])][0] for key in plane.services()}
+    assert used == {"10.0.0.1": "10.0.1.2", "10.0.0.2": "10.0.1.2", "2001:db8::1": "2001:db8:1::1"}, "a tier is of one family"
+
+
+def test_a_port_or_vip_more_or_less_leaves_the_slots_and_the_other_listeners_alone() -> None:
+    plane, config = FakePlane(), configured(VIP, VIP2, VIP6, BOTH, backend("web", 1), SIX)
+    state, _ = settle(plane, PlannerState(), config)
+    more = configured(("farm.set", {"name": "web", "port": "80,443,444,8000-8010"}), config=config)
+    state, operations = settle(plane, state, more)
+    assert kinds(operations).count("DeleteService") == 3 and set(kinds(operations)) == {"PutService", "DeleteService"}, (
+        "443 and 444 adjoin, so that they are a range now"
+    )
+    fewer = configured(("farm.set", {"name": "web", "vip": "10.0.0.2,2001:db8::1", "port": "80"}), config=more)
+    state, operations = settle(plane, state, fewer)
+    assert set(kinds(operations)) == {"DeleteService", "PutVip"}
+    assert state.resting == () and len(plane.services()) == 2
+
+
+def test_sources_of_both_families_reach_the_farm() -> None:
+    plane, config = FakePlane(), configured(VIP, VIP2, VIP6, BOTH, backend("web", 1), SIX)
+    config = configured(("farm.set", {"name": "web", "snat_address": "10.0.0.2"}), config=config)
+    settle(plane, PlannerState(), config)
+    assert plane.farm_snat == {config.farms["web"].id: ("10.0.0.2",)}
+    assert {(key.address, value.snat_address) for key, value in plane.services().items()} == {
+        ("10.0.0.1", "10.0.0.2"),
+        ("10.0.0.2", "10.0.0.2"),
+        ("2001:db8::1", "2001:db8::1"),
+    }
 
 
 def test_ranges_are_looked_up_only_while_some_exist() -> None:
@@ -180,7 +237,7 @@ def test_whether_a_farm_refuses_or_drops_is_written_when_it_changes_and_to_adopt
     assert plane.farm_flags == {number: 0}
     config = configured(("farm.set", {"name": "web", "on_no_backend": "drop"}), config=config)
     state, operations = settle(plane, state, config)
-    assert operations == [PutFarm(number, FarmFlag.SILENT, ("10.0.0.1",))]
+    assert operations == [PutFarm(number, FarmFlag.SILENT, ())]
     config = configured(("farm.stop", {"name": "web"}), config=config)
     state, operations = settle(plane, state, config)
     assert "PutFarm" not in kinds(operations)
@@ -354,7 +411,7 @@ def starved(small_table: int) -> tuple[FakePlane, Plan, Config, Config]:
 def settle_small(plane: FakePlane, state: PlannerState, config: Config) -> tuple[PlannerState, int]:
     """Plan and execute until complete with the small capacity; returns the number of rounds."""
     chunks = sum(length for _, length in (*state.free, *state.resting))
-    chunks += sum(-(-value.slot_count // SLOTS_PER_CHUNK) for value in state.services.values())
+    chunks += chunks_in_use(state)
     for number in range(1, 6):
         result = plan(state, config, frozenset())
         check_rest(state, result, chunks)
@@ -390,14 +447,16 @@ def test_an_id_a_waiting_farm_gave_up_can_be_used(starved: tuple[FakePlane, Plan
     assert plane.backends[taken.id] == ("10.0.1.77", 80)
 
 
-PORTS = st.sampled_from([80, 81, "80-90", "85-99", "100-120"])
+PORTS = st.sampled_from([80, 81, "80-90", "85-99", "100-120", "80,82,85-99", "79,80-90,101", "100-110,112", "all"])
 FARMS = st.sampled_from(["a", "b", "c"])
 LAST = st.integers(1, 4)
+SERVERS = st.builds("{}{}".format, st.sampled_from(["10.0.1.", "2001:db8:1::"]), LAST)
+VIPS = st.sampled_from(["10.0.0.1", "10.0.0.2", "10.0.0.1,10.0.0.2", "10.0.0.2,2001:db8::1", "2001:db8::1"])
 COMMANDS = st.one_of(
     st.tuples(
         st.just("farm.add"),
         st.fixed_dictionaries(
-            {"name": FARMS, "vip": st.sampled_from(["10.0.0.1", "10.0.0.2"]), "port": PORTS},
+            {"name": FARMS, "vip": VIPS, "port": PORTS},
             optional={
                 "scheduler": st.sampled_from(["maglev", "roundrobin", "source"]),
                 "all_down": st.sampled_from(["drop", "all"]),
@@ -410,6 +469,7 @@ COMMANDS = st.one_of(
         st.fixed_dictionaries(
             {"name": FARMS},
             optional={
+                "vip": VIPS,
                 "port": PORTS,
                 "scheduler": st.sampled_from(["maglev", "roundrobin"]),
                 "mode": st.sampled_from(["snat", "dnat"]),
@@ -420,13 +480,18 @@ COMMANDS = st.one_of(
     st.tuples(
         st.sampled_from(["backend.add", "backend.set"]),
         st.fixed_dictionaries(
-            {"farm": FARMS, "address": st.builds("10.0.1.{}".format, LAST), "port": st.just(80)},
-            optional={"weight": st.integers(0, 3), "priority": st.integers(0, 1), "draining": st.booleans()},
+            {"farm": FARMS, "address": SERVERS},
+            optional={
+                "port": st.just(80),
+                "weight": st.integers(0, 3),
+                "priority": st.integers(0, 1),
+                "draining": st.booleans(),
+            },
         ),
     ),
     st.tuples(
         st.sampled_from(["backend.remove", "backend.drain"]),
-        st.fixed_dictionaries({"farm": FARMS, "address": st.builds("10.0.1.{}".format, LAST), "port": st.just(80)}),
+        st.fixed_dictionaries({"farm": FARMS, "address": SERVERS}, optional={"port": st.just(80)}),
     ),
     st.tuples(st.just("vip.add"), st.fixed_dictionaries({"address": st.just("10.0.0.9/24"), "device": st.just("eth0")})),
     st.tuples(st.just("vip.delete"), st.fixed_dictionaries({"address": st.sampled_from(["10.0.0.2", "10.0.0.9"])})),
@@ -445,7 +510,7 @@ def test_any_history_gives_the_result_of_planning_from_scratch(
 ) -> None:
     """One round may combine several changes; some rounds start with a restart that only knows the kernel's maps."""
     plane, state = FakePlane(), PlannerState()
-    config = configured(VIP, ("vip.add", {"address": "10.0.0.2/24", "device": "eth0"}))
+    config = configured(VIP, VIP2, VIP6)
     bound_before: frozenset[int] = frozenset()
     for commands, down, restart in steps:
         for command, arguments in commands:
@@ -476,7 +541,7 @@ def test_any_history_with_too_few_slots(
     """Rounds are executed one by one, with changes between them; a change without enough space is refused."""
     chunks = tables * -(-509 // SLOTS_PER_CHUNK)
     plane, state = FakePlane(), PlannerState(free=((0, chunks),))
-    wanted = applied = configured(VIP, ("vip.add", {"address": "10.0.0.2/24", "device": "eth0"}))
+    wanted = applied = configured(VIP, VIP2, VIP6)
     down: frozenset[int] = frozenset()
     for commands, down, patient in [*steps, ([], frozenset(), True)]:
         for command, arguments in commands:

@@ -34,8 +34,9 @@ def used(farms: Mapping[str, Farm], address: str, protocol: int, port: int) -> i
     flags = 0
     for farm in farms.values():
         for backend in farm.backends:
-            last = backend.port + farm.port_last - farm.port
-            if Number[farm.protocol.name] == protocol and backend.address == address and backend.port <= port <= last:
+            at = farm.port + port - backend.port
+            listens = any(first <= at <= last for first, last in farm.port_ranges)
+            if Number[farm.protocol.name] == protocol and backend.address == address and listens:
                 flags |= ServerFlag.DNAT if farm.mode is Mode.DNAT else ServerFlag.SNAT
     return flags
 
@@ -50,6 +51,7 @@ def farm(draw: st.DrawFn, name: str) -> Farm:
         vip="10.9.9.9",
         port=100,
         port_last=99 + ports,
+        more_ports=draw(st.sampled_from([(), ((120, 120), (124, 130))])),
         protocol=draw(st.sampled_from(Protocol)),
         mode=draw(st.sampled_from(Mode)),
         backends=tuple(Backend(number, *backend) for number, backend in enumerate(backends, 1)),

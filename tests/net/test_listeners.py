@@ -1,0 +1,82 @@
+"""Farms on several VIPs of both families and on several ports, by real sockets through a node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.net.serving import Serving, serving
+from tests.rig import TCP_PORT, UDP_PORT, VIP4, VIP6, Layout, tcp_connect, udp_exchange
+from tests.wait import wait_until
+
+SECOND4 = "10.77.0.101"
+GREETER = """
+import select, socket, sys
+listening = []
+for port in (80, 443, 8005):
+    listening.append(socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True))
+print("ready", flush=True)
+while True:
+    for one in select.select(listening, [], [])[0]:
+        held, peer = one.accept()
+        held.sendall(f"{one.getsockname()[1]} {peer[0].removeprefix('::ffff:')} 0\\n".encode())
+        held.close()
+"""
+"""Listens on ports of the farm; its greeting has the port where the others have the name of a backend."""
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Serving]:
+    with serving(Layout(backends=1)) as serve:
+        serve.node.call("vip.add", address=f"{SECOND4}/24", device="eth0")
+        yield serve
+
+
+def test_a_farm_on_two_vips_of_both_families_and_a_list_of_ports(site: Serving) -> None:
+    (backend,) = site.rig.backends
+    process = backend.namespace.popen(["python3", "-c", GREETER], stdout=-1, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    try:
+        site.node.xlbctl(
+            *("farm", "add", "list", "--vip", f"{VIP4},{VIP6}", "--port", "80,443,8000-8010", "--check", "none"),
+        )
+        for address in (backend.address4, f"[{backend.address6}]"):
+            site.node.xlbctl("backend", "add", "list", address)
+        shown = site.node.json("farm", "show", "list")
+        assert (shown["vip"], shown["port"]) == (f"{VIP4},{VIP6}", "80,443,8000-8010")
+        assert [each["port"] for each in shown["backends"]] == [80, 80]
+        for vip in (VIP4, VIP6):
+            for port in (80, 443, 8005):
+                answer = site.rig.client.run(tcp_connect(vip, port))
+                assert (answer.backend, answer.peer.rpartition(" ")[0]) == (str(port), vip)
+            assert site.rig.client.run(tcp_connect(vip, 8001)).error, "the backend does not listen there"
+        listed = site.node.json("conn", "list")["connections"]
+        assert {each["vip"] for each in listed} >= {f"{VIP4}:443", f"[{VIP6}]:8005"}
+        fewer = site.node.json("farm", "set", "list", "--port", "443")
+        assert fewer["port"] == 443
+        answer = site.rig.client.run(tcp_connect(VIP6, 443))
+        assert answer.backend == "80", "443 is the first port now, so that it goes to the port of the backend"
+    finally:
+        process.kill()
+        process.wait(10)
+        assert process.stdout is not None
+        process.stdout.close()
+        site.clear()
+
+
+def test_a_farm_on_all_ports(site: Serving) -> None:
+    (backend,) = site.rig.backends
+    for proto in ("tcp", "udp"):
+        site.node.xlbctl(*f"farm add all-{proto} --vip {SECOND4} --port all --proto {proto} --check none".split())
+        site.node.xlbctl("backend", "add", f"all-{proto}", backend.address4)
+    assert site.node.json("farm", "show", "all-udp")["port"] == "all"
+    assert site.rig.client.run(tcp_connect(SECOND4, TCP_PORT)).backend == "b1"
+    assert site.rig.client.run(udp_exchange(SECOND4, UDP_PORT)).backend == "b1"
+    assert site.rig.client.run(tcp_connect(SECOND4, 65535)).error
+    refused = site.node.xlbctl(*f"farm add more --vip {SECOND4} --port 443".split(), expect=2)
+    assert f"443/tcp on {SECOND4} overlaps all/tcp of farm all-tcp" in refused.stderr
+    site.node.stop()
+    site.node.start()
+    wait_until(lambda: site.node.call("cluster.status")["role"] in ("active", "single"), "the node serves again")
+    assert site.rig.client.run(tcp_connect(SECOND4, TCP_PORT)).backend == "b1", "the running maps are adopted"
