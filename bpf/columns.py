@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -90,9 +91,11 @@ def decode_flows(flow_map: str, keys: Array, values: Array) -> list[FlowEntry]:
 
 def _entry(embryonic: bool, key: Any, value: Any) -> FlowEntry:
     protocol = int(key["protocol"])
+    arrives, mode = _tuple(key, protocol), one_way_mode(int(value["flags"]))
     return FlowEntry(
-        arrives=_tuple(key, protocol),
-        leaves=_tuple(value, protocol),
+        arrives=arrives,
+        leaves=replace(arrives, destination=one_way_backend(value)) if mode else _tuple(value, protocol),
+        mode=mode,
         forward=bool(int(value["flags"]) & FlowFlag.FORWARD),
         farm=int(value["farm"]),
         backend=int(value["backend"]),
@@ -100,6 +103,19 @@ def _entry(embryonic: bool, key: Any, value: Any) -> FlowEntry:
         last_seen_tick=int(value["last_seen"]),
         embryonic=embryonic,
     )
+
+
+def one_way_mode(flags: int) -> str:
+    """ "dsr" or "ipip" by the flags of a flow entry; empty: its packets are rewritten."""
+    return "dsr" if flags & FlowFlag.DSR else "ipip" if flags & FlowFlag.IPIP else ""
+
+
+def one_way_backend(value: Any) -> str:
+    """The backend's address in an entry of mode dsr or ipip (bpf/program/abi.family.h)."""
+    if not int(value["flags"]) & FlowFlag.OTHER_FAMILY:
+        return address_text(value["destination"].tobytes())
+    raw = value.tobytes()[:16] if value["destination"].nbytes == 4 else value["destination"].tobytes()[:4]
+    return address_text(raw)
 
 
 def _tuple(row: Any, protocol: int) -> FlowTuple:

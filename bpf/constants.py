@@ -93,10 +93,13 @@ class Protocol(enum.IntEnum):
 
 
 class Mode(enum.IntEnum):
-    """How packets reach the backend: snat hides the client behind the floating address, dnat keeps it."""
+    """How packets reach the backend: snat hides the client behind the floating address, dnat keeps it; dsr changes the MAC
+    addresses alone, ipip wraps the packet, and the backend answers past the node."""
 
     SNAT = 0
     DNAT = 1
+    DSR = 2
+    IPIP = 3
 
 
 class Scheduler(enum.IntEnum):
@@ -112,6 +115,9 @@ class FlowFlag(enum.IntFlag):
 
     FORWARD = 1  # client to backend; without it: backend to client
     DERIVED = 2  # created for a mid-stream packet, not for a SYN
+    DSR = 4  # mode dsr: no rewrite, and no entry of the other direction
+    IPIP = 8  # mode ipip: the same
+    OTHER_FAMILY = 16  # ipip: the backend's address is of the other family (bpf/program/tunnel.h)
 
 
 class FlowState(enum.IntFlag):
@@ -136,6 +142,7 @@ class BackendFlag(enum.IntFlag):
     """Properties of a backend in the map."""
 
     UNAVAILABLE = 1  # down or removed: a SYN for its connections, and UDP that it has not answered twice, get another one
+    V6 = 2  # its address is IPv6; written with the address
 
 
 class ServerFlag(enum.IntFlag):
@@ -249,6 +256,16 @@ COUNTERS: tuple[Counter, ...] = (
         "drop_too_big",
         Kind.DROP,
         "Longer than the egress MTU, and no ICMP error could be sent, or their rate limit was reached.",
+    ),
+    Counter(
+        "drop_unresolved",
+        Kind.DROP,
+        "Mode dsr or ipip: the next hop's MAC is unknown, and the kernel cannot forward in the program's place.",
+    ),
+    Counter(
+        "drop_no_tunnel_source",
+        Kind.DROP,
+        "Mode ipip: this node has no address of the backend's family to send from; see tunnel_source in xlbd(8).",
     ),
     Counter("drop_internal", Kind.DROP, "A map entry that must exist is missing: a bug, please report it."),
     Counter(

@@ -213,6 +213,7 @@ class FlowEntry:
     state: int
     last_seen_tick: int
     embryonic: bool
+    mode: str = ""  # "dsr" or "ipip": the backend gets the packet unchanged, and there is no entry of the other direction
 
 
 class DataPlane(Protocol):
@@ -237,6 +238,12 @@ class DataPlane(Protocol):
     def lease(self) -> tuple[int, int]: ...
     def bump_next_hops(self) -> None:
         """Invalidate the cached next hop of all flows."""
+
+    def set_tunnel_sources(self, v4: str, v6: str) -> None:
+        """The addresses of this node that are the source of mode ipip's outer headers; empty: none. Invalidates next hops.
+
+        Raises PlaneError unless the program was built with that mode.
+        """
 
     def set_hash_seed(self, seed: int) -> None: ...
     def hash_seed(self) -> int: ...

@@ -26,6 +26,7 @@ from bpf.constants import (
     MAX_SNAT_ADDRESSES,
     SLOTS_PER_CHUNK,
     TICK_SHIFT,
+    BackendFlag,
 )
 from bpf.dataplane import (
     Array,
@@ -239,7 +240,7 @@ class KernelPlane:
         values = np.zeros(len(group), dtype=bpf_map.value)
         values["address"] = columns.address_column((each.address for each in group), 16)
         values["port"] = [each.port for each in group]
-        values["flags"] = [each.flags for each in group]
+        values["flags"] = [each.flags | (BackendFlag.V6 if ":" in each.address else 0) for each in group]
         bpf_map.put(np.array([each.id for each in group], dtype=np.uint32), values)
 
     def _put_slots(self, group: list[PutSlots]) -> None:
@@ -330,6 +331,16 @@ class KernelPlane:
         """Invalidate the cached next hop of all flows. Skips generation 0, which means "never resolved"."""
         generation = int(self._read_one("globals")["next_hop_generation"])
         self._write_one("globals", next_hop_generation=generation % 0xFFFFFFFF + 1)
+
+    def set_tunnel_sources(self, v4: str, v6: str) -> None:
+        """The outer sources of mode ipip. Raises PlaneError unless the program was built with it."""
+        bpf_map = self._maps.get("tunnel_sources")
+        if bpf_map is None:
+            raise PlaneError("the program was built without mode ipip")
+        values = np.zeros(len(FAMILIES), dtype=bpf_map.value)
+        values["address"] = columns.address_column((v4 or "0.0.0.0", v6 or "::"), 16)
+        bpf_map.put(np.arange(len(FAMILIES), dtype=np.uint32), values)
+        self.bump_next_hops()
 
     def set_hash_seed(self, seed: int) -> None:
         self._write_one("globals", hash_seed=seed)

@@ -41,7 +41,12 @@ struct flow_key_FAM {
 	u8 zero[3];
 };
 
-/* How to forward that direction: the full rewrite, so that a packet needs one lookup. */
+/* How to forward that direction: the full rewrite, so that a packet needs one lookup.
+ *
+ * With FLOW_FLAG_DSR or FLOW_FLAG_IPIP there is no rewrite and no entry of the other direction; source and ports are the
+ * client's, destination is the backend's address. FLOW_FLAG_OTHER_FAMILY: an IPv6 address takes the first 16 bytes of a v4
+ * entry, an IPv4 address the first word of the destination of a v6 entry.
+ */
 struct flow_FAM {
 	struct addr_FAM source;
 	struct addr_FAM destination;

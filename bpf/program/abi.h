@@ -63,6 +63,11 @@ struct backend {
 _Static_assert(sizeof(struct backend) == 20, "backend");
 _Static_assert(MAX_FARMS <= 65536 && MAX_BACKENDS <= 65536, "struct flow has 16 bits for a farm's and a backend's id");
 
+/* The address of this node that is the source of packets to backends in mode ipip; all zero: none. */
+struct tunnel_source {
+	__be32 address[4]; /* IPv4 uses the first word */
+};
+
 /* A service of backends: what replies to clients look like. */
 struct server {
 	u32 flags; /* SERVER_FLAG_* */

@@ -50,6 +50,7 @@ static __always_inline u32 choose_answer(struct packet *packet, u32 verdict)
 	case COUNTER_DROP_TOO_BIG:
 		return ANSWER_TOO_BIG;
 	case COUNTER_DROP_NO_ROUTE:
+	case COUNTER_DROP_NO_TUNNEL_SOURCE:
 		return ANSWER_NO_ROUTE;
 	case COUNTER_DROP_NO_FLOW:
 	case COUNTER_DROP_VIP_GUARD:

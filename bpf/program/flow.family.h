@@ -1,7 +1,7 @@
 /* The forward and the reply entry of a connection: found, created, promoted and closed.
  *
  * Invariants. A reply key belongs to one connection: it is claimed by inserting it into `embryonic` without overwriting
- * and then finding it absent from `flows`. Promotion writes `flows` before it deletes from `embryonic`, so that a claim
+ * and then finding it absent from `flows`. A connection that is one way (tunnel.h) has no reply key. Promotion writes `flows` before it deletes from `embryonic`, so that a claim
  * sees the key in one of them. `flows` holds both entries of a connection or neither. From `embryonic` the kernel may have
  * evicted one: a forward hit there looks up its reply entry, and repairs it with the same backend if it is missing.
  */
@@ -65,14 +65,14 @@ static __always_inline bool is_reply_to_FAM(struct flow_FAM *reply, struct flow_
 	       reply->source_port == key->destination_port;
 }
 
-/* Delete both entries of a connection, and nothing of another one that has its reply key. The peer has the established ones. */
+/* Delete the entries of a connection, and nothing of another one that has its reply key. The peer has the established ones. */
 static __always_inline void end_connection_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *forward,
 					       bool established, struct flow_key_FAM *reply_key)
 {
 	struct flow_FAM *reply;
 
 	reverse_FAM(reply_key, forward, key->protocol);
-	reply = find_flow_FAM(reply_key);
+	reply = is_one_way(forward->flags) ? NULL : find_flow_FAM(reply_key);
 	if (established)
 		report_FAM(packet, key, forward, EVENT_TYPE_REMOVED);
 	if (reply && is_reply_to_FAM(reply, key)) {
@@ -292,6 +292,25 @@ static __always_inline u8 mode_of_FAM(struct flow_key_FAM *key, struct service *
 	return service->mode;
 }
 
+/* The connection is one way. A server's FIN is not seen here, so it counts as sent: the client's FIN closes the connection. */
+static __always_inline void fill_one_way_FAM(struct flow_key_FAM *key, struct backend *backend,
+					     struct connection_FAM *connection)
+{
+	struct flow_FAM *forward = &connection->forward;
+
+	forward->source = key->source;
+	forward->source_port = key->source_port;
+	forward->destination_port = key->destination_port;
+	forward->flags |= flags_of_mode(connection->mode);
+	forward->state = FLOW_STATE_FIN_THERE;
+#ifdef IPIP
+	if (connection->mode != MODE_IPIP || !(backend->flags & BACKEND_FLAG_V6) == !IS_V6_FAM)
+		return;
+	forward->flags |= FLOW_FLAG_OTHER_FAMILY;
+	set_other_destination_FAM(forward, backend->address);
+#endif
+}
+
 /* Fill in all but the source port towards the backend. */
 static __always_inline void fill_connection_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *service,
 						struct backend *backend, u32 backend_id, struct connection_FAM *connection)
@@ -314,6 +333,8 @@ static __always_inline void fill_connection_FAM(struct packet *packet, struct fl
 	reverse_FAM(&connection->reply_key, forward, key->protocol);
 	forward->flags = flags | FLOW_FLAG_FORWARD;
 	reply->flags = flags;
+	if (flags_of_mode(connection->mode))
+		fill_one_way_FAM(key, backend, connection);
 	forward->farm = reply->farm = service->farm;
 	forward->backend = reply->backend = backend_id;
 	forward->last_seen = reply->last_seen = now_ns(packet) >> TICK_SHIFT;
@@ -388,7 +409,7 @@ static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *
 
 	if (!connection)
 		return COUNTER_DROP_INTERNAL;
-	verdict = claim_FAM(packet, key, connection);
+	verdict = is_one_way(connection->forward.flags) ? CONTINUE : claim_FAM(packet, key, connection);
 	if (verdict != CONTINUE)
 		return verdict;
 	if (embryonic_FAM.update(key, &connection->forward))
@@ -443,7 +464,7 @@ static __always_inline void update_state_FAM(struct packet *packet, struct flow_
 	other_key = other_key_FAM(flow, key->protocol);
 	if (!other_key)
 		return;
-	other = find_flow_FAM(other_key);
+	other = is_one_way(flow->flags) ? NULL : find_flow_FAM(other_key);
 	if (other)
 		other->state = mirrored_state(state, other->state);
 	if (is_closed(state) == is_closed(before))
@@ -478,6 +499,19 @@ static __always_inline void touch_FAM(struct packet *packet, struct flow_key_FAM
 		update_state_FAM(packet, key, flow);
 }
 
+/* The same for a connection that is one way. */
+static __always_inline void promote_one_way_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *forward)
+{
+	if (flows_FAM.update(key, forward)) {
+		count(packet, COUNTER_EVENT_FLOW_TABLE_FULL);
+		return;
+	}
+	count(packet, COUNTER_EVENT_PROMOTED);
+	report_FAM(packet, key, forward, EVENT_TYPE_ESTABLISHED);
+	embryonic_FAM.delete(key);
+	packet->established = true;
+}
+
 /* A hit in `embryonic`: promote the connection if both ends have answered; of UDP, also if one has answered twice. False: the
  * entry of the other direction is missing. */
 static __always_inline bool check_other_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow,
@@ -487,6 +521,11 @@ static __always_inline bool check_other_FAM(struct packet *packet, struct flow_k
 	struct flow_key_FAM *other_key;
 	struct flow_FAM *other;
 
+	if (is_one_way(flow->flags)) {
+		if (continues_one_way(packet, flow->state, flow->last_seen))
+			promote_one_way_FAM(packet, key, flow);
+		return true;
+	}
 	if (!is_forward && !(packet->protocol == IPPROTO_UDP && flow->state & FLOW_STATE_SEEN))
 		return true;
 	other_key = other_key_FAM(flow, key->protocol);

@@ -24,6 +24,17 @@ static __always_inline u32 age_of(struct packet *packet, u32 last_seen)
 	return (u32)(now_ns(packet) >> TICK_SHIFT) - last_seen;
 }
 
+/* Is a one-way connection established by this packet? Its client has sent a packet before, and sends another one because it got
+ * an answer: after a SYN a segment, after a datagram one of a later tick. */
+static __always_inline bool continues_one_way(struct packet *packet, u8 state, u32 last_seen)
+{
+	if (!(state & FLOW_STATE_SEEN) || state & FLOW_STATE_RST)
+		return false;
+	if (packet->protocol == IPPROTO_TCP)
+		return !(packet->tcp_flags & (TCP_SYN | TCP_RST));
+	return age_of(packet, last_seen);
+}
+
 /* What was found for a connection that needs a source towards its backend; more is better. */
 enum source {
 	SOURCE_NONE,

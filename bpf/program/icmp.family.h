@@ -53,6 +53,8 @@ static __always_inline struct flow_FAM *compute_flow_FAM(struct packet *packet, 
 		return NULL;
 	fill_connection_FAM(packet, key, service, backend, backend_id, connection);
 	connection->hash = hash;
+	if (is_one_way(connection->forward.flags))
+		return &connection->forward;
 	return set_first_source_FAM(key, connection) ? &connection->forward : NULL;
 }
 
@@ -86,6 +88,10 @@ static __always_inline u32 translate_error_FAM(struct packet *packet, struct flo
 		return verdict;
 	if (is_impossible_FAM(source))
 		return COUNTER_DROP_MARTIAN;
+	if (is_one_way(flow->flags)) {
+		verdict = forward_whole_FAM(packet, flow);
+		return is_drop(verdict) ? verdict : COUNTER_FORWARD_ICMP_ERROR;
+	}
 	if (hop_limit_FAM(packet) <= 1)
 		return COUNTER_DROP_TTL_EXPIRED;
 	verdict = find_next_hop_FAM(packet, flow);

@@ -114,7 +114,8 @@ static __always_inline u32 advance_FAM(struct packet *packet, struct flow_key_FA
 	u32 verdict;
 
 	match->old = match->ended ? match->ended : match->flow;
-	match->complete = match->retry = match->ended;
+	match->retry = match->ended;
+	match->complete = match->ended && !is_one_way(match->ended->flags); /* no answer to the SYN would begin it again */
 	if (match->flow && !match->ended) {
 		match->complete = check_other_FAM(packet, key, match->flow, &answered);
 		if (packet->established) {

@@ -22,11 +22,41 @@ static __always_inline void write_macs_FAM(struct packet *packet, struct flow_FA
 	packet->egress_ifindex = flow->interface;
 }
 
+/* Forward the client's packet of a one-way connection as it is: dsr changes its MACs, ipip wraps it. Never through the kernel: for it the destination
+ * of dsr is local, and an outer source of its own is a martian. So what is too long is reported to the sender, which then
+ * sends less, with or without DF (Linux lowers its path MTU in both cases); nothing fragments it here. */
+static __always_inline u32 forward_whole_FAM(struct packet *packet, struct flow_FAM *flow)
+{
+	u32 verdict;
+
+	if (!hop_limit_FAM(packet))
+		return COUNTER_DROP_TTL_EXPIRED;
+	verdict = find_next_hop_FAM(packet, flow);
+	if (verdict == COUNTER_PASS_UNRESOLVED)
+		return COUNTER_DROP_UNRESOLVED;
+	if (verdict == COUNTER_PASS_TOO_BIG)
+		return COUNTER_DROP_TOO_BIG;
+	if (verdict != CONTINUE)
+		return verdict;
+#ifdef IPIP
+	if (is_tunnelled(flow->flags)) {
+		verdict = encapsulate_FAM(packet, flow);
+		if (verdict != CONTINUE)
+			return verdict;
+	}
+#endif
+	count_traffic(packet, flow->farm, flow->backend, true);
+	write_macs_FAM(packet, flow);
+	return packet->egress_ifindex == packet->context->ingress_ifindex ? COUNTER_FORWARD_TX : COUNTER_FORWARD_REDIRECT;
+}
+
 /* The kernel decrements the TTL of a packet that is passed to it for forwarding. */
 static __always_inline u32 forward_FAM(struct packet *packet, struct flow_FAM *flow, bool has_ports)
 {
 	u32 verdict;
 
+	if (is_one_way(flow->flags))
+		return forward_whole_FAM(packet, flow);
 	if (hop_limit_FAM(packet) <= 1)
 		return COUNTER_DROP_TTL_EXPIRED;
 	verdict = find_next_hop_FAM(packet, flow);

@@ -14,14 +14,19 @@ static __always_inline u32 flow_hash_FAM(struct flow_key_FAM *key, u32 seed)
 	return avalanche(mix(hash, key->protocol));
 }
 
-static __always_inline u32 client_hash_FAM(struct flow_key_FAM *key, u32 seed)
+static __always_inline u32 address_hash_FAM(struct addr_FAM *address, u32 seed)
 {
 	u32 hash = seed;
 
 #pragma unroll
 	for (u32 i = 0; i < WORDS_FAM; i++)
-		hash = mix(hash, key->source.word[i]);
+		hash = mix(hash, address->word[i]);
 	return avalanche(hash);
+}
+
+static __always_inline u32 client_hash_FAM(struct flow_key_FAM *key, u32 seed)
+{
+	return address_hash_FAM(&key->source, seed);
 }
 
 static __always_inline struct service *find_service_FAM(struct flow_key_FAM *key, struct vip *vip)

@@ -7,6 +7,7 @@
  *              open one                                           flow.family.h, select.family.h
  *  5. egress   next hop, from the flow or from the FIB            egress.family.h
  *  6. rewrite  addresses, ports, checksums, MACs                  rewrite.family.h
+ *              or wrap                                            tunnel.h, tunnel.family.h
  *  7. answer   tell the sender of a packet that was dropped       answer.h, answer.family.h
  *  8. finish   count the verdict, return the XDP action           count.h
  *
@@ -33,6 +34,7 @@
 #include "ipv4.h"
 #include "ipv6.h"
 #include "vlan.h"
+#include "tunnel.h"
 #include "count.h"
 #include "select.h"
 #include "select.family.h"
@@ -43,6 +45,7 @@
 #include "flow.family.h"
 #include "fragment.family.h"
 #include "server.family.h"
+#include "tunnel.family.h"
 #include "egress.family.h"
 #include "rewrite.family.h"
 #include "fence.family.h"

@@ -40,6 +40,21 @@ def client_bed(_client_bed: Bed) -> Bed:
     return _client_bed
 
 
+@pytest.fixture(scope="session")
+def _one_way_bed() -> Iterator[Bed]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with Bed({"replication": True, "dsr": True, "ipip": True}) as bed:
+        yield bed
+
+
+@pytest.fixture
+def one_way_bed(_one_way_bed: Bed) -> Bed:
+    """The program of a pair with the modes dsr and ipip compiled in."""
+    _one_way_bed.reset()
+    return _one_way_bed
+
+
 @pytest.fixture
 def bed(_single_bed: Bed) -> Bed:
     """The program as a node without a peer runs it."""

@@ -10,9 +10,10 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6PacketTooBi
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
-from bpf.constants import Protocol
+from bpf.constants import Mode, Protocol
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, V4, Family
 
+NAT_MODES = (Mode.SNAT, Mode.DNAT)
 PAYLOAD = b"xlb: odd number of bytes."
 
 

@@ -12,9 +12,9 @@ from scapy.layers.inet import TCP, UDP
 from scapy.packet import Packet
 
 from bpf.columns import address_bytes
-from bpf.constants import Mode, Protocol
+from bpf.constants import Protocol
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, V4, Bed, Family, backend_mac
-from tests.bpf.packets import from_backend, from_client, rewritten
+from tests.bpf.packets import NAT_MODES, from_backend, from_client, rewritten
 
 PROPERTY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PORTS = st.integers(1, 65535)
@@ -31,7 +31,7 @@ def client_addresses(family: Family) -> st.SearchStrategy[str]:
 @given(data=st.data())
 def test_both_directions(bed: Bed, family: Family, data: st.DataObject) -> None:
     protocol = data.draw(st.sampled_from(list(Protocol)))
-    mode = data.draw(st.sampled_from(list(Mode)))
+    mode = data.draw(st.sampled_from(NAT_MODES))
     client = (data.draw(client_addresses(family)), data.draw(PORTS))
     port, backend_port = data.draw(PORTS), data.draw(PORTS)
     payload = data.draw(st.binary(max_size=80))

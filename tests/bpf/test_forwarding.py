@@ -9,10 +9,10 @@ import pytest
 from bpf.constants import FlowFlag, Mode, Protocol, Scheduler
 from bpf.dataplane import FlowTuple
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, REDIRECT, TX, V4, Bed, Family, backend_mac, near_mac
-from tests.bpf.packets import PAYLOAD, from_backend, from_client, rewritten
+from tests.bpf.packets import NAT_MODES, PAYLOAD, from_backend, from_client, rewritten
 
 PROTOCOLS = pytest.mark.parametrize("protocol", list(Protocol), ids=lambda protocol: protocol.name.lower())
-MODES = pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.name.lower())
+MODES = pytest.mark.parametrize("mode", NAT_MODES, ids=lambda mode: mode.name.lower())
 
 
 @PROTOCOLS

@@ -12,7 +12,7 @@ from bpf.dataplane import Array, FlowEntry, FlowTuple, PutFarm, PutMembers
 from ctl.dataplane.flow_hash import flow_hash, snat_candidates, snat_sources
 from tests.bpf.bed import NODE_IN_MAC, NODE_OUT_MAC, SEED, TX, Bed, Family, backend_mac, near_mac, why_not
 from tests.bpf.connections import arriving, backend, client, establish, reply_tuple
-from tests.bpf.packets import from_backend, from_client, rewritten
+from tests.bpf.packets import NAT_MODES, from_backend, from_client, rewritten
 from tests.wait import wait_until
 
 SEEN = FlowState.SEEN
@@ -53,7 +53,7 @@ def entry(bed: Bed, family: Family, port: int = 40000) -> FlowEntry:
 
 
 @PROTOCOLS
-@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("mode", NAT_MODES)
 def test_without_any_free_port_the_client_is_refused(wide_bed: Bed, family: Family, protocol: Protocol, mode: Mode) -> None:
     wide_bed.farm(family.vip, (family.far(11), 8080), protocol=protocol, mode=mode)
     seen = family.client if mode is Mode.DNAT else family.vip

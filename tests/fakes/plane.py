@@ -121,6 +121,7 @@ class FakePlane:
         self.closed = False
         self._lease = (0, 0)
         self._seed = 0
+        self.tunnel_sources = ("", "")
 
     def apply(self, operations: Sequence[Operation]) -> None:
         assert not self.closed, "operation on a closed plane"
@@ -283,6 +284,12 @@ class FakePlane:
 
     def bump_next_hops(self) -> None:
         self.next_hop_bumps += 1
+
+    def set_tunnel_sources(self, v4: str, v6: str) -> None:
+        _require("." in v4 or not v4, f"IPv4 tunnel source {v4}")
+        _require(":" in v6 or not v6, f"IPv6 tunnel source {v6}")
+        self.tunnel_sources = (v4, v6)
+        self.bump_next_hops()
 
     def set_hash_seed(self, seed: int) -> None:
         _require(0 <= seed < 2**32, f"hash seed {seed}")
