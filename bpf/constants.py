@@ -64,6 +64,10 @@ PERSISTENCE_SLACK_SHIFT = 4
 """The last use of an entry is written again once 1/16 of the time to live has passed, which is added to that time."""
 PERSISTENCE_USE_SHIFT = 4
 """A living connection uses the entry of its client every 2**4 ticks (1.1 s)."""
+MAX_TOA = 16384
+"""Connections per family whose first data is not acknowledged yet. Of one that is forgotten another segment is the first."""
+TOA_KIND = 254
+"""The TCP option's kind (RFC 4727 3.3: for experiments), by convention of the kernel modules that read the option."""
 MAX_QUIC_ID_BYTES = 20
 """The longest connection id of QUIC version 1 (RFC 9000 17.2)."""
 
@@ -118,6 +122,7 @@ class FlowFlag(enum.IntFlag):
     DSR = 4  # mode dsr: no rewrite, and no entry of the other direction
     IPIP = 8  # mode ipip: the same
     OTHER_FAMILY = 16  # ipip: the backend's address is of the other family (bpf/program/tunnel.h)
+    TOA = 32  # the client's address goes into a TCP option
 
 
 class FlowState(enum.IntFlag):
@@ -129,6 +134,7 @@ class FlowState(enum.IntFlag):
     FIN_THERE = 4  # the other direction sent FIN
     RST = 8  # either side reset the connection
     REPLICATED = 16  # the entry was received from the peer
+    TOA_DONE = 64  # the segment with the client's address is acknowledged
 
 
 class VipFlag(enum.IntFlag):
@@ -157,6 +163,7 @@ class FarmFlag(enum.IntFlag):
     """Settings of a farm that its services do not hold."""
 
     SILENT = 1  # a new connection that cannot be served is dropped without an answer
+    TOA = 2  # the client's address goes into a TCP option
 
 
 class AffinityFlag(enum.IntFlag):
@@ -284,6 +291,12 @@ COUNTERS: tuple[Counter, ...] = (
         "event_flow_table_full",
         Kind.EVENT,
         "The map of established flows is full; the connection stays in the embryonic map, which evicts.",
+    ),
+    Counter("event_toa_inserted", Kind.EVENT, "The client's address was put into a TCP option (farm setting toa)."),
+    Counter(
+        "event_toa_skipped",
+        Kind.EVENT,
+        "First segment with data without the client's address: no space for the option, or in the egress MTU.",
     ),
     Counter(
         "event_ring_full", Kind.EVENT, "A flow event was lost because the replication ring was full: the peer resynchronizes."

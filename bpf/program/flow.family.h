@@ -248,6 +248,12 @@ static __always_inline struct farm_settings *set_first_source_FAM(struct flow_ke
 		return NULL;
 	if (connection->mode != MODE_DNAT)
 		connection->snat_count = settings->snat_count_FAM;
+#ifdef TOA
+	if (settings->flags & FARM_FLAG_TOA && key->protocol == IPPROTO_TCP && connection->mode == MODE_SNAT) {
+		connection->forward.flags |= FLOW_FLAG_TOA;
+		connection->reply.flags |= FLOW_FLAG_TOA;
+	}
+#endif
 	if (!port && connection->mode != MODE_DNAT) { /* "no reply is wanted" (RFC 768), but the answers need a port */
 		spread = spread_attempt(spread, 1);
 		set_port_range(&connection->ports, 0);

@@ -150,6 +150,15 @@ static __always_inline u32 rewrite_outer_v4(struct packet *packet, struct addr_v
 	return 0;
 }
 
+/* The payload has more bytes. */
+static __always_inline void lengthen_v4(struct packet *packet, u16 bytes)
+{
+	struct iphdr *ip = packet->network;
+
+	ip->tot_len = htons(ntohs(ip->tot_len) + bytes);
+	ip->check = changed_checksum(ip->check, htons(bytes));
+}
+
 /* --- answering --------------------------------------------------------------------------------------------- */
 
 #define IP_HEADER_BYTES_v4 sizeof(struct iphdr)

@@ -253,6 +253,14 @@ static __always_inline u32 rewrite_outer_v6(struct packet *packet, struct addr_v
 	return change;
 }
 
+/* The payload has more bytes. */
+static __always_inline void lengthen_v6(struct packet *packet, u16 bytes)
+{
+	struct ipv6hdr *ip = packet->network;
+
+	ip->payload_len = htons(ntohs(ip->payload_len) + bytes);
+}
+
 /* --- answering --------------------------------------------------------------------------------------------- */
 
 #define IP_HEADER_BYTES_v6 sizeof(struct ipv6hdr)

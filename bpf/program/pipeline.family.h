@@ -149,6 +149,13 @@ static __always_inline u32 handle_flow_FAM(struct packet *packet, struct flow_ke
 	if (!match.flow)
 		return COUNTER_DROP_INTERNAL;
 	touch_FAM(packet, key, match.flow);
+#ifdef TOA
+	if (match.flow->flags & FLOW_FLAG_TOA) {
+		verdict = handle_toa_FAM(packet, key, match.flow);
+		if (verdict != CONTINUE)
+			return verdict;
+	}
+#endif
 	if (packet->fragment)
 		remember_fragments_FAM(packet, key, match.flow);
 	return forward_FAM(packet, match.flow, true);

@@ -49,6 +49,7 @@
 #include "egress.family.h"
 #include "rewrite.family.h"
 #include "fence.family.h"
+#include "toa.family.h"
 #include "icmp.family.h"
 #include "neighbour.h"
 #include "answer.family.h"

@@ -178,7 +178,8 @@ def vip_flags(config: Config) -> dict[str, int]:
 
 def farm_flags(farm: Farm) -> int:
     """The FarmFlag bits of a farm."""
-    return int(FarmFlag.SILENT) if farm.on_no_backend is OnNoBackend.DROP else 0
+    silent = FarmFlag.SILENT if farm.on_no_backend is OnNoBackend.DROP else FarmFlag(0)
+    return int(silent | (FarmFlag.TOA if farm.toa else FarmFlag(0)))
 
 
 class _Round:
