@@ -6,21 +6,19 @@
  * reset, an ICMP error, a broadcast or an impossible source. A sender that gets no answer retransmits.
  */
 
-/* A TCP segment without data, before its addresses are known. False: the packet deserves no reset (RFC 9293 3.10.7.1). */
+/* A TCP segment without data, before its addresses are known (RFC 9293 3.10.7.1). False: not in the frame. */
 static __always_inline bool prepare_reset_FAM(struct packet *packet, struct tcphdr *reset)
 {
 	struct tcphdr *tcp = packet->transport;
 	u32 length;
 
-	if (!tcp || (void *)(tcp + 1) > packet->end || packet->tcp_flags & TCP_RST)
+	if (!tcp || (void *)(tcp + 1) > packet->end)
 		return false;
 	*reset = (struct tcphdr){ .source = tcp->dest, .dest = tcp->source, .doff = sizeof(*reset) / 4, .rst = 1 };
 	if (packet->tcp_flags & TCP_ACK) {
 		reset->seq = tcp->ack_seq;
 		return true;
 	}
-	if (packet->fragment)
-		return false; /* the length of the segment is not known */
 	length = packet->ip_bytes - (packet->transport - packet->network) - tcp->doff * 4;
 	length += !!(packet->tcp_flags & TCP_SYN) + !!(packet->tcp_flags & TCP_FIN);
 	reset->ack = 1;

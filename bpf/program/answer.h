@@ -39,6 +39,14 @@ static __always_inline bool refuses(u32 farm)
 	return !settings || !(settings->flags & FARM_FLAG_SILENT);
 }
 
+/* A segment that is a reset deserves none (RFC 9293 3.10.7.1); a fragment that acknowledges nothing has no known length. */
+static __always_inline u32 reset_of(struct packet *packet)
+{
+	if (packet->tcp_flags & TCP_RST || (packet->fragment && !(packet->tcp_flags & TCP_ACK)))
+		return ANSWER_NOTHING;
+	return ANSWER_RESET;
+}
+
 /* The answer for a packet that was dropped with this verdict; an ICMP message and a later fragment get none. */
 static __always_inline u32 choose_answer(struct packet *packet, u32 verdict)
 {
@@ -54,15 +62,15 @@ static __always_inline u32 choose_answer(struct packet *packet, u32 verdict)
 		return ANSWER_NO_ROUTE;
 	case COUNTER_DROP_NO_FLOW:
 	case COUNTER_DROP_VIP_GUARD:
-		return is_midstream(packet) ? ANSWER_RESET : ANSWER_NOTHING;
+		return is_midstream(packet) ? reset_of(packet) : ANSWER_NOTHING;
 	case COUNTER_DROP_NO_BACKEND:
 	case COUNTER_DROP_SNAT_EXHAUSTED:
 	case COUNTER_DROP_REVERSE_CONFLICT:
 		if (is_midstream(packet))
-			return ANSWER_RESET;
+			return reset_of(packet);
 		if (!refuses(packet->farm))
 			return ANSWER_NOTHING;
-		return packet->protocol == IPPROTO_TCP ? ANSWER_RESET : ANSWER_NO_PORT;
+		return packet->protocol == IPPROTO_TCP ? reset_of(packet) : ANSWER_NO_PORT;
 	}
 	return ANSWER_NOTHING;
 }

@@ -231,3 +231,16 @@ def test_resets_and_errors_have_a_limit_each(bed: Bed, family: Family) -> None:
         assert all(resets >= MAX_ERRORS_PER_TICK for resets, _ in results)
     finally:
         bed.inside(lambda: os.sched_setaffinity(0, here))
+
+
+def test_segments_that_deserve_no_reset_do_not_use_up_the_limit(bed: Bed, family: Family) -> None:
+    bed.farm(family.vip)
+    here = os.sched_getaffinity(0)
+    bed.inside(lambda: os.sched_setaffinity(0, {min(here)}))
+    try:
+        reset, segment = bytes(from_client(family, flags="R")), bytes(from_client(family, flags="A"))
+        for _ in range(MAX_ERRORS_PER_TICK + 10):
+            bed.inside(lambda: bed.plane.test_run(reset, bed.in0))
+        assert bed.inside(lambda: bed.plane.test_run(segment, bed.in0)).action == TX
+    finally:
+        bed.inside(lambda: os.sched_setaffinity(0, here))
