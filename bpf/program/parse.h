@@ -94,7 +94,7 @@ static __always_inline u32 parse_transport(struct packet *packet, u32 payload_by
 	} else if (packet->protocol == IPPROTO_UDP) {
 		struct udphdr *udp = header;
 
-		if ((void *)(udp + 1) > packet->end || ntohs(udp->len) < sizeof(*udp) ||
+		if ((void *)(udp + 1) > packet->end || payload_bytes < sizeof(*udp) || ntohs(udp->len) < sizeof(*udp) ||
 		    (!packet->fragment && payload_bytes < ntohs(udp->len)))
 			return COUNTER_DROP_MALFORMED;
 	}

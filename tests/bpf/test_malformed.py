@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
-from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
@@ -114,6 +114,19 @@ def test_contradictions_in_ipv6(bed: Bed) -> None:
     wrong = [bytes([0x45]) + ip[1:], ip[:4] + (len(ip) - 39).to_bytes(2, "big") + ip[6:], ip[:4] + bytes([0, 19]) + ip[6:]]
     for packet in wrong:
         assert untouched(bed, frame + packet).verdict == "drop_malformed"
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_the_padding_of_a_frame_is_no_udp_header(bed: Bed, family: Family, length: int) -> None:
+    """The first fragment ends within the header, and bytes of the frame follow."""
+    serve(bed, family, Protocol.UDP)
+    whole = bytes(from_client(family, Protocol.UDP))[14 + family.header_bytes :]
+    if family is V4:
+        packet = IP(src=V4.client, dst=V4.vip, proto=17, flags="MF", len=20 + length) / Raw(whole)
+    else:
+        fragment = IPv6ExtHdrFragment(nh=17, m=1, id=1)
+        packet = IPv6(src=V6.client, dst=V6.vip, plen=8 + length) / fragment / Raw(whole)
+    assert untouched(bed, bytes(Ether(dst=NODE_IN_MAC) / packet)).verdict == "drop_malformed"
 
 
 @pytest.mark.parametrize("length", [0, 7])
