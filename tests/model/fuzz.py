@@ -7,6 +7,7 @@ are needed, printed, and written to a file that --replay plays again; it ends th
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import pickle
 import random
@@ -127,7 +128,10 @@ def report(kernel: Kernel, steps: list[Step], seed: int, mismatch: Mismatch) -> 
     path = Path(os.environ.get("TMPDIR", "/tmp")) / f"xlb-model-{seed}.pickle"
     path.write_bytes(pickle.dumps((start_ns, steps)))
     lines = [f"seed {seed}, {len(steps)} steps (python -m tests.model.fuzz --replay {path}):"]
-    return "\n".join([*lines, *map(described, steps), str(mismatch)])
+    for line, same in itertools.groupby(map(described, steps)):
+        count = len(list(same))
+        lines.append(line if count == 1 else f"{line} ({count} times)")
+    return "\n".join([*lines, str(mismatch)])
 
 
 def _with_fewer_entries(kernel: Kernel, steps: list[Step], number: int, start_ns: int) -> Step:

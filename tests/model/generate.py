@@ -14,7 +14,7 @@ from bpf.constants import LEASE_FOREVER_NS, LEASE_HANDED_OVER_NS, TICK_SHIFT, Fl
 from ctl.config.model import AllDown, Backend, Config, Farm, Mode, OnNoBackend, Protocol, Scheduler, Vip
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, SMALL, UNRESOLVED, V4, V6, Family
 from tests.model import frames
-from tests.model.connections import listener, make_flow
+from tests.model.connections import is_impossible, listener, make_flow
 from tests.model.packet import ACK, FIN, ICMP, ICMPV6, RST, SYN, TCP, UDP, Packet
 from tests.model.state import Flow, Key, State
 from tests.model.steps import ChangeNextHops, Configure, Insert, Lease, Send, Step, Sweep, TakeOver, Wait
@@ -79,8 +79,8 @@ class Generator:
         if chance < 0.95:
             return self.wait()
         return self.rng.choices(
-            (self.configure, self.lease, self.sweep, self.take_over, self.change_next_hops, self.crowd, self.fill),
-            (10, 4, 5, 1.5, 2, 2, 1),
+            (self.configure, self.lease, self.sweep, self.take_over, self.change_next_hops, self.crowd, self.fill, self.burst),
+            (10, 4, 5, 1.5, 2, 2, 1, 0.5),
         )[0]()
 
     # --- everything but packets ------------------------------------------------------------------------------
@@ -120,7 +120,8 @@ class Generator:
         key = Key(self.client(family), address, rng.choice(PORTS), port, protocol)
         service = listener(state, key) if address in state.vips else None
         size = len(address)
-        if not service or not service.slot_count or len(state.embryonic[size].entries) > 900:
+        crowded = len(state.embryonic[size].entries) > 900
+        if not service or not service.slot_count or crowded or is_impossible(key.source):
             return self.packet()
         number = state.slots[service.slot_offset]
         syn = self.send(key.source, self.ip(*key[:2], protocol, self.datagram(key, SYN, b"")))
@@ -138,6 +139,19 @@ class Generator:
         self.next = [syn]
         established = "flows" if rng.random() < 0.2 else "embryonic"
         return Insert(established, tuple(entries.items())[:few])
+
+    def burst(self) -> Step:
+        """More packets of a tick than are answered; some of them deserve no answer."""
+        family, address, port, protocol = self.listener()
+        client = address_bytes(family.client)
+        expires = self.rng.random() < 0.5
+        sends = []
+        for flags in (ACK, RST, SYN, SYN):
+            key = Key(client, address, 40000, port if expires or flags == SYN else 22, protocol)
+            data = self.datagram(key, flags, b"")
+            sends.append(self.send(client, frames.ip(client, address, protocol, data, 1 if expires and flags != RST else 64)))
+        self.next = self.rng.choices(sends, k=self.rng.choice((70, 150)))
+        return self.next.pop()
 
     def configure(self) -> Configure:
         farms = dict(self.config.farms)
@@ -319,7 +333,7 @@ class Generator:
             key = Key(self.client(family), address, rng.choice(PORTS), port, protocol)
         first = rng.random() < 0.5
         data = self.datagram(key, self.flags(), bytes(rng.choice((0, 3, 12, 40, 1400))))
-        piece = data[: rng.choice((8, 16, 24, 32, 1408))] if first else data[8:]
+        piece = data[: rng.choice((6, 8, 16, 24, 32, 1408))] if first else data[8:]
         protocol = key.protocol if rng.random() < 0.95 else rng.choice((ICMP, ICMPV6, 47))
         where = (0, rng.random() < 0.95) if first else (rng.choice((8, 16, 1480)), rng.random() < 0.5)
         identification = rng.choice((1, 2, 3))
