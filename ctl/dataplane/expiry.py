@@ -2,7 +2,8 @@
 
 Decides from the entries and a given tick. Must not know maps, file descriptors or the schedule.
 A connection is idle if both its entries are, so a decision takes two steps: `candidates` checks the entry alone, then
-`expired` checks it together with the entry of the other direction.
+`expired` checks it together with the entry of the other direction. A connection that is one way (modes dsr and ipip) has no
+other entry: it is opening while it is in the embryonic map.
 
 Idle timeouts (RFC 5382 REQ-5, RFC 4787 REQ-5):
 * opening: until both directions were seen; of TCP until it is established;
@@ -80,6 +81,11 @@ def timeout_ticks(config: Config) -> Timeouts:
     return Timeouts(idle, opening, closing, handshake)
 
 
+def is_one_way(values: Array) -> Mask:
+    """Entries of connections whose replies do not pass this node, and that have no entry of the other direction."""
+    return np.asarray((values["flags"] & int(FlowFlag.DSR | FlowFlag.IPIP)) != 0, np.bool_)
+
+
 def age_ticks(last_seen: Array, now_tick: int) -> Ticks:
     """Ticks since last_seen; 0 for entries that a packet updated after the clock was read. Handles the 32-bit wrap."""
     age = (np.uint32(now_tick & 0xFFFFFFFF) - last_seen.astype(np.uint32)).astype(np.uint32)
@@ -88,7 +94,7 @@ def age_ticks(last_seen: Array, now_tick: int) -> Ticks:
 
 def candidates(values: Array, now_tick: int, timeouts: Timeouts, embryonic: bool = False) -> Mask:
     """Entries whose connection may be idle. embryonic: they are in that map."""
-    limits = _limits(values["state"], values["farm"], timeouts, embryonic)
+    limits = _limits(values["state"], values, timeouts, embryonic)
     return np.asarray(age_ticks(values["last_seen"], now_tick) >= limits, np.bool_)
 
 
@@ -102,6 +108,7 @@ def without_slack(values: Array) -> Array:
 def only_reply_is_busy(values: Array, opposite: Array, now_tick: int) -> Mask:
     """Forward entries whose reply entry, in `opposite`, is newer. Events to the peer report forward packets only."""
     newer = age_ticks(opposite["last_seen"], now_tick) < age_ticks(values["last_seen"], now_tick)
+    newer &= ~is_one_way(values)
     return np.asarray(newer & ((values["flags"] & int(FlowFlag.FORWARD)) != 0), np.bool_)
 
 
@@ -133,16 +140,17 @@ def expired(
     keys, values: the candidates. found: whether an entry exists under each one's `opposite_keys`. opposite: those entries (any
     value if not found). timeouts: `timeout_ticks`. An opposite entry of another connection is ignored.
     """
-    ours = found & is_opposite(keys, opposite)
+    one_way = is_one_way(values)
+    ours = found & is_opposite(keys, opposite) & ~one_way
     here, there = values["state"], np.where(ours, opposite["state"], 0).astype(np.uint8)
     state = here | (there & int(FlowState.RST | FlowState.REPLICATED))
     state |= np.where(there & int(FlowState.FIN_HERE), int(FlowState.FIN_THERE), 0).astype(np.uint8)
     state |= np.where(there & int(FlowState.FIN_THERE), int(FlowState.FIN_HERE), 0).astype(np.uint8)
-    both_seen = (here & there & int(FlowState.SEEN)) != 0
+    both_seen = (here & np.where(one_way, here, there) & int(FlowState.SEEN)) != 0
     state = np.where(both_seen, state, state & ~np.uint8(FlowState.SEEN)).astype(np.uint8)
     age = age_ticks(values["last_seen"], now_tick)
     age = np.where(ours, np.minimum(age, age_ticks(opposite["last_seen"], now_tick)), age)
-    gone = np.asarray(age >= _limits(state, values["farm"], timeouts, embryonic), np.bool_)
+    gone = np.asarray(age >= _limits(state, values, timeouts, embryonic), np.bool_)
     return gone, gone & ours
 
 
@@ -162,17 +170,18 @@ def lasting(values: Array, found: Mask, opposite: Array) -> Mask:
     flows because that is full, or because its next packet moves it there; until then no peer has it.
     """
     forward, reply = values["last_seen"].astype(np.int64), opposite["last_seen"].astype(np.int64)
+    found = found & ~is_one_way(values)
     answered = found & ((values["state"] & opposite["state"] & int(FlowState.SEEN)) != 0) & ~_is_closed(values["state"])
     return np.asarray(answered & ((forward > reply) | (reply - forward >= to_ticks(LASTING_S))), np.bool_)
 
 
-def _limits(state: Any, farm: Array, timeouts: Timeouts, embryonic: bool) -> Ticks:
+def _limits(state: Any, values: Array, timeouts: Timeouts, embryonic: bool) -> Ticks:
     """Idle timeout in ticks by state; SEEN means both directions if both are known."""
-    row = np.minimum(farm, len(timeouts.idle) - 1)
+    row = np.minimum(values["farm"], len(timeouts.idle) - 1)
     replicated = (state & int(FlowState.REPLICATED)) != 0
     opening = ((state & int(FlowState.SEEN)) == 0) & ~replicated
     if embryonic:
-        opening |= timeouts.handshake[row]
+        opening |= timeouts.handshake[row] | is_one_way(values)
     limit = np.where(opening, timeouts.opening[row], timeouts.idle[row])
     limit = np.where(_is_closed(state), timeouts.closing[row], limit)
     return np.asarray(limit + np.where(replicated, _REFRESH_TICKS, 0), np.uint32)

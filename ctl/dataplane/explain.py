@@ -23,6 +23,8 @@ from ctl.dataplane.flow_selection import PROTOCOL_NUMBERS
 from ctl.dataplane.planner import eligible_backends
 
 SHOWN_CANDIDATES = 4
+ONE_WAY = (Mode.DSR.value, Mode.IPIP.value)
+"""Modes whose backends get the client's packet as it is, and answer past this node."""
 
 _REASONS = {counter.name: counter.reason for counter in COUNTERS}
 
@@ -34,6 +36,7 @@ class _Trace:
     steps: list[str] = field(default_factory=list)
     farm: str | None = None
     backend: str | None = None
+    mode: str | None = None
     rewrite: str | None = None
     slot: int | None = None
     slots: int | None = None
@@ -46,6 +49,7 @@ class _Trace:
             "why": self.why or _REASONS.get(verdict, ""),
             "farm": self.farm,
             "backend": self.backend,
+            "mode": self.mode,
             "rewrite": self.rewrite,
             "slot": self.slot,
             "slots": self.slots,
@@ -90,6 +94,7 @@ def explain(
         trace.steps.append(f"no running farm listens on port {arriving.destination_port}; the VIP's guard is {guard}")
         return trace.end("drop_vip_guard" if vip.guard else "pass_vip_open", False, None)
     trace.farm = farm.name
+    trace.mode = farm.mode.value
     trace.steps.append(f"farm {farm.name} listens there")
     farm = next(part for part in farm.parts if arriving.destination in part.vips)
     eligible = eligible_backends(farm, down)
@@ -146,10 +151,11 @@ def with_next_hop(answer: dict[str, Any], address: str, hop: NextHop | None) -> 
     through = f"{hop.address} on {hop.device}"
     if hop.resolved:
         return answer | {"steps": [*answer["steps"], f"next hop {through}"]}
-    step = (
-        f"next hop unresolved: {through} has not answered, so the kernel asks for it and forwards; ip neigh show {hop.address}"
-    )
-    return answer | {"verdict": "pass_unresolved", "why": f"next hop unresolved: {through}", "steps": [*answer["steps"], step]}
+    verdict, then = "pass_unresolved", "so the kernel asks for it and forwards"
+    if answer["mode"] in ONE_WAY:
+        verdict, then = "drop_unresolved", f"and in mode {answer['mode']} the kernel cannot forward for it"
+    step = f"next hop unresolved: {through} has not answered, {then}; ip neigh show {hop.address}"
+    return answer | {"verdict": verdict, "why": f"next hop unresolved: {through}", "steps": [*answer["steps"], step]}
 
 
 def _explain_transit(arriving: FlowTuple, config: Config, trace: _Trace) -> dict[str, Any]:
@@ -191,8 +197,10 @@ def _server(arriving: FlowTuple, config: Config, modes: Collection[Mode]) -> Far
 
 
 def _existing(found: Mapping[str, Any], trace: _Trace) -> dict[str, Any]:
-    trace.farm, trace.backend = found["farm"], found["backend"]
-    if found["direction"] == "forward":
+    trace.farm, trace.backend, trace.mode = found["farm"], found["backend"], found["mode"]
+    if found["mode"] in ONE_WAY:
+        trace.rewrite = _unchanged(found["mode"], found["client"], found["vip"], found["backend"])
+    elif found["direction"] == "forward":
         trace.rewrite = f"{found['client']} -> {found['vip']} becomes {found['backend_sees']} -> {found['backend']}"
     else:
         trace.rewrite = f"{found['backend']} -> {found['backend_sees']} becomes {found['vip']} -> {found['client']}"
@@ -263,9 +271,17 @@ def _by_hash(arriving: FlowTuple, farm: Farm, eligible: tuple[Backend, ...], see
     return next(backend for backend in eligible if backend.id == number)
 
 
+def _unchanged(mode: str, client: str, vip: str, backend: str) -> str:
+    how = "to its MAC address" if mode == "dsr" else "in an IP header for its address"
+    return f"{client} -> {vip} stays, and goes to {backend} {how}"
+
+
 def _rewrite(arriving: FlowTuple, farm: Farm, backend: str, seed: int, trace: _Trace) -> str:
     client = format_endpoint(arriving.source, arriving.source_port)
     vip = format_endpoint(arriving.destination, arriving.destination_port)
+    if farm.mode in ONE_WAY:
+        trace.steps.append(f"{farm.mode.value}: the backend has {vip} too, and answers the client past this node")
+        return _unchanged(farm.mode.value, client, vip, backend)
     if farm.mode is Mode.DNAT:
         if arriving.source not in {each.address for each in farm.backends}:
             trace.steps.append("dnat: the backend sees the client's address and answers through this node")

@@ -3,7 +3,7 @@
 Decides what of a flow is replicated: everything but what only its own node can know (MACs, egress interface, MTU). Must not
 know sockets, maps or clocks; the caller, which knows the kernel's layouts, passes the columns and the meaning of the bits. A
 block holds the forward entry of each connection; the entry of the other direction follows from it, as in
-`bpf/program/flow.family.h`.
+`bpf/program/flow.family.h`. A connection that is one way has none.
 
 Columns are numpy structured arrays. No Python per flow.
 """
@@ -47,16 +47,17 @@ class FlowBits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Flows:
-    """Connections as table rows: both entries of each."""
+    """Connections as table rows: both entries of each. one_way: rows of which `reply_keys` and `reply` mean nothing."""
 
     keys: Array
     forward: Array
     reply_keys: Array
     reply: Array
+    one_way: Array
 
     def chosen(self, rows: Array) -> Flows:
         """Only these rows."""
-        return Flows(self.keys[rows], self.forward[rows], self.reply_keys[rows], self.reply[rows])
+        return Flows(self.keys[rows], self.forward[rows], self.reply_keys[rows], self.reply[rows], self.one_way[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,16 @@ class _Columns:
 class FlowCodec:
     """Knows the columns of both families."""
 
-    def __init__(self, dtypes: Mapping[str, tuple[np.dtype[Any], np.dtype[Any]]], bits: FlowBits, abi: int) -> None:
-        """dtypes: of keys and values of the flow table, by "v4" and "v6"; abi: version of what the values mean."""
+    def __init__(
+        self, dtypes: Mapping[str, tuple[np.dtype[Any], np.dtype[Any]]], bits: FlowBits, abi: int, one_way_flags: int = 0
+    ) -> None:
+        """dtypes: of keys and values of the flow table, by "v4" and "v6"; abi: version of what the values mean.
+
+        one_way_flags: those of connections that have a forward entry only. They do not change the layout, so that a peer that
+        does not know them has the others.
+        """
         self._bits = bits
+        self._one_way_flags = one_way_flags
         self._columns = {family: _Columns.of(key, flow) for family, (key, flow) in dtypes.items()}
         parts = [VERSION, abi, sys.byteorder, bits, [each.record.descr for each in self._columns.values()]]
         self.layout = int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
@@ -118,8 +126,15 @@ class FlowCodec:
                 yield bool(part["type"][0] == REMOVED), self._flows(family, columns, part)
 
     def reply_keys(self, keys: Array, flows: Array) -> Array:
-        """The keys under which the other direction of these forward entries stands."""
+        """The keys under which the other direction of these forward entries stands, of those that have one."""
+        two_way = ~self._is_one_way(flows)
+        return self._reply_keys(keys[two_way], flows[two_way])
+
+    def _reply_keys(self, keys: Array, flows: Array) -> Array:
         return _turned(np.zeros_like(keys), keys["protocol"], flows)
+
+    def _is_one_way(self, flows: Array) -> Array:
+        return np.asarray((flows["flags"] & self._one_way_flags) != 0)
 
     def _flows(self, family: str, columns: _Columns, records: Array) -> Flows:
         bits = self._bits
@@ -130,7 +145,8 @@ class FlowCodec:
             forward[name] = records[name]
         forward["flags"] |= np.uint8(bits.forward_flag)
         forward["state"] |= np.uint8(bits.replicated)
-        return Flows(keys, forward, self.reply_keys(keys, forward), self._reply(family, keys, forward))
+        reply = self._reply(family, keys, forward)
+        return Flows(keys, forward, self._reply_keys(keys, forward), reply, self._is_one_way(forward))
 
     def _reply(self, family: str, keys: Array, forward: Array) -> Array:
         bits = self._bits

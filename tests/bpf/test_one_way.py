@@ -15,7 +15,10 @@ from scapy.utils import checksum
 
 from bpf.constants import EventType, FlowFlag, FlowState, Mode, Protocol, Scheduler
 from bpf.dataplane import FlowTuple, PutBackend
+from ctl.cluster.flows.replica import ReplicaMaps
+from ctl.cluster.flows.source import make_codec
 from ctl.dataplane.flow_hash import client_hash
+from sync.flows.codec import PRESENT, REMOVED
 from tests.bpf.bed import (
     GATEWAY_MAC,
     NODE_IN_MAC,
@@ -387,3 +390,31 @@ def test_there_is_one_entry_and_both_counters_count(bed: Bed, family: Family, ki
     wanted = FlowFlag.FORWARD | (FlowFlag.DSR if kind == "dsr" else FlowFlag.IPIP)
     assert FlowFlag(int(value[0]["flags"])) & ~FlowFlag.OTHER_FAMILY == wanted
     assert bool(value[0]["flags"] & FlowFlag.OTHER_FAMILY) == kind.endswith("family")
+
+
+@KINDS
+@PROTOCOLS
+def test_the_peer_gets_the_connection(bed: Bed, family: Family, protocol: Protocol, kind: str) -> None:
+    """Its entry, from the ring or from a snapshot, forwards there as it did here; and it is removed alone."""
+    codec = make_codec(bed.plane)
+    maps = ReplicaMaps(bed.plane, codec)
+    farm(bed, family, kind, 11, 12, 13, protocol=protocol, scheduler=Scheduler.ROUNDROBIN)
+    packet = bytes(from_client(family, protocol))
+    with ring(bed, family) as take:
+        bed.send(packet)
+        bed.age("embryonic", family, 1)
+        packet = bytes(from_client(family, protocol, "A"))
+        frame = bed.send(packet).frame
+        events = take()
+        ring_payload = codec.encode(family.name, events["key"], events["flow"], events["type"])
+    ((key, value),) = bed.raw("flows", family)
+    snapshot = codec.encode(family.name, key, value, PRESENT)
+    removal = codec.encode(family.name, key, value, REMOVED)
+    for payload in (ring_payload, snapshot):
+        maps.apply(family.name, 1, removal, 0)
+        assert not bed.flows("flows", family)
+        maps.apply(family.name, 1, payload, 0)
+        assert len(bed.flows("flows", family)) == 1
+        out = bed.send(packet)
+        assert out.frame == frame and "event_promoted" not in out.moved
+    assert maps.counts.unwritten_records == 0

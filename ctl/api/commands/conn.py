@@ -167,12 +167,14 @@ def connection_view(entry: FlowEntry, names: Names, now_tick: int) -> dict[str, 
         format_endpoint(leaves.source, leaves.source_port),
     )
     client, vip, backend, backend_sees = ends if entry.forward else (ends[2], ends[3], ends[0], ends[1])
+    mode = entry.mode or ("dnat" if backend_sees == client else "snat")
     return {
         "protocol": constants.Protocol(arrives.protocol).name.lower(),
         "client": client,
         "vip": vip,
         "backend": backend,
         "backend_sees": backend_sees,
+        "mode": mode,
         "farm": names.farm(entry.farm),
         "backend_known": names.has_backend(entry.backend),
         "direction": "forward" if entry.forward else "reply",
@@ -186,7 +188,8 @@ def flow_state(entry: FlowEntry) -> str:
     state = constants.FlowState(entry.state)
     if state & constants.FlowState.RST:
         return "reset"
-    if state & (constants.FlowState.FIN_HERE | constants.FlowState.FIN_THERE):
+    ends = constants.FlowState.FIN_HERE | (0 if entry.mode else constants.FlowState.FIN_THERE)
+    if state & ends:
         return "closing"
     return "opening" if entry.embryonic else "established"
 

@@ -89,7 +89,10 @@ class ReplicaMaps:
         return flows
 
     def _write(self, family: str, flows: Flows) -> None:
-        """Both entries of each connection; when the map is full, neither of a new one."""
+        """The entries of each connection; when the map is full, none of a new one."""
+        if flows.one_way.any():
+            alone, flows = flows.chosen(flows.one_way), flows.chosen(~flows.one_way)
+            self.counts.unwritten_records += len(alone.keys) - self._put(family, alone.keys, alone.forward)
         count = len(flows.keys)
         replies = self._put(family, flows.reply_keys, flows.reply)
         forward = self._put(family, flows.keys, flows.forward)
@@ -120,4 +123,6 @@ class ReplicaMaps:
         keys = flows.keys[found]
         if len(keys):
             self._plane.delete_flows("flows", family, keys)
-            self._plane.delete_flows("flows", family, self._codec.reply_keys(keys, values[found]))
+            reply_keys = self._codec.reply_keys(keys, values[found])
+            if len(reply_keys):
+                self._plane.delete_flows("flows", family, reply_keys)

@@ -48,7 +48,8 @@ def make_codec(plane: ReplicatedPlane) -> FlowCodec:
         reset=int(FlowState.RST),
         replicated=int(FlowState.REPLICATED),
     )
-    return FlowCodec({family: plane.flow_dtypes(family) for family in FAMILIES}, bits, ABI_VERSION)
+    dtypes = {family: plane.flow_dtypes(family) for family in FAMILIES}
+    return FlowCodec(dtypes, bits, ABI_VERSION, int(FlowFlag.DSR | FlowFlag.IPIP))
 
 
 @dataclass(frozen=True, slots=True)

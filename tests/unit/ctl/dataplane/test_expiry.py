@@ -210,3 +210,28 @@ def test_connections_that_last_are_found_among_the_embryonic(
     _, values = connection(forward, reply)
     assert expiry.lasting(values[:1], np.array([True]), values[1:]).tolist() == [lasts]
     assert expiry.lasting(values[:1], np.array([False]), values[1:]).tolist() == [False]
+
+
+@pytest.mark.parametrize("flag", [FlowFlag.DSR, FlowFlag.IPIP, FlowFlag.IPIP | FlowFlag.OTHER_FAMILY])
+@pytest.mark.parametrize(
+    ("state", "farm", "embryonic", "limit_s"),
+    [
+        (SEEN, 1, True, OPENING_S),
+        (SEEN, 2, True, OPENING_S),  # one datagram, or several of one moment
+        (SEEN, 1, False, IDLE_S),
+        (SEEN, 2, False, IDLE_S),
+        (FIN, 1, False, CLOSING_S),
+        (RST, 1, False, CLOSING_S),
+    ],
+)
+def test_a_connection_that_is_one_way(flag: int, state: int, farm: int, embryonic: bool, limit_s: int) -> None:
+    for age_s, expected in ((limit_s - 1, set()), (limit_s + 1, {0})):
+        keys, values = connection((state | FlowState.FIN_THERE, age_s), (SEEN, 0))
+        values["flags"][0] |= flag
+        values["farm"] = farm
+        # row 1 is not its reply, although it looks like one
+        assert sweep(keys, values, embryonic=embryonic) == expected
+        assert not expiry.only_reply_is_busy(values[:1], values[1:], NOW).any()
+        assert not expiry.lasting(values[:1], np.array([True]), values[1:]).any()
+        counted = expiry.count_connections(values[:1])[0][7]
+        assert counted == (limit_s != CLOSING_S)
