@@ -196,6 +196,28 @@ def test_control_commands_are_documented() -> None:
     assert {word.split()[0] for word in shown["vip.add"].split(", ")} == {*fields.VIP_FIELDS, "force"}
 
 
+TEST_ID = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
+
+def test_every_test_that_shows_conformance_exists() -> None:
+    """docs/CONFORMANCE.md names tests by their ids; a claim without a test is none."""
+    text = (TREE / "docs/CONFORMANCE.md").read_text()
+    named = set(TEST_ID.findall(text))
+    assert len(named) > 60 and len(re.findall(r"::", text)) == len(TEST_ID.findall(text))
+    missing = {f"{path}::{name}" for path, name in named if f"def {name}(" not in _source_of(path)}
+    assert not missing
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| ")]
+    assert {row[1] for row in rows if len(row) == 4} == {"xlb", "---", "yes", "no", "n/a"}
+    assert not [row[0] for row in rows if len(row) == 4 and row[1] == "yes" and not TEST_ID.search(row[3])]
+    assert not [row[0] for row in rows if len(row) == 4 and row[1] in ("no", "n/a") and not row[2]]
+
+
+@cache
+def _source_of(path: str) -> str:
+    file = TREE / path
+    return file.read_text() if file.is_file() else ""
+
+
 def test_every_map_is_documented() -> None:
     sources = "".join(path.read_text() for path in (TREE / "bpf/program").glob("*.h"))
     maps = {name.replace("FAM", "*") for name in re.findall(r'PINS "/(\w+)"', sources)}
