@@ -121,15 +121,17 @@ MEANINGS = {
     "farm.proto": "Transport that the farm balances.",
     "farm.mode": "`snat`: backends see a floating address. `dnat`: they see the client and route back through the node.",
     "farm.snat_address": "Mode `snat`: the VIP that backends see; for more source ports up to 8 per family, with commas.",
-    "farm.health.kind": "`tcp`: a connection succeeds. `http`: a GET returns an expected status. `none`: no checks.",
+    "farm.health.kind": "What is checked; see [Health checks](#health-checks).",
     "farm.health.interval_ms": "From one check to the next.",
     "farm.health.timeout_ms": "After which a check has failed; at most `interval_ms`.",
     "farm.health.rise": "Successes in a row that bring a backend up.",
     "farm.health.fall": "Failures in a row that take a backend down; one that was never up goes down at the first.",
     "farm.health.port": "Port that is checked; `0`: the port of the backend.",
-    "farm.health.path": "`http`: path of the request.",
-    "farm.health.status": "`http`: expected status, or a range of them.",
-    "farm.health.host": "`http`: Host header.",
+    "farm.health.path": "`http`, `https`: path of the request.",
+    "farm.health.status": "`http`, `https`: expected status, or a range of them.",
+    "farm.health.host": "`http`, `https`: Host header.",
+    "farm.health.address": "Address that is checked.",
+    "farm.health.command": "`command`: absolute path of a program, and its arguments.",
     "farm.backend.address": "Address of the server, of the family of a VIP.",
     "farm.backend.port": "Port of the server for the first port of the farm.",
 }
@@ -137,6 +139,8 @@ DEFAULTS_ELSEWHERE = {
     "farm.snat_address": "the VIP of the client",
     "farm.backend.port": "the first port of the farm",
     "farm.health.host": "the backend's address",
+    "farm.health.address": "the backend's address",
+    "farm.health.command": "none",
     "farm.health.kind": "`tcp` (tcp), `none` (udp)",
     "farm.health.timeout_ms": "1000, or `interval_ms` if that is less",
 }
@@ -170,25 +174,27 @@ VALUES = {
     "farm.mode": _codes(settings.choices(Mode, "farm.mode")),
     "farm.snat_address": "address, or several",
     "farm.health.kind": _choices(CheckKind),
-    "farm.health.interval_ms": f"10 to {validation.MAX_INTERVAL_MS}",
-    "farm.health.timeout_ms": f"1 to {validation.MAX_INTERVAL_MS}",
+    "farm.health.interval_ms": f"10 to {settings.MAX_INTERVAL_MS}",
+    "farm.health.timeout_ms": f"1 to {settings.MAX_INTERVAL_MS}",
     "farm.health.rise": f"1 to {validation.MAX_CHECKS_IN_A_ROW}",
     "farm.health.fall": f"1 to {validation.MAX_CHECKS_IN_A_ROW}",
     "farm.health.port": "0 to 65535",
     "farm.health.path": "printable ASCII",
     "farm.health.status": "100 to 599, or a range",
     "farm.health.host": "printable ASCII",
+    "farm.health.address": "address",
+    "farm.health.command": f"list of at most {validation.MAX_ARGUMENTS} strings",
     "farm.backend.address": "address",
     "farm.backend.port": "1 to 65535",
 }
-LATER = {
-    f"{prefix}.{each.name}"
-    for of, prefix in ((settings.FARM_SETTINGS, "farm"), (settings.BACKEND_SETTINGS, "farm.backend"))
-    for each in of
-    if each.is_later
-}
+GROUPS = (
+    (settings.FARM_SETTINGS, "farm"),
+    (settings.CHECK_SETTINGS, "farm.health"),
+    (settings.BACKEND_SETTINGS, "farm.backend"),
+)
+LATER = {f"{prefix}.{each.name}" for of, prefix in GROUPS for each in of if each.is_later}
 """Settings that this version does not support."""
-for _of, _prefix in ((settings.FARM_SETTINGS, "farm"), (settings.BACKEND_SETTINGS, "farm.backend")):
+for _of, _prefix in GROUPS:
     for _setting in _of:
         MEANINGS[f"{_prefix}.{_setting.name}"] = _setting.meaning
         VALUES[f"{_prefix}.{_setting.name}"] = _values_of(_setting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -219,7 +220,29 @@ def check_sentence(check: dict[str, Any]) -> str:
     """Return the health check of a farm in one line."""
     if check["kind"] == "none":
         return "none"
-    what = f"http GET {check['path']} answers {check['status']}" if check["kind"] == "http" else "tcp connect"
     port = f" on port {check['port']}" if check["port"] else ""
-    timing = f"every {check['interval_ms']} ms, timeout {check['timeout_ms']} ms"
-    return f"{what}{port}, {timing}, up after {check['rise']} successes in a row, down after {check['fall']} failures"
+    address = f" at {check['address']}" if check.get("address") else ""
+    timing = f"every {check['interval_ms']} ms"
+    if check.get("interval_down_ms"):
+        timing += f" ({check['interval_down_ms']} ms while down)"
+    timing += f", timeout {check['timeout_ms']} ms"
+    counts = f"up after {check['rise']} successes in a row, down after {check['fall']} failures"
+    return f"{_what_is_checked(check)}{port}{address}, {timing}, {counts}"
+
+
+def _what_is_checked(check: dict[str, Any]) -> str:
+    kind = check["kind"]
+    if kind in ("http", "https"):
+        verified = " with a valid certificate" if check.get("verify") else ""
+        text = f' with "{check["text"]}"' if check.get("text") else ""
+        return f"{kind} GET {check['path']} answers {check['status']}{text}{verified}"
+    if kind == "dns":
+        answer = f" {check['answer']}" if check["answer"] else ""
+        return f"dns {check['query']} {check['query_type']} answers {check['rcode']}{answer}"
+    if kind == "udp":
+        return f'udp answers "{check["answer"]}"' if check["answer"] else "udp port is not unreachable"
+    if kind == "grpc":
+        return f"grpc health of {check['service'] or 'the server'} is SERVING"
+    if kind == "command":
+        return f"command {shlex.join(check['command'])} exits with 0"
+    return "icmp echo is answered" if kind == "icmp" else "tcp connect"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ctl.config.model import CheckKind, Mode, Protocol, format_endpoint, format_ports
-from ctl.config.settings import FARM_SETTINGS, Setting, choices
+from ctl.config.settings import CHECK_SETTINGS, FARM_SETTINGS, Setting, choices
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -126,6 +127,14 @@ def _parse_vip_address(text: str) -> str:
     return parse_address(text.partition("/")[0])
 
 
+def _parse_command(text: str) -> list[str]:
+    """Quotes and backslashes as in a shell; nothing is expanded."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"'{text}' is not a command: {str(error).lower()}; expected a path and arguments") from None
+
+
 def number(first: int, last: int = 2**31 - 1) -> ParamType:
     """Return the type of a whole number from `first` to `last`."""
     expected = f"expected a whole number from {first} to {last}"
@@ -143,6 +152,7 @@ def number(first: int, last: int = 2**31 - 1) -> ParamType:
 
 
 ADDRESS = _Parsed("ADDR", parse_address)
+ADDRESS_OR_DEFAULT = _Parsed("ADDR", lambda text: text and parse_address(text))
 ADDRESSES = _Parsed("ADDR[,ADDR…]", lambda text: ",".join(parse_address(each.strip()) for each in text.split(",")))
 ADDRESS_WITH_PREFIX = _Parsed("ADDR/PREFIX", _parse_prefix)
 ENDPOINT = _Parsed("ADDR:PORT", parse_endpoint)
@@ -229,21 +239,22 @@ def _choice(kind: Any) -> click.Choice[str]:
     return click.Choice([str(member.value) for member in kind])
 
 
-def setting_options(settings: Sequence[Setting], adding: bool) -> list[Decorator]:
-    """An option for each setting of ctl/config/settings.py. adding: the help shows the defaults."""
-    return [_setting_option(setting, adding) for setting in settings if setting.has_option]
+def setting_options(settings: Sequence[Setting], adding: bool, prefix: str = "") -> list[Decorator]:
+    """An option for each setting of ctl/config/settings.py. adding: the help shows the defaults. prefix: of the name."""
+    return [_setting_option(setting, adding, prefix) for setting in settings if setting.has_option]
 
 
-def _setting_option(setting: Setting, adding: bool) -> Decorator:
-    option = "--" + setting.name.removesuffix("_s").replace("_", "-")
+def _setting_option(setting: Setting, adding: bool, prefix: str) -> Decorator:
+    name = prefix + setting.name
+    option = "--" + name.removesuffix("_s").replace("_", "-")
     text = setting.meaning.replace("`", "")
     if adding:
         text += f"  [default: {setting.shown_default.replace('`', '') or _shown(setting.default)}]"
     if isinstance(setting.default, bool):
-        return click.option(f"{option}/--no-{option[2:]}", setting.name, default=None, hidden=setting.is_later, help=text)
-    names = [option] if option[2:].replace("-", "_") == setting.name else [option, f"{option}-s"]
+        return click.option(f"{option}/--no-{option[2:]}", name, default=None, hidden=setting.is_later, help=text)
+    names = [option] if option[2:].replace("-", "_") == name else [option, f"{option}-s"]
     metavar = None if setting.allowed or setting.among else setting.unit
-    return click.option(*names, setting.name, type=_type(setting), metavar=metavar, hidden=setting.is_later, help=text)
+    return click.option(*names, name, type=_type(setting), metavar=metavar, hidden=setting.is_later, help=text)
 
 
 def _type(setting: Setting) -> ParamType:
@@ -298,6 +309,7 @@ def farm_options(adding: bool) -> Decorator:
         ),
         *setting_options(FARM_SETTINGS, adding),
         *_check_options(default),
+        *setting_options(CHECK_SETTINGS, adding, "check_"),
     ]
     return decorated(options)
 
@@ -333,9 +345,15 @@ def _check_options(default: Callable[[str], str]) -> list[Decorator]:
             "--check-fall", type=positive, metavar="N", help=f"Failures in a row that mark a backend down.{default('3')}"
         ),
         click.option("--check-port", type=PORT, help="Port to probe." + default("the backend's own")),
-        click.option("--check-path", metavar="PATH", help=f"Path to GET (http).{default('/')}"),
-        click.option("--check-status", metavar="STATUS", help=f"Accepted status or range (http).{default('200-399')}"),
-        click.option("--check-host", metavar="HOST", help="Host header (http)." + default("the backend's address")),
+        click.option("--check-path", metavar="PATH", help=f"Path to GET (http, https).{default('/')}"),
+        click.option("--check-status", metavar="STATUS", help=f"Accepted status or range (http, https).{default('200-399')}"),
+        click.option("--check-host", metavar="HOST", help="Host header (http, https)." + default("the backend's address")),
+        click.option("--check-address", type=ADDRESS_OR_DEFAULT, help="Address to probe." + default("the backend's own")),
+        click.option(
+            "--check-command",
+            type=_Parsed("COMMAND", _parse_command),
+            help="Program and arguments (command); split like a shell does, but run without one." + default("none"),
+        ),
     ]
 
 

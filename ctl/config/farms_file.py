@@ -165,7 +165,10 @@ def _write_table(table: Mapping[str, object], path: str, lines: list[str]) -> No
 
 
 def _is_nested(value: object) -> bool:
-    return isinstance(value, Mapping) or (isinstance(value, Sequence) and not isinstance(value, str))
+    """Whether it is a table or a list of tables; other lists are plain values."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return all(isinstance(each, Mapping) for each in value)
+    return isinstance(value, Mapping)
 
 
 def _scalar(value: object) -> str:

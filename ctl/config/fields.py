@@ -23,8 +23,8 @@ from ctl.config.model import (
     Protocol,
     Vip,
 )
-from ctl.config.settings import BACKEND_SETTINGS, FARM_SETTINGS, Setting, choices
-from ctl.config.validation import canonical_address, check_bounds, suggest
+from ctl.config.settings import BACKEND_SETTINGS, CHECK_SETTINGS, FARM_SETTINGS, Setting, choices
+from ctl.config.validation import KIND_DEFAULTS, KINDS_OF, canonical_address, check_bounds, suggest
 from ctl.errors import Code, InvalidInput
 
 VIP_FIELDS = ("address", "device", "guard")
@@ -38,7 +38,11 @@ FARM_FIELDS = (
     *(setting.name for setting in FARM_SETTINGS),
     "health",
 )
-HEALTH_FIELDS = ("kind", "interval_ms", "timeout_ms", "rise", "fall", "port", "path", "status", "host")
+HEALTH_FIELDS = (
+    *("kind", "interval_ms", "timeout_ms", "rise", "fall", "port", "path", "status", "host", "address"),
+    *(setting.name for setting in CHECK_SETTINGS),
+    "command",
+)
 BACKEND_FIELDS = ("address", "port", *(setting.name for setting in BACKEND_SETTINGS))
 ALIASES = {"protocol": "proto", "dev": "device", "drain": "draining"}
 
@@ -205,7 +209,7 @@ def read_farm(fields: Fields, base: Farm | None = None) -> Farm:
     )
 
 
-def _read_settings(fields: Fields, settings: Sequence[Setting], base: Farm | Backend | None) -> dict[str, Any]:
+def _read_settings(fields: Fields, settings: Sequence[Setting], base: Farm | Backend | HealthCheck | None) -> dict[str, Any]:
     return {each.name: fields.setting(each, getattr(base, each.name) if base else each.default) for each in settings}
 
 
@@ -267,10 +271,13 @@ def _read_range(fields: Fields, value: object) -> tuple[int, int]:
 def read_health(farm: Fields, base: HealthCheck | None, kind: CheckKind) -> HealthCheck:
     """The check in a farm's settings; with `base`, that one with the given settings changed. kind: of a new one, by default.
 
-    The default timeout of a new check is at most its interval.
+    The default timeout of a new check is at most its interval. A change of the kind resets what only the old kind uses.
     """
     fields, start = farm.section("health", HEALTH_FIELDS), base or HealthCheck(kind)
     kind = fields.choice("kind", CheckKind, start.kind)
+    if base is not None and kind is not base.kind:
+        unused: dict[str, Any] = {name: default for name, default in KIND_DEFAULTS.items() if kind not in KINDS_OF[name]}
+        start = replace(start, **unused)
     interval_ms, timeout_ms = fields.integer("interval_ms", start.interval_ms), start.timeout_ms
     if base is None and kind is not CheckKind.NONE:
         timeout_ms = min(timeout_ms, interval_ms)
@@ -284,6 +291,9 @@ def read_health(farm: Fields, base: HealthCheck | None, kind: CheckKind) -> Heal
         path=fields.text("path", start.path),
         status=_read_status(fields, start.status),
         host=fields.text("host", start.host),
+        address=fields.address("address", start.address or ""),
+        command=fields.texts("command", start.command),
+        **_read_settings(fields, CHECK_SETTINGS, start),
     )
 
 
@@ -328,7 +338,9 @@ def _setting_fields(of: Farm | Backend, settings: Sequence[Setting]) -> dict[str
 
 def health_fields(check: HealthCheck) -> dict[str, object]:
     """Every setting of a health check by its contract name."""
-    return {name: getattr(check, name) for name in HEALTH_FIELDS} | {"kind": check.kind.value}
+    values = {name: getattr(check, name) for name in HEALTH_FIELDS}
+    plain = {name: value.value for name, value in values.items() if isinstance(value, enum.StrEnum)}
+    return values | plain | {"command": list(check.command)}
 
 
 def backend_fields(backend: Backend) -> dict[str, object]:

@@ -43,6 +43,37 @@ class CheckKind(enum.StrEnum):
     NONE = "none"
     TCP = "tcp"
     HTTP = "http"
+    HTTPS = "https"
+    ICMP = "icmp"
+    UDP = "udp"
+    DNS = "dns"
+    GRPC = "grpc"
+    COMMAND = "command"
+
+
+class QueryType(enum.StrEnum):
+    """What a DNS check asks for (RFC 1035 section 3.2.2, RFC 3596, RFC 2782)."""
+
+    A = "A"
+    AAAA = "AAAA"
+    CNAME = "CNAME"
+    MX = "MX"
+    NS = "NS"
+    PTR = "PTR"
+    SOA = "SOA"
+    SRV = "SRV"
+    TXT = "TXT"
+
+
+class ResponseCode(enum.StrEnum):
+    """How a DNS check's server answers (RFC 1035 section 4.1.1)."""
+
+    NOERROR = "NOERROR"
+    FORMERR = "FORMERR"
+    SERVFAIL = "SERVFAIL"
+    NXDOMAIN = "NXDOMAIN"
+    NOTIMP = "NOTIMP"
+    REFUSED = "REFUSED"
 
 
 class AllDown(enum.StrEnum):
@@ -85,9 +116,22 @@ class HealthCheck:
     rise: int = 2  # successes in a row that bring a backend up
     fall: int = 3  # failures in a row that take it down
     port: int = 0  # 0: the backend's own
-    path: str = "/"  # HTTP only
-    status: str = "200-399"  # HTTP only: one status or an inclusive range
-    host: str = ""  # HTTP Host header; empty: the backend's address
+    path: str = "/"  # http, https
+    status: str = "200-399"  # http, https: one status or an inclusive range
+    host: str = ""  # http, https: Host header; empty: the backend's address
+    interval_down_ms: int = 0  # of a backend that is down; 0: interval_ms
+    address: str = ""  # empty: the backend's own
+    text: str = ""  # http, https: what the body contains
+    sni: str = ""  # https: server name; empty: that of `host`
+    verify: bool = False  # https: check the certificate
+    ca_file: str = ""  # https: path on each node; empty: the system's
+    payload: str = ""  # udp: a datagram as text or "hex:…"
+    answer: str = ""  # udp: what the answer contains, as text or "hex:…"; dns: one of the records
+    query: str = ""  # dns: name
+    query_type: QueryType = QueryType.A
+    rcode: ResponseCode = ResponseCode.NOERROR
+    service: str = ""  # grpc; empty: the whole server
+    command: tuple[str, ...] = ()  # absolute path and arguments
 
 
 DEFAULT_CHECK = MappingProxyType({Protocol.TCP: HealthCheck(kind=CheckKind.TCP), Protocol.UDP: HealthCheck()})

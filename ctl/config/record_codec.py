@@ -25,6 +25,8 @@ from ctl.config.model import (
     OnBackend,
     OnNoBackend,
     Protocol,
+    QueryType,
+    ResponseCode,
     Scheduler,
     Vip,
 )
@@ -35,7 +37,7 @@ FORMAT_VERSION = 1
 MAX_BYTES = 256 << 20
 """More than the limits of a configuration need; a longer record is damaged or hostile."""
 
-_ENUMS = {
+_TYPES: Mapping[str, Callable[[Any], Any]] = {
     "protocol": Protocol,
     "mode": Mode,
     "scheduler": Scheduler,
@@ -45,6 +47,9 @@ _ENUMS = {
     "on_backend_removed": OnBackend,
     "drain_then": DrainThen,
     "kind": CheckKind,
+    "query_type": QueryType,
+    "rcode": ResponseCode,
+    "command": tuple,
 }
 _RELEASED: Mapping[type, frozenset[str]] = {
     Vip: frozenset({"address", "prefix_length", "device", "guard"}),
@@ -191,8 +196,8 @@ def _farm_values(farm: Farm) -> dict[str, Any]:
     return _values(farm) | {"health": _values(farm.health), "backends": [_values(backend) for backend in farm.backends]}
 
 
-def _enums(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _ENUMS[name](value) if name in _ENUMS else value for name, value in values.items()}
+def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _TYPES[name](value) if name in _TYPES else value for name, value in values.items()}
 
 
 def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes, Farm]) -> tuple[Config, dict[bytes, Farm]]:
@@ -209,10 +214,10 @@ def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes,
                 continue
             if kind != "farm":
                 raise ValueError(f"an unknown kind of line: {kind}")
-            health = HealthCheck(**_enums(values["health"]))
-            backends = tuple(Backend(**_enums(each)) for each in values["backends"])
+            health = HealthCheck(**_typed(values["health"]))
+            backends = tuple(Backend(**_typed(each)) for each in values["backends"])
             lists = {"more_vips": tuple(values.get("more_vips", ())), "more_ports": _pairs(values.get("more_ports", ()))}
-            farm = Farm(**_enums(values) | lists | {"health": health, "backends": backends})
+            farm = Farm(**_typed(values) | lists | {"health": health, "backends": backends})
         farms[farm.name] = farm_lines[line] = farm
     if len(vips) + len(farms) != len(lines):
         raise ValueError("a name that is listed twice")

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ctl.config.model import Backend, Farm
+from ctl.config.model import Backend, Farm, HealthCheck
 
 MAX_WEIGHT = 65535
 MAX_TIER = 255
@@ -22,6 +22,8 @@ MAX_PERSISTENCE_S = 30 * 24 * 3600
 MAX_COUNT = 2**31 - 1
 MAX_CONNECTION_ID = 20  # bytes; RFC 9000 section 17.2
 MAX_SERVER_ID = 15  # bytes
+MAX_INTERVAL_MS = 3_600_000
+MAX_BYTES = 1024  # of a payload, of an expected answer
 MAX_DRAIN_UNTIL = 2**32 - 1  # seconds since 1970
 
 TABLE_SIZES = (509, 1021, 2039, 4093, 8191, 16381, 32749, 65537)
@@ -66,7 +68,7 @@ LATER = frozenset(
 class Setting:
     """A setting with one value. The type of `default` is that of the value."""
 
-    of: str  # "farm" | "backend"
+    of: str  # "farm" | "backend" | "farm.health"
     name: str  # the field of the model, the key in files and messages, and with dashes the option
     default: object
     meaning: str
@@ -132,6 +134,10 @@ def _farm(name: str, meaning: str, **more: object) -> Setting:
 
 def _backend(name: str, meaning: str, **more: object) -> Setting:
     return Setting("backend", name, Backend.__dataclass_fields__[name].default, meaning, **more)  # type: ignore[arg-type]
+
+
+def _check(name: str, meaning: str, **more: object) -> Setting:
+    return Setting("farm.health", name, HealthCheck.__dataclass_fields__[name].default, meaning, **more)  # type: ignore[arg-type]
 
 
 _TIMEOUT: Mapping[str, object] = {"high": MAX_IDLE_TIMEOUT_S, "unit": "SECONDS"}
@@ -248,4 +254,71 @@ BACKEND_SETTINGS = (
         shown_default="0: when the last connection ends",
     ),
     _backend("drain_then", "What happens at that end to the connections that are left. `keep`: nothing. `cut`: they end."),
+)
+
+_TEXT = r"[^\x00-\x1f\x7f\ud800-\udfff]"
+_DATA: Mapping[str, object] = {
+    "pattern": rf"hex:([0-9a-fA-F]{{2}}){{1,{MAX_BYTES}}}|(?!hex:){_TEXT}{{1,{MAX_BYTES}}}",
+    "form": f'a text, or "hex:" with pairs of hexadecimal digits, of at most {MAX_BYTES} bytes',
+    "unit": "TEXT|hex:DIGITS",
+    "shown_default": "none",
+}
+
+CHECK_SETTINGS = (
+    _check(
+        "interval_down_ms",
+        "From one check to the next while the backend is down; at least `interval_ms`.",
+        high=MAX_INTERVAL_MS,
+        unit="MS",
+        shown_default="`interval_ms`",
+    ),
+    _check(
+        "text",
+        "`http`, `https`: text in the first 64 KiB of the answer's body.",
+        pattern=f"{_TEXT}{{1,{MAX_BYTES}}}",
+        form=f"a text of at most {MAX_BYTES} characters without control characters",
+        unit="TEXT",
+        shown_default="any",
+    ),
+    _check(
+        "sni",
+        "`https`: server name that the TLS handshake asks for (SNI), and that the certificate must have.",
+        pattern=r"(?=.{1,253}\Z)([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?",
+        form="a host name",
+        unit="NAME",
+        shown_default="the name in `host`",
+    ),
+    _check("verify", "`https`. `true`: the certificate must be valid and name the server."),
+    _check(
+        "ca_file",
+        "`https`: file (PEM) on each node with the authorities that `verify` trusts.",
+        pattern=r"/[\x20-\x7e]{1,1023}",
+        form="an absolute path",
+        unit="FILE",
+        shown_default="those of the system",
+    ),
+    _check("payload", "`udp`: content of the datagram.", **_DATA),
+    _check(
+        "answer",
+        "`udp`: what the answer contains; without it, only ICMP port unreachable is a failure. `dns`: one of the records.",
+        **{**_DATA, "shown_default": "any"},
+    ),
+    _check(
+        "query",
+        "`dns`: name that is asked for.",
+        pattern=r"(?=.{1,253}\.?\Z)([A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|\.",
+        form="a domain name",
+        unit="NAME",
+        shown_default="none; `dns` needs one",
+    ),
+    _check("query_type", "`dns`: type of the record."),
+    _check("rcode", "`dns`: expected response code."),
+    _check(
+        "service",
+        "`grpc`: service whose state is asked for (grpc.health.v1).",
+        pattern=r"[\x21-\x7e]{1,255}",
+        form="the name of a service",
+        unit="NAME",
+        shown_default="the whole server",
+    ),
 )

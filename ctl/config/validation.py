@@ -25,10 +25,21 @@ from ctl.config.model import (
     Mode,
     OnBackend,
     Protocol,
+    QueryType,
     Vip,
     format_ports,
 )
-from ctl.config.settings import BACKEND_SETTINGS, FARM_SETTINGS, MAX_CONNECTION_ID, NAME, Setting, choices
+from ctl.config.settings import (
+    BACKEND_SETTINGS,
+    CHECK_SETTINGS,
+    FARM_SETTINGS,
+    MAX_CONNECTION_ID,
+    MAX_INTERVAL_MS,
+    NAME,
+    Setting,
+    choices,
+    shown,
+)
 from ctl.errors import Code, InvalidInput
 
 MAX_BACKENDS_PER_FARM = 1024
@@ -36,14 +47,32 @@ MAX_PRIORITY = 255  # of a node
 MAX_VIPS_PER_FARM = 32
 MAX_PORTS_PER_FARM = 64
 """Ports and ranges in the list of a farm."""
-MAX_INTERVAL_MS = 3_600_000
 MAX_CHECKS_IN_A_ROW = 100
 MAX_TEXT = 1024
+MAX_ARGUMENTS = 32
+
+_WEB = frozenset({CheckKind.HTTP, CheckKind.HTTPS})
+KINDS_OF: Mapping[str, frozenset[CheckKind]] = {
+    "text": _WEB,
+    "sni": frozenset({CheckKind.HTTPS}),
+    "verify": frozenset({CheckKind.HTTPS}),
+    "ca_file": frozenset({CheckKind.HTTPS}),
+    "payload": frozenset({CheckKind.UDP}),
+    "answer": frozenset({CheckKind.UDP, CheckKind.DNS}),
+    "query": frozenset({CheckKind.DNS}),
+    "query_type": frozenset({CheckKind.DNS}),
+    "rcode": frozenset({CheckKind.DNS}),
+    "service": frozenset({CheckKind.GRPC}),
+    "command": frozenset({CheckKind.COMMAND}),
+}
+"""The kinds of checks that use a setting. Those of 0.1.0 (path, status, host) may be set with any kind."""
+KIND_DEFAULTS: Mapping[str, object] = {name: getattr(HealthCheck(), name) for name in KINDS_OF}
 
 _NAME = re.compile(NAME)
 _DEVICE = re.compile(r"[^\s/]{1,15}")
 _PATH = re.compile(r"/[\x21-\x7e]*")
 _HOST = re.compile(r"[\x21-\x7e]*")
+_ARGUMENT = re.compile(r"[^\x00\ud800-\udfff]*")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -126,6 +155,45 @@ def check_health(check: HealthCheck, place: str) -> None:
     if _HOST.fullmatch(check.host) is None or len(check.host) > 255:
         raise InvalidInput(f'expected a host name, got "{check.host[:80]}"', f"{place}.host")
     parse_status(check.status, f"{place}.status")
+    if check.address:
+        canonical_address(check.address, f"{place}.address")
+    _check_settings(check, CHECK_SETTINGS, place)
+    _check_command(check.command, f"{place}.command")
+    _check_kind(check, place)
+
+
+def _check_command(command: tuple[str, ...], key: str) -> None:
+    if not all(isinstance(each, str) and len(each) <= MAX_TEXT and _ARGUMENT.fullmatch(each) for each in command):
+        raise InvalidInput(f"expected arguments of at most {MAX_TEXT} characters, without NUL", key)
+    if len(command) > MAX_ARGUMENTS:
+        raise InvalidInput(f"expected at most {MAX_ARGUMENTS} arguments, got {len(command)}", key)
+    if command and not command[0].startswith("/"):
+        raise InvalidInput(f'expected the absolute path of a program first, got "{command[0][:80]}"', key)
+
+
+def _check_kind(check: HealthCheck, place: str) -> None:
+    """What a kind of check needs, and what it does not use."""
+    for name, kinds in KINDS_OF.items():
+        value = getattr(check, name)
+        if check.kind not in kinds and value != KIND_DEFAULTS[name]:
+            of = " or ".join(sorted(kinds))
+            given = f"{len(value)} arguments" if isinstance(value, tuple) else shown(value)
+            raise InvalidInput(f"is for checks of kind {of}; got {given} with kind {check.kind}", f"{place}.{name}")
+    if check.kind is not CheckKind.NONE and 0 < check.interval_down_ms < check.interval_ms:
+        raise InvalidInput(
+            f"expected 0 or at least interval_ms ({check.interval_ms}), got {check.interval_down_ms}",
+            f"{place}.interval_down_ms",
+        )
+    if check.kind is CheckKind.DNS and not check.query:
+        raise InvalidInput("is missing; expected the name that a check of kind dns asks for", f"{place}.query")
+    if check.kind is CheckKind.COMMAND and not check.command:
+        raise InvalidInput("is missing; expected the absolute path of a program and its arguments", f"{place}.command")
+    if check.ca_file and not check.verify:
+        raise InvalidInput(f'expected "" without verify, got "{check.ca_file[:80]}"', f"{place}.ca_file")
+    if check.kind is CheckKind.DNS and check.answer and check.query_type in (QueryType.A, QueryType.AAAA):
+        address = canonical_address(check.answer, f"{place}.answer")
+        if is_ipv6(address) is not (check.query_type is QueryType.AAAA):
+            raise InvalidInput(f"expected an address of type {check.query_type}, got {address}", f"{place}.answer")
 
 
 def check_backend(backend: Backend, farm: Farm, place: str) -> None:
@@ -160,7 +228,7 @@ def check_backend(backend: Backend, farm: Farm, place: str) -> None:
         _check_quic_id(backend, farm, f"{place}.quic_id")
 
 
-def _check_settings(of: Farm | Backend, settings: Iterable[Setting], place: str) -> None:
+def _check_settings(of: Farm | Backend | HealthCheck, settings: Iterable[Setting], place: str) -> None:
     """The range of each value by itself."""
     for setting in settings:
         problem = setting.problem(getattr(of, setting.name))

@@ -19,7 +19,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck
 from ctl.health.probe_queue import Place, ProbeQueue
@@ -28,6 +28,8 @@ MAX_ERROR = 200
 """Maximum length of a stored error, in characters."""
 MAX_PROBES = 1024
 """Probes in flight at once, of all farms; one farm alone has half of them at most."""
+MAX_COMMANDS = 64
+"""The same for commands, each of which is a process."""
 
 _GOLDEN = 0.6180339887498949
 """Multiples of it modulo 1 spread consecutive ids evenly over an interval (Weyl sequence)."""
@@ -108,12 +110,14 @@ class HealthChecks:
     The first configuration is the one the daemon starts with: its backends are not new. `unusable` may be called in any thread.
     """
 
-    def __init__(self, initially_down: AbstractSet[int] = frozenset(), max_probes: int = MAX_PROBES) -> None:
+    def __init__(
+        self, initially_down: AbstractSet[int] = frozenset(), max_probes: int = MAX_PROBES, max_commands: int = MAX_COMMANDS
+    ) -> None:
         self._initially_down = initially_down
         self._started = False
         self._checked: dict[int, _Checked] = {}
         self._farms: Mapping[str, Farm] = {}
-        self._queue = ProbeQueue(max_probes)
+        self._queue, self._commands = ProbeQueue(max_probes), ProbeQueue(max_commands)
         self._down: set[int] = set()  # DOWN and active
         self._remembered: set[int] = set()  # DOWN, active or in a stopped farm
         self._waiting: dict[str, frozenset[int]] = {}  # by farm: NEW while other backends take connections
@@ -144,30 +148,37 @@ class HealthChecks:
                     self._waiting.pop(name, None)
                 yield
         self._farms, self._started = config.farms, True
-        if len(self._queue) > 4 * len(self._checked) + 1024:
-            self._queue.forget_unwanted(self._is_wanted)
+        for queue in (self._queue, self._commands):
+            if len(queue) > 4 * len(self._checked) + 1024:
+                queue.forget_unwanted(self._is_wanted)
 
     def due(self, now_ms: int, limit: int) -> tuple[Probe, ...]:
         """At most `limit` probes to start now, the farms in turn; each is in flight until `finish`."""
-        probes = []
-        for place in self._queue.take(now_ms, limit, self._is_wanted):
+        probes: list[Probe] = []
+        places = self._commands.take(now_ms, limit, self._is_wanted)
+        for place in places + self._queue.take(now_ms, limit - len(places), self._is_wanted):
             entry = self._checked[place.backend_id]
             entry.in_flight = True
             port = entry.check.port or entry.backend.port
-            probes.append(Probe(place.backend_id, place.serial, place.farm, entry.backend.address, port, entry.check))
+            address = entry.check.address or entry.backend.address
+            probes.append(Probe(place.backend_id, place.serial, place.farm, address, port, entry.check))
         return tuple(probes)
 
     def finish(self, probe: Probe, ok: bool, error: str, now_ms: int) -> Transition | None:
         """Record the result of a probe, once. `error`: why it failed. A probe that a change made outdated has no effect."""
-        self._queue.ended(probe.farm, now_ms)
+        self._queue_of(probe.check).ended(probe.farm, now_ms)
         entry = self._checked.get(probe.backend_id)
         if entry is None or entry.serial != probe.serial or not entry.in_flight:
             return None
         entry.in_flight = False
         entry.checked_ms = now_ms
-        self._schedule(entry, now_ms)
         if not ok:
             entry.last_error, entry.last_error_ms = error[:MAX_ERROR], now_ms
+        transition = self._count(entry, ok, now_ms)
+        self._schedule(entry, now_ms)
+        return transition
+
+    def _count(self, entry: _Checked, ok: bool, now_ms: int) -> Transition | None:
         decides, entry.probation = entry.probation, False
         if entry.state is (State.UP if ok else State.DOWN):
             entry.streak = 0
@@ -178,7 +189,8 @@ class HealthChecks:
 
     def next_due_ms(self) -> int | None:
         """When `due` next returns a probe; None: not before a change, or the end of a probe. It may be an outdated one's."""
-        return self._queue.next_due_ms()
+        times = (self._queue.next_due_ms(), self._commands.next_due_ms())
+        return min((time for time in times if time is not None), default=None)
 
     @property
     def down(self) -> frozenset[int]:
@@ -245,11 +257,7 @@ class HealthChecks:
         elif not _same_check(before, farm.health):
             entry.probation = True
             self._probe_first(entry, now_ms)
-        elif (
-            farm.health.interval_ms < before.interval_ms
-            and not entry.in_flight
-            and entry.due_ms > now_ms + farm.health.interval_ms
-        ):
+        elif not entry.in_flight and entry.due_ms > now_ms + _interval_ms(entry):
             self._serial += 1
             entry.serial = self._serial
             self._schedule(entry, now_ms)
@@ -262,7 +270,7 @@ class HealthChecks:
         entry.due_ms = now_ms
         if not self._started:
             entry.due_ms += int(entry.backend.id * _GOLDEN % 1.0 * entry.check.interval_ms)
-        self._queue.put(Place(entry.farm.name, entry.backend.id, entry.serial), entry.due_ms)
+        self._put(entry)
 
     def _entry(self, backend: Backend) -> _Checked | None:
         """What is known of this server. An id that another server had before is a new one's."""
@@ -320,14 +328,27 @@ class HealthChecks:
 
     def _schedule(self, entry: _Checked, now_ms: int) -> None:
         """Schedule the next point of the entry's own grid after now, so that a delay neither bunches nor shifts checks."""
-        interval = entry.check.interval_ms
+        interval = _interval_ms(entry)
         phase = int(entry.backend.id * _GOLDEN % 1.0 * interval)
         entry.due_ms = now_ms + interval - (now_ms - phase) % interval
-        self._queue.put(Place(entry.farm.name, entry.backend.id, entry.serial), entry.due_ms)
+        self._put(entry)
+
+    def _put(self, entry: _Checked) -> None:
+        self._queue_of(entry.check).put(Place(entry.farm.name, entry.backend.id, entry.serial), entry.due_ms)
+
+    def _queue_of(self, check: HealthCheck) -> ProbeQueue:
+        """Commands have fewer places than other probes, and must not wait for each other's."""
+        return self._commands if check.kind is CheckKind.COMMAND else self._queue
 
     def _is_wanted(self, backend_id: int, serial: int) -> bool:
         entry = self._checked.get(backend_id)
         return entry is not None and entry.serial == serial
+
+
+def _interval_ms(entry: _Checked) -> int:
+    """The slow interval ends with the first success."""
+    is_dead = entry.state is State.DOWN and not entry.streak
+    return (is_dead and entry.check.interval_down_ms) or entry.check.interval_ms
 
 
 def _is_checked(farm: Farm) -> bool:
@@ -345,7 +366,8 @@ def _waiting(farm: Farm, states: Mapping[int, State]) -> frozenset[int]:
 
 def _same_check(old: HealthCheck, new: HealthCheck) -> bool:
     """Whether earlier results remain valid: only timing and thresholds may differ."""
-    return (old.kind, old.port, old.path, old.status, old.host) == (new.kind, new.port, new.path, new.status, new.host)
+    same = {name: getattr(old, name) for name in ("interval_ms", "interval_down_ms", "timeout_ms", "rise", "fall")}
+    return replace(new, **same) == old
 
 
 def _in_a_row(streak: int) -> str:

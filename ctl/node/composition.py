@@ -32,6 +32,7 @@ from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.xdp_interfaces import Attacher, DataInterfaces
 from ctl.diagnosis.kernel.recent_drops import DropSampler
 from ctl.health.check_machine import HealthChecks
+from ctl.health.probes.commands import Commands
 from ctl.health.probes.runner import CheckRunner, RunProbe, load_down, own_probe
 from ctl.health.probes.source_addresses import OwnSources
 from ctl.network import neighbours
@@ -160,11 +161,12 @@ def _local(
 
     addresses = VipAddresses(network, run_dir, lease_open=serving, probe=settings.data.probe_vips)
     sources = OwnSources(network, config)
+    commands = Commands(settings.checks.command_user)
     checks = CheckRunner(
         HealthChecks(load_down(run_dir)),
         run_dir,
         lambda transition: running.health_changed(transition),
-        run_probe or own_probe(sources),
+        run_probe or own_probe(sources, commands),
     )
     transaction = Transaction(
         Store(settings.node.state_dir),
@@ -196,6 +198,7 @@ def _local(
         addresses,
         sources,
         checks,
+        commands,
         sweeper,
         next_hops,
         transaction,

@@ -107,6 +107,7 @@ class Node:
         await parts.membership.end()
         self._network.close()
         parts.local.sweeper.close()
+        await parts.local.commands.close()
         parts.local.checks.save_down()
         if detach:
             await self._detach()

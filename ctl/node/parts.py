@@ -12,6 +12,7 @@ from ctl.cluster.pairing.create_join import Pairing
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.diagnosis.kernel.recent_drops import DropSampler
+from ctl.health.probes.commands import Commands
 from ctl.health.probes.runner import CheckRunner
 from ctl.health.probes.source_addresses import OwnSources
 from ctl.network.announcer import Announcer
@@ -36,6 +37,7 @@ class LocalParts:
     addresses: VipAddresses
     sources: OwnSources
     checks: CheckRunner
+    commands: Commands
     sweeper: Sweeper
     next_hops: NextHopKeeper
     transaction: Transaction

@@ -31,6 +31,8 @@ ANNOUNCE_INTERVAL_S, MAX_ANNOUNCE_INTERVAL_S = 5, 3600
 """A neighbour that missed every announcement of a takeover is lost for no longer than this. One broadcast of 60 bytes per VIP
 and interval costs a network with a hundred VIPs 20 frames per second."""
 
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
+
 
 class XdpMode(enum.StrEnum):
     """How the program is attached: auto takes native and falls back to generic."""
@@ -80,6 +82,13 @@ class ClusterSection:
 
 
 @dataclass(frozen=True, slots=True)
+class ChecksSection:
+    """Health checks on this node."""
+
+    command_user: str  # the account that runs commands
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSettings:
     """A checked node file."""
 
@@ -87,6 +96,7 @@ class NodeSettings:
     node: NodeSection
     data: DataSection
     cluster: ClusterSection
+    checks: ChecksSection
 
     @property
     def control_endpoint(self) -> str:
@@ -105,6 +115,7 @@ _SECTIONS = {
     "node": tuple(name for name in NodeSection.__slots__ if name != "name_given"),
     "data": tuple(DataSection.__slots__),
     "cluster": tuple(name for name in ClusterSection.__slots__ if name != "priority_given"),
+    "checks": tuple(ChecksSection.__slots__),
 }
 
 
@@ -143,9 +154,10 @@ def parse(text: str, source: str, hostname: str) -> NodeSettings:
 
 def _parse(document: Mapping[str, object], source: str, hostname: str) -> NodeSettings:
     top = Fields(document, "", tuple(_SECTIONS))
-    node, data, cluster = (top.section(name, known) for name, known in _SECTIONS.items())
+    node, data, cluster, checks = (top.section(name, known) for name, known in _SECTIONS.items())
     data_section = _data(data)
-    return NodeSettings(source, _node(node, hostname), data_section, _cluster(cluster, data_section.interfaces))
+    cluster_section = _cluster(cluster, data_section.interfaces)
+    return NodeSettings(source, _node(node, hostname), data_section, cluster_section, _checks(checks))
 
 
 def _node(fields: Fields, hostname: str) -> NodeSection:
@@ -219,3 +231,10 @@ def _cluster(fields: Fields, interfaces: tuple[str, ...]) -> ClusterSection:
         fields.text("dns_name", ""),
         "priority" in fields,
     )
+
+
+def _checks(fields: Fields) -> ChecksSection:
+    user = fields.text("command_user", "nobody")
+    if _USER.fullmatch(user) is None or user == "root":
+        raise InvalidInput(f'expected the name of a user other than root, got "{user[:80]}"', fields.key("command_user"))
+    return ChecksSection(user)

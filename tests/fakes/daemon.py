@@ -14,7 +14,8 @@ from typing import Any
 from bpf.kernel.attach import Attachment
 from ctl.api.client import Client
 from ctl.api.commands.status import Origin
-from ctl.config.model import Config, HealthCheck, format_endpoint
+from ctl.config.model import Config, format_endpoint
+from ctl.health.check_machine import Probe
 from ctl.health.probes.probe import ProbeFailed
 from ctl.node.composition import CONTROL_SOCKET, compose
 from ctl.node.node import Node
@@ -83,10 +84,10 @@ class FakeServers:
     def __init__(self, *refusing: str) -> None:
         self.refusing = set(refusing)
 
-    async def probe(self, _check: HealthCheck, address: str, port: int) -> None:
+    async def probe(self, due: Probe) -> None:
         """Implements `ctl.health.probes.runner.RunProbe`."""
-        if address in self.refusing:
-            raise ProbeFailed(f"{format_endpoint(address, port)}: connection refused")
+        if due.address in self.refusing:
+            raise ProbeFailed(f"{format_endpoint(due.address, due.port)}: connection refused")
 
 
 @dataclass(frozen=True, slots=True)

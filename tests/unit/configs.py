@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import strategies as st
 
 from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck, Mode, Protocol, Vip
-from ctl.config.settings import FARM_SETTINGS, Setting, choices
+from ctl.config.settings import CHECK_SETTINGS, FARM_SETTINGS, Setting, choices
+from ctl.config.validation import KINDS_OF
 
 _NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,12}", fullmatch=True)
 _CHECKS = st.builds(
@@ -21,7 +23,28 @@ _CHECKS = st.builds(
     path=st.from_regex(r"/[!-~]{0,20}", fullmatch=True),
     status=st.sampled_from(["200", "200-399", "301-599"]),
     host=st.from_regex(r"[!-~]{0,20}", fullmatch=True),
+    interval_down_ms=st.sampled_from([0, 9000, 3_600_000]),
+    address=st.sampled_from(["", "192.0.2.1", "2001:db8::1"]),
 )
+
+
+@st.composite
+def checks(draw: st.DrawFn) -> HealthCheck:
+    """With the settings of the kind."""
+    check = draw(_CHECKS)
+    values: dict[str, Any] = {
+        setting.name: draw(values_of(setting)) for setting in CHECK_SETTINGS if check.kind in KINDS_OF.get(setting.name, ())
+    }
+    if check.kind is CheckKind.COMMAND:
+        values["command"] = (
+            "/bin/check",
+            *draw(st.lists(st.text(st.characters(blacklist_categories=["Cs"], min_codepoint=1)))),
+        )
+    if check.kind is CheckKind.DNS:
+        values |= {"query": values["query"] or "a", "answer": ""}
+    if not values.get("verify"):
+        values["ca_file"] = ""
+    return replace(check, **values)
 
 
 _SPECIAL = {"toa", "quic_cid", "on_backend_down", "on_backend_removed"}
@@ -81,7 +104,7 @@ def configs(draw: st.DrawFn) -> Config:
             more_vips=more,
             more_ports=draw(st.sampled_from([(), ((first + 60, first + 60), (first + 70, first + 80))])),
             snat_address=draw(st.sampled_from(["", *(each.address for each in vips if (":" in each.address) == (":" in vip))])),
-            health=draw(st.just(HealthCheck()) | _CHECKS),
+            health=draw(st.just(HealthCheck()) | checks()),
             backends=tuple(replace(backend, id=next_id + offset) for offset, backend in enumerate(backends)),
             **{each.name: draw(values_of(each)) for each in FARM_SETTINGS if each.name not in _SPECIAL},  # type: ignore[arg-type]
         )

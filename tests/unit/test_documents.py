@@ -17,7 +17,7 @@ import pytest
 from ctl.cli.base import Session
 from ctl.cli.main import main
 from ctl.config import changes, fields
-from ctl.config.settings import BACKEND_SETTINGS, FARM_SETTINGS
+from ctl.config.settings import BACKEND_SETTINGS, CHECK_SETTINGS, FARM_SETTINGS
 from ctl.config.validation import check_farm
 from ctl.errors import InvalidInput, XlbError
 from ctl.state.node_file import parse
@@ -279,8 +279,8 @@ def put(setting: str, value: int) -> None:
 @pytest.mark.parametrize(("setting", "low", "high"), [*settings_with_bounds()])
 def test_documented_bounds_of_farms_are_those_of_the_code(setting: str, low: int, high: int) -> None:
     zero = {
-        f"{'farm' if each.of == 'farm' else 'farm.backend'}.{each.name}"
-        for each in (*FARM_SETTINGS, *BACKEND_SETTINGS)
+        f"{'farm.backend' if each.of == 'backend' else each.of}.{each.name}"
+        for each in (*FARM_SETTINGS, *CHECK_SETTINGS, *BACKEND_SETTINGS)
         if each.default == 0
     }
     for value in (low, high):

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from ctl.config.fields import backend_fields, farm_fields
+from ctl.config.fields import backend_fields, farm_fields, health_fields
 from ctl.config.model import Backend, CheckKind, Farm, HealthCheck, Vip
+from ctl.config.validation import KINDS_OF
 from ctl.health.check_machine import BackendHealth
 
 
@@ -121,9 +122,11 @@ def health_view(check: HealthCheck) -> dict[str, Any]:
         "fall": check.fall,
         "port": check.port,
     }
-    if check.kind is CheckKind.HTTP:
-        view |= {"path": check.path, "status": check.status, "host": check.host}
-    return view
+    values = health_fields(check)
+    if check.kind in (CheckKind.HTTP, CheckKind.HTTPS):
+        view |= {name: values[name] for name in ("path", "status", "host")}
+    view |= {name: values[name] for name, kinds in KINDS_OF.items() if check.kind in kinds}
+    return view | {name: values[name] for name in ("interval_down_ms", "address") if values[name]}
 
 
 def _ago_s(now_ms: int, then_ms: int | None) -> float | None:

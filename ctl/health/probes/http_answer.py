@@ -1,7 +1,8 @@
-"""Finds the status of a server's answer to one GET: bytes in, a status or the reason of a failure out. No I/O.
+"""Finds status and text of a server's answer to one GET: bytes in, a status or the reason of a failure out. No I/O.
 
 h11 parses (RFC 9112). Interim responses (1xx, RFC 9110 section 15.2: 100, 102, 103 and unknown ones) are skipped. 101 ends HTTP
-on a connection, so it is the answer. The body is not waited for. Bounded: MAX_BYTES until the headers of the answer end.
+on a connection, so it is the answer. The body is only waited for where it is searched. Bounded: MAX_BYTES until the headers of
+the answer end, and as many of the body.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class HttpAnswer:
         self.request = (self._parser.send(request) or b"") + (self._parser.send(h11.EndOfMessage()) or b"")
         self._unread = b""  # of the response that is not complete yet
         self._bytes = 0
+        self._body = b""
 
     def feed(self, data: bytes) -> int | None:
         """The status of the final response; None: more bytes are needed. Empty `data`: the server closed the connection.
@@ -49,6 +51,23 @@ class HttpAnswer:
             if _SWITCHING.match(self._unread):
                 return 101
             raise NotAnswered(self._not_http(error)) from None
+
+    def search(self, text: bytes, data: bytes | None = None) -> bool | None:
+        """After the status: whether the first MAX_BYTES of the body contain `text`; None: more bytes are needed.
+
+        data: what came since the last call; empty: the server closed the connection. Raises NotAnswered.
+        """
+        try:
+            if data is not None:
+                self._parser.receive_data(data)
+            while isinstance(event := self._parser.next_event(), h11.Data):
+                seen = max(0, len(self._body) - len(text))
+                self._body = (self._body + event.data)[:MAX_BYTES]
+                if self._body.find(text, seen) >= 0:
+                    return True
+        except h11.RemoteProtocolError as error:
+            raise NotAnswered(f"answer is not valid HTTP/1.1: {error}") from None
+        return None if event is h11.NEED_DATA and len(self._body) < MAX_BYTES else False
 
     def _status(self) -> int | None:
         while True:

@@ -1,7 +1,7 @@
-"""One health probe: connects to a backend, or sends an HTTP request, and reports the failure.
+"""One health probe: asks a backend as its check says, and reports the failure.
 
 Does I/O only; `ctl.health.check_machine` decides when to probe and what a result means. Every read is bounded, and every probe
-ends at its timeout.
+ends at its timeout. Commands are run by `ctl.health.probes.commands`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import socket
+from collections.abc import Awaitable, Callable
 
 from ctl.config.model import CheckKind, HealthCheck, format_endpoint
+from ctl.health.probes.datagrams import ask_udp, octets, ping, udp_socket
 from ctl.health.probes.http_answer import HttpAnswer, NotAnswered
-
-READ_BYTES = 4096
+from ctl.health.probes.stream import Stream, TlsFailed, TlsStream, connect, server_name, tls_context
 
 _USER_AGENT = "xlbd"
 
@@ -28,45 +28,110 @@ async def probe(check: HealthCheck, address: str, port: int, source: str = "") -
 
     Raises ProbeFailed with the reason.
     """
+    where = address if check.kind is CheckKind.ICMP else format_endpoint(address, port)
     try:
         async with asyncio.timeout(check.timeout_ms / 1000):
-            if check.kind is CheckKind.TCP:
-                await _probe_tcp(address, port, source)
-            elif check.kind is CheckKind.HTTP:
-                await _probe_http(check, address, port, source)
+            await _PROBES[check.kind](check, address, port, source)
     except TimeoutError:
-        raise ProbeFailed(f"no answer from {format_endpoint(address, port)} within {check.timeout_ms} ms") from None
+        if check.kind is CheckKind.UDP and not check.answer:
+            return  # nothing contradicts
+        raise ProbeFailed(f"no answer from {where} within {check.timeout_ms} ms") from None
+    except (NotAnswered, TlsFailed) as failure:
+        raise ProbeFailed(str(failure)) from None
     except OSError as error:
-        raise ProbeFailed(f"{format_endpoint(address, port)}: {_reason(error)}") from None
+        raise ProbeFailed(f"{where}: {_reason(error, check.kind)}") from None
 
 
-async def _probe_tcp(address: str, port: int, source: str) -> None:
-    """RFC 9293 handshake, then an abortive close: thousands of checks must not fill the node with TIME-WAIT ports."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ABORT)
-        if source:
-            connection.bind((source, 0))
-        await asyncio.get_running_loop().sock_connect(connection, (address, port))
+async def _probe_tcp(_check: HealthCheck, address: str, port: int, source: str) -> None:
+    """RFC 9293 handshake."""
+    (await connect(address, port, source)).close()
 
 
 async def _probe_http(check: HealthCheck, address: str, port: int, source: str) -> None:
-    """GET with HTTP/1.1; only the status of the final response counts."""
+    """GET with HTTP/1.1, with TLS where the check is https."""
     answer = HttpAnswer(check.path, check.host or format_endpoint(address, port), _USER_AGENT)
-    local = (source, 0) if source else None
-    reader, writer = await asyncio.open_connection(address, port, limit=READ_BYTES, local_addr=local)
+    if check.kind is CheckKind.HTTPS:
+        context = await tls_context(check.verify, check.ca_file)
+    plain = await connect(address, port, source)
     try:
-        writer.write(answer.request)
+        stream: Stream | TlsStream = plain
+        if check.kind is CheckKind.HTTPS:
+            stream = tls = TlsStream(plain, context, server_name(check.sni, check.host, address))
+            await tls.handshake()
+        await stream.send(answer.request)
         status = None
         while status is None:
-            status = answer.feed(await reader.read(READ_BYTES))
-    except NotAnswered as error:
-        raise ProbeFailed(str(error)) from None
+            status = answer.feed(await stream.receive())
+        low, high = status_range(check.status)
+        if not low <= status <= high:
+            raise NotAnswered(f"GET {check.path} answered {status}, expected {check.status}")
+        if check.text:
+            await _search(answer, check, stream)
     finally:
-        writer.transport.abort()  # the rest of the response is not needed; leaves no TIME-WAIT socket
-    low, high = status_range(check.status)
-    if not low <= status <= high:
-        raise ProbeFailed(f"GET {check.path} answered {status}, expected {check.status}")
+        plain.close()  # the rest of the response is not needed
+
+
+async def _search(answer: HttpAnswer, check: HealthCheck, stream: Stream | TlsStream) -> None:
+    text = check.text.encode()
+    found = answer.search(text)
+    while found is None:
+        found = answer.search(text, await stream.receive())
+    if not found:
+        raise NotAnswered(f'GET {check.path} answered without the text "{check.text[:80]}"')
+
+
+async def _probe_icmp(_check: HealthCheck, address: str, _port: int, source: str) -> None:
+    await ping(address, source)
+
+
+async def _probe_udp(check: HealthCheck, address: str, port: int, source: str) -> None:
+    await ask_udp(address, port, source, octets(check.payload), octets(check.answer))
+
+
+async def _probe_dns(check: HealthCheck, address: str, port: int, source: str) -> None:
+    dns_query = await asyncio.to_thread(_load_dns)
+    query = dns_query.DnsQuery(check)
+    with udp_socket(address, port, source) as connection:
+        connection.send(query.request)
+        while not query.is_answered(await asyncio.get_running_loop().sock_recv(connection, dns_query.MAX_BYTES)):
+            pass
+
+
+async def _probe_grpc(check: HealthCheck, address: str, port: int, source: str) -> None:
+    grpc_health = await asyncio.to_thread(_load_grpc)
+    call = grpc_health.GrpcHealth(check.service, check.host or format_endpoint(address, port), _USER_AGENT)
+    stream = await connect(address, port, source)
+    try:
+        await stream.send(call.outgoing)
+        while not call.feed(await stream.receive()):
+            await stream.send(call.outgoing)
+    finally:
+        stream.close()
+
+
+def _load_dns():  # type: ignore[no-untyped-def]
+    """Its modules are loaded in a thread, and only where they are used."""
+    from ctl.health.probes import dns_query
+
+    return dns_query
+
+
+def _load_grpc():  # type: ignore[no-untyped-def]
+    """The same."""
+    from ctl.health.probes import grpc_health
+
+    return grpc_health
+
+
+_PROBES: dict[CheckKind, Callable[[HealthCheck, str, int, str], Awaitable[None]]] = {
+    CheckKind.TCP: _probe_tcp,
+    CheckKind.HTTP: _probe_http,
+    CheckKind.HTTPS: _probe_http,
+    CheckKind.ICMP: _probe_icmp,
+    CheckKind.UDP: _probe_udp,
+    CheckKind.DNS: _probe_dns,
+    CheckKind.GRPC: _probe_grpc,
+}
 
 
 def status_range(text: str) -> tuple[int, int]:
@@ -75,10 +140,9 @@ def status_range(text: str) -> tuple[int, int]:
     return int(low), int(high or low)
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError, kind: CheckKind) -> str:
     if error.errno == errno.ECONNREFUSED:
-        return "connection refused"
+        return "port unreachable" if kind in (CheckKind.UDP, CheckKind.DNS) else "connection refused"
+    if kind is CheckKind.ICMP and error.errno in (errno.EPERM, errno.EACCES):
+        return "an ICMP check needs CAP_NET_RAW, or the group of xlbd in net.ipv4.ping_group_range"
     return os.strerror(error.errno).lower() if error.errno else str(error)
-
-
-_LINGER_ABORT = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # struct linger {l_onoff=1, l_linger=0}

@@ -13,9 +13,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from ctl.config.model import Config, HealthCheck, format_endpoint
+from ctl.config.model import CheckKind, Config, format_endpoint
 from ctl.errors import XlbError
 from ctl.health.check_machine import HealthChecks, Probe, Transition
+from ctl.health.probes.commands import CommandFailed, Commands
 from ctl.health.probes.probe import ProbeFailed, probe
 from ctl.health.probes.source_addresses import OwnSources
 
@@ -23,7 +24,8 @@ PROBES_PER_TURN = 16  # started before the loop gets a turn
 FARMS_PER_TURN = 32
 FILE_NAME = "health.json"
 
-RunProbe = Callable[[HealthCheck, str, int], Awaitable[None]]
+RunProbe = Callable[[Probe], Awaitable[None]]
+"""Ask a backend. Raises ProbeFailed with the reason."""
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +34,12 @@ class CheckRunner:
     """One task for the schedule, one short-lived task per probe."""
 
     def __init__(
-        self, checks: HealthChecks, run_dir: Path, changed: Callable[[Transition], None], run_probe: RunProbe = probe
+        self, checks: HealthChecks, run_dir: Path, changed: Callable[[Transition], None], run_probe: RunProbe | None = None
     ) -> None:
         self.checks = checks
         self._path = run_dir / FILE_NAME
         self._changed = changed
-        self._run_probe = run_probe
+        self._run_probe = run_probe or _probe
         self._wake = asyncio.Event()
         self._following = asyncio.Lock()
         self._probes: set[asyncio.Task[None]] = set()
@@ -87,7 +89,7 @@ class CheckRunner:
     async def _probe(self, due: Probe) -> None:
         error = ""
         try:
-            await self._run_probe(due.check, due.address, due.port)
+            await self._run_probe(due)
         except ProbeFailed as failure:
             error = str(failure)
         except Exception as failure:  # a bug must not end this check permanently
@@ -120,15 +122,26 @@ class CheckRunner:
             log.warning("cannot write %s: %s", self._path, error.strerror)
 
 
-def own_probe(sources: OwnSources) -> RunProbe:
-    """`probe` with a source address that receives the answer."""
+async def _probe(due: Probe) -> None:
+    await probe(due.check, due.address, due.port)
 
-    async def run(check: HealthCheck, address: str, port: int) -> None:
+
+def own_probe(sources: OwnSources, commands: Commands) -> RunProbe:
+    """Probes with a source address that receives the answer."""
+
+    async def run(due: Probe) -> None:
+        if due.check.kind is CheckKind.COMMAND:
+            environment = {"XLB_FARM": due.farm, "XLB_ADDRESS": due.address, "XLB_PORT": str(due.port)}
+            try:
+                await commands.run(due.check.command, environment, due.check.timeout_ms)
+            except CommandFailed as failure:
+                raise ProbeFailed(str(failure)) from None
+            return
         try:
-            source = await sources.towards(address)
+            source = await sources.towards(due.address)
         except XlbError as error:
             raise ProbeFailed(str(error)) from None
-        await probe(check, address, port, source)
+        await probe(due.check, due.address, due.port, source)
 
     return run
 

@@ -97,7 +97,42 @@ BAD = [
         add(health={"kind": "tcp", "timeout_ms": 3000}),
         "farm.new.health.timeout_ms: expected at most interval_ms (2000), got 3000",
     ),
-    (add(health={"kind": "icmp"}), "farm.new.health.kind: expected none or tcp or http"),
+    (add(health={"kind": "smtp"}), "farm.new.health.kind: expected none or tcp or http"),
+    (add(health={"interval_down_ms": 1999}), "health.interval_down_ms: expected 0 or at least interval_ms (2000), got 1999"),
+    (add(health={"interval_down_ms": 3_600_001}), "health.interval_down_ms: expected 0 to 3600000, got 3600001"),
+    (add(health={"interval_down_ms": "2s"}), "health.interval_down_ms: expected an integer: 0 to 3600000, got the string"),
+    (add(health={"address": "web"}), 'health.address: expected an IP address like 10.0.0.1 or 2001:db8::1, got "web"'),
+    (add(health={"kind": "http", "text": "a\nb"}), 'health.text: expected "" or a text of at most 1024 characters'),
+    (add(health={"kind": "http", "text": "x" * 1025}), 'health.text: expected "" or a text of at most 1024 characters'),
+    (add(health={"kind": "http", "text": 5}), "health.text: expected a string, got 5"),
+    (add(health={"text": "well"}), 'health.text: is for checks of kind http or https; got "well" with kind tcp'),
+    (add(health={"kind": "http", "verify": True}), "health.verify: is for checks of kind https; got true with kind http"),
+    (add(health={"kind": "https", "verify": "yes"}), "health.verify: expected true or false"),
+    (add(health={"kind": "https", "sni": "a b"}), 'health.sni: expected "" or a host name, got "a b"'),
+    (add(health={"kind": "https", "ca_file": "/ca"}), 'health.ca_file: expected "" without verify, got "/ca"'),
+    (
+        add(health={"kind": "https", "verify": True, "ca_file": "ca"}),
+        'health.ca_file: expected "" or an absolute path, got "ca"',
+    ),
+    (add(health={"kind": "udp", "payload": "hex:0"}), 'health.payload: expected "" or a text, or "hex:" with pairs'),
+    (add(health={"kind": "udp", "answer": "hex:"}), 'health.answer: expected "" or a text, or "hex:" with pairs'),
+    (add(health={"kind": "udp", "payload": "\ud800"}), 'health.payload: expected "" or a text'),
+    (add(health={"kind": "dns"}), "health.query: is missing; expected the name that a check of kind dns asks for"),
+    (add(health={"kind": "dns", "query": "a..b"}), 'health.query: expected "" or a domain name, got "a..b"'),
+    (add(health={"kind": "dns", "query": "a", "query_type": "B"}), "health.query_type: expected A or AAAA or CNAME or MX"),
+    (add(health={"kind": "dns", "query": "a", "rcode": "OK"}), "health.rcode: expected NOERROR or FORMERR or SERVFAIL"),
+    (add(health={"kind": "dns", "query": "a", "answer": "b"}), "health.answer: expected an IP address like 10.0.0.1"),
+    (add(health={"kind": "dns", "query": "a", "answer": "::1"}), "health.answer: expected an address of type A, got ::1"),
+    (add(health={"kind": "grpc", "service": "a b"}), 'health.service: expected "" or the name of a service, got "a b"'),
+    (add(health={"kind": "grpc", "payload": "x"}), 'health.payload: is for checks of kind udp; got "x" with kind grpc'),
+    (add(health={"kind": "command"}), "health.command: is missing; expected the absolute path of a program and its arguments"),
+    (add(health={"kind": "command", "command": []}), "health.command: is missing"),
+    (add(health={"kind": "command", "command": "/bin/true"}), "health.command: expected a list of strings, got the string"),
+    (add(health={"kind": "command", "command": ["/a", 1]}), "health.command: expected a list of strings, got a list"),
+    (add(health={"kind": "command", "command": ["true"]}), 'expected the absolute path of a program first, got "true"'),
+    (add(health={"kind": "command", "command": ["/a", "\0"]}), "health.command: expected arguments of at most 1024 characters"),
+    (add(health={"kind": "command", "command": ["/a"] * 33}), "health.command: expected at most 32 arguments, got 33"),
+    (add(health={"command": ["/a"]}), "health.command: is for checks of kind command; got 1 arguments with kind tcp"),
     (add(health={"rise": 0}), "farm.new.health.rise: expected 1 to 100, got 0"),
     (add(health={"status": "99"}), "farm.new.health.status: expected an HTTP status or a range like 200-399"),
     (add(health={"status": "399-200"}), "farm.new.health.status: expected an HTTP status"),
@@ -147,6 +182,17 @@ def test_invalid_input_gets_a_message_and_changes_nothing(
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
     assert to_document(config) == before
+
+
+def test_another_kind_of_check_resets_what_it_does_not_use(config: Config) -> None:
+    https = {"kind": "https", "verify": True, "ca_file": "/ca", "text": "well", "path": "/up", "interval_down_ms": 9000}
+    made = change(config, "farm.set", {"name": "web", "health": https})
+    made = change(made, "farm.set", {"name": "web", "health": {"kind": "http"}})
+    assert made.farms["web"].health == HealthCheck(CheckKind.HTTP, text="well", path="/up", interval_down_ms=9000)
+    made = change(made, "farm.set", {"name": "web", "health": {"kind": "command", "command": ["/bin/true"]}})
+    assert made.farms["web"].health.command == ("/bin/true",)
+    made = change(made, "farm.set", {"name": "web", "health": {"kind": "tcp"}})
+    assert made.farms["web"].health == HealthCheck(CheckKind.TCP, path="/up", interval_down_ms=9000)
 
 
 def test_a_vip_in_use_is_not_deleted(config: Config) -> None:

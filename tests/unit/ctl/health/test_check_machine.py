@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,10 +39,13 @@ class Clock:
         self.checks.configure(config, 0)
 
     def result(self, ok: bool, error: str = "refused") -> Transition | None:
-        due = self.checks.next_due_ms()
-        assert due is not None
-        self.now_ms = max(due, self.now_ms)
-        (probe,) = self.checks.due(self.now_ms, 1)
+        probes: tuple[Probe, ...] = ()
+        while not probes:  # the first may be outdated
+            due = self.checks.next_due_ms()
+            assert due is not None
+            self.now_ms = max(due, self.now_ms)
+            probes = self.checks.due(self.now_ms, 1)
+        (probe,) = probes
         return self.checks.finish(probe, ok, "" if ok else error, self.now_ms)
 
     def results(self, text: str) -> str:
@@ -412,6 +416,101 @@ def test_silent_backends_of_one_farm_do_not_delay_another_farm() -> None:
     assert detection_ms(two_farms(600), slots=100, web_takes_ms=3000) <= alone + 40 <= 2200
 
 
+CHANGES_OF_A_CHECK: list[dict[str, object]] = [
+    {"kind": "http"},
+    {"kind": "https"},
+    {"kind": "icmp"},
+    {"kind": "udp"},
+    {"kind": "grpc"},
+    {"kind": "dns", "query": "a"},
+    {"kind": "command", "command": ["/bin/true"]},
+    {"port": 9},
+    {"address": "10.9.9.9"},
+    {"host": "a"},
+]
+
+
+@pytest.mark.parametrize("new", CHANGES_OF_A_CHECK)
+def test_any_other_check_is_probed_at_once_and_a_dead_backend_stays_down(new: dict[str, object]) -> None:
+    clock = Clock(configured())
+    assert clock.results("---") == "D.."
+    config = change(configured(), "farm.set", {"name": "web", "health": new})
+    clock.checks.configure(config, clock.now_ms)
+    (number,) = clock.checks.down
+    assert clock.checks.unusable(config) == {number}
+    (probe,) = clock.checks.due(clock.now_ms, 9)
+    assert (probe.address, probe.port) == (new.get("address", "10.0.1.1"), new.get("port", 8080))
+    assert clock.checks.finish(probe, False, "refused", clock.now_ms) is None
+    assert clock.checks.down == {number}
+    assert clock.result(True) is None, "the first result has decided"
+    assert clock.result(True) is not None and not clock.checks.down
+
+
+CHANGES_WITHIN: list[tuple[dict[str, object], dict[str, object]]] = [
+    ({"kind": "https"}, {"text": "well"}),
+    ({"kind": "https"}, {"verify": True}),
+    ({"kind": "https"}, {"sni": "a"}),
+    ({"kind": "udp"}, {"payload": "a"}),
+    ({"kind": "udp"}, {"answer": "a"}),
+    ({"kind": "dns", "query": "a"}, {"query": "b"}),
+    ({"kind": "dns", "query": "a"}, {"rcode": "REFUSED"}),
+    ({"kind": "dns", "query": "a"}, {"query_type": "NS"}),
+    ({"kind": "grpc"}, {"service": "a"}),
+    ({"kind": "command", "command": ["/a"]}, {"command": ["/b"]}),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), CHANGES_WITHIN)
+def test_any_setting_of_a_check_has_it_probed_at_once_and_timing_does_not(
+    old: dict[str, object], new: dict[str, object]
+) -> None:
+    config = configured(1, **old)
+    clock = Clock(config)
+    assert clock.result(True) is None
+    timing = {"interval_ms": 1500, "interval_down_ms": 5000, "timeout_ms": 400, "rise": 9, "fall": 9}
+    config = change(config, "farm.set", {"name": "web", "health": timing})
+    clock.checks.configure(config, clock.now_ms)
+    assert clock.checks.due(clock.now_ms, 9) == ()
+    clock.checks.configure(change(config, "farm.set", {"name": "web", "health": new}), clock.now_ms)
+    assert len(clock.checks.due(clock.now_ms, 9)) == 1
+
+
+def test_a_dead_backend_is_probed_at_the_slow_interval() -> None:
+    """Until its first success; a shorter interval applies at once."""
+    clock = Clock(configured(interval_down_ms=7000))
+    times = []
+    for ok in (True, True, False, False, False, False, False, False, True, True, True):
+        clock.result(ok)
+        times.append(clock.now_ms)
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert gaps[:4] == [1000] * 4
+    assert gaps[5:8] == [7000] * 3, "down"
+    assert gaps[8] <= 1000 == gaps[9], "recovers"
+    assert clock.results("---") == "..D"
+    clock.result(False)
+    assert (clock.checks.next_due_ms() or 0) == clock.now_ms + 7000
+    clock.checks.configure(configured(interval_down_ms=1000), clock.now_ms)
+    clock.checks._queue.forget_unwanted(clock.checks._is_wanted)
+    assert (clock.checks.next_due_ms() or 0) <= clock.now_ms + 1000
+
+
+def test_commands_have_places_of_their_own() -> None:
+    """Hanging commands delay neither other checks nor, taking half of the places, another farm's commands."""
+    command = {"kind": "command", "command": ["/bin/sleep", "9"]}
+    config = configured(40, **command)
+    for port, check in ((81, command), (82, {"kind": "tcp"})):
+        name = f"farm{port}"
+        config = change(config, "farm.add", {"name": name, "vip": "10.0.0.1", "port": port, "health": check})
+        config = change(config, "backend.add", {"farm": name, "address": "10.1.0.1", "port": 80})
+    checks = HealthChecks(max_probes=2, max_commands=8)
+    checks.configure(config, 0)
+    probes = checks.due(60_000, 99)
+    assert Counter(probe.farm for probe in probes) == {"web": 4, "farm81": 1, "farm82": 1}
+    for probe in probes:
+        checks.finish(probe, True, "", 60_000)
+    assert len(checks.due(60_000, 99)) == 4
+
+
 def test_farms_take_turns_and_the_slots_are_bounded() -> None:
     queue = ProbeQueue(8)
     for number in range(20):
@@ -466,7 +565,7 @@ def test_every_probe_in_the_queue_gets_its_turn(steps: list[tuple[str, str, int]
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 700)), max_size=60))
 def test_the_schedule_stays_bounded_and_down_follows_results(steps: list[tuple[int, bool, int]]) -> None:
     """In every history each checked backend is either scheduled once or in flight once."""
-    configs = [configured(0), configured(1), configured(3), configured(3, interval_ms=700)]
+    configs = [configured(0), configured(1), configured(3), configured(3, kind="command", command=["/a"])]
     checks, now, flying = HealthChecks(), 0, list[Probe]()
     for kind, ok, pause in steps:
         now += pause
@@ -479,7 +578,7 @@ def test_the_schedule_stays_bounded_and_down_follows_results(steps: list[tuple[i
         current = {
             probe.backend_id for probe in flying if (e := checks._checked.get(probe.backend_id)) and e.serial == probe.serial
         }
-        queues = [each for queue in checks._queue._queues.values() for each in queue]
+        queues = [each for of in (checks._queue, checks._commands) for queue in of._queues.values() for each in queue]
         waiting = Counter(number for _, number, serial in queues if (e := checks._checked.get(number)) and e.serial == serial)
         assert set(waiting.values()) <= {1} and not current & set(waiting)
         assert current | set(waiting) == set(checks._checked)

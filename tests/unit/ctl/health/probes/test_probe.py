@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,55 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck
-from ctl.health.check_machine import MAX_PROBES, HealthChecks, Transition
+from ctl.health.check_machine import MAX_PROBES, HealthChecks, Probe, Transition
 from ctl.health.probes.http_answer import MAX_BYTES, HttpAnswer, NotAnswered
-from ctl.health.probes.probe import ProbeFailed, probe
+from ctl.health.probes.probe import ProbeFailed
 from ctl.health.probes.runner import CheckRunner, load_down
+from tests.unit.ctl.health.probes.servers import HTTP, TCP, answering, probe_against, silent
 from tests.wait import wait_until_async
-
-TCP = HealthCheck(kind=CheckKind.TCP, timeout_ms=2000)
-HTTP = HealthCheck(kind=CheckKind.HTTP, timeout_ms=2000, path="/health", status="200-299")
-
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-def probe_against(check: HealthCheck, serve: Serve | None, host: str = "127.0.0.1") -> str:
-    """The failure that a probe reports for a server with handler `serve`; "" when it passes. None: a closed port."""
-
-    async def run() -> str:
-        if serve is None:
-            with socket.socket() as unused:
-                unused.bind((host, 0))
-                port = unused.getsockname()[1]
-                return await failure_of(check, host, port)
-        server = await asyncio.start_server(serve, host, 0)
-        async with server:
-            return await failure_of(check, host, server.sockets[0].getsockname()[1])
-
-    return asyncio.run(run())
-
-
-async def failure_of(check: HealthCheck, host: str, port: int) -> str:
-    try:
-        await probe(check, host, port)
-    except ProbeFailed as failure:
-        return str(failure)
-    return ""
-
-
-def answering(data: bytes, close: bool = True) -> Serve:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(data)
-        if close:
-            writer.close()
-
-    return serve
-
-
-async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.read()
-    writer.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -184,13 +140,13 @@ class Servers:
         self.dead: set[int] = set()
         self.running = self.most = self.probes = 0
 
-    async def probe(self, _check: HealthCheck, _address: str, port: int) -> None:
+    async def probe(self, due: Probe) -> None:
         self.running += 1
         self.most = max(self.most, self.running)
         self.probes += 1
         await asyncio.sleep(0)
         self.running -= 1
-        if port in self.dead:
+        if due.port in self.dead:
             raise ProbeFailed("connection refused")
 
 
@@ -236,7 +192,7 @@ def test_probes_in_flight_are_bounded(tmp_path: Path) -> None:
     servers = Servers()
     turns = 0
 
-    async def hang(_check: HealthCheck, _address: str, _port: int) -> None:
+    async def hang(_due: Probe) -> None:
         servers.running += 1
         servers.most = max(servers.most, servers.running)
         await asyncio.Event().wait()
@@ -271,7 +227,7 @@ def test_a_damaged_health_file_means_unknown_health(tmp_path: Path, content: str
 
 
 def test_an_exception_in_a_probe_is_a_failed_probe(tmp_path: Path) -> None:
-    async def broken(_check: HealthCheck, _address: str, _port: int) -> None:
+    async def broken(_due: Probe) -> None:
         raise RuntimeError("an accident")
 
     servers = Servers()
