@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6PacketTooBig, IPv6
+from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6PacketTooBig, IPv6, IPv6ExtHdrFragment, fragment6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
@@ -14,6 +14,7 @@ from bpf.constants import Mode, Protocol
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, V4, Family
 
 NAT_MODES = (Mode.SNAT, Mode.DNAT)
+IDENTIFICATION = 0x1234
 PAYLOAD = b"xlb: odd number of bytes."
 
 
@@ -114,3 +115,16 @@ def icmp_error(
     """An error from `source` (default: the client) to `destination`: `quoted` was too long. macs: source, destination."""
     error = ICMP(type=3, code=4, nexthopmtu=1000) if family is V4 else ICMPv6PacketTooBig(mtu=1280)
     return bytes(Ether(src=macs[0], dst=macs[1]) / network(family, source or family.client, destination) / error / quoted)
+
+
+def cut(packet: Packet, size: int = 1000) -> list[bytes]:
+    """The frames of a datagram in fragments with `size` bytes of data each."""
+    ethernet = Ether(src=packet.src, dst=packet.dst)
+    if IP in packet:
+        packet[IP].id = IDENTIFICATION
+        return [bytes(ethernet / part) for part in fragment(IP(bytes(packet[IP])), size)]  # type: ignore[no-untyped-call]
+    # scapy replaces the fragment header that it is given
+    whole = IPv6(bytes(packet[IPv6]))
+    upper = whole.payload
+    with_header = IPv6(src=whole.src, dst=whole.dst, hlim=whole.hlim) / IPv6ExtHdrFragment(id=IDENTIFICATION) / upper
+    return [bytes(ethernet / part) for part in fragment6(with_header, size + 48)]  # type: ignore[no-untyped-call]

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from bpf import libbpf
 from bpf.constants import REFRESH_SHIFT, RING_BYTES, EventType, FlowFlag, FlowState, Protocol
-from bpf.dataplane import Array
 from tests.bpf.bed import Bed, Family
 from tests.bpf.connections import establish
 from tests.bpf.packets import from_backend, from_client
+from tests.bpf.rings import kinds, ring
 
 EVENT_BYTES = {"v4": 72, "v6": 120}
-
-
-@contextmanager
-def ring(bed: Bed, family: Family) -> Iterator[Callable[[], Array]]:
-    """A function that takes all records since its last call."""
-    reader = bed.plane.flow_events(family.name)
-    assert reader is not None
-    with reader:
-        reader.read(1 << 20)
-        yield lambda: reader.read(1 << 20)
 
 
 def move_reader(bed: Bed, family: Family, behind: int) -> None:
@@ -40,10 +29,6 @@ def move_reader(bed: Bed, family: Family, behind: int) -> None:
         end = int.from_bytes(producer[:8], "little")
         consumer[:8] = ((end - behind) % 2**64).to_bytes(8, "little")
     os.close(fd)
-
-
-def kinds(records: Array) -> list[EventType]:
-    return [EventType(record["type"]) for record in records]
 
 
 def client(bed: Bed, family: Family, flags: str) -> None:

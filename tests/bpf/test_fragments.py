@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
-from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, fragment6
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
@@ -26,25 +26,11 @@ from tests.bpf.bed import (
     backend_mac,
 )
 from tests.bpf.connections import establish
-from tests.bpf.packets import NAT_MODES, from_backend, from_client, network
+from tests.bpf.packets import NAT_MODES, cut, from_backend, from_client, network
 
 PROTOCOLS = pytest.mark.parametrize("protocol", list(Protocol), ids=lambda protocol: protocol.name.lower())
 MODES = pytest.mark.parametrize("mode", NAT_MODES, ids=lambda mode: mode.name.lower())
 DATA = bytes(range(256)) * 12
-IDENTIFICATION = 0x1234
-
-
-def cut(packet: Packet, size: int = 1000) -> list[bytes]:
-    """The frames of a datagram in fragments with `size` bytes of data each."""
-    ethernet = Ether(src=packet.src, dst=packet.dst)
-    if IP in packet:
-        packet[IP].id = IDENTIFICATION
-        return [bytes(ethernet / part) for part in fragment(IP(bytes(packet[IP])), size)]  # type: ignore[no-untyped-call]
-    # scapy replaces the fragment header that it is given
-    whole = IPv6(bytes(packet[IPv6]))
-    upper = whole.payload
-    with_header = IPv6(src=whole.src, dst=whole.dst, hlim=whole.hlim) / IPv6ExtHdrFragment(id=IDENTIFICATION) / upper
-    return [bytes(ethernet / part) for part in fragment6(with_header, size + 48)]  # type: ignore[no-untyped-call]
 
 
 def joined(frames: Sequence[bytes]) -> Packet:

@@ -35,9 +35,8 @@ from tests.bpf.bed import (
     backend_mac,
     near_mac,
 )
-from tests.bpf.packets import PAYLOAD, from_client, icmp_error, network, transport
-from tests.bpf.test_flow_events import kinds, ring
-from tests.bpf.test_fragments import cut
+from tests.bpf.packets import PAYLOAD, cut, from_client, icmp_error, network, transport
+from tests.bpf.rings import kinds, ring
 
 SOURCES = {"v4": "10.2.0.1", "v6": "fd02::1"}
 OUTER_BYTES = {"v4": 20, "v6": 40}
