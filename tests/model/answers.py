@@ -45,7 +45,7 @@ def choose(state: State, packet: Packet, verdict: str) -> str:
             return TIME_EXCEEDED
         case "drop_too_big":
             return TOO_BIG
-        case "drop_no_route":
+        case "drop_no_route" | "drop_no_tunnel_source":
             return NO_ROUTE
         case "drop_no_flow" | "drop_vip_guard":
             return reset if packet.is_midstream else ""

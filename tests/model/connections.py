@@ -33,11 +33,24 @@ MASK = 0xFFFFFFFF
 GOLDEN_RATIO = 0x9E3779B9
 ENDS = int(FlowState.FIN_HERE | FlowState.FIN_THERE)
 SEEN, FIN_HERE, FIN_THERE, RESET = (int(FlowState[name]) for name in ("SEEN", "FIN_HERE", "FIN_THERE", "RST"))
-FORWARD, DERIVED = int(FlowFlag.FORWARD), int(FlowFlag.DERIVED)
+FORWARD, DERIVED, DSR, IPIP, OTHER_FAMILY = (
+    int(FlowFlag[name]) for name in ("FORWARD", "DERIVED", "DSR", "IPIP", "OTHER_FAMILY")
+)
+ONE_WAY = {Mode.DSR: DSR, Mode.IPIP: IPIP}
+"""Modes in which the backend gets the client's packet unchanged and answers past the node: there is no reply entry."""
 
 
 def is_closed(state: int) -> bool:
     return bool(state & RESET) or state & ENDS == ENDS
+
+
+def is_one_way(flow: Flow) -> bool:
+    return bool(flow.flags & (DSR | IPIP))
+
+
+def other_direction(state: State, flow: Flow, protocol: int) -> Flow | None:
+    """Whatever has the key of the answers."""
+    return None if is_one_way(flow) else find(state, flow.opposite(protocol))
 
 
 def find(state: State, key: Key) -> Flow | None:
@@ -158,7 +171,8 @@ def match(state: State, packet: Packet, key: Key) -> Match:
 
 def advance(state: State, packet: Packet, key: Key, found: Match) -> Flow:
     """Promote the connection, repair it, or open one. Returns the packet's entry."""
-    flow, retry, complete = found.flow, found.ended is not None, found.ended is not None
+    flow, retry = found.flow, found.ended is not None
+    complete = found.ended is not None and not is_one_way(found.ended)  # one way, no answer to the SYN would begin it again
     if flow and not found.ended:
         complete, answered = check_other(state, packet, key, flow)
         if packet.established:
@@ -176,6 +190,10 @@ def check_other(state: State, packet: Packet, key: Key, flow: Flow) -> tuple[boo
     Returns whether the entry of the other direction is there, and whether it has seen a packet.
     """
     size, forward = len(key.source), bool(flow.flags & FORWARD)
+    if is_one_way(flow):
+        if continues(state, packet, flow):
+            promote(state, packet, key, flow, None, None)
+        return True, True
     if not forward and not (packet.protocol == UDP and flow.state & SEEN):
         return True, True
     other_key = flow.opposite(key.protocol)
@@ -191,18 +209,26 @@ def check_other(state: State, packet: Packet, key: Key, flow: Flow) -> tuple[boo
     return True, answered
 
 
-def promote(state: State, packet: Packet, key: Key, forward: Flow, reply_key: Key, reply: Flow) -> None:
+def continues(state: State, packet: Packet, flow: Flow) -> bool:
+    """A client of a one-way connection that goes on after its first packet has got an answer."""
+    if not flow.state & SEEN or flow.state & RESET:
+        return False
+    return not packet.flags & (SYN | RST) if packet.protocol == TCP else state.age(flow) > 0
+
+
+def promote(state: State, packet: Packet, key: Key, forward: Flow, reply_key: Key | None, reply: Flow | None) -> None:
     """Both entries, or neither."""
     flows, embryonic = state.flows[len(key.source)], state.embryonic[len(key.source)]
     had_reply = reply_key in flows.entries
-    if not flows.put(reply_key, reply) or not flows.put(key, forward):
-        if not had_reply:
+    if (reply_key and reply and not flows.put(reply_key, reply)) or not flows.put(key, forward):
+        if reply_key and not had_reply:
             flows.delete(reply_key)
         state.count("event_flow_table_full", packet.size)
         return
     state.count("event_promoted", packet.size)
     report(state, EventType.ESTABLISHED, key, forward)
-    embryonic.delete(reply_key)
+    if reply_key:
+        embryonic.delete(reply_key)
     embryonic.delete(key)
     packet.established = True
 
@@ -266,7 +292,7 @@ def select(state: State, key: Key, service: ServiceValue) -> int:
 def end(state: State, key: Key, forward: Flow, established: bool) -> None:
     """Delete both entries, but not a reply entry that is another connection's."""
     reply_key = forward.opposite(key.protocol)
-    reply = find(state, reply_key)
+    reply = other_direction(state, forward, key.protocol)
     if established:
         report(state, EventType.REMOVED, key, forward)
     if reply and reply.answers(key):
@@ -313,6 +339,7 @@ def make_flow(
     backend, keeps, farm = state.backends[number], keeps_address(state, key, service), state.farms.get(service.farm)
     own = key.source if keeps else address_bytes(service.snat_address)
     several = () if keeps or farm is None else tuple(map(address_bytes, farm.snat))
+    several = tuple(each for each in several if len(each) == len(key.source))
     candidates = sources(state, key, several if len(several) > 1 else (own,), keeps)
     source, source_port = next(candidates)
     flow = Flow(
@@ -325,12 +352,16 @@ def make_flow(
         flags=FORWARD | (DERIVED if packet.is_midstream else 0),
         backend=number,
     )
+    if one_way := ONE_WAY.get(Mode(service.mode), 0):
+        flow.source, flow.source_port, flow.destination_port = key.source, key.source_port, key.destination_port
+        flow.flags |= one_way | (OTHER_FAMILY if len(backend.address) != len(key.source) else 0)
+        flow.state = FIN_THERE  # the server's FIN is not seen, so the client's ends the connection
     return flow, candidates
 
 
 def open_connection(state: State, packet: Packet, key: Key, service: ServiceValue, number: int, is_new: bool) -> Flow:
     flow, candidates = make_flow(state, packet, key, service, number)
-    if not claim(state, key, flow):
+    if not is_one_way(flow) and not claim(state, key, flow):
         best, rank = search(state, key, flow, candidates)
         if rank == 0:
             raise Verdict("drop_reverse_conflict" if keeps_address(state, key, service) else "drop_snat_exhausted")
@@ -415,7 +446,7 @@ def touch(state: State, packet: Packet, key: Key, flow: Flow) -> None:
     if (old ^ new) & ~SEEN == 0:
         return
     other_key = flow.opposite(key.protocol)
-    other = find(state, other_key)
+    other = other_direction(state, flow, key.protocol)
     if other:
         other.state = other.state & ~(ENDS | RESET) | mirrored(new)
     if is_closed(old) == is_closed(new):

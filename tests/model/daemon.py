@@ -5,11 +5,12 @@ docs/DATAPLANE.md, *Timeouts* and *What the daemon does*; RFC 5382 REQ-5, RFC 47
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bpf.constants import REFRESH_SHIFT, TICK_SHIFT, FlowState
-from ctl.config.model import AllDown, Backend, Config, Farm, Protocol
-from tests.model.connections import FORWARD, RESET, SEEN, is_closed, mirrored
+from ctl.config.model import AllDown, Backend, Config, Farm, Mode, Protocol
+from tests.model.connections import FORWARD, RESET, SEEN, is_closed, is_one_way, mirrored
 from tests.model.packet import UDP
 from tests.model.state import Flow, Key, State, Table
 
@@ -31,9 +32,15 @@ def age(state: State, flow: Flow) -> int:
 # --- which connections end -----------------------------------------------------------------------------------
 
 
-def selectable(farm: Farm, down: frozenset[int]) -> list[Backend]:
-    """Backends that get new connections."""
-    willing = [each for each in farm.backends if each.weight and not each.draining]
+def selectable(farm: Farm, down: frozenset[int]) -> list[list[Backend]]:
+    """Backends that get new connections, of each family by itself unless mode ipip reaches both."""
+    four = [each for each in farm.backends if ":" not in each.address]
+    six = [each for each in farm.backends if ":" in each.address]
+    return [selectable_of(farm, group, down) for group in ([farm.backends] if farm.mode is Mode.IPIP else [four, six])]
+
+
+def selectable_of(farm: Farm, backends: Sequence[Backend], down: frozenset[int]) -> list[Backend]:
+    willing = [each for each in backends if each.weight and not each.draining]
     up = [each for each in willing if each.id not in down]
     if not up:
         return willing if farm.all_down is AllDown.ALL else []
@@ -68,7 +75,7 @@ class Daemon:
     def _leaving(self, config: Config, down: frozenset[int], now_s: float) -> Leaving:
         owners, dead, idle = dict[int, int](), set[int](), set[int]()
         for farm in config.farms.values():
-            chosen = {each.id for each in selectable(farm, down)}
+            chosen = {each.id for group in selectable(farm, down) for each in group}
             failed = {each.id for each in farm.backends if each.id in down} - chosen
             owners |= {each.id: farm.id for each in farm.backends}
             dead |= failed
@@ -127,6 +134,8 @@ class Leaving:
 
 
 def end_opposite(state: State, key: Key, flow: Flow) -> None:
+    if is_one_way(flow):
+        return
     opposite = flow.opposite(key.protocol)
     for table in (state.flows[len(key.source)], state.embryonic[len(key.source)]):
         other = table.get(opposite)
@@ -136,6 +145,8 @@ def end_opposite(state: State, key: Key, flow: Flow) -> None:
 
 def opposite_of(state: State, table: Table, key: Key, flow: Flow) -> Flow | None:
     """The entry of the other direction, if it is of the same connection; first in the same table."""
+    if is_one_way(flow):
+        return None
     size, opposite = len(key.source), flow.opposite(key.protocol)
     second = state.embryonic[size] if table is state.flows[size] else state.flows[size]
     other = table.get(opposite) or second.get(opposite)
@@ -150,7 +161,7 @@ def is_idle(state: State, config: Config, table: Table, key: Key, flow: Flow, ot
     bits = flow.state
     if other:
         bits |= other.state & REPLICATED | mirrored(other.state)
-    if not other or not flow.state & other.state & SEEN:
+    if not is_one_way(flow) and (not other or not flow.state & other.state & SEEN):
         bits &= ~SEEN
     silent = min(age(state, flow), age(state, other)) if other else age(state, flow)
     return silent >= timeout(config, flow, bits, embryonic, fill)
@@ -194,4 +205,5 @@ def take_over(state: State) -> None:
             forward.state = flow.state | REPLICATED
             reply.state = forward.state & (SEEN | RESET | REPLICATED) | mirrored(forward.state)
             flows.put(key, forward)
-            flows.put(flow.opposite(key.protocol), reply)
+            if not is_one_way(flow):
+                flows.put(flow.opposite(key.protocol), reply)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from bpf.columns import address_bytes
@@ -14,10 +15,10 @@ from bpf.constants import LEASE_FOREVER_NS, LEASE_HANDED_OVER_NS, TICK_SHIFT, Fl
 from ctl.config.model import AllDown, Backend, Config, Farm, Mode, OnNoBackend, Protocol, Scheduler, Vip
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, SMALL, UNRESOLVED, V4, V6, Family
 from tests.model import frames
-from tests.model.connections import is_impossible, listener, make_flow
+from tests.model.connections import ONE_WAY, is_impossible, listener, make_flow
 from tests.model.packet import ACK, FIN, ICMP, ICMPV6, RST, SYN, TCP, UDP, Packet
 from tests.model.state import Flow, Key, State
-from tests.model.steps import ChangeNextHops, Configure, Insert, Lease, Send, Step, Sweep, TakeOver, Wait
+from tests.model.steps import ChangeNextHops, Configure, Insert, Lease, Send, Step, Sweep, TakeOver, TunnelSources, Wait
 
 MODES = (Mode.SNAT, Mode.DNAT)
 SCHEDULERS = (Scheduler.MAGLEV, Scheduler.SOURCE, Scheduler.ROUNDROBIN)
@@ -34,25 +35,31 @@ LONG_WAITS = (305 * SECOND, 3600 * SECOND, 7500 * SECOND)
 def farm_slots() -> list[Farm]:
     """Every farm that a configuration may have. They share backends, VIPs and ports as far as the configuration allows it."""
     slots: list[Farm] = []
-    for family in (V4, V6):
-        for vip, first, last, protocol in (
-            (family.vip, 80, 80, Protocol.TCP),
-            (family.vip, 53, 53, Protocol.UDP),
-            (family.vip, 8000, 8010, Protocol.TCP),
-            (family.other_vip, 80, 80, Protocol.TCP),
-            (family.other_vip, 50, 57, Protocol.UDP),
+    for family, other in ((V4, V6), (V6, V4)):
+        for vip, first, last, protocol, more in (
+            (family.vip, 80, 80, Protocol.TCP, {"more_vips": (family.snat,), "more_ports": ((443, 443), (9000, 9005))}),
+            (family.vip, 53, 53, Protocol.UDP, {"more_vips": (other.snat,)}),  # of both families
+            (family.vip, 8000, 8010, Protocol.TCP, {}),
+            (family.other_vip, 80, 80, Protocol.TCP, {}),
+            (family.other_vip, 50, 57, Protocol.UDP, {"more_ports": ((59, 59),)}),
         ):
             number = len(slots) + 1
-            slots.append(Farm(number, f"farm{number}", vip, first, last, protocol))
+            slots.append(Farm(number, f"farm{number}", vip, first, last, protocol, **more))
     return slots
 
 
 SLOTS = farm_slots()
-BACKENDS_PER_FARM = 6
+ENDPOINTS = 6
 
 
-def endpoints(family: Family) -> list[str]:
-    return [family.far(11), family.far(12), family.near(11), family.far(SMALL), family.far(UNRESOLVED), family.unroutable]
+def endpoints(farm: Farm) -> list[str]:
+    """Addresses of the backends that the farm may have: of all families that its mode reaches."""
+    family = family_of(farm)
+    other = V4 if family is V6 else V6
+    own = [family.far(11), family.far(12), family.near(11), family.far(SMALL), family.far(UNRESOLVED), family.unroutable]
+    if farm.mode is Mode.IPIP or len({":" in vip for vip in farm.vips}) == 2:
+        return [*own[:3], other.far(12), other.near(11), other.far(SMALL)]
+    return own
 
 
 def family_of(farm: Farm) -> Family:
@@ -62,11 +69,13 @@ def family_of(farm: Farm) -> Family:
 class Generator:
     """Makes the next step from a node's state. `last`: the configuration in force."""
 
-    def __init__(self, rng: random.Random, state: State) -> None:
-        self.rng, self.state = rng, state
+    def __init__(self, rng: random.Random, state: State, features: Collection[str] = ()) -> None:
+        """features: of the program's build."""
+        self.rng, self.state, self.features = rng, state, frozenset(features)
+        self.modes = (*MODES, *(mode for mode in (Mode.DSR, Mode.IPIP) if mode.value in self.features))
         self.config, self.down = Config(), frozenset[int]()
         self.recent: deque[Send] = deque(maxlen=30)
-        self.next: list[Step] = []
+        self.next: list[Step] = [TunnelSources("10.2.0.1", "fd02::1")] if "ipip" in self.features else []
 
     def step(self) -> Step:
         if self.next:
@@ -78,10 +87,18 @@ class Generator:
             return self.packet()
         if chance < 0.95:
             return self.wait()
-        return self.rng.choices(
-            (self.configure, self.lease, self.sweep, self.take_over, self.change_next_hops, self.crowd, self.fill, self.burst),
-            (10, 4, 5, 1.5, 2, 2, 1, 0.5),
-        )[0]()
+        kinds: dict[Callable[[], Step], float] = {
+            self.configure: 10,
+            self.lease: 4,
+            self.sweep: 5,
+            self.take_over: 1.5,
+            self.change_next_hops: 2,
+            self.tunnels: 1.5,
+            self.crowd: 2,
+            self.fill: 1,
+            self.burst: 0.5,
+        }
+        return self.rng.choices(tuple(kinds), tuple(kinds.values()))[0]()
 
     # --- everything but packets ------------------------------------------------------------------------------
 
@@ -93,14 +110,24 @@ class Generator:
             (Lease(0), Lease(LEASE_HANDED_OVER_NS), Lease(self.rng.choice((1, TICK, SECOND)), True), Lease(LEASE_FOREVER_NS))
         )
 
-    def sweep(self) -> Sweep:
+    def sweep(self) -> Step:
+        if self.features & {"dsr", "ipip"}:
+            return self.packet()
         return Sweep(self.rng.random() < 0.8)
 
-    def take_over(self) -> TakeOver:
+    def take_over(self) -> Step:
+        if self.features & {"dsr", "ipip"}:
+            return self.packet()
         return TakeOver()
 
     def change_next_hops(self) -> ChangeNextHops:
         return ChangeNextHops()
+
+    def tunnels(self) -> Step:
+        if "ipip" not in self.features:
+            return self.packet()
+        sources = ("10.2.0.1", ""), ("fd02::1", "")
+        return TunnelSources(*(each[0] if self.rng.random() < 0.9 else each[1] for each in sources))
 
     def fill(self) -> Step:
         """`flows` is full, of connections that nobody uses."""
@@ -121,7 +148,7 @@ class Generator:
         service = listener(state, key) if address in state.vips else None
         size = len(address)
         crowded = len(state.embryonic[size].entries) > 900
-        if not service or not service.slot_count or crowded or is_impossible(key.source):
+        if not service or not service.slot_count or crowded or is_impossible(key.source) or service.mode in ONE_WAY:
             return self.packet()
         number = state.slots[service.slot_offset]
         syn = self.send(key.source, self.ip(*key[:2], protocol, self.datagram(key, SYN, b"")))
@@ -167,21 +194,25 @@ class Generator:
                 if address not in vips or self.rng.random() < 0.1:
                     vips[address] = Vip(address, 24, "in0", self.rng.random() < 0.8)
         self.config = replace(self.config, generation=self.config.generation + 1, vips=vips, farms=farms)
-        down = {number for number in range(1, BACKENDS_PER_FARM * len(SLOTS) + 1) if self.rng.random() < 0.1}
+        down = {number for number in range(1, 4 * ENDPOINTS * len(SLOTS) + 1) if self.rng.random() < 0.1}
         self.down = frozenset(down) if self.rng.random() < 0.5 else self.down
         return Configure(self.config, self.down)
 
     def farm(self) -> Farm:
         rng, slot = self.rng, self.rng.choice(SLOTS)
-        family = family_of(slot)
-        first = (slot.id - 1) * BACKENDS_PER_FARM + 1
-        weights = (12, 8, 8, 3, 2, 1)
-        chosen = {rng.choices(range(BACKENDS_PER_FARM), weights)[0] for _ in range(rng.choice((0, 1, 1, 2, 2, 4)))}
+        slot = replace(slot, mode=rng.choice(self.modes))
+        if rng.random() < 0.3:
+            slot = replace(slot, more_ports=())
+        family, one_way = family_of(slot), slot.mode in (Mode.DSR, Mode.IPIP)
+        port = slot.port if one_way else 53 if slot.protocol is Protocol.UDP else 8080
+        mixed = endpoints(slot) != endpoints(replace(slot, mode=Mode.SNAT, more_vips=()))
+        first = ((slot.id - 1) * 4 + one_way + 2 * mixed) * ENDPOINTS + 1  # an id is of one endpoint for life
+        chosen = {rng.choices(range(ENDPOINTS), (12, 8, 8, 3, 2, 1))[0] for _ in range(rng.choice((0, 1, 1, 2, 2, 4)))}
         backends = tuple(
             Backend(
                 first + number,
-                endpoints(family)[number],
-                53 if slot.protocol is Protocol.UDP else 8080,
+                endpoints(slot)[number],
+                port,
                 rng.choice((1, 1, 1, 2, 0)),
                 rng.choice((0, 0, 0, 1)),
                 rng.random() < 0.1,
@@ -190,7 +221,6 @@ class Generator:
         )
         return replace(
             slot,
-            mode=rng.choice(MODES),
             scheduler=rng.choice(SCHEDULERS),
             snat_address=rng.choice(("", "", family.snat, f"{family.snat},{family.other_vip}")),
             enabled=rng.random() < 0.95,
@@ -250,8 +280,13 @@ class Generator:
         farms = list(self.config.farms.values())
         farm = self.rng.choice(farms if farms and self.rng.random() < 0.95 else SLOTS)
         family = family_of(farm)
-        port = self.rng.randint(farm.port, farm.port_last) if self.rng.random() < 0.97 else self.rng.choice((22, 8080, 0))
-        address = farm.vip if self.rng.random() < 0.97 else self.rng.choice((family.vip, family.other_vip, family.snat))
+        port = self.rng.randint(*self.rng.choice(farm.port_ranges))
+        if self.rng.random() < 0.03:
+            port = self.rng.choice((22, 8080, 0, 58))
+        address = self.rng.choice(farm.vips)
+        if self.rng.random() < 0.03:
+            address = self.rng.choice((family.vip, family.other_vip, family.snat))
+        family = V6 if ":" in address else V4
         return family, address_bytes(address), port, TCP if farm.protocol is Protocol.TCP else UDP
 
     def ip(self, source: bytes, destination: bytes, protocol: int, payload: bytes, **fields: object) -> bytes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bpf.constants import MAX_IPV6_EXTENSIONS, Scheduler
-from tests.model.connections import find, is_impossible, listener, make_flow, select
-from tests.model.forwarding import leave, next_hop
+from tests.model.connections import find, is_impossible, is_one_way, listener, make_flow, select
+from tests.model.forwarding import forward_whole, leave, next_hop
 from tests.model.packet import EXTENSIONS, FRAGMENT, IP, TCP, UDP, Packet, change_checksum, difference
 from tests.model.state import Flow, Key, State
 
@@ -34,6 +34,9 @@ def translate(state: State, packet: Packet, fence: Callable[[State, bytes], None
     fence(state, packet.destination)
     if is_impossible(packet.source):
         return "drop_martian"
+    if is_one_way(flow):
+        verdict = forward_whole(state, packet, flow)
+        return verdict if verdict.startswith("drop_") else "forward_icmp_error"
     if packet.hop_limit <= 1:
         return "drop_ttl_expired"
     verdict = next_hop(state, packet, flow)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from bpf.columns import address_bytes
 from bpf.constants import COUNTERS, EventType
 from ctl.config.model import Config
 from ctl.dataplane import planner
@@ -17,7 +18,7 @@ from tests.bpf.bed import SEED
 from tests.model import daemon, datapath
 from tests.model.kernel import BACKENDS, FARMS, Kernel, routes_of, row_of
 from tests.model.state import Key, State, Table
-from tests.model.steps import ChangeNextHops, Configure, Insert, Lease, Send, Step, Sweep, TakeOver, Wait
+from tests.model.steps import ChangeNextHops, Configure, Insert, Lease, Send, Step, Sweep, TakeOver, TunnelSources, Wait
 
 START_NS = 1 << 50  # thirteen days of uptime
 COMPARE_ALL_EVERY = 64
@@ -48,6 +49,7 @@ class Machine:
     def __init__(self, kernel: Kernel, cpu: int = 0, start_ns: int = START_NS) -> None:
         """Starts without configuration, with an open lease."""
         self.kernel = kernel
+        kernel.enter()
         kernel.reset()
         self.state = State(routes_of(kernel.bed), 2 * kernel.bed.max_flows, cpu, start_ns, seed=SEED)
         self.state.generation = int(kernel.plane._read_one("globals")["next_hop_generation"])
@@ -79,6 +81,7 @@ class Machine:
             Sweep: self._sweep,
             TakeOver: self._take_over,
             Insert: self._insert,
+            TunnelSources: self._tunnel_sources,
         }
 
     def close(self) -> None:
@@ -129,7 +132,16 @@ class Machine:
 
     def _change_next_hops(self, _: ChangeNextHops) -> None:
         self.kernel.plane.bump_next_hops()
+        self._change_next_hops_of_model()
+
+    def _change_next_hops_of_model(self) -> None:
         self.state.generation = self.state.generation % 0xFFFFFFFF + 1
+
+    def _tunnel_sources(self, step: TunnelSources) -> None:
+        self.kernel.plane.set_tunnel_sources(step.v4, step.v6)
+        sources = [address_bytes(each) for each in (step.v4, step.v6) if each]
+        self.state.tunnel_sources = {len(each): each for each in sources}
+        self._change_next_hops_of_model()
 
     def _sweep(self, step: Sweep) -> None:
         self._serving = step.serving

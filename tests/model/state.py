@@ -44,7 +44,8 @@ class Key(NamedTuple):
 
 @dataclass(slots=True)
 class Flow:
-    """How packets of one direction leave, and what is known of it."""
+    """How packets of one direction leave, and what is known of it. Of a one-way connection `destination` is the backend's
+    address, which may be of the other family."""
 
     source: bytes
     destination: bytes
@@ -123,6 +124,7 @@ class State:
     deadline_ns: int = LEASE_FOREVER_NS
     seed: int = 0
     generation: int = 1  # of next hops
+    tunnel_sources: dict[int, bytes] = field(default_factory=dict)  # of outer headers, by address length
     vips: dict[bytes, int] = field(default_factory=dict)
     listeners: dict[tuple[bytes, int, int], ServiceValue] = field(default_factory=dict)  # address, port, protocol
     ranges: dict[ServiceKey, ServiceValue] = field(default_factory=dict)

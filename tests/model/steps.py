@@ -47,6 +47,14 @@ class ChangeNextHops:
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelSources:
+    """The node's addresses in outer headers; empty: none."""
+
+    v4: str
+    v6: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sweep:
     """The daemon removes what is idle; serving: also what has a backend that it must leave."""
 
@@ -66,4 +74,4 @@ class Insert:
     entries: tuple[tuple[Key, Flow], ...]
 
 
-Step = Send | Wait | Lease | Configure | ChangeNextHops | Sweep | TakeOver | Insert
+Step = Send | Wait | Lease | Configure | ChangeNextHops | Sweep | TakeOver | Insert | TunnelSources

@@ -27,32 +27,29 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 @pytest.fixture(scope="module")
-def bed() -> Iterator[Bed]:
+def beds() -> Iterator[list[Bed]]:
     if reason := why_not():
         pytest.skip(reason)
-    with Bed(fuzz.FEATURES) as bed:
-        yield bed
+    with fuzz.beds() as opened:
+        yield opened
 
 
 class History(RuleBasedStateMachine):
     """Each rule makes its step from a seed and from what the node knows."""
 
-    kernel: Kernel
+    kernels: list[Kernel]
     counted: Counter[str]
     steps: int
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.machine = Machine(type(self).kernel, type(self).kernel.cpu)
-        self.generator = Generator(random.Random(0), self.machine.state)
 
     def execute(self, step: Step) -> None:
         type(self).steps += 1
         self.machine.execute(step)
 
-    @initialize(seed=SEEDS)
-    def begin(self, seed: int) -> None:
-        self.generator.rng.seed(seed)
+    @initialize(build=st.integers(0, len(fuzz.BUILDS) - 1), seed=SEEDS)
+    def begin(self, build: int, seed: int) -> None:
+        kernel = type(self).kernels[build]
+        self.machine = Machine(kernel, kernel.cpu)
+        self.generator = Generator(random.Random(seed), self.machine.state, fuzz.features_of(kernel))
         self.execute(self.generator.configure())
 
     @rule(seed=SEEDS)
@@ -92,20 +89,22 @@ class History(RuleBasedStateMachine):
         self.execute(self.generator.take_over())
 
     def teardown(self) -> None:
+        if not hasattr(self, "machine"):
+            return
         type(self).counted += self.machine.counted
         self.machine.compare_all()
         self.machine.close()
 
 
-def test_program_and_model_agree(bed: Bed) -> None:
+def test_program_and_model_agree(beds: list[Bed]) -> None:
     """20,000 steps in all."""
 
     def run() -> None:
-        History.kernel, History.counted, History.steps = fuzz.open_kernel(bed), Counter(), 0
+        History.kernels, History.counted, History.steps = fuzz.open_kernels(beds), Counter(), 0
         few = settings(max_examples=40, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
         run_state_machine_as_test(History, settings=few)
-        fuzz.run(History.kernel, STEPS - History.steps, random.getrandbits(32) if fuzz.INTERACTIVE else 1, History.counted)
+        fuzz.run(History.kernels, STEPS - History.steps, random.getrandbits(32) if fuzz.INTERACTIVE else 1, History.counted)
 
-    bed.inside(run)
+    beds[0].inside(run)
     missing = fuzz.never_counted(History.counted)
     assert not missing, f"no step of this run had the outcome {missing}"
