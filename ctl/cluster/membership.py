@@ -16,7 +16,6 @@ from ctl.cluster.pair_configuration import PairConfiguration
 from ctl.cluster.parts import PairParts
 from ctl.config.record_codec import Record
 from ctl.errors import Code, XlbError
-from ctl.runtime.progress import working
 from ctl.state.cluster_file import ClusterSettings
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class Membership:
     """
 
     def __init__(
-        self, parts: PairParts, follow_addresses: Callable[[], Awaitable[None]], report_flows: Callable[[], Awaitable[None]]
+        self, parts: PairParts, follow_addresses: Callable[[], Awaitable[None]], report_flows: Callable[[], Awaitable[str]]
     ) -> None:
         self._parts, self._follow_addresses, self._report_flows = parts, follow_addresses, report_flows
         self._member: PairMember | None = None
@@ -172,10 +171,7 @@ class Membership:
         Harmless on a node that stays single: its next start has the ordinary program. Raises XlbError.
         """
         self.require_single()
-        with working(
-            f"{self._parts.settings.node.name} compiles the program of a pair, which takes a minute on a slow machine"
-        ):
-            await self._report_flows()
+        await self._report_flows()
 
     async def enter(self, cluster: ClusterSettings) -> None:
         """Become one of a pair in the running daemon; the caller writes cluster.json.

@@ -231,8 +231,8 @@ def check_backend(backend: Backend, farm: Farm, place: str) -> None:
 def _check_settings(of: Farm | Backend | HealthCheck, settings: Iterable[Setting], place: str) -> None:
     """The range of each value by itself."""
     for setting in settings:
-        problem = setting.problem(getattr(of, setting.name))
-        if problem:
+        value = getattr(of, setting.name)
+        if value != setting.default and (problem := setting.problem(value)):
             raise InvalidInput(problem, f"{place}.{setting.name}")
 
 

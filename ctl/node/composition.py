@@ -28,6 +28,8 @@ from ctl.cluster.pairing.create_join import Pairing
 from ctl.cluster.parts import PairParts
 from ctl.cluster.peer_questions import PeerQuestions
 from ctl.config.model import Config
+from ctl.dataplane import features
+from ctl.dataplane.kernel.program_features import ProgramFeatures
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.xdp_interfaces import Attacher, DataInterfaces
 from ctl.diagnosis.kernel.recent_drops import DropSampler
@@ -68,16 +70,22 @@ def compose(
     origin: Origin,
     notifier: Notifier | None = None,
     run_probe: RunProbe | None = None,
+    store: Store | None = None,
 ) -> Node:
-    """A node on these interfaces to the kernel. Call it on a running loop; `start` the result. run_probe: asks a backend."""
+    """A node on these interfaces to the kernel. Call it on a running loop; `start` the result.
+
+    run_probe: asks a backend. store: the configuration's, default a new one.
+    """
+    store = store or Store(settings.node.state_dir)
     questions = PeerQuestions(settings.node.name)
-    parts = _parts(settings, plane, network, attacher, notifier or Notifier(""), questions, run_probe)
+    parts = _parts(settings, store, plane, network, attacher, notifier or Notifier(""), questions, run_probe)
     _register_commands(parts, settings, plane, network, origin, questions)
     return Node(settings, plane, network, parts)
 
 
 def _parts(
     settings: NodeSettings,
+    store: Store,
     plane: ReplicatedPlane,
     network: Network,
     attacher: Attacher,
@@ -87,13 +95,16 @@ def _parts(
 ) -> NodeParts:
     """A part that calls one made after it does so through a function."""
     supervisor, tidier = Supervisor(), memory.Tidier()
+    program = ProgramFeatures(settings.node.name, attacher)
     local = _local(
         settings,
+        store,
         plane,
         network,
         attacher,
         supervisor,
         run_probe,
+        program,
         changed=lambda: summary.show(),
         membership=lambda: membership,
     )
@@ -110,7 +121,9 @@ def _parts(
         give_up=supervisor.give_up,
         changed=lambda: summary.show(),
     )
-    membership = Membership(pair, local.configuration.follow_addresses, interfaces.report_flows)
+    membership = Membership(
+        pair, local.configuration.follow_addresses, lambda: program.require(frozenset({features.REPLICATION}))
+    )
     summary = Summary(
         settings.node.name,
         config=lambda: transaction.config,
@@ -143,11 +156,13 @@ def _parts(
 
 def _local(
     settings: NodeSettings,
+    store: Store,
     plane: ReplicatedPlane,
     network: Network,
     attacher: Attacher,
     supervisor: Supervisor,
     run_probe: RunProbe | None,
+    program: ProgramFeatures,
     changed: Callable[[], None],
     membership: Callable[[], Membership],
 ) -> LocalParts:
@@ -169,13 +184,15 @@ def _local(
         run_probe or own_probe(sources, commands),
     )
     transaction = Transaction(
-        Store(settings.node.state_dir),
+        store,
         plane,
         addresses,
         down=lambda config: checks.checks.unusable(config),
         in_force=lambda done: running.in_force(done),
         refused=lambda: running.replan_later(),
         advise=lambda old, new: neighbours.advice(network, old, new),
+        program=program,
+        fault=lambda message: membership().fault_changed("program", message),
     )
     sweeper = Sweeper(plane, config, lambda: checks.checks.down if serving() else None, settings.data.max_flows)
     next_hops = NextHopKeeper(network, config)

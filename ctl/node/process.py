@@ -19,6 +19,7 @@ from bpf.kernel.plane import KernelPlane
 from bpf.loading import loader
 from bpf.loading.loader import Build
 from ctl.api.commands.status import Origin
+from ctl.dataplane.features import REPLICATION, features_of, in_words
 from ctl.errors import Code, XlbError
 from ctl.network.kernel.kernel_network import KernelNetwork
 from ctl.node.composition import compose
@@ -27,6 +28,7 @@ from ctl.runtime.realtime_scheduling import worker_threads
 from ctl.runtime.systemd import Notifier
 from ctl.state.cluster_file import ClusterFile
 from ctl.state.node_file import NodeSettings
+from ctl.state.store import Store
 
 WORKER_THREADS = 8  # for what would hold the loop; mostly they wait for the disk or the kernel
 
@@ -39,7 +41,9 @@ def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
     _require_interfaces(settings.data.interfaces)
     cluster = ClusterFile(settings.node.state_dir).load(repair=True)
     settings = settings if cluster is None else settings.paired_as(cluster.own.name)
-    build = _build_for(settings, cluster is not None)
+    store = Store(settings.node.state_dir)
+    features = features_of(store.look()) | ({REPLICATION} if cluster is not None else set())
+    build = _build_for(settings, features)
     serving = False
 
     def started() -> None:
@@ -51,7 +55,8 @@ def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
         loaded = loader.ensure(build, replace_pins, notifier.compiling)
         log.info("data plane %s in %.0f ms", loaded.how, loaded.took_ms)
         plane = KernelPlane(settings.node.bpf_dir, loaded.layouts)
-        asyncio.run(_serve(settings, plane, Origin(loaded.how, loaded.took_ms), notifier, detach, started))
+        attacher = _KernelAttacher(settings, plane, features)
+        asyncio.run(_serve(settings, plane, attacher, store, Origin(loaded.how, loaded.took_ms), notifier, detach, started))
     except (PlaneError, XlbError) as error:
         if loaded is not None and loaded.how == "built" and not serving:
             loader.remove_pins(settings.node.bpf_dir)  # there were none before this start, so it changes nothing
@@ -74,21 +79,22 @@ def _require_interfaces(names: Sequence[str]) -> None:
             )
 
 
-def _build_for(settings: NodeSettings, paired: bool) -> Build:
-    """What is to be pinned: only a pair's program reports flow changes."""
-    features = {"replication": True} if paired else {}
-    return Build(settings.node.bpf_dir, settings.node.run_dir, settings.data.max_flows, features)
+def _build_for(settings: NodeSettings, features: frozenset[str]) -> Build:
+    """What is to be pinned."""
+    return Build(settings.node.bpf_dir, settings.node.run_dir, settings.data.max_flows, dict.fromkeys(features, True))
 
 
 async def _serve(
     settings: NodeSettings,
     plane: KernelPlane,
+    attacher: _KernelAttacher,
+    store: Store,
     origin: Origin,
     notifier: Notifier,
     detach: bool,
     started: Callable[[], None],
 ) -> None:
-    node = compose(settings, plane, KernelNetwork(), _KernelAttacher(settings, plane), origin, notifier)
+    node = compose(settings, plane, KernelNetwork(), attacher, origin, notifier, store=store)
     memory.collect_rarely()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -120,8 +126,9 @@ async def _first(stop: asyncio.Event, failed: asyncio.Future[str]) -> str:
 class _KernelAttacher:
     """`ctl.dataplane.kernel.xdp_interfaces.Attacher` on the program this node pinned."""
 
-    def __init__(self, settings: NodeSettings, plane: KernelPlane) -> None:
-        self._settings, self._plane = settings, plane
+    def __init__(self, settings: NodeSettings, plane: KernelPlane, features: frozenset[str]) -> None:
+        """features: of the program that is pinned."""
+        self._settings, self._plane, self._features = settings, plane, features
         self._bpf_dir = settings.node.bpf_dir
         self._xdp_mode = settings.data.xdp_mode
 
@@ -137,11 +144,19 @@ class _KernelAttacher:
     def name_of(self, program: int) -> tuple[str, bool]:
         return attach.name_of(program)
 
-    def report_flows(self) -> None:
-        loaded = loader.ensure(_build_for(self._settings, paired=True))
-        if loaded.how == "adopted":
+    def features(self) -> frozenset[str]:
+        return self._features
+
+    def add_features(self, features: frozenset[str]) -> None:
+        wanted = self._features | features
+        if wanted == self._features:
             return
-        self._plane.reopen(self._bpf_dir, loaded.layouts)
+        loaded = loader.ensure(_build_for(self._settings, wanted))
+        if loaded.how != "adopted":  # by an attempt that failed to attach it
+            self._plane.reopen(self._bpf_dir, loaded.layouts)
         present = [name for name in self._settings.data.interfaces if Path("/sys/class/net", name).exists()]
         attach.attach(self._bpf_dir, present, self._xdp_mode.value)
-        log.info("the program was replaced in %.0f ms: it reports flow changes", loaded.took_ms)
+        log.info(
+            "the program was replaced in %.0f ms: it is compiled for %s", loaded.took_ms, in_words(wanted - self._features)
+        )
+        self._features = wanted

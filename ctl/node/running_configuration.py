@@ -14,6 +14,7 @@ from bpf.dataplane import PlaneError
 from ctl.config.changes import Committed
 from ctl.config.model import Config, Protocol
 from ctl.dataplane.flow_selection import FlowSelection
+from ctl.dataplane.kernel import program_features
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.errors import XlbError
 from ctl.health.check_machine import Transition
@@ -24,6 +25,7 @@ from ctl.runtime import memory
 from ctl.runtime.supervisor import Supervisor
 
 REPLAN_RETRY_S = 5.0
+PROGRAM_RETRY_S = 1 + program_features.RETRY_NS / 1e9
 MANY_BACKENDS = 1000
 """A change of so many makes enough objects for a look at all of them to hold up the loop."""
 
@@ -49,6 +51,7 @@ class RunningConfiguration:
         self._checks, self._next_hops, self._sweeper = checks, next_hops, sweeper
         self._supervisor, self._changed = supervisor, changed
         self._replan_wanted = asyncio.Event()
+        self._retry: asyncio.TimerHandle | None = None
 
     async def begin(self) -> None:
         """Make the kernel's maps follow the loaded configuration. Raises XlbError when it refuses."""
@@ -62,7 +65,7 @@ class RunningConfiguration:
         checks = self._checks.checks
         before = checks.unusable(done.new), checks.to_remember
         await self._checks.follow(done.new)
-        if (checks.unusable(done.new), checks.to_remember) != before:
+        if (checks.unusable(done.new), checks.to_remember) != before or self._transaction.awaits_program:
             self._replan_wanted.set()
         before_change, after_change = changed_backends(done.old, done.new)
         if before_change or after_change:
@@ -93,12 +96,15 @@ class RunningConfiguration:
                 await self._transaction.replan()
                 await asyncio.to_thread(self._checks.save_down)
             except XlbError as error:
-                log.error("health changes are not in force yet, trying again in %g s: %s", REPLAN_RETRY_S, error)
-                self.replan_later()
+                delay_s = PROGRAM_RETRY_S if self._transaction.awaits_program else REPLAN_RETRY_S
+                log.error("configuration and health are not in the maps yet, trying again in %g s: %s", delay_s, error)
+                self.replan_later(delay_s)
 
-    def replan_later(self) -> None:
+    def replan_later(self, delay_s: float = REPLAN_RETRY_S) -> None:
         """The kernel refused the maps of the configuration in force; try again."""
-        asyncio.get_running_loop().call_later(REPLAN_RETRY_S, self._replan_wanted.set)
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = asyncio.get_running_loop().call_later(delay_s, self._replan_wanted.set)
 
     def _remove_flows(self, selection: FlowSelection) -> None:
         self._supervisor.run(self._flush(selection), "flow removal")

@@ -22,6 +22,7 @@ from ctl.config.changes import Committed, MakeConfig
 from ctl.config.model import Config
 from ctl.config.record_codec import Encoder, Put, Record
 from ctl.dataplane import planner
+from ctl.dataplane.features import features_of
 from ctl.errors import Code, XlbError, code_of
 from ctl.network.reconcile import VipRepair
 from ctl.network.vip_addresses import VipAddresses
@@ -58,6 +59,29 @@ class Recorder(Protocol):
         """Raises XlbError when this node accepts no changes."""
 
 
+class Program(Protocol):
+    """The program on the interfaces (`ctl.dataplane.kernel.program_features.ProgramFeatures`)."""
+
+    def missing(self, wanted: frozenset[str]) -> frozenset[str]:
+        """Which of these features it does not have."""
+
+    async def require(self, wanted: frozenset[str], patiently: bool = False) -> str:
+        """Replace it by one that has them, where it does not. Returns what was done. Raises XlbError."""
+
+
+class WholeProgram:
+    """One that has every feature."""
+
+    def missing(self, wanted: frozenset[str]) -> frozenset[str]:
+        return frozenset()
+
+    async def require(self, wanted: frozenset[str], patiently: bool = False) -> str:
+        return ""
+
+
+WHOLE_PROGRAM = WholeProgram()
+
+
 class OneNode:
     """The recorder of a single node, and its turns: every change is numbered by `ctl.config.changes` and stored here."""
 
@@ -82,6 +106,7 @@ class Transaction:
     configuration that came into force here.
     refused: called when the kernel refused a configuration that is in force all the same, for `replan` to be tried again.
     advise: what the one who makes a change should know about it; called in a thread.
+    fault: called with why the program cannot follow a configuration that is in force; empty: it can.
     """
 
     def __init__(
@@ -93,10 +118,14 @@ class Transaction:
         in_force: Callable[[Committed], Awaitable[None]],
         refused: Callable[[], None],
         advise: Callable[[Config, Config], str] = lambda old, new: "",
+        program: Program = WHOLE_PROGRAM,
+        fault: Callable[[str], None] = lambda message: None,
     ) -> None:
         self._config = Config()
         self._store, self._plane, self._addresses = store, plane, addresses
         self._down, self._in_force, self._refused, self._advise = down, in_force, refused, advise
+        self._program, self._fault = program, fault
+        self._needed: tuple[Config, frozenset[str]] = self._config, frozenset()
         self._encoder = Encoder()
         self._recorder: Recorder = OneNode()
         self._state = planner.PlannerState()
@@ -146,13 +175,16 @@ class Transaction:
             self._waiting -= 1
 
     async def _commit(self, make: MakeConfig) -> Committed:
+        compiled = ""
         for _ in range(MAX_ATTEMPTS):
             turn, old = await self._recorder.begin(), self._config
             record = await asyncio.to_thread(self._make, make, old, turn)
             if record is None:
                 return Committed(old, old)
+            compiled += await self._program.require(await asyncio.to_thread(self._needs, record.config))
             if turn.is_current() and self._config is old:
-                notes = (await turn.record(record, self.put), await asyncio.to_thread(self._advice, old, record.config))
+                recorded = await turn.record(record, self.put)
+                notes = (compiled, recorded, await asyncio.to_thread(self._advice, old, record.config))
                 return Committed(old, record.config, "; ".join(filter(None, notes)))
         raise XlbError("the configuration changes faster than this change could be made; try again", Code.CHANGE_OVERTAKEN)
 
@@ -201,8 +233,24 @@ class Transaction:
         async with self._kernel:
             await uninterrupted(lambda: self._store.save(record.body))
 
+    def _needs(self, config: Config) -> frozenset[str]:
+        """Remembered for the last configuration: a big one takes milliseconds."""
+        of, features = self._needed
+        if of is not config:
+            features = features_of(config)
+            self._needed = config, features
+        return features
+
+    @property
+    def awaits_program(self) -> bool:
+        """Whether the configuration in force needs a program that is not compiled yet; `replan` has it compiled."""
+        return bool(self._program.missing(self._needs(self._config)))
+
     async def adopt(self, config: Config) -> None:
-        """Run with a configuration of the peer that is on disk. What this kernel refuses is logged and tried again."""
+        """Run with a configuration of the peer that is on disk. What this kernel refuses is logged and tried again.
+
+        Where the program lacks a feature for it, the maps stay as they are until `replan`: the peer waits for no compiler.
+        """
         async with self._kernel:
             old, self._config = self._config, config
             try:
@@ -215,7 +263,8 @@ class Transaction:
     def _follow(self, old: Config, config: Config) -> None:
         if config.hash_seed != old.hash_seed:
             self._plane.set_hash_seed(config.hash_seed)
-        self._replan(config, self._down(config))
+        if not self._program.missing(self._needs(config)):
+            self._replan(config, self._down(config))
         self._addresses.follow(config)
 
     # --- single node or pair -------------------------------------------------------------------------------------
@@ -246,9 +295,17 @@ class Transaction:
     async def replan(self) -> None:
         """Make the maps follow the configuration and the backends' health; they are read first when they are not known.
 
-        Raises XlbError when the kernel refuses.
+        The program is replaced first where it lacks a feature for it. Raises XlbError when the kernel refuses.
         """
+        try:
+            await self._program.require(await asyncio.to_thread(self._needs, self._config), patiently=True)
+        except XlbError as error:
+            self._fault(str(error))
+            raise
+        self._fault("")
         async with self._kernel:
+            if self.awaits_program:  # of a configuration that came meanwhile, and has its own turn
+                return
             await uninterrupted(lambda: self._replan(self._config, self._down(self._config)))
 
     async def follow_addresses(self) -> list[VipRepair]:

@@ -37,13 +37,23 @@ class Store:
         self.state_dir = state_dir
         self.path = state_dir / FILE
         self._files = files or Files()
+        self._seen: LoadReport | None = None
 
     def load(self) -> LoadReport:
         """The last good configuration, or an empty one on a new node.
 
         A damaged file is saved under another name, which the report contains. Raises XlbError, with nothing changed, if the
-        file has a newer format or is unreadable.
+        file has a newer format or is unreadable. What `look` has read is not read again.
         """
+        seen, self._seen = self._seen, None
+        return seen or self._load()
+
+    def look(self) -> Config:
+        """The configuration that `load` will return, before that. Raises XlbError."""
+        self._seen = self._seen or self._load()
+        return self._seen.config
+
+    def _load(self) -> LoadReport:
         current = self._read(self.path)
         if isinstance(current, Config):
             return LoadReport(current)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bpf.dataplane import PlaneError
 from bpf.kernel.attach import Attachment
 from ctl.api.client import Client
 from ctl.api.commands.status import Origin
@@ -45,7 +46,8 @@ class FakeAttacher:
     def __init__(self, network: FakeNetwork) -> None:
         self._network = network
         self.on: dict[str, Attachment] = {}
-        self.reports_flows = False
+        self.compiled: frozenset[str] = frozenset()
+        self.compiler_fails = ""
 
     def attach(self, interfaces: Sequence[str]) -> Mapping[str, Attachment]:
         done = {name: Attachment(name, "native", "fake", "") for name in interfaces}
@@ -68,8 +70,13 @@ class FakeAttacher:
         if name in self._network.links:
             self._network.links[name] = replace(self._network.links[name], xdp_program=program, xdp_mode=mode)
 
-    def report_flows(self) -> None:
-        self.reports_flows = True
+    def features(self) -> frozenset[str]:
+        return self.compiled
+
+    def add_features(self, features: frozenset[str]) -> None:
+        if self.compiler_fails:
+            raise PlaneError(self.compiler_fails)
+        self.compiled |= features
 
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
         detached = [name for name in interfaces if self.on.pop(name, None)]

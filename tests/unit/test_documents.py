@@ -325,7 +325,7 @@ LEAST_LETTERS = 6  # of a format that explains a message; "%s: %s" would explain
 INSERTED = re.compile(
     r"root( on lb1 \(farm\.set\))?|cluster\.switchover|farm web (removed|scheduler maglev → source)|\(\d+, \d+\)|"
     r"lb1/lb2|net\.[\w.]+|12 \(other\)|"
-    r"lb[12]|web|eth0|[\d.:]*( ms)?|/[\w./-]+|active|backup|fault|up|down|no (such device|space)|connection refused"
+    r"lb[12]|web|toa|eth0|[\d.:]*( ms)?|/[\w./-]+|active|backup|fault|up|down|no (such device|space)|connection refused"
 )
 """What the examples have in place of values: names, numbers, roles, reasons of the kernel."""
 

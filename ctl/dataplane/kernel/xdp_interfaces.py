@@ -33,8 +33,11 @@ class Attacher(Protocol):
     def name_of(self, program: int) -> tuple[str, bool]:
         """The name of a loaded program, and whether it is a build of xlb; empty once it is unloaded."""
 
-    def report_flows(self) -> None:
-        """Make the program report flow changes for a peer. Replaces it in place if necessary; maps are kept."""
+    def features(self) -> frozenset[str]:
+        """Those of the program (`ctl.dataplane.features`)."""
+
+    def add_features(self, features: frozenset[str]) -> None:
+        """Make the program have these too. Replaces it in place if necessary; maps are kept."""
 
 
 class DataInterfaces:
@@ -54,13 +57,6 @@ class DataInterfaces:
         """Detach the program. Raises PlaneError."""
         for name in await asyncio.to_thread(self._attacher.detach, self.names):
             log.info("XDP detached from %s", name)
-
-    async def report_flows(self) -> None:
-        """Ensure that the program reports flow changes. Raises XlbError."""
-        try:
-            await asyncio.to_thread(self._attacher.report_flows)
-        except PlaneError as error:
-            raise XlbError(str(error), Code.KERNEL_REFUSED) from error
 
     def attach_to(self, names: Sequence[str]) -> None:
         """Attach the program to these, where it is not yet. Blocks. Raises XlbError."""

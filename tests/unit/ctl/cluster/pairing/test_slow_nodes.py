@@ -63,14 +63,14 @@ def test_a_creator_that_stores_for_longer_than_the_limit_is_waited_for(
 
 
 def compiling(monkeypatch: pytest.MonkeyPatch, of: Site, compile_it: Callable[[], None]) -> None:
-    report = FakeAttacher.report_flows
+    add = FakeAttacher.add_features
 
-    def wrapped(attacher: FakeAttacher) -> None:
+    def wrapped(attacher: FakeAttacher, features: frozenset[str]) -> None:
         if attacher is of.daemon.attacher:
             compile_it()
-        report(attacher)
+        add(attacher, features)
 
-    monkeypatch.setattr(FakeAttacher, "report_flows", wrapped)
+    monkeypatch.setattr(FakeAttacher, "add_features", wrapped)
 
 
 def test_the_joiner_compiles_before_the_exchange_begins(nodes: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_the_joiner_compiles_before_the_exchange_begins(nodes: tuple[Site, Site]
     with ThreadPoolExecutor(1) as thread:
         joining = thread.submit(join, one, two)
         assert began.wait(20)
-        assert one.daemon.attacher.reports_flows, "the creator compiled before it gave the token"
+        assert one.daemon.attacher.compiled == {"replication"}, "the creator compiled before it gave the token"
         assert not heard, "the exchange began before the joiner had compiled"
         may_end.set()
         joining.result(20)

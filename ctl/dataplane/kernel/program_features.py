@@ -1,0 +1,59 @@
+"""Ensures that the program on the interfaces has the features that the configuration needs.
+
+Decides when a program is compiled, and when a failure is tried again. Features are only added: the program of the next start
+has exactly those of its configuration. Must not know a configuration, nor how a program is built and attached (`Attacher`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from bpf.dataplane import PlaneError
+from ctl.dataplane.features import in_words
+from ctl.dataplane.kernel.xdp_interfaces import Attacher
+from ctl.errors import Code, XlbError
+from ctl.runtime.clock import Clock, monotonic_ns
+from ctl.runtime.progress import working
+
+RETRY_NS = 60_000_000_000
+"""The compiler needs all of a core, so that what failed is not tried again at once unless an operator asks for it."""
+
+
+class ProgramFeatures:
+    """Create on a running loop. node: its name, for messages."""
+
+    def __init__(self, node: str, attacher: Attacher, now_ns: Clock = monotonic_ns) -> None:
+        self._node, self._attacher, self._now_ns = node, attacher, now_ns
+        self._lock = asyncio.Lock()
+        self._failure: tuple[int, frozenset[str], XlbError] | None = None  # when, what was missing, why
+
+    def missing(self, wanted: frozenset[str]) -> frozenset[str]:
+        """What the program on the interfaces does not have."""
+        return wanted - self._attacher.features()
+
+    async def require(self, wanted: frozenset[str], patiently: bool = False) -> str:
+        """Have the program compiled and replaced, unless it has these features. Maps, and so connections, are kept.
+
+        patiently: what failed in the last RETRY_NS is not tried again. Returns what was done, for people; empty: nothing.
+        Raises XlbError, with the program as it was.
+        """
+        async with self._lock:
+            missing = self.missing(wanted)
+            if not missing:
+                return ""
+            if patiently and self._failure is not None:
+                failed_ns, of, error = self._failure
+                if missing == of and self._now_ns() - failed_ns < RETRY_NS:
+                    raise error
+            began_s, names = time.monotonic(), in_words(missing)
+            doing = f"{self._node} compiles the program for {names}, which takes seconds, or a minute on a slow machine"
+            try:
+                with working(doing):
+                    await asyncio.to_thread(self._attacher.add_features, wanted)
+            except PlaneError as error:
+                refusal = XlbError(f"the program for {names} cannot be used on {self._node}: {error}", Code.KERNEL_REFUSED)
+                self._failure = self._now_ns(), missing, refusal
+                raise refusal from error
+            self._failure = None
+            return f"compiled the program for {names}: {time.monotonic() - began_s:.1f} s"
