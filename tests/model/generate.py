@@ -110,14 +110,10 @@ class Generator:
             (Lease(0), Lease(LEASE_HANDED_OVER_NS), Lease(self.rng.choice((1, TICK, SECOND)), True), Lease(LEASE_FOREVER_NS))
         )
 
-    def sweep(self) -> Step:
-        if self.features & {"dsr", "ipip"}:
-            return self.packet()
+    def sweep(self) -> Sweep:
         return Sweep(self.rng.random() < 0.8)
 
-    def take_over(self) -> Step:
-        if self.features & {"dsr", "ipip"}:
-            return self.packet()
+    def take_over(self) -> TakeOver:
         return TakeOver()
 
     def change_next_hops(self) -> ChangeNextHops:

@@ -219,5 +219,6 @@ class Kernel:
                     self.plane.delete_flows(name, family, keys)
         for family, count, payload in carried:
             for _, flows in self._codec.decode(family, count, payload) if count else ():
-                for keys, values in ((flows.keys, flows.forward), (flows.reply_keys, flows.reply)):
+                two_way = flows.chosen(~flows.one_way)
+                for keys, values in ((flows.keys, flows.forward), (two_way.reply_keys, two_way.reply)):
                     assert self.plane.update_flows(family, keys, values) == len(keys)
