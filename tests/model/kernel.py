@@ -3,102 +3,23 @@
 from __future__ import annotations
 
 import ctypes as ct
-import ipaddress
-import struct
 
 import numpy as np
 
 from bpf import libbpf, xdp
-from bpf.constants import COUNTERS, FlowFlag
+from bpf.constants import COUNTERS
 from bpf.dataplane import ZeroTraffic
 from bpf.maps import elements
 from bpf.maps.pinned_map import PinnedMap
 from ctl.cluster.flows.source import make_codec
 from ctl.dataplane.kernel import flow_maps
-from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, SMALL, SMALL_MTU, Bed, backend_mac, near_mac
-from tests.model.packet import difference, folded
-from tests.model.routes import Interface, Routes
+from tests.bpf.bed import Bed
+from tests.model.encoding import FLOWS, KEYS, decode_key, decode_row, encode_flow, encode_key
 from tests.model.state import Flow, Key
 
-_KEYS = {4: struct.Struct(">4s4sHHB3x"), 16: struct.Struct(">16s16sHHB3x")}
-_FLOWS = {4: struct.Struct("<4s4s2s2sHH6s6sIIIHBBHH"), 16: struct.Struct("<16s16s2s2sHH6s6sIIIHBBHH")}
 FAMILIES = {4: "v4", 16: "v6"}
 FARMS, BACKENDS = 16, 256
 """Ids below these are compared."""
-
-
-def encode_key(key: Key) -> bytes:
-    return _KEYS[len(key.source)].pack(*key)
-
-
-def decode_key(raw: bytes) -> Key:
-    return Key(*_KEYS[4 if len(raw) == 16 else 16].unpack(raw))
-
-
-def row_of(flow: Flow) -> tuple[object, ...]:
-    """What of a flow entry is compared: all but the checksum deltas, which show in the frames."""
-    size = len(flow.source)
-    front = flow.source + flow.destination + flow.source_port.to_bytes(2) + flow.destination_port.to_bytes(2)
-    if flow.flags & FlowFlag.OTHER_FAMILY:  # an IPv6 address takes the place of all that, and of the deltas
-        front = flow.destination[:12] if size == 4 else flow.source + flow.destination + bytes(12) + front[20:]
-    return (
-        *(front[:size], front[size : 2 * size], front[2 * size : 2 * size + 2], front[2 * size + 2 :]),
-        *(flow.destination_mac, flow.source_mac, flow.interface, flow.generation, flow.last_seen),
-        *(flow.farm, flow.flags, flow.state, flow.backend, flow.mtu),
-    )
-
-
-def decode_row(raw: bytes) -> tuple[object, ...]:
-    fields = _FLOWS[4 if len(raw) == 48 else 16].unpack(raw)
-    return fields[:4] + fields[6:]
-
-
-def encode_flow(key: Key, flow: Flow) -> bytes:
-    """With its checksum deltas: one's complement sums in the machine's byte order."""
-    addresses = difference(key.source + key.destination, flow.source + flow.destination)
-    ports_before, ports_after = (each.source_port.to_bytes(2) + each.destination_port.to_bytes(2) for each in (key, flow))
-    of_transport = folded(addresses + difference(ports_before, ports_after))
-    of_header = folded(addresses + 0xFEFF) if len(key.source) == 4 else 0
-    deltas = (of_header.to_bytes(2), of_transport.to_bytes(2))
-    row = row_of(flow)
-    numbers = (int.from_bytes(each, "little") for each in deltas)
-    return _FLOWS[len(key.source)].pack(*row[:4], *numbers, *row[4:])
-
-
-def routes_of(bed: Bed) -> Routes:
-    """The routes and neighbours that the bed makes (tests/bpf/bed.py)."""
-
-    def mac(text: str) -> bytes:
-        return bytes.fromhex(text.replace(":", ""))
-
-    def address(text: str) -> bytes:
-        return ipaddress.ip_address(text).packed
-
-    routes = Routes()
-    near = Interface(bed.in0, mac(NODE_IN_MAC), {4: address("10.1.0.1"), 16: address("fd01::1")})
-    far = Interface(bed.out0, mac(NODE_OUT_MAC), {4: address("10.2.0.1"), 16: address("fd02::1")})
-    for prefix, interface in (("10.1.0.0/24", near), ("fd01::/64", near), ("10.2.0.0/24", far), ("fd02::/64", far)):
-        routes.add(prefix, interface)
-    routes.add("0.0.0.0/0", near, "10.1.0.254")
-    routes.add("::/0", near, "fd01::fe")
-    for prefix in ("10.9.0.0/16", "fd09::/64", "127.0.0.0/8", "::1/128", "ff00::/8"):
-        routes.add(prefix, None)
-    for net in ("10.1.0.", "10.2.0."):
-        routes.add(f"{net}1/32", None)
-        routes.add(f"{net}255/32", None)
-    for net in ("fd01::", "fd02::"):
-        routes.add(f"{net}1/128", None)
-        routes.add(f"{net}/128", None)  # the anycast address of its routers
-    routes.add(f"10.2.0.{SMALL}/32", far, mtu=SMALL_MTU)
-    routes.add(f"fd02::{SMALL}/128", far, mtu=SMALL_MTU)
-    for number in (*range(11, 20), SMALL):
-        for net in ("10.1.0.", "fd01::"):
-            routes.neighbours[address(f"{net}{number}")] = mac(near_mac(number))
-        for net in ("10.2.0.", "fd02::"):
-            routes.neighbours[address(f"{net}{number}")] = mac(backend_mac(number))
-    for gateway in ("10.1.0.254", "fd01::fe"):
-        routes.neighbours[address(gateway)] = mac(GATEWAY_MAC)
-    return routes
 
 
 class Kernel:
@@ -189,7 +110,7 @@ class Kernel:
         for size, ring in self._events.items():
             if ring is None or not ring.backlog():
                 continue
-            key_bytes, flow_bytes = _KEYS[size].size, _FLOWS[size].size
+            key_bytes, flow_bytes = KEYS[size].size, FLOWS[size].size
             for record in ring.read(1 << 16):
                 raw = record.tobytes()
                 row = decode_row(raw[key_bytes : key_bytes + flow_bytes])

@@ -16,9 +16,11 @@ from ctl.dataplane.kernel import sweeper
 from ctl.dataplane.kernel.sweeper import Sweeper
 from tests.bpf.bed import SEED
 from tests.model import daemon, datapath
-from tests.model.kernel import BACKENDS, FARMS, Kernel, routes_of, row_of
+from tests.model.encoding import row_of
+from tests.model.kernel import BACKENDS, FARMS, Kernel
 from tests.model.state import Key, State, Table
 from tests.model.steps import ChangeNextHops, Configure, Insert, Lease, Send, Step, Sweep, TakeOver, TunnelSources, Wait
+from tests.model.wiring import routes_of
 
 START_NS = 1 << 50  # thirteen days of uptime
 COMPARE_ALL_EVERY = 64
@@ -51,7 +53,7 @@ class Machine:
         self.kernel = kernel
         kernel.enter()
         kernel.reset()
-        self.state = State(routes_of(kernel.bed), 2 * kernel.bed.max_flows, cpu, start_ns, seed=SEED)
+        self.state = State(routes_of(kernel.bed.in0, kernel.bed.out0), 2 * kernel.bed.max_flows, cpu, start_ns, seed=SEED)
         self.state.generation = int(kernel.plane._read_one("globals")["next_hop_generation"])
         kernel.set_clock(start_ns)
         self.config, self.down = Config(), frozenset[int]()
