@@ -42,10 +42,6 @@ LATER = frozenset(
         "farm.table_size",
         "farm.on_backend_down",
         "farm.on_backend_removed",
-        "farm.persistence_s",
-        "farm.persistence_prefix_v4",
-        "farm.persistence_prefix_v6",
-        "farm.persistence_return",
         "farm.max_connections",
         "farm.max_rate",
         "farm.rate_prefix_v4",
@@ -53,10 +49,7 @@ LATER = frozenset(
         "farm.max_half_open",
         "farm.allow",
         "farm.deny",
-        "farm.toa",
-        "farm.quic_cid",
         "backend.max_connections",
-        "backend.quic_id",
         "backend.drain_until",
         "backend.drain_then",
     }
@@ -197,7 +190,7 @@ FARM_SETTINGS = (
     _farm("on_backend_removed", f"A backend is removed: {_ON_BACKEND}", shown_default="`keep` (tcp), `move` (udp)"),
     _farm(
         "persistence_s",
-        "Seconds for which the connections of a client prefix go to the same backend, after the last one began.",
+        "Seconds for which the connections of a client prefix go to the same backend, after the last use by one of them.",
         high=MAX_PERSISTENCE_S,
         unit="SECONDS",
         shown_default="0: off",
@@ -206,7 +199,8 @@ FARM_SETTINGS = (
     _farm("persistence_prefix_v6", "Length of that prefix for IPv6 clients.", low=16, high=128, unit="BITS"),
     _farm(
         "persistence_return",
-        "The backend of a prefix was down and is up again. `true`: the prefix goes back to it. `false`: it stays.",
+        "The backend of a prefix took no connections for a time and does again. `true`: the prefix goes back to it. "
+        "`false`: it stays with the other.",
     ),
     _farm("max_connections", "Most connections of the farm; more are refused.", **_COUNT),
     _farm("max_rate", "Most new connections per second of one client prefix; more are dropped.", **_COUNT),

@@ -261,7 +261,7 @@ def bounds(cell: str) -> tuple[int, int] | None:
 def settings_with_bounds() -> Iterator[tuple[str, int, int]]:
     for key, values, *_ in rows_of("docs/farms-file.md", "Settings"):
         found = bounds(values)
-        if found and "characters" not in values and "status" not in key:
+        if found and "characters" not in values and "status" not in key and "quic" not in key:
             yield key.strip("`"), *found
 
 
