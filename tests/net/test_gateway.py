@@ -24,6 +24,7 @@ def site() -> Iterator[PairSite]:
     with paired(Layout(backends=2, nodes=2), TIMES | {"gateway": GATEWAY}) as pair:
         pair.rig.client.namespace.ip(f"addr add {GATEWAY}/24 dev eth0")
         pair.add_farm("tcp")
+        wait_until(lambda: all(pair.status(node)["vote"]["can_be_asked"] for node in pair.rig.nodes), "votes of the gateway")
         with ProbeFarm(pair.rig, pair.node):
             yield pair
 
