@@ -89,6 +89,13 @@ LEASE_FOREVER_NS = 2**64 - 1
 """Deadline of a node without a peer: its lease never expires."""
 
 
+class Handler(enum.IntEnum):
+    """Programs that the entry program calls, by their index in the map `handlers`; the program's name is xlb_ and this name."""
+
+    V4 = 0
+    V6 = 1
+
+
 class Protocol(enum.IntEnum):
     """IP protocol numbers a farm can balance (IANA protocol numbers registry)."""
 

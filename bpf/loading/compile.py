@@ -33,6 +33,8 @@ from bpf.maps.layout import MapLayout
 
 SOURCE = Path(__file__).parents[1] / "program" / "xlb.c"
 PROGRAM = "xlb"
+HANDLERS = "handlers"
+"""The map of the programs that the entry program calls."""
 
 
 class Refused(Exception):
@@ -53,6 +55,7 @@ def c_constants() -> list[str]:
             flags += [f"-D{prefix}_{member.name}={int(member)}" for member in kind]
     flags += [f"-DCOUNTER_{counter.name.upper()}={number}" for number, counter in enumerate(constants.COUNTERS)]
     flags.append(f"-DCOUNTER_COUNT={len(constants.COUNTERS)}")
+    flags.append(f"-DHANDLER_COUNT={len(constants.Handler)}")
     return flags
 
 
@@ -82,11 +85,19 @@ def _build(request: dict[str, Any], pins: Path, before: set[str]) -> dict[str, A
     kept = _check_kept(bcc.lib, module.module, maps, before, request.get("known", {}))
     if request.get("load", True):
         try:
-            function = module.load_func(PROGRAM, bcc.BPF.XDP)
+            function = _load(bcc, module, HANDLERS in maps)
         except Exception as error:
             raise _refused_by_verifier(bcc, request, error) from error
         libbpf.obj_pin(function.fd, pins / PROGRAM)
     return {"maps": {name: dataclasses.asdict(each) for name, each in maps.items()}, "kept": kept}
+
+
+def _load(bcc: Any, module: Any, has_handlers: bool) -> Any:
+    """Load the entry program, and before it the ones that it calls; they live in the map of handlers."""
+    for handler in constants.Handler if has_handlers else ():
+        called = module.load_func(f"{PROGRAM}_{handler.name.lower()}", bcc.BPF.XDP)
+        module[HANDLERS][ctypes.c_int(handler)] = ctypes.c_int(called.fd)
+    return module.load_func(PROGRAM, bcc.BPF.XDP)
 
 
 def _compile(bcc: Any, request: dict[str, Any], more_flags: list[str]) -> Any:
@@ -105,7 +116,8 @@ def _compile(bcc: Any, request: dict[str, Any], more_flags: list[str]) -> Any:
 def _refused_by_verifier(bcc: Any, request: dict[str, Any], error: Exception) -> Refused:
     """Load again with debug information, so that the verifier's log quotes the C lines."""
     try:
-        _compile(bcc, request, ["-g"]).load_func(PROGRAM, bcc.BPF.XDP)
+        module = _compile(bcc, request, ["-g"])
+        _load(bcc, module, HANDLERS in _describe(bcc.lib, module.module))
     except Exception as again:
         return Refused("load", str(again))
     return Refused("load", str(error))

@@ -32,7 +32,7 @@ from bpf.loading.headers import compiler_flags
 from bpf.maps import layout
 from bpf.maps.layout import Layouts, MapLayout
 
-PROGRAM = compile.PROGRAM
+PROGRAM, HANDLERS = compile.PROGRAM, compile.HANDLERS
 BUILD_LINK = "build"
 EMBRYONIC_SHARE = 8
 """Ratio of max_flows to the capacity for embryonic connections, which are preallocated: 300 bytes each per family."""
@@ -139,7 +139,7 @@ def describe(build: Build) -> str:
 
 def remove_pins(bpf_dir: Path) -> None:
     """Unpin everything under bpf_dir; a program on an interface stays attached."""
-    for path in (bpf_dir, _building(bpf_dir), _old(bpf_dir)):
+    for path in (bpf_dir, _building(bpf_dir), _old(bpf_dir), _replaced(bpf_dir)):
         _remove_tree(path)
     _run_dir_link(bpf_dir).unlink(missing_ok=True)
 
@@ -226,6 +226,10 @@ def _building(bpf_dir: Path) -> Path:
     return bpf_dir.with_name(bpf_dir.name + "-building")
 
 
+def _replaced(bpf_dir: Path) -> Path:
+    return bpf_dir.with_name(bpf_dir.name + "-replaced")
+
+
 def _old(bpf_dir: Path) -> Path:
     return bpf_dir.with_name(bpf_dir.name + "-old")
 
@@ -249,12 +253,13 @@ def _build(build: Build, identity: str, kept: _Pins | None, working: Callable[[]
     try:
         building.mkdir(mode=0o700)
         known = {name: kept.maps[name] for name in kept.maps.keys() & kept.names} if kept else {}
-        for name in (kept.names if kept else frozenset()) - {PROGRAM, BUILD_LINK}:
+        for name in (kept.names if kept else frozenset()) - {PROGRAM, HANDLERS, BUILD_LINK}:
             os.link(build.bpf_dir / name, building / name)
         maps = _run_child(build, building, known, working)
         layouts = Layouts(constants.ABI_VERSION, identity, maps)
         words = {"abi": layouts.abi, "identity": identity, "max_flows": build.max_flows, **_fingerprints(maps)}
         (building / BUILD_LINK).symlink_to(" ".join(f"{key}={value}" for key, value in words.items()))
+        _keep_handlers(build.bpf_dir)
         if kept:
             _move_into(building, build.bpf_dir, maps)
         else:
@@ -266,6 +271,22 @@ def _build(build: Build, identity: str, kept: _Pins | None, working: Callable[[]
         _remove_tree(building)
         _remove_tree(_old(build.bpf_dir))
     return layouts
+
+
+def _keep_handlers(bpf_dir: Path) -> None:
+    """The kernel empties a map of programs that is neither pinned nor open: keep that of the program on the interfaces.
+
+    Several, if starts were interrupted before they attached their program.
+    """
+    if not (bpf_dir / HANDLERS).exists():
+        return
+    _replaced(bpf_dir).mkdir(mode=0o700, exist_ok=True)
+    os.link(bpf_dir / HANDLERS, _replaced(bpf_dir) / f"{HANDLERS}-{(bpf_dir / HANDLERS).lstat().st_ino}")
+
+
+def forget_replaced(bpf_dir: Path) -> None:
+    """No interface has the program any more that the pinned one replaced."""
+    _remove_tree(_replaced(bpf_dir))
 
 
 def _move_into(building: Path, bpf_dir: Path, maps: Mapping[str, MapLayout]) -> None:

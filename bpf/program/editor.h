@@ -11,6 +11,7 @@
 		int (*insert)(const KEY *, const VALUE *); /* BPF_NOEXIST */                                                   \
 		int (*update)(const KEY *, const VALUE *); /* BPF_ANY */                                                       \
 		int (*delete)(const KEY *);                                                                                    \
+		void (*call)(void *, u32);                                                                                     \
 	} NAME
 
 extern u32 bpf_get_smp_processor_id(void);

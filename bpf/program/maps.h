@@ -12,6 +12,8 @@ BPF_TABLE_PINNED("percpu_array", u32, struct error_budget, error_budget, 2, PINS
 BPF_TABLE_PINNED("array", u32, struct farm_settings, farm_settings, MAX_FARMS, PINS "/farm_settings");
 BPF_TABLE_PINNED("array", u32, struct slot_chunk, slots, MAX_SLOT_CHUNKS, PINS "/slots");
 BPF_TABLE_PINNED("array", u32, struct backend, backends, MAX_BACKENDS, PINS "/backends");
+/* The programs of HANDLER_*. It belongs to one entry program: a replaced one keeps its own until no interface has it. */
+BPF_TABLE_PINNED("prog", u32, u32, handlers, HANDLER_COUNT, PINS "/handlers");
 
 #ifdef TEST_CLOCK
 BPF_TABLE_PINNED("array", u32, u64, test_clock, 1, PINS "/test_clock");

@@ -1,4 +1,6 @@
-/* xlb's XDP program. A packet takes these steps:
+/* xlb's XDP programs. `xlb` is on the interfaces. It forwards the packets of established connections by itself (fast.family.h)
+ * and hands every other IP packet to `xlb_v4` or `xlb_v6`, so that the verifier follows each part by itself and the fast path
+ * stays small. Those take all steps:
  *
  *  1. parse    tags, headers, lengths and ports                   vlan.h, parse.h, ipv4.h, ipv6.h
  *  2. find     its flow; without one, the VIP it is for           pipeline.family.h
@@ -14,7 +16,7 @@
  * ICMP errors (icmp.family.h) and neighbour messages (neighbour.h) take the same steps: find, fence, act.
  *
  * A step returns a verdict, which ends the packet's path, or CONTINUE (verdict.h). Files *.family.h are compiled once for
- * IPv4 and once for IPv6. bcc inlines everything into this one program; `make program.c` writes its flattened source.
+ * IPv4 and once for IPv6. bcc inlines everything into these programs; `make program.c` writes their flattened source.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/errno.h>
@@ -54,8 +56,21 @@
 #include "neighbour.h"
 #include "answer.family.h"
 #include "pipeline.family.h"
+#include "fast.family.h"
 
-static __always_inline u32 handle_packet(struct packet *packet)
+static __always_inline struct packet packet_of(struct xdp_md *context)
+{
+	return (struct packet){
+		.context = context,
+		.ethernet = (void *)(long)context->data,
+		.network = (void *)(long)context->data + sizeof(struct ethhdr),
+		.end = (void *)(long)context->data_end,
+		.frame_bytes = context->data_end - context->data,
+	};
+}
+
+/* The verdict on a packet. An IP packet that the fast path leaves is handed over: the calls return only if they fail. */
+static __always_inline u32 enter(struct packet *packet)
 {
 	u32 verdict;
 
@@ -68,9 +83,17 @@ static __always_inline u32 handle_packet(struct packet *packet)
 	}
 	switch (packet->ethernet->h_proto) {
 	case htons(ETH_P_IP):
-		return handle_v4(packet);
+		verdict = forward_known_v4(packet);
+		if (verdict != CONTINUE)
+			return verdict;
+		handlers.call(packet->context, HANDLER_V4);
+		return COUNTER_DROP_INTERNAL;
 	case htons(ETH_P_IPV6):
-		return handle_v6(packet);
+		verdict = forward_known_v6(packet);
+		if (verdict != CONTINUE)
+			return verdict;
+		handlers.call(packet->context, HANDLER_V6);
+		return COUNTER_DROP_INTERNAL;
 	case htons(ETH_P_ARP):
 		return handle_arp(packet);
 	}
@@ -79,13 +102,25 @@ static __always_inline u32 handle_packet(struct packet *packet)
 
 int xlb(struct xdp_md *context)
 {
-	struct packet packet = {
-		.context = context,
-		.ethernet = (void *)(long)context->data,
-		.network = (void *)(long)context->data + sizeof(struct ethhdr),
-		.end = (void *)(long)context->data_end,
-		.frame_bytes = context->data_end - context->data,
-	};
+	struct packet packet = packet_of(context);
 
-	return finish(&packet, handle_packet(&packet));
+	return finish(&packet, enter(&packet));
+}
+
+int xlb_v4(struct xdp_md *context)
+{
+	struct packet packet = packet_of(context);
+
+	if (packet.network > packet.end)
+		return finish(&packet, COUNTER_DROP_INTERNAL);
+	return finish(&packet, handle_v4(&packet));
+}
+
+int xlb_v6(struct xdp_md *context)
+{
+	struct packet packet = packet_of(context);
+
+	if (packet.network > packet.end)
+		return finish(&packet, COUNTER_DROP_INTERNAL);
+	return finish(&packet, handle_v6(&packet));
 }

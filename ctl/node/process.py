@@ -133,7 +133,9 @@ class _KernelAttacher:
         self._xdp_mode = settings.data.xdp_mode
 
     def attach(self, interfaces: Sequence[str]) -> Mapping[str, Attachment]:
-        return attach.attach(self._bpf_dir, interfaces, self._xdp_mode.value)
+        attached = attach.attach(self._bpf_dir, interfaces, self._xdp_mode.value)
+        loader.forget_replaced(self._bpf_dir)
+        return attached
 
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
         return attach.detach(self._bpf_dir, interfaces)
@@ -155,7 +157,7 @@ class _KernelAttacher:
         if loaded.how != "adopted":  # by an attempt that failed to attach it
             self._plane.reopen(self._bpf_dir, loaded.layouts)
         present = [name for name in self._settings.data.interfaces if Path("/sys/class/net", name).exists()]
-        attach.attach(self._bpf_dir, present, self._xdp_mode.value)
+        self.attach(present)
         log.info(
             "the program was replaced in %.0f ms: it is compiled for %s", loaded.took_ms, in_words(wanted - self._features)
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bpf.loading.loader import BUILD_LINK, PROGRAM, RESETTABLE
+from bpf.loading.loader import BUILD_LINK, HANDLERS, PROGRAM, RESETTABLE
 from ctl.errors import XlbError
 from tests.earlier import code_of
 from tests.net.faults import FAULTS, Cost, Observer, ProbeFarm
@@ -24,7 +24,9 @@ from tests.wait import wait_until
 
 HELD = 300
 NEWER = ("members", "servers", "server_ranges", "direct", "fragments")
-WITHOUT_PAST = RESETTABLE | {"new_pair_v4", "new_pair_v6", "farm_settings"} | {f"{name}_v{n}" for name in NEWER for n in (4, 6)}
+WITHOUT_PAST = (
+    RESETTABLE | {HANDLERS, "new_pair_v4", "new_pair_v6", "farm_settings"} | {f"{name}_v{n}" for name in NEWER for n in (4, 6)}
+)
 """Not in 0.1.0, which removes them, or under another name: its new_pair is scratch now."""
 HEALTH_CHECK = {"kind": "http", "path": "/health", "interval_ms": 500, "timeout_ms": 300, "rise": 2, "fall": 1}
 TIMES = {"heartbeat_ms": 40, "lease_ms": 120, "takeover_ms": 140}

@@ -1,0 +1,33 @@
+/* The fast path: a whole TCP or UDP packet of an established connection.
+ *
+ * It does what the pipeline would do, and leaves everything else to it, drops included: their senders may get an answer. So it
+ * changes nothing of a packet before it is sure to forward it; what it changes in a flow does not change again.
+ */
+
+/* The verdict on the packet; CONTINUE: it needs the pipeline. */
+static __always_inline u32 forward_known_FAM(struct packet *packet)
+{
+	struct flow_key_FAM key = {};
+	struct flow_FAM *flow;
+	u32 verdict;
+
+	if (parse_FAM(packet, &key) != CONTINUE || packet->fragment)
+		return CONTINUE;
+	if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
+		return CONTINUE;
+	if (packet->transport + sizeof(struct udphdr) > packet->end) /* for the verifier: parse_transport has checked it */
+		return CONTINUE;
+	key.source_port = ((struct ports *)packet->transport)->source;
+	key.destination_port = ((struct ports *)packet->transport)->destination;
+	flow = flows_FAM.lookup(&key);
+	if (!flow || is_reused_FAM(packet, flow))
+		return CONTINUE;
+	packet->established = true;
+	packet->farm = flow->farm;
+	verdict = fence_FAM(packet, &key.destination);
+	if (verdict != CONTINUE)
+		return verdict;
+	touch_FAM(packet, &key, flow);
+	verdict = forward_FAM(packet, flow, true);
+	return is_drop(verdict) ? CONTINUE : verdict;
+}
