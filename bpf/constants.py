@@ -94,6 +94,8 @@ class Handler(enum.IntEnum):
 
     V4 = 0
     V6 = 1
+    OPEN_V4 = 2
+    OPEN_V6 = 3
 
 
 class Protocol(enum.IntEnum):

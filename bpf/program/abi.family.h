@@ -74,8 +74,25 @@ struct flow_event_FAM {
 	u8 zero[7];
 };
 
+/* What the pipeline knows of a packet, for the program that opens its connection. */
+struct suspended_FAM {
+	struct flow_key_FAM key;
+	u32 ip_bytes;
+	u32 fragment_id;
+	__be16 fragment;
+	u16 transport; /* offset of the transport header in the IP packet */
+	u8 protocol;
+	u8 tcp_flags;
+	u8 has_old; /* the fields of struct match_FAM */
+	u8 ended;   /* its old entry is in `flows` */
+	u8 complete;
+	u8 retry;
+	u8 zero[2];
+};
+
 /* A connection while it is made; never in a map that keeps it. */
 struct connection_FAM {
+	struct suspended_FAM suspended;
 	struct service service;                           /* its listener */
 	__be32 addresses[WORDS_FAM * MAX_SNAT_ADDRESSES]; /* that are searched for a source */
 	struct flow_FAM forward;                          /* from here on cleared for each connection */
@@ -91,7 +108,6 @@ struct connection_FAM {
 	struct port_range ports;
 	u32 found; /* SOURCE_* */
 	u32 snat_count;
-	u32 forgotten;
 	u8 mode;
 	u8 is_new;
 	u8 zero[2];

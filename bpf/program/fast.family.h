@@ -22,6 +22,10 @@ static __always_inline u32 forward_known_FAM(struct packet *packet)
 	flow = flows_FAM.lookup(&key);
 	if (!flow || is_reused_FAM(packet, flow))
 		return CONTINUE;
+#ifdef TOA
+	if (flow->flags & FLOW_FLAG_TOA && (is_syn(packet) || is_toa_pending_FAM(flow)))
+		return CONTINUE;
+#endif
 	packet->established = true;
 	packet->farm = flow->farm;
 	verdict = fence_FAM(packet, &key.destination);

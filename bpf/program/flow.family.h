@@ -146,23 +146,6 @@ static __always_inline void set_source_FAM(struct connection_FAM *connection, st
 				 sizeof(struct addr_FAM));
 }
 
-/* Make the verifier forget how the packet was parsed, so that it follows the loop below once and not for each kind of packet.
- * False: the packet is not what it was. */
-static __always_inline bool forget_path_FAM(struct packet *packet, struct connection_FAM *connection)
-{
-	volatile u32 *memory = (volatile u32 *)&connection->forgotten;
-
-	*memory = packet->transport - packet->network;
-	packet->ethernet = (void *)(long)packet->context->data;
-	packet->end = (void *)(long)packet->context->data_end;
-	packet->network = packet->ethernet + 1;
-	packet->transport = packet->network + (*memory & 0x3fff);
-	*memory = packet->protocol << 8 | packet->tcp_flags;
-	packet->tcp_flags = *memory;
-	packet->protocol = *memory >> 8;
-	return packet->network + IP_HEADER_BYTES_FAM <= packet->end && packet->transport + sizeof(struct udphdr) <= packet->end;
-}
-
 /* The addresses and ports to search. */
 static __always_inline void begin_search_FAM(struct packet *packet, struct connection_FAM *connection,
 					     struct farm_settings *settings)
@@ -275,7 +258,8 @@ static __always_inline u32 claim_FAM(struct packet *packet, struct flow_key_FAM 
 	verdict = claim_reply_FAM(key, connection);
 	if (verdict != COUNTER_DROP_REVERSE_CONFLICT)
 		return verdict;
-	if (!forget_path_FAM(packet, connection))
+	suspend_FAM(packet, &connection->suspended);
+	if (!resume_FAM(packet, &connection->suspended)) /* the verifier follows the loop below once */
 		return COUNTER_DROP_INTERNAL;
 	begin_search_FAM(packet, connection, settings);
 	search_source_FAM(connection);
@@ -369,10 +353,9 @@ static __always_inline u32 choose_FAM(struct packet *packet, struct flow_key_FAM
 	return select_FAM(key, service, hash, seed);
 }
 
-/* Select the backend of a connection on this listener, and put what is known of it into the scratch map. KEEP: it is the same
+/* Select the backend of a connection on the listener in the scratch map, and put there what is known of it. KEEP: it is the same
  * as before, and the entries that the tuple has stay. */
-static __always_inline u32 prepare_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *found,
-				       struct match_FAM *match)
+static __always_inline u32 prepare_FAM(struct packet *packet, struct flow_key_FAM *key, struct match_FAM *match)
 {
 	u32 zero = 0;
 	struct globals *global = globals.lookup(&zero);
@@ -384,7 +367,6 @@ static __always_inline u32 prepare_FAM(struct packet *packet, struct flow_key_FA
 
 	if (!global || !connection)
 		return COUNTER_DROP_INTERNAL;
-	connection->service = *found; /* the daemon may replace it at any moment */
 	service = &connection->service;
 	packet->farm = service->farm;
 	if (is_new && !service->slot_count)

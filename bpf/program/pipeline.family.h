@@ -75,7 +75,7 @@ static __always_inline u32 check_source_FAM(struct packet *packet, struct flow_k
 	return check_server_FAM(packet, key, found);
 }
 
-/* Prepare a connection on the listener it is for. KEEP: match->old stays. */
+/* Open a connection on the listener it is for. Returns only with a verdict: the rest is done by the program that opens it. */
 static __always_inline u32 accept_FAM(struct packet *packet, struct flow_key_FAM *key, struct match_FAM *match)
 {
 	struct vip *vip = match->vip;
@@ -96,7 +96,7 @@ static __always_inline u32 accept_FAM(struct packet *packet, struct flow_key_FAM
 	}
 	if (!service)
 		return COUNTER_DROP_VIP_GUARD;
-	return prepare_FAM(packet, key, service, match);
+	return call_open_FAM(packet, key, service, match);
 }
 
 /* Does the first packet of an exchange need another backend? Not of one that has answered and is available. */
@@ -126,13 +126,7 @@ static __always_inline u32 advance_FAM(struct packet *packet, struct flow_key_FA
 		if (match->complete && !match->retry)
 			return CONTINUE;
 	}
-	verdict = accept_FAM(packet, key, match);
-	if (verdict == KEEP) {
-		packet->established = match->ended;
-		match->flow = match->old;
-		return CONTINUE;
-	}
-	return verdict == CONTINUE ? open_FAM(packet, key, &match->flow) : verdict;
+	return accept_FAM(packet, key, match);
 }
 
 static __always_inline u32 handle_flow_FAM(struct packet *packet, struct flow_key_FAM *key)
@@ -148,17 +142,7 @@ static __always_inline u32 handle_flow_FAM(struct packet *packet, struct flow_ke
 		return verdict;
 	if (!match.flow)
 		return COUNTER_DROP_INTERNAL;
-	touch_FAM(packet, key, match.flow);
-#ifdef TOA
-	if (match.flow->flags & FLOW_FLAG_TOA) {
-		verdict = handle_toa_FAM(packet, key, match.flow);
-		if (verdict != CONTINUE)
-			return verdict;
-	}
-#endif
-	if (packet->fragment)
-		remember_fragments_FAM(packet, key, match.flow);
-	return forward_FAM(packet, match.flow, true);
+	return forward_flow_FAM(packet, key, match.flow);
 }
 
 /* A fragment without ports: it follows the flow of its datagram, or belongs to the kernel. */

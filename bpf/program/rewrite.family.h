@@ -73,3 +73,20 @@ static __always_inline u32 forward_FAM(struct packet *packet, struct flow_FAM *f
 	write_macs_FAM(packet, flow);
 	return packet->egress_ifindex == packet->context->ingress_ifindex ? COUNTER_FORWARD_TX : COUNTER_FORWARD_REDIRECT;
 }
+
+/* Forward a packet with ports by its flow. */
+static __always_inline u32 forward_flow_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
+{
+	touch_FAM(packet, key, flow);
+#ifdef TOA
+	if (flow->flags & FLOW_FLAG_TOA) {
+		u32 verdict = handle_toa_FAM(packet, key, flow);
+
+		if (verdict != CONTINUE)
+			return verdict;
+	}
+#endif
+	if (packet->fragment)
+		remember_fragments_FAM(packet, key, flow);
+	return forward_FAM(packet, flow, true);
+}

@@ -44,17 +44,19 @@
 #include "flow.h"
 #include "affinity.h"
 #include "affinity.family.h"
+#include "suspend.family.h"
 #include "flow.family.h"
 #include "fragment.family.h"
 #include "server.family.h"
 #include "tunnel.family.h"
 #include "egress.family.h"
+#include "toa.family.h"
 #include "rewrite.family.h"
 #include "fence.family.h"
-#include "toa.family.h"
 #include "icmp.family.h"
 #include "neighbour.h"
 #include "answer.family.h"
+#include "open.family.h"
 #include "pipeline.family.h"
 #include "fast.family.h"
 
@@ -123,4 +125,18 @@ int xlb_v6(struct xdp_md *context)
 	if (packet.network > packet.end)
 		return finish(&packet, COUNTER_DROP_INTERNAL);
 	return finish(&packet, handle_v6(&packet));
+}
+
+int xlb_open_v4(struct xdp_md *context)
+{
+	struct packet packet = packet_of(context);
+
+	return finish(&packet, handle_open_v4(&packet));
+}
+
+int xlb_open_v6(struct xdp_md *context)
+{
+	struct packet packet = packet_of(context);
+
+	return finish(&packet, handle_open_v6(&packet));
 }

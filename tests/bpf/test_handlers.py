@@ -22,12 +22,9 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 CALLS = (
     "int xlb(struct xdp_md *context)\n{",
-    """BPF_TABLE_PINNED("prog", u32, u32, handlers, HANDLER_COUNT, PINS "/handlers");
-int xlb_v4(struct xdp_md *context) { return XDP_DROP; }
-int xlb_v6(struct xdp_md *context) { return XDP_DROP; }
-int xlb(struct xdp_md *context)
-{
-	handlers.call(context, HANDLER_V4);""",
+    'BPF_TABLE_PINNED("prog", u32, u32, handlers, HANDLER_COUNT, PINS "/handlers");\n'
+    + "".join(f"int xlb_{each.name.lower()}(struct xdp_md *context) {{ return XDP_DROP; }}\n" for each in Handler)
+    + "int xlb(struct xdp_md *context)\n{\n\thandlers.call(context, HANDLER_V4);",
 )
 """A program that passes a packet only if the call of its handler fails."""
 TRANSMITS = (CALLS[0], CALLS[1].replace("XDP_DROP", "XDP_TX"))
@@ -82,14 +79,15 @@ def test_removed_pins_leave_no_handlers(small: Small) -> None:
     assert not list(small.build.bpf_dir.parent.glob(small.build.bpf_dir.name + "*"))
 
 
+@pytest.mark.parametrize("step", ["", "open_"])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_a_call_that_fails_drops_the_packet_with_a_reason(family: Family) -> None:
+def test_a_call_that_fails_drops_the_packet_with_a_reason(family: Family, step: str) -> None:
     with Bed() as bed:
         bed.reset()
         bed.farm(family.vip, (family.far(11), 8080))
         assert bed.send(bytes(from_client(family))).verdict == "forward_redirect"
         handlers = PinnedMap(bed.pins, "handlers", bed.layouts.maps["handlers"])
-        assert handlers.remove(np.array([Handler[family.name.upper()]], "u4").view(handlers.key)) == 1
+        assert handlers.remove(np.array([Handler[(step + family.name).upper()]], "u4").view(handlers.key)) == 1
         handlers.close()
         outcome = bed.send(bytes(from_client(family, source_port=40001)))
         assert (outcome.verdict, outcome.action) == ("drop_internal", DROP)
