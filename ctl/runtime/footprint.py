@@ -15,8 +15,8 @@ OWN_MAPPING_BYTES = 128 * 1024  # glibc's initial value, but fixed: glibc raises
 ARENAS = 1
 
 UNUSED = ("ssl", "_hashlib", "unittest")
-"""asyncio and hashlib work without the first two, which load OpenSSL: xlbd uses no TLS, the pair uses ZeroMQ's CURVE. For
-the last see `ctl.network.kernel.lean_pyroute2`; numpy tests for it and does without."""
+"""asyncio and hashlib work without the first two, which load OpenSSL: the pair uses ZeroMQ's CURVE, and only a check by https
+needs TLS, which allows it then. For the last see `ctl.network.kernel.lean_pyroute2`; numpy tests for it and does without."""
 
 
 def keep_small() -> None:
@@ -34,6 +34,12 @@ def keep_small() -> None:
         return
     mallopt(M_ARENA_MAX, ARENAS)
     mallopt(M_MMAP_THRESHOLD, OWN_MAPPING_BYTES)
+
+
+def allow(name: str) -> None:
+    """Undo `bar`: from now on the module can be imported."""
+    if name in sys.modules and sys.modules[name] is None:
+        del sys.modules[name]
 
 
 def bar(name: str) -> None:

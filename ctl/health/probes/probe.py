@@ -10,11 +10,13 @@ import asyncio
 import errno
 import os
 from collections.abc import Awaitable, Callable
+from types import ModuleType
 
 from ctl.config.model import CheckKind, HealthCheck, format_endpoint
 from ctl.health.probes.datagrams import ask_udp, octets, ping, udp_socket
 from ctl.health.probes.http_answer import HttpAnswer, NotAnswered
-from ctl.health.probes.stream import Stream, TlsFailed, TlsStream, connect, server_name, tls_context
+from ctl.health.probes.stream import Connection, TlsFailed, connect, server_name
+from ctl.runtime import footprint
 
 _USER_AGENT = "xlbd"
 
@@ -47,16 +49,25 @@ async def _probe_tcp(_check: HealthCheck, address: str, port: int, source: str) 
     (await connect(address, port, source)).close()
 
 
+def _openssl() -> ModuleType:
+    """`ctl.health.probes.tls`, loaded by the first check by https. Blocks."""
+    footprint.allow("ssl")
+    from ctl.health.probes import tls
+
+    return tls
+
+
 async def _probe_http(check: HealthCheck, address: str, port: int, source: str) -> None:
     """GET with HTTP/1.1, with TLS where the check is https."""
     answer = HttpAnswer(check.path, check.host or format_endpoint(address, port), _USER_AGENT)
     if check.kind is CheckKind.HTTPS:
-        context = await tls_context(check.verify, check.ca_file)
+        openssl = await asyncio.to_thread(_openssl)
+        context = await openssl.tls_context(check.verify, check.ca_file)
     plain = await connect(address, port, source)
     try:
-        stream: Stream | TlsStream = plain
+        stream: Connection = plain
         if check.kind is CheckKind.HTTPS:
-            stream = tls = TlsStream(plain, context, server_name(check.sni, check.host, address))
+            stream = tls = openssl.TlsStream(plain, context, server_name(check.sni, check.host, address))
             await tls.handshake()
         await stream.send(answer.request)
         status = None
@@ -71,7 +82,7 @@ async def _probe_http(check: HealthCheck, address: str, port: int, source: str) 
         plain.close()  # the rest of the response is not needed
 
 
-async def _search(answer: HttpAnswer, check: HealthCheck, stream: Stream | TlsStream) -> None:
+async def _search(answer: HttpAnswer, check: HealthCheck, stream: Connection) -> None:
     text = check.text.encode()
     found = answer.search(text)
     while found is None:

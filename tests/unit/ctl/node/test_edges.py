@@ -169,6 +169,15 @@ def test_the_daemon_starts_without_openssl() -> None:
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+def test_a_check_by_https_loads_openssl() -> None:
+    code = (
+        "from ctl.runtime import footprint; footprint.keep_small(); from ctl.node import process; "
+        "from ctl.health.probes import probe; print(probe._openssl().ssl.OPENSSL_VERSION)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=TREE, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("OpenSSL ") and done.stderr == ""
+
+
 def test_versions_are_those_of_the_installation() -> None:
     import importlib.metadata
 
