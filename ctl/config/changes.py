@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from bpf.constants import MAX_BACKENDS, MAX_FARMS
+from ctl.config import table_sizes
 from ctl.config.farms_file import Document, parse
 from ctl.config.fields import (
     BACKEND_FIELDS,
@@ -173,6 +174,7 @@ def replace_all(config: Config, wanted: Document) -> Config:
     identity. A farm without a check gets none unless the document names its kind. Raises InvalidInput if a limit is exceeded.
     """
     ids = _Ids(config)
+    used = table_sizes.slots_of(config.farms.get(farm.name, farm) for farm in wanted.farms)
     vips: dict[str, Vip] = {}
     for vip in wanted.vips:
         vips[vip.address] = config.vips[vip.address] if config.vips.get(vip.address) == vip else vip
@@ -181,7 +183,10 @@ def replace_all(config: Config, wanted: Document) -> Config:
         old = config.farms.get(farm.name)
         if old is not None and old.health.kind is CheckKind.NONE and farm.name in wanted.unchecked:
             farm = replace(farm, health=wanted.unchecked[farm.name])
-        farms[farm.name] = _adopt_ids(farm, old, ids)
+        provisional = table_sizes.slots_of((old or farm,))
+        farm = table_sizes.settled(_adopt_ids(farm, old, ids), old, used - provisional)
+        used += table_sizes.slots_of((farm,)) - provisional
+        farms[farm.name] = old if farm == old else farm
     check_limits(vips, farms.values())
     return _changed(config, vips=vips, farms=farms, ids=ids)
 
@@ -247,8 +252,7 @@ def _adopt_ids(farm: Farm, old: Farm | None, ids: _Ids) -> Farm:
     if old is None:
         return replace(farm, id=ids.farm(), backends=tuple(backends))
     unmoved = len(backends) == len(old.backends) and set(backends) == set(old.backends)
-    numbered_farm = replace(farm, id=old.id, backends=old.backends if unmoved else tuple(backends))
-    return old if numbered_farm == old else numbered_farm
+    return replace(farm, id=old.id, kept_size=old.kept_size, backends=old.backends if unmoved else tuple(backends))
 
 
 def _changed(
@@ -272,6 +276,7 @@ def _with_farm(config: Config, farm: Farm, ids: _Ids | None = None) -> Config:
     old = config.farms.get(farm.name)
     if old == farm:
         return config
+    farm = table_sizes.settled(farm, old, table_sizes.slots_of(each for each in config.farms.values() if each is not old))
     if old is None or _listeners(old) != _listeners(farm):
         check_vip_of_farm(config.vips, farm)
         check_listener(config.farms.values(), farm)

@@ -205,6 +205,7 @@ def read_farm(fields: Fields, base: Farm | None = None) -> Farm:
         snat_address=_read_snat_address(fields, base),
         health=read_health(fields, base.health if base else None, DEFAULT_CHECK[protocol].kind),
         backends=base.backends if base else (),
+        kept_size=base.kept_size if base else 0,
         **_read_settings(fields, FARM_SETTINGS, base),
     )
 

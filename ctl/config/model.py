@@ -197,7 +197,8 @@ class Farm:
     on_no_backend: OnNoBackend = OnNoBackend.REJECT
     tier_minimum: int = 1  # usable backends below which a tier is completed by the next
     slow_start_s: int = 0
-    table_size: int = 0  # 0: follows from the backends
+    table_size: int = 0  # 0: kept_size
+    kept_size: int = 0  # chosen by ctl/config/table_sizes.py; 0: of an earlier version, follows from the backends
     on_backend_down: OnBackend = OnBackend.DEFAULT
     on_backend_removed: OnBackend = OnBackend.DEFAULT
     persistence_s: int = 0  # 0: none

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +30,7 @@ from ctl.config.model import (
     Scheduler,
     Vip,
 )
+from ctl.config.settings import TABLE_SIZES
 from ctl.config.validation import check_config
 from ctl.errors import Code, InvalidInput, XlbError
 
@@ -64,10 +65,15 @@ _RELEASED: Mapping[type, frozenset[str]] = {
 }
 """The fields that 0.1.0 knows. Others are omitted at their default, so that a peer of that version can read the record."""
 _FIELDS = {
-    kind: tuple((field.name, MISSING if field.name in released else field.default) for field in fields(kind))
+    kind: tuple(
+        (field.name, MISSING if field.name in released else field.default)
+        for field in fields(kind)
+        if field.name != "kept_size"
+    )
     for kind, released in _RELEASED.items()
 }
-"""Name and default of each field; without a default, it is always written."""
+"""Name and default of each field; without a default, it is always written. The sizes of lookup tables are in the header, where
+0.1.0 ignores them: every farm has one, and a peer of that version refuses a farm with an unknown field."""
 
 
 class DamagedRecord(Exception):
@@ -108,6 +114,8 @@ class Encoder:
         }
         if config.pair:  # omitted on a single node, so that an earlier xlb can read its record
             header |= {"pair": config.pair, "epoch": config.epoch, "history": config.history}
+        if sizes := {name: farm.kept_size for name, farm in config.farms.items() if farm.kept_size}:
+            header["table_sizes"] = sizes
         lines = [_line(header)]
         lines += [_line({"vip": _values(vip)}) for vip in config.vips.values()]
         for name, farm in config.farms.items():
@@ -205,6 +213,7 @@ def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes,
     vips: dict[str, Vip] = {}
     farms: dict[str, Farm] = {}
     farm_lines: dict[bytes, Farm] = {}
+    sizes = _table_sizes(header)
     for number, line in enumerate(lines, 2):
         farm = known.get(line)
         if farm is None:
@@ -218,12 +227,21 @@ def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes,
             backends = tuple(Backend(**_typed(each)) for each in values["backends"])
             lists = {"more_vips": tuple(values.get("more_vips", ())), "more_ports": _pairs(values.get("more_ports", ()))}
             farm = Farm(**_typed(values) | lists | {"health": health, "backends": backends})
+        if farm.kept_size != sizes.get(farm.name, 0):
+            farm = replace(farm, kept_size=sizes.get(farm.name, 0))
         farms[farm.name] = farm_lines[line] = farm
     if len(vips) + len(farms) != len(lines):
         raise ValueError("a name that is listed twice")
     config = Config(vips=MappingProxyType(vips), farms=MappingProxyType(farms), **_standing(header))
     check_config(config, {farm.name for line, farm in farm_lines.items() if line in known})
     return config, farm_lines
+
+
+def _table_sizes(header: Mapping[str, Any]) -> Mapping[str, int]:
+    sizes: Mapping[str, int] = header.get("table_sizes", {})
+    if not isinstance(sizes, Mapping) or not set(sizes.values()) <= set(TABLE_SIZES):
+        raise ValueError("an unknown size of a lookup table")
+    return sizes
 
 
 def _pairs(values: Iterable[Any]) -> tuple[tuple[int, int], ...]:

@@ -39,7 +39,6 @@ LATER = frozenset(
         "farm.scheduler=leastconn",
         "farm.tier_minimum",
         "farm.slow_start_s",
-        "farm.table_size",
         "farm.on_backend_down",
         "farm.on_backend_removed",
         "farm.max_connections",

@@ -15,6 +15,7 @@ from typing import Any
 
 from bpf.constants import COUNTERS
 from bpf.dataplane import FlowTuple
+from ctl.config import table_sizes
 from ctl.config.model import Backend, Config, Farm, Mode, OnNoBackend, Protocol, Scheduler, format_endpoint
 from ctl.dataplane import affinity, maglev
 from ctl.dataplane.affinity import Remembered
@@ -262,7 +263,7 @@ def _select(
 def _by_hash(arriving: FlowTuple, farm: Farm, eligible: tuple[Backend, ...], seed: int, trace: _Trace) -> Backend:
     by_client = farm.scheduler is Scheduler.SOURCE
     value = client_hash(arriving.source, seed) if by_client else flow_hash(arriving, seed)
-    size = maglev.table_size(farm.backends)
+    size = table_sizes.size_of(farm)
     slot = value % size
     number = int(maglev.lookup_table(eligible, size)[slot])
     trace.slot, trace.slots = slot, size

@@ -16,32 +16,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ctl.config import settings
 from ctl.config.model import Backend
-
-TABLE_SIZES = settings.TABLE_SIZES
-
-SLOTS_PER_UNIT = 100
-"""Slots for the lightest backend. Counts deviate by about one slot, so its share is exact to about 1 %, the
-same ratio of table size to backends that the paper recommends (section 5.3)."""
+from ctl.config.settings import TABLE_SIZES
 
 MAX_TURNS = 4096
 """Longest round-robin turn order; weights that need more are rounded to fit."""
 
+SAMPLES = 1 << 17
+"""Hashes by which tables of different sizes are compared."""
+
 _BLOCK = 256
-
-
-def table_size(backends: Sequence[Backend]) -> int:
-    """Slots of a Maglev table for the backends of a farm that carry weight.
-
-    Depends on the configuration only, never on health: a backend that fails must not move other clients. The size follows
-    from the sum of weights divided by the lightest weight.
-    """
-    weights = [backend.weight for backend in backends if backend.weight > 0]
-    if not weights:
-        return TABLE_SIZES[0]
-    wanted = SLOTS_PER_UNIT * math.ceil(sum(weights) / min(weights))
-    return next((size for size in TABLE_SIZES if size >= wanted), TABLE_SIZES[-1])
 
 
 def lookup_table(backends: Sequence[Backend], size: int) -> NDArray[np.uint32]:
@@ -63,6 +47,14 @@ def lookup_table(backends: Sequence[Backend], size: int) -> NDArray[np.uint32]:
     order = _turns(np.array([backend.weight for backend in chosen], np.float64), phases, size)
     owners = _populate(order, [(offset % size, skip % (size - 1) + 1) for offset, skip, _ in digests], size)
     return np.take(ids, owners)
+
+
+def moved(before: NDArray[np.uint32], after: NDArray[np.uint32]) -> float:
+    """The share of clients that another backend gets, 0 to 1; the tables may differ in size."""
+    if len(before) == len(after):
+        return float(np.mean(before != after))
+    hashes = (np.arange(SAMPLES, dtype=np.uint64) * np.uint64(0x9E3779B1)) & np.uint64(0xFFFFFFFF)
+    return float(np.mean(before[hashes % np.uint64(len(before))] != after[hashes % np.uint64(len(after))]))
 
 
 def turn_order(backends: Sequence[Backend]) -> NDArray[np.uint32]:

@@ -37,6 +37,7 @@ from bpf.dataplane import (
     ServiceValue,
     ZeroTraffic,
 )
+from ctl.config import table_sizes
 from ctl.config.model import AllDown, Backend, Config, Farm, Mode, OnNoBackend, Scheduler
 from ctl.dataplane import affinity, maglev, servers
 from ctl.dataplane.slot_allocator import Run, SlotSpace, run_of
@@ -417,7 +418,7 @@ class _Round:
         free = sum(length for _, length in self.space.free)
         raise XlbError(
             f"the slot map is full: no slots for farm {names} ({free} of {MAX_SLOT_CHUNKS} chunks free, fragmented); "
-            "remove farms, or make the weights within a farm more alike, which makes its lookup table smaller",
+            "remove farms, or make lookup tables smaller (xlbctl farm set NAME --table-size N, which moves clients)",
             Code.LIMIT_EXCEEDED,
         )
 
@@ -483,7 +484,7 @@ def _same_server(one: Backend | None, other: Backend) -> bool:
 
 def _content(farm: Farm, eligible: list[Backend]) -> _Content:
     in_turn = farm.scheduler is Scheduler.ROUNDROBIN
-    size = 0 if in_turn else maglev.table_size(farm.backends)
+    size = 0 if in_turn else table_sizes.size_of(farm)
     return in_turn, size, tuple(eligible)
 
 

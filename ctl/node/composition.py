@@ -37,12 +37,11 @@ from ctl.health.check_machine import HealthChecks
 from ctl.health.probes.commands import Commands
 from ctl.health.probes.runner import CheckRunner, RunProbe, load_down, own_probe
 from ctl.health.probes.source_addresses import OwnSources
-from ctl.network import neighbours
 from ctl.network.announcer import Announcer
 from ctl.network.neighbours import NextHopKeeper
 from ctl.network.network import Network
 from ctl.network.vip_addresses import VipAddresses
-from ctl.node import audit
+from ctl.node import advice, audit
 from ctl.node.node import Node
 from ctl.node.parts import LocalParts, NodeParts
 from ctl.node.reconciler import Reconciler, Subjects
@@ -190,7 +189,7 @@ def _local(
         down=lambda config: checks.checks.unusable(config),
         in_force=lambda done: running.in_force(done),
         refused=lambda: running.replan_later(),
-        advise=lambda old, new: neighbours.advice(network, old, new),
+        advise=lambda old, new: advice.advice(network, old, new, checks.checks.unusable(new)),
         program=program,
         fault=lambda message: membership().fault_changed("program", message),
     )

@@ -121,7 +121,7 @@ def configs(draw: st.DrawFn) -> Config:
 def without_ids(config: Config) -> tuple[object, object]:
     """The part of a configuration that a farms file holds."""
     farms = {
-        name: replace(farm, id=0, backends=tuple(replace(each, id=0) for each in farm.backends))
+        name: replace(farm, id=0, kept_size=0, backends=tuple(replace(each, id=0) for each in farm.backends))
         for name, farm in config.farms.items()
     }
     return dict(config.vips), farms

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpf.constants import MAX_FARMS, MAX_SLOT_CHUNKS, SLOTS_PER_CHUNK
+from bench.disruption import ALLOWED, changes_of_one, moved_and_own
+from ctl.config import table_sizes
 from ctl.config.model import Backend
-from ctl.dataplane.maglev import MAX_TURNS, SLOTS_PER_UNIT, TABLE_SIZES, lookup_table, table_size, turn_order
+from ctl.config.table_sizes import needed
+from ctl.dataplane.maglev import MAX_TURNS, lookup_table, moved, turn_order
 
 
 def backends(*weights: int, first: int = 1) -> list[Backend]:
@@ -32,7 +34,7 @@ def counts(table: np.ndarray, servers: list[Backend]) -> dict[int, int]:
 @given(WEIGHTS)
 def test_every_slot_is_filled_and_shares_follow_weights(weights: list[int]) -> None:
     servers = backends(*weights)
-    size = table_size(servers)
+    size = needed(servers)
     table = lookup_table(servers, size)
     assert len(table) == size and table.dtype == np.uint32
     total = sum(weights)
@@ -57,13 +59,43 @@ def test_the_result_depends_on_neither_order_nor_ids(weights: list[int], random,
 @pytest.mark.parametrize("number", [3, 10, 50])
 def test_a_lost_or_new_backend_moves_little_else(number: int) -> None:
     servers = backends(*[1] * number)
-    size = table_size(servers)
+    size = needed(servers)
     table = lookup_table(servers, size)
     for gone in servers[:: max(1, number // 5)]:
         without = lookup_table([server for server in servers if server is not gone], size)
         others = table != gone.id
         moved = (table != without)[others].mean()
         assert moved <= 0.06, f"{moved:.1%} of the other backends' slots moved"
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 6, 10, 50, 100, 500, 1000])
+def test_a_change_of_one_backend_moves_its_share_and_at_most_two_points_more(number: int) -> None:
+    servers = backends(*[10] * (number + 1))
+    before = lookup_table(servers[:number], table_sizes.PREFERRED)
+    kinds = changes_of_one(servers, number)
+    for after, changed in kinds if number <= 100 else kinds[:2]:
+        if any(each.weight for each in after):
+            share, own = moved_and_own(before, lookup_table(after, table_sizes.PREFERRED), changed)
+            assert share <= own + ALLOWED, f"{share:.2%} moved, own share {own:.2%}"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=2, max_size=40), st.data())
+def test_a_change_of_any_weights_moves_its_share_and_at_most_two_points_more(weights: list[int], data: st.DataObject) -> None:
+    servers = backends(*weights)
+    one = data.draw(st.integers(0, len(weights) - 1))
+    weight = data.draw(st.integers(0, 20))
+    after = [Backend(each.id, each.address, each.port, weight if each is servers[one] else each.weight) for each in servers]
+    share, own = moved_and_own(
+        lookup_table(servers, table_sizes.PREFERRED), lookup_table(after, table_sizes.PREFERRED), servers[one].id
+    )
+    assert share <= own + ALLOWED, f"{share:.2%} moved, own share {own:.2%}"
+
+
+def test_tables_of_different_sizes_are_compared_by_the_clients() -> None:
+    servers = backends(1, 1, 1, 1)
+    assert moved(lookup_table(servers, 1021), lookup_table(servers, 1021)) == 0
+    assert 0.70 < moved(lookup_table(servers, 1021), lookup_table(servers, 2039)) < 0.80
 
 
 def test_a_changed_weight_moves_little_else() -> None:
@@ -97,22 +129,6 @@ def test_the_same_in_every_process() -> None:
         result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
         hashes.add(result.stdout.strip())
     assert hashes == {golden}, "nodes of different versions would disagree about existing connections: is that intended?"
-
-
-def test_table_sizes_are_primes_and_hold_enough_slots_per_unit() -> None:
-    for size in TABLE_SIZES:
-        assert all(size % divisor for divisor in range(2, int(size**0.5) + 1))
-    assert table_size(backends(0, 0)) == 509
-    assert table_size(backends(1)) == 509
-    assert table_size(backends(*[1] * 10)) == 1021
-    assert table_size(backends(*[1] * 11)) == 2039
-    assert table_size(backends(1, 10)) == 2039
-    assert table_size(backends(*[7] * 200)) == 32749
-    assert table_size(backends(*[7] * 400)) == 65537
-    assert table_size(backends(1, 65535)) == 65537
-    assert SLOTS_PER_UNIT * 10 <= 1021
-    fullest = MAX_FARMS * -(-TABLE_SIZES[0] // SLOTS_PER_CHUNK)
-    assert 2 * fullest <= MAX_SLOT_CHUNKS, "the maximum number of small farms must be replaceable at once, as after a restart"
 
 
 @settings(max_examples=80, deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,6 +26,7 @@ from bpf.dataplane import (
     ServiceKey,
     ZeroTraffic,
 )
+from ctl.config import table_sizes
 from ctl.config.changes import change
 from ctl.config.model import Config
 from ctl.dataplane import planner, servers
@@ -297,7 +299,7 @@ def test_a_farm_without_backends_refuses_in_the_kernel() -> None:
     assert (value.slot_offset, value.slot_count) == (0, 0)
     settle(plane, state, config)
     (value,) = plane.services().values()
-    assert value.slot_count == 509
+    assert value.slot_count == table_sizes.PREFERRED
 
 
 def test_restart_keeps_traffic_and_removes_what_is_stale() -> None:
@@ -348,6 +350,7 @@ def test_a_reused_id_waits_until_no_service_uses_it_and_its_counters_are_zeroed(
 @pytest.fixture
 def small_table(monkeypatch: pytest.MonkeyPatch) -> int:
     """A capacity of exactly two farms' lookup tables."""
+    monkeypatch.setattr(table_sizes, "choose", lambda farm, used: 509)
     chunks = 2 * -(-509 // SLOTS_PER_CHUNK)
     monkeypatch.setattr(planner, "MAX_SLOT_CHUNKS", chunks)
     return chunks
@@ -539,7 +542,11 @@ def test_any_history_with_too_few_slots(
     steps: list[tuple[list[tuple[str, dict[str, object]]], frozenset[int], bool]], tables: int
 ) -> None:
     """Rounds are executed one by one, with changes between them; a change without enough space is refused."""
-    chunks = tables * -(-509 // SLOTS_PER_CHUNK)
+    with patch.object(table_sizes, "choose", lambda farm, used: 509):
+        _run_with_too_few_slots(steps, tables * -(-509 // SLOTS_PER_CHUNK))
+
+
+def _run_with_too_few_slots(steps: list[tuple[list[tuple[str, dict[str, object]]], frozenset[int], bool]], chunks: int) -> None:
     plane, state = FakePlane(), PlannerState(free=((0, chunks),))
     wanted = applied = configured(VIP, VIP2, VIP6)
     down: frozenset[int] = frozenset()
