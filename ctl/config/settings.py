@@ -34,8 +34,6 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
 LATER = frozenset(
     {
-        "farm.mode=dsr",
-        "farm.mode=ipip",
         "farm.scheduler=leastconn",
         "farm.tier_minimum",
         "farm.slow_start_s",

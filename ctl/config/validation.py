@@ -330,6 +330,8 @@ def _check_ports(farm: Farm, key: str) -> None:
 
 def _check_snat(farm: Farm, key: str) -> None:
     addresses = farm.snat_addresses
+    if addresses and farm.mode in (Mode.DSR, Mode.IPIP):
+        raise InvalidInput(f"expected none (mode {farm.mode} keeps the client's address), got {', '.join(addresses)}", key)
     for address in addresses:
         canonical_address(address, key)
         if all(is_ipv6(address) != is_ipv6(vip) for vip in farm.vips):

@@ -31,6 +31,7 @@ from ctl.config.model import Config
 from ctl.dataplane import features
 from ctl.dataplane.kernel.program_features import ProgramFeatures
 from ctl.dataplane.kernel.sweeper import Sweeper
+from ctl.dataplane.kernel.tunnel_sources import TunnelSources
 from ctl.dataplane.kernel.xdp_interfaces import Attacher, DataInterfaces
 from ctl.diagnosis.kernel.recent_drops import DropSampler
 from ctl.health.check_machine import HealthChecks
@@ -195,15 +196,22 @@ def _local(
     )
     sweeper = Sweeper(plane, config, lambda: checks.checks.down if serving() else None, settings.data.max_flows)
     next_hops = NextHopKeeper(network, config)
-    running = RunningConfiguration(transaction, checks, next_hops, sweeper, supervisor, changed)
+
+    def configured() -> None:
+        reconciler.changed()  # what the kernel and the program should have may be other than before
+        changed()
+
+    running = RunningConfiguration(transaction, checks, next_hops, sweeper, supervisor, configured)
     interfaces = DataInterfaces(settings.data.interfaces, attacher, network)
     announcer = Announcer(addresses, settings.data.announce_interval_s)
+    tunnel = TunnelSources(plane, network, settings.data.tunnel_source)
     subjects = Subjects(
         network,
         interfaces,
         transaction,
         addresses,
         next_hops,
+        tunnel,
         pair=lambda: membership().member,
         fault=lambda name, message, disables: membership().fault_changed(name, message, disables),
         announce=announcer.soon,
@@ -222,6 +230,7 @@ def _local(
         interfaces,
         DropSampler(plane),
         reconciler,
+        tunnel,
         announcer,
     )
 
@@ -276,6 +285,7 @@ def _register_commands(
         local.sweeper,
         health,
         local.sources,
+        local.tunnel,
         parts.lag,
         local.drops.recent,
         status.node,

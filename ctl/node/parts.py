@@ -10,6 +10,7 @@ from ctl.cluster.membership import Membership
 from ctl.cluster.pairing.check import ClusterCheck
 from ctl.cluster.pairing.create_join import Pairing
 from ctl.dataplane.kernel.sweeper import Sweeper
+from ctl.dataplane.kernel.tunnel_sources import TunnelSources
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.diagnosis.kernel.recent_drops import DropSampler
 from ctl.health.probes.commands import Commands
@@ -45,6 +46,7 @@ class LocalParts:
     interfaces: DataInterfaces
     drops: DropSampler
     reconciler: Reconciler
+    tunnel: TunnelSources
     announcer: Announcer
 
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from bpf.dataplane import PlaneError
 from ctl.config.model import Config
+from ctl.dataplane.kernel.tunnel_sources import TunnelSources
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.errors import XlbError
 from ctl.network.network import Interface, Network, Observed, Setting
@@ -108,6 +109,7 @@ class Subjects:
     transaction: Transaction
     addresses: VipAddresses
     next_hops: NextHops
+    tunnel: TunnelSources
     pair: Callable[[], Pair | None]
     fault: Callable[[str, str, bool], None]
     announce: Callable[[], None]
@@ -121,6 +123,7 @@ class _Found:
     observed: Observed
     repairs: list[Repair]
     faults: dict[str, str]  # name to message; what was not repaired
+    tunnel_sources: tuple[str, str] | None = None  # what they should be
 
 
 class Reconciler:
@@ -212,13 +215,14 @@ class Reconciler:
             next_hops=of.next_hops.kept,
         )
         held_s = time.monotonic() - began_s
-        found = await uninterrupted(lambda: self._compare(desired, _vip_interfaces(config), neighbours))
+        found = await uninterrupted(lambda: self._compare(desired, config, neighbours))
         resumed_s = time.monotonic()
         done: list[Repair] = [each for each in found.repairs if not isinstance(each, VIP_REPAIRS)]
         if of.addresses.moves == moves and of.transaction.config is config and vips is not None:
             of.addresses.look(vips, found.observed)
         for repair in done:
             self._carry_out(repair, found, pair)
+        of.tunnel.write(found.tunnel_sources)
         self._tell_faults(found)
         self._tell_missing(config, found.observed)
         held_s += time.monotonic() - resumed_s
@@ -235,10 +239,10 @@ class Reconciler:
         self._ended_s = asyncio.get_running_loop().time()
         return len(counted)
 
-    def _compare(self, desired: Desired, vip_interfaces: Sequence[str], neighbours: bool) -> _Found:
+    def _compare(self, desired: Desired, config: Config, neighbours: bool) -> _Found:
         """Observe and decide; set the sysctls, attach the program and have neighbours resolved. Runs in a thread."""
         of = self._of
-        observed = of.network.observe(of.interfaces.names, vip_interfaces, neighbours)
+        observed = of.network.observe(of.interfaces.names, _vip_interfaces(config), neighbours)
         of.interfaces.seen(observed.interfaces)
         program = of.interfaces.program()
         foreign = any(
@@ -248,7 +252,7 @@ class Reconciler:
         )
         builds = of.interfaces.other_builds(observed.interfaces) if foreign else frozenset()
         repairs = reconcile(replace(desired, program=program, other_builds=builds), observed)
-        found = _Found(observed, repairs, {})
+        found = _Found(observed, repairs, {}, of.tunnel.look(config))
         for repair in repairs:
             if isinstance(repair, CorrectSetting):
                 try:

@@ -61,6 +61,7 @@ class DataSection:
     xdp_mode: XdpMode
     max_flows: int  # connections
     announce_interval_s: int  # between two announcements of each VIP by the node that serves it; 0: only when something changes
+    tunnel_source: tuple[str, ...]  # mode ipip sends to backends from these, at most one of each family; else from its own
     probe_vips: bool  # a single node asks the link before it adds a VIP, and leaves it to a machine that answers
 
 
@@ -192,8 +193,16 @@ def _data(fields: Fields) -> DataSection:
         fields.choice("xdp_mode", XdpMode, XdpMode.AUTO),
         fields.integer("max_flows", 1048576, MIN_FLOWS, MAX_FLOWS),
         fields.integer("announce_interval_s", ANNOUNCE_INTERVAL_S, 0, MAX_ANNOUNCE_INTERVAL_S),
+        _tunnel_source(fields, "tunnel_source"),
         fields.boolean("probe_vips", True),
     )
+
+
+def _tunnel_source(fields: Fields, name: str) -> tuple[str, ...]:
+    addresses = tuple(canonical_address(each, fields.key(name)) for each in fields.texts(name, ()))
+    if len({":" in each for each in addresses}) < len(addresses):
+        raise InvalidInput(f"expected at most one IPv4 and one IPv6 address, got {', '.join(addresses)}", fields.key(name))
+    return addresses
 
 
 def _interfaces(fields: Fields, name: str, default: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ctl.config.model import Config
+from ctl.dataplane.kernel.tunnel_sources import TunnelSources
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.network.network import Network
 from ctl.network.reconcile import VipRepair
@@ -12,6 +13,7 @@ from ctl.network.vip_addresses import VipAddresses
 from ctl.node.reconciler import NextHops, Reconciler, Subjects, Transaction
 from tests.fakes.daemon import FakeAttacher
 from tests.fakes.network import FakeNetwork
+from tests.fakes.plane import FakePlane
 
 
 class FixedTransaction:
@@ -46,6 +48,7 @@ def reconciler_of(
         transaction,
         addresses,
         next_hops,
+        TunnelSources(FakePlane(), network),
         pair=lambda: None,
         fault=fault,
         announce=lambda: None,

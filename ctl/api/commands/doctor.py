@@ -16,10 +16,11 @@ from typing import Any
 from bpf.dataplane import DataPlane
 from ctl.api.commands.dispatcher import Arguments, Dispatcher, ReadConfig
 from ctl.config.address_rules import OwnAddress, problems
-from ctl.config.model import Config
+from ctl.config.model import Config, Mode
 from ctl.dataplane.kernel.sweeper import Sweeper
+from ctl.dataplane.kernel.tunnel_sources import TunnelSources
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
-from ctl.diagnosis import drops, interfaces, machine
+from ctl.diagnosis import drops, interfaces, machine, one_way
 from ctl.diagnosis.drops import RecentCounters
 from ctl.diagnosis.finding import Finding, Severity, from_problem, from_view, judged, ok
 from ctl.diagnosis.kernel import machine as this_machine
@@ -28,7 +29,7 @@ from ctl.diagnosis.kernel.recent_drops import packets
 from ctl.errors import XlbError
 from ctl.health.check_machine import HealthChecks
 from ctl.health.probes.source_addresses import OwnSources
-from ctl.network.neighbours import NextHopKeeper
+from ctl.network.neighbours import MAX_NEIGHBOURS, NextHopKeeper
 from ctl.network.network import Network
 from ctl.network.vip_addresses import VipAddresses, wanted
 from ctl.runtime.loop_lag import LoopLag
@@ -60,6 +61,7 @@ class ExaminedNode:
     sweeper: Sweeper
     health: HealthChecks
     sources: OwnSources
+    tunnel: TunnelSources
     lag: LoopLag
     recent: RecentCounters
     status: Callable[[Arguments], Awaitable[Status]]
@@ -89,6 +91,7 @@ def examine(node: ExaminedNode, status: Status, own: Sequence[OwnAddress]) -> li
         lambda node: _unusable(node, own),
         _neighbours,
         _sources,
+        _one_way,
         _listeners,
         _local_clients,
         _health,
@@ -196,6 +199,19 @@ def _sources(node: ExaminedNode) -> Iterator[Finding]:
         except XlbError as error:
             failing.append(from_problem(f"checks of {address}", error.detail))
     yield from failing[:_SHOWN]
+
+
+def _one_way(node: ExaminedNode) -> Iterator[Finding]:
+    """Backends that get the clients' packets as they are, and answer past this node."""
+    farms = [farm for farm in node.config.farms.values() if farm.mode in (Mode.DSR, Mode.IPIP)]
+    backends = sorted({backend.address for farm in farms for backend in farm.backends})[:MAX_NEIGHBOURS]
+    links = {link.index: link for link in node.network.interfaces().values()}
+    hops = {}
+    for address, route in zip(backends, node.network.routes(backends), strict=True):
+        link = links.get(route.index) if route is not None else None
+        hops[address] = one_way.Hop(link.name, route.gateway, link.mtu) if route is not None and link is not None else None
+    own = {each.address for each in node.network.addresses()}
+    yield from one_way.examine(node.config, hops, node.tunnel.written, own)
 
 
 def _listeners(node: ExaminedNode) -> Iterator[Finding]:

@@ -83,9 +83,15 @@ BAD = [
     (add(name="-x"), 'farm.-x.name: expected 1 to 64 letters, digits, ".", "_" or "-"'),
     (add(name="x" * 65), "expected 1 to 64 letters"),
     (add(name=7), "farm.name: expected a string, got 7"),
-    (add(mode="ipip"), "farm.new.mode: ipip is not supported by this version; use snat or dnat"),
-    (add(mode="dsr"), "farm.new.mode: dsr is not supported by this version; use snat or dnat"),
-    (add(mode="nat"), 'farm.new.mode: expected snat or dnat, got the string "nat"'),
+    (
+        add(mode="ipip", snat_address="10.0.0.1"),
+        "farm.new.snat_address: expected none (mode ipip keeps the client's address), got 10.0.0.1",
+    ),
+    (
+        add(mode="dsr", snat_address="10.0.0.1"),
+        "farm.new.snat_address: expected none (mode dsr keeps the client's address), got 10.0.0.1",
+    ),
+    (add(mode="nat"), 'farm.new.mode: expected snat or dnat or dsr or ipip, got the string "nat"'),
     (add(shceduler="maglev"), 'farm.new.shceduler: no such setting; did you mean "scheduler"?'),
     (add(scheduler="rr"), "farm.new.scheduler: expected maglev or roundrobin or source"),
     (add(snat_address="2001:db8::2"), "farm.new.snat_address: expected the family of the farm's VIP 10.0.0.1, got 2001:db8::2"),

@@ -76,7 +76,11 @@ port = 80
         ('name = "web"\n', "", "farm[0].name: is missing"),
         ("[[vip]]", "[[vips]]", 'vips: no such setting; did you mean "vip"?'),
         ("[[vip]]", "[vip]", "vip: expected a list of tables ([[vip]]), got a table"),
-        ("port = 80\n\n[[farm.b", 'port = 80\nmode = "dsr"\n\n[[farm.b', 'farm "web".mode: dsr is not supported'),
+        (
+            "port = 80\n\n[[farm.b",
+            'port = 81\nmode = "dsr"\n\n[[farm.b',
+            'farm "web".backend[0].port: expected the farm\'s port 81 (mode dsr changes no port), got 80',
+        ),
         (
             "[[vip]]",
             "[[farm]]\nname='api'\nvip='10.0.0.1'\nport='70-90'\n[[vip]]",
