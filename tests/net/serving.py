@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,17 @@ class Serving:
 
     def udp(self, family: int = 4, data: bytes = b"?", timeout_s: float = 2, source_port: int = 0) -> Answer:
         return self.rig.client.run(udp_exchange(VIPS[family], PORTS["udp"], data, timeout_s, source_port))
+
+
+def program(node: Node) -> str:
+    """The id of the program on eth0."""
+    found = re.search(r"prog/xdp id (\d+)", node.namespace.run("ip", "-d", "link", "show", "eth0").stdout)
+    assert found is not None
+    return found[1]
+
+
+def drops(site: Serving) -> dict[str, int]:
+    return {name: packets for name, packets in site.counters().items() if name.startswith("drop_")}
 
 
 SIMPLE = Layout()

@@ -1,13 +1,14 @@
-"""Farms on several VIPs of both families and on several ports, by real sockets through a node."""
+"""Farms on several VIPs of both families and on several ports, and features that a farm adds, by real sockets."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 
-from tests.net.serving import Serving, serving
-from tests.rig import TCP_PORT, UDP_PORT, VIP4, VIP6, Layout, tcp_connect, udp_exchange
+from tests.net.serving import Serving, drops, program, serving
+from tests.rig import TCP_PORT, UDP_PORT, VIP4, VIP6, HeldConnections, Layout, tcp_connect, udp_exchange
 from tests.wait import wait_until
 
 SECOND4 = "10.77.0.101"
@@ -65,6 +66,24 @@ def test_a_farm_on_two_vips_of_both_families_and_a_list_of_ports(site: Serving) 
         site.clear()
 
 
+def test_a_feature_is_added_under_living_connections(site: Serving) -> None:
+    name = site.add_farm("tcp")
+    held = HeldConnections(VIP4, TCP_PORT, 100, pause_s=0.02)
+    site.rig.client.run(held.open())
+    before, dropped, pins = program(site.node), drops(site), set(site.node.bpf_dir.iterdir())
+    done = site.node.xlbctl("farm", "set", name, "--toa")
+    assert re.search(r"xlbctl: compiled the program for toa: \d+\.\d s", done.stderr)
+    replaced = program(site.node)
+    assert replaced != before and set(site.node.bpf_dir.iterdir()) > pins
+    assert site.rig.client.run(held.confirm()) == 0
+    assert (held.broken, held.wrong_bytes) == ([], 0) and drops(site) == dropped
+    assert site.tcp().backend
+    done = site.node.xlbctl("farm", "set", name, "--no-toa")
+    assert "compiled" not in done.stderr and program(site.node) == replaced, "features are only added"
+    site.rig.client.run(held.close())
+    site.clear()
+
+
 def test_a_farm_on_all_ports(site: Serving) -> None:
     (backend,) = site.rig.backends
     for proto in ("tcp", "udp"):
@@ -80,3 +99,4 @@ def test_a_farm_on_all_ports(site: Serving) -> None:
     site.node.start()
     wait_until(lambda: site.node.call("cluster.status")["role"] in ("active", "single"), "the node serves again")
     assert site.rig.client.run(tcp_connect(SECOND4, TCP_PORT)).backend == "b1", "the running maps are adopted"
+    assert not any(path.name.startswith("toa") for path in site.node.bpf_dir.iterdir()), "a start has what its farms need"
