@@ -1,4 +1,4 @@
-"""`conn show` predicts what the data plane does: it is compared with the model (tests/model), which is compared with the program.
+"""`conn show` predicts what the data plane does: it is compared with the model (tests/model), as the program is.
 Random configurations, backends that are down, and first packets of connections.
 """
 
