@@ -26,6 +26,7 @@ from ctl.cluster.pair_configuration import PairConfiguration
 from ctl.cluster.parts import PairParts
 from ctl.cluster.split_notices import SplitNotices
 from ctl.errors import Code, InvalidInput, XlbError
+from ctl.health.probes.replication import QUESTION as CHECK_RESULTS
 from ctl.runtime import realtime_scheduling
 from ctl.runtime.clock import monotonic_ns
 from ctl.state.cluster_file import ClusterSettings
@@ -134,6 +135,7 @@ class PairMember:
             ("switchover", self._switchover_asked),
             (VERIFIES, self._verifies),
             (persistence.QUESTION, self.persistence.take),
+            (CHECK_RESULTS, parts.check_results.receive),
         ):
             parts.questions.register(question, answer)
             self._undo.append(partial(parts.questions.withdraw, question))
@@ -149,6 +151,8 @@ class PairMember:
         )
         self.pair = FailoverDriver(self.config, sinks, self._standing, parts.give_up, boot)
         self._undo.append(self.pair.stop)
+        parts.check_results.begin(self.configuration.ask, lambda: bool(self.serving_epoch()))
+        self._undo.append(parts.check_results.end)
         await self.configuration.prepare()
 
     async def _begin_hearing(self) -> None:

@@ -13,6 +13,7 @@ from ctl.config.changes import Committed, MakeConfig
 from ctl.config.model import Config
 from ctl.config.record_codec import Record
 from ctl.dataplane.kernel.sweeper import Sweeper
+from ctl.health.probes.replication import CheckReplication
 from ctl.network.network import Network
 from ctl.network.vip_addresses import VipAddresses
 from ctl.state.node_file import NodeSettings
@@ -49,6 +50,7 @@ class PairParts:
     network: Network
     addresses: VipAddresses
     sweeper: Sweeper
+    check_results: CheckReplication
     changes: Changes
     run_change: Callable[[str, dict[str, Any]], Awaitable[Any]]
     questions: PeerQuestions

@@ -16,16 +16,15 @@ farm, or the same one under an earlier name, knows its address and port to be do
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck
 from ctl.health.probe_queue import Place, ProbeQueue
+from ctl.health.results import MAX_ERROR, Result, State
 
-MAX_ERROR = 200
-"""Maximum length of a stored error, in characters."""
 MAX_PROBES = 1024
 """Probes in flight at once, of all farms; one farm alone has half of them at most."""
 MAX_COMMANDS = 64
@@ -33,14 +32,6 @@ MAX_COMMANDS = 64
 
 _GOLDEN = 0.6180339887498949
 """Multiples of it modulo 1 spread consecutive ids evenly over an interval (Weyl sequence)."""
-
-
-class State(enum.Enum):
-    """What the checks have found."""
-
-    NEW = "new"  # nothing yet
-    UP = "up"
-    DOWN = "down"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +69,9 @@ class BackendHealth:
     checked_ms: int | None  # when the last check ended
 
 
+MAX_ADOPTED = 65536
+SKIPPED_PER_PROBE = 16
+"""A backup skips so many probes in the time in which it would start one."""
 WAITING = "waits for its first successful check"
 
 
@@ -108,6 +102,8 @@ class HealthChecks:
     """All checks of a node. `initially_down`: ids of backends that were down when the last daemon stopped.
 
     The first configuration is the one the daemon starts with: its backends are not new. `unusable` may be called in any thread.
+    While `follows` is set, the peer checks: `due` gives no probe, and results come from `adopt`. The schedule continues, so
+    that afterwards every backend is probed within its interval, and not all at once.
     """
 
     def __init__(
@@ -122,6 +118,9 @@ class HealthChecks:
         self._remembered: set[int] = set()  # DOWN, active or in a stopped farm
         self._waiting: dict[str, frozenset[int]] = {}  # by farm: NEW while other backends take connections
         self._serial = 0
+        self.follows = False
+        self._adopted: dict[int, Result] = {}  # also of backends that no configuration here has yet
+        self._news: dict[int, None] = {}  # ids of backends whose result changed, the oldest change first
 
     def configure(self, config: Config, now_ms: int) -> None:
         """Apply a configuration: probe the backends of enabled farms with a check; forget those that are gone."""
@@ -155,6 +154,10 @@ class HealthChecks:
     def due(self, now_ms: int, limit: int) -> tuple[Probe, ...]:
         """At most `limit` probes to start now, the farms in turn; each is in flight until `finish`."""
         probes: list[Probe] = []
+        if self.follows:
+            for queue in (self._commands, self._queue):
+                self._skip(queue, now_ms, limit)
+            return ()
         places = self._commands.take(now_ms, limit, self._is_wanted)
         for place in places + self._queue.take(now_ms, limit - len(places), self._is_wanted):
             entry = self._checked[place.backend_id]
@@ -164,6 +167,11 @@ class HealthChecks:
             probes.append(Probe(place.backend_id, place.serial, place.farm, address, port, entry.check))
         return tuple(probes)
 
+    def _skip(self, queue: ProbeQueue, now_ms: int, limit: int) -> None:
+        for place in queue.take(now_ms, SKIPPED_PER_PROBE * limit, self._is_wanted):
+            queue.ended(place.farm, now_ms)
+            self._schedule(self._checked[place.backend_id], now_ms)
+
     def finish(self, probe: Probe, ok: bool, error: str, now_ms: int) -> Transition | None:
         """Record the result of a probe, once. `error`: why it failed. A probe that a change made outdated has no effect."""
         self._queue_of(probe.check).ended(probe.farm, now_ms)
@@ -171,8 +179,12 @@ class HealthChecks:
         if entry is None or entry.serial != probe.serial or not entry.in_flight:
             return None
         entry.in_flight = False
+        if self.follows:  # since it began
+            self._schedule(entry, now_ms)
+            return None
         entry.checked_ms = now_ms
         if not ok:
+            self._news[probe.backend_id] = None
             entry.last_error, entry.last_error_ms = error[:MAX_ERROR], now_ms
         transition = self._count(entry, ok, now_ms)
         self._schedule(entry, now_ms)
@@ -234,6 +246,68 @@ class HealthChecks:
             up, WAITING if waits else entry.last_error, entry.last_error_ms, entry.changed_ms, entry.checked_ms
         )
 
+    # --- replication -----------------------------------------------------------------------------------------------
+
+    @property
+    def known(self) -> list[int]:
+        """Ids of the backends that have a check."""
+        return [number for number, entry in self._checked.items() if entry.check.kind is not CheckKind.NONE]
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `take_news` has any."""
+        return bool(self._news)
+
+    def take_news(self, limit: int | None) -> list[int]:
+        """Ids of backends whose result has changed since they were taken last, at most `limit`; None: all."""
+        taken = list(itertools.islice(self._news, limit))
+        for number in taken:
+            del self._news[number]
+        return taken
+
+    def results(self, ids: Iterable[int]) -> list[Result]:
+        """What is known of these backends; those that are gone are left out."""
+        return [
+            Result(
+                number,
+                entry.backend.address,
+                entry.backend.port,
+                entry.state,
+                entry.changed_ms,
+                entry.last_error,
+                entry.last_error_ms,
+            )
+            for number in ids
+            if (entry := self._checked.get(number)) and entry.check.kind is not CheckKind.NONE
+        ]
+
+    def adopt(self, results: Iterable[Result], now_ms: int) -> bool:
+        """Take over what the peer's checks have found. Returns whether any backend's state is another one."""
+        changed: dict[str, Farm] = {}
+        for result in results:
+            if len(self._adopted) < MAX_ADOPTED or result.backend_id in self._adopted:
+                self._adopted[result.backend_id] = result
+            entry = self._checked.get(result.backend_id)
+            if entry is None or not _is_of(result, entry.backend):
+                continue
+            if entry.state is not result.state:
+                changed[entry.farm.name] = entry.farm
+            self._apply(entry, result)
+        for farm in changed.values():
+            self._settle(farm)
+        return bool(changed)
+
+    def _apply(self, entry: _Checked, result: Result) -> None:
+        entry.state, entry.changed_ms = result.state, result.changed_ms
+        entry.last_error, entry.last_error_ms, entry.checked_ms = result.last_error, result.last_error_ms, None
+        entry.streak, entry.probation = 0, False
+        self._classify(entry)
+
+    def _adopted_for(self, backend: Backend) -> Result | None:
+        """What the peer has found of a backend that is new here."""
+        result = self._adopted.get(backend.id) if self.follows else None
+        return result if result is not None and _is_of(result, backend) else None
+
     # --- changes of the configuration ------------------------------------------------------------------------------
 
     def _update(self, farm: Farm, backend: Backend, known_down: Mapping[tuple[str, int], str], now_ms: int) -> None:
@@ -242,9 +316,11 @@ class HealthChecks:
             state = self._state_of(farm, backend, known_down)
             entry = self._checked[backend.id] = _Checked(farm, backend, state)
             if state is State.DOWN and self._started:
-                entry.last_error = known_down[backend.address, backend.port]
+                entry.last_error = known_down.get((backend.address, backend.port), "")
             elif state is State.DOWN:
                 entry.last_error, entry.probation = "down before xlbd restarted", False
+            if adopted := self._adopted_for(backend):
+                self._apply(entry, adopted)
         before, was_active = entry.check, entry.active
         entry.farm, entry.backend, entry.active = farm, backend, _is_checked(farm)
         if entry.state is State.NEW and farm.health.kind is CheckKind.NONE:
@@ -262,6 +338,7 @@ class HealthChecks:
             entry.serial = self._serial
             self._schedule(entry, now_ms)
         self._classify(entry)
+        self._news[backend.id] = None
 
     def _probe_first(self, entry: _Checked, now_ms: int) -> None:
         """Probe at once; at the start of the daemon, when all are due together, spread over the interval."""
@@ -284,6 +361,8 @@ class HealthChecks:
         entry = self._entry(backend)
         if entry is not None:
             return State.UP if entry.state is State.NEW and entry.check.kind is CheckKind.NONE else entry.state
+        if adopted := self._adopted_for(backend):
+            return adopted.state
         if not self._started:
             return State.DOWN if backend.id in self._initially_down else State.UP
         return State.DOWN if (backend.address, backend.port) in known_down else State.NEW
@@ -297,6 +376,8 @@ class HealthChecks:
         entry = self._checked.get(backend_id)
         if entry is not None and entry.farm.name == farm:  # otherwise the id is another farm's by now
             del self._checked[backend_id]
+            self._adopted.pop(backend_id, None)
+            self._news.pop(backend_id, None)
             self._down.discard(backend_id)
             self._remembered.discard(backend_id)
 
@@ -305,6 +386,7 @@ class HealthChecks:
     def _turn(self, entry: _Checked, up: bool, now_ms: int) -> Transition:
         first, streak = entry.state is State.NEW, entry.streak
         entry.state, entry.streak, entry.changed_ms = State.UP if up else State.DOWN, 0, now_ms
+        self._news[entry.backend.id] = None
         self._classify(entry)
         self._settle(entry.farm)
         reason = entry.last_error if not up else "its first check succeeded" if first else _in_a_row(streak)
@@ -343,6 +425,10 @@ class HealthChecks:
     def _is_wanted(self, backend_id: int, serial: int) -> bool:
         entry = self._checked.get(backend_id)
         return entry is not None and entry.serial == serial
+
+
+def _is_of(result: Result, backend: Backend) -> bool:
+    return (result.address, result.port) == (backend.address, backend.port)
 
 
 def _interval_ms(entry: _Checked) -> int:

@@ -34,9 +34,10 @@ from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.tunnel_sources import TunnelSources
 from ctl.dataplane.kernel.xdp_interfaces import Attacher, DataInterfaces
 from ctl.diagnosis.kernel.recent_drops import DropSampler
-from ctl.health.check_machine import HealthChecks
+from ctl.health.check_machine import HealthChecks, Transition
 from ctl.health.probes.commands import Commands
-from ctl.health.probes.runner import CheckRunner, RunProbe, load_down, own_probe
+from ctl.health.probes.replication import CheckReplication
+from ctl.health.probes.runner import CheckRunner, RunProbe, load_down, now_ms, own_probe
 from ctl.health.probes.source_addresses import OwnSources
 from ctl.network.announcer import Announcer
 from ctl.network.neighbours import NextHopKeeper
@@ -115,6 +116,7 @@ def _parts(
         network,
         local.addresses,
         local.sweeper,
+        local.replication,
         transaction,
         run_change=lambda command, arguments: dispatcher.dispatch(command, arguments, forwarded=True),
         questions=questions,
@@ -177,11 +179,15 @@ def _local(
     addresses = VipAddresses(network, run_dir, lease_open=serving, probe=settings.data.probe_vips)
     sources = OwnSources(network, config)
     commands = Commands(settings.checks.command_user)
+
+    def health_changed(transition: Transition) -> None:
+        running.health_changed(transition)
+        replication.wake()
+
+    machine = HealthChecks(load_down(run_dir))
+    replication = CheckReplication(machine, lambda: running.health_adopted(), now_ms)
     checks = CheckRunner(
-        HealthChecks(load_down(run_dir)),
-        run_dir,
-        lambda transition: running.health_changed(transition),
-        run_probe or own_probe(sources, commands),
+        machine, run_dir, health_changed, run_probe or own_probe(sources, commands), lambda: replication.follows
     )
     transaction = Transaction(
         store,
@@ -222,6 +228,7 @@ def _local(
         addresses,
         sources,
         checks,
+        replication,
         commands,
         sweeper,
         next_hops,

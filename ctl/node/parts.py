@@ -14,6 +14,7 @@ from ctl.dataplane.kernel.tunnel_sources import TunnelSources
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.diagnosis.kernel.recent_drops import DropSampler
 from ctl.health.probes.commands import Commands
+from ctl.health.probes.replication import CheckReplication
 from ctl.health.probes.runner import CheckRunner
 from ctl.health.probes.source_addresses import OwnSources
 from ctl.network.announcer import Announcer
@@ -38,6 +39,7 @@ class LocalParts:
     addresses: VipAddresses
     sources: OwnSources
     checks: CheckRunner
+    replication: CheckReplication
     commands: Commands
     sweeper: Sweeper
     next_hops: NextHopKeeper

@@ -87,6 +87,10 @@ class RunningConfiguration:
             # established connection may survive a failed check.
             self._remove_flows(FlowSelection(backends=frozenset({transition.backend_id}), protocol=Protocol.UDP))
 
+    def health_adopted(self) -> None:
+        """The active node's checks have found other backends up or down. Flows of dead ones are removed there."""
+        self._replan_wanted.set()
+
     async def run(self) -> None:
         """Make the maps follow the backends' health, until cancelled."""
         while True:

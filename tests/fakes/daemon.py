@@ -90,9 +90,11 @@ class FakeServers:
 
     def __init__(self, *refusing: str) -> None:
         self.refusing = set(refusing)
+        self.asked = 0
 
     async def probe(self, due: Probe) -> None:
         """Implements `ctl.health.probes.runner.RunProbe`."""
+        self.asked += 1
         if due.address in self.refusing:
             raise ProbeFailed(f"{format_endpoint(due.address, due.port)}: connection refused")
 

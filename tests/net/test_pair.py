@@ -11,7 +11,7 @@ import pytest
 from tests.net.faults import FAULTS, Fault, Observer, ProbeFarm
 from tests.net.paired import PairSite, paired
 from tests.net.serving import PORTS
-from tests.rig import VIP4, HeldConnections, Node, Rig
+from tests.rig import VIP4, HeldConnections, Node, Rig, Tally, http_get, repeat
 from tests.wait import wait_until
 
 HELD = 200
@@ -165,3 +165,37 @@ def test_both_stopped_at_once_are_one_active_again(site: PairSite, held: HeldCon
     site.settle()
     assert site.rig.client.run(held.confirm()) == 0
     assert held.broken == []
+
+
+def test_a_successor_knows_which_backends_are_down(site: PairSite) -> None:
+    """The active node dies: its successor, which did not check itself, sends nothing to a backend that is down, and connections
+    to one that has come back.
+    """
+    site.settle()
+    check = {"kind": "tcp", "interval_ms": 3000, "timeout_ms": 1000, "rise": 1, "fall": 1}  # slower than a takeover
+    site.add_farm("http", health=check)
+    dead, back = site.rig.backend("b1"), site.rig.backend("b2")
+
+    def are(first: str, second: str) -> bool:
+        """Whether both nodes have these states of the two."""
+        found = []
+        for node in site.rig.nodes:
+            states = {each["address"]: each["state"] for each in node.call("farm.show", name="http4")["backends"]}
+            found.append((states[dead.address4], states[back.address4]))
+        return found == [(first, second)] * 2
+
+    dead.kill()
+    back.kill()
+    wait_until(lambda: are("down", "down"), "both nodes know that b1 and b2 are down")
+    back.start()
+    wait_until(lambda: are("down", "up"), "both nodes know that b2 is up")
+    struck, other = site.node, site.other
+    struck.kill()
+    wait_until(lambda: site.status(other)["role"] == "active", "the successor is active", every_s=0.005)
+    tally = site.rig.client.run(repeat(lambda: http_get(VIP4, PORTS["http"]), 60, Tally()))
+    assert tally.failures == []
+    assert set(tally.by_backend) == {"b2", "b3"}
+    dead.start()
+    struck.start()
+    site.settle()
+    site.node.call("farm.delete", name="http4")

@@ -34,12 +34,19 @@ class CheckRunner:
     """One task for the schedule, one short-lived task per probe."""
 
     def __init__(
-        self, checks: HealthChecks, run_dir: Path, changed: Callable[[Transition], None], run_probe: RunProbe | None = None
+        self,
+        checks: HealthChecks,
+        run_dir: Path,
+        changed: Callable[[Transition], None],
+        run_probe: RunProbe | None = None,
+        follows: Callable[[], bool] = lambda: False,
     ) -> None:
+        """follows: whether the peer checks, and this node adopts its results."""
         self.checks = checks
         self._path = run_dir / FILE_NAME
         self._changed = changed
         self._run_probe = run_probe or _probe
+        self._follows = follows
         self._wake = asyncio.Event()
         self._following = asyncio.Lock()
         self._probes: set[asyncio.Task[None]] = set()
@@ -62,6 +69,7 @@ class CheckRunner:
         try:
             while True:
                 self._wake.clear()
+                self.checks.follows = self._follows()
                 for due in self.checks.due(now_ms(), PROBES_PER_TURN):
                     task = asyncio.get_running_loop().create_task(self._probe(due))
                     self._probes.add(task)
