@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import Ether
-from scapy.packet import Raw
+from scapy.packet import Packet, Raw
 
 from bpf.constants import Protocol
 from tests.bpf.bed import FAMILIES, NODE_IN_MAC, V4, V6, Bed, Family, Outcome
@@ -121,6 +121,7 @@ def test_the_padding_of_a_frame_is_no_udp_header(bed: Bed, family: Family, lengt
     """The first fragment ends within the header, and bytes of the frame follow."""
     serve(bed, family, Protocol.UDP)
     whole = bytes(from_client(family, Protocol.UDP))[14 + family.header_bytes :]
+    packet: Packet
     if family is V4:
         packet = IP(src=V4.client, dst=V4.vip, proto=17, flags="MF", len=20 + length) / Raw(whole)
     else:

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from ctl.state.node_file import ClusterSection, DataSection, NodeSection, load, parse
+from ctl.state.node_file import ChecksSection, ClusterSection, DataSection, NodeSection, load, parse
 from tests.tree import TREE
 
 
@@ -31,7 +31,12 @@ def test_the_packaged_node_file_is_valid() -> None:
 def test_the_manual_shows_every_setting_with_its_default() -> None:
     page = (TREE / "docs/man/xlbd.8").read_text().replace("\\-", "-")
     shown = tomllib.loads(page[page.index(".EX") + len(".EX") : page.index(".EE")])
-    sections: dict[str, Any] = {"node": NodeSection, "data": DataSection, "cluster": ClusterSection}
+    sections: dict[str, Any] = {
+        "node": NodeSection,
+        "data": DataSection,
+        "cluster": ClusterSection,
+        "checks": ChecksSection,
+    }
     assert {name: set(table) for name, table in shown.items()} == {
         name: set(section.__slots__) - {"priority_given", "name_given"} for name, section in sections.items()
     }
