@@ -100,8 +100,7 @@ def test_a_current_receiver_knows_what_was_acknowledged(steps: list[tuple[str, i
             outbox.restart()
             return
         found = inbox.receive(message, 0)
-        for each in found or ():
-            known[each.backend_id] = each.state
+        known.update({found_one.backend_id: found_one.state for found_one in found or ()})
         if found is None or lost == "lose answer":
             outbox.restart()
 
