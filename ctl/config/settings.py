@@ -35,8 +35,6 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 LATER = frozenset(
     {
         "farm.scheduler=leastconn",
-        "farm.tier_minimum",
-        "farm.slow_start_s",
         "farm.on_backend_down",
         "farm.on_backend_removed",
         "farm.max_connections",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 from bpf.constants import COUNTERS
@@ -22,6 +23,7 @@ from ctl.dataplane.affinity import Remembered
 from ctl.dataplane.flow_hash import client_hash, flow_hash, snat_sources
 from ctl.dataplane.flow_selection import PROTOCOL_NUMBERS
 from ctl.dataplane.planner import eligible_backends
+from ctl.dataplane.slow_start import WHOLE, weighted
 
 SHOWN_CANDIDATES = 4
 ONE_WAY = (Mode.DSR.value, Mode.IPIP.value)
@@ -66,12 +68,14 @@ def explain(
     down: AbstractSet[int],
     seed: int,
     remembered: Callable[[Farm], Remembered | None] = lambda farm: None,
+    shares: Mapping[int, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Explain the verdict on a packet that arrives with this tuple.
 
     found: the connection as `conn list` shows it, if the flow maps have an entry for the tuple. down: ids of backends whose
-    check failed. remembered: the persistence entry of the client in a farm. The answer's `verdict` is "forward", "either"
-    (round-robin: not predictable) or a counter's name.
+    check failed. remembered: the persistence entry of the client in a farm. shares: of
+    `ctl.dataplane.slow_start`. The answer's `verdict` is "forward", "either" (round-robin: not predictable) or a counter's
+    name.
     """
     trace = _Trace()
     if found is not None:
@@ -103,7 +107,9 @@ def explain(
     if not eligible:
         trace.steps[-1] += f"; {_refusal_message(farm)}"
         return trace.end("drop_no_backend", False, None)
-    return _select(arriving, farm, eligible, seed, trace, remembered(farm) if farm.persistence_s else None)
+    if starting := [f"{_endpoint(each)} {shares[each.id] / WHOLE:.0%}" for each in eligible if each.id in shares]:
+        trace.steps.append(f"slow start: of its weight has {', '.join(starting)}")
+    return _select(arriving, farm, weighted(eligible, shares), seed, trace, remembered(farm) if farm.persistence_s else None)
 
 
 @dataclass(frozen=True, slots=True)

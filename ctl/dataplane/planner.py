@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from bpf import constants
 from bpf.columns import family_of
@@ -41,10 +42,15 @@ from ctl.config import table_sizes
 from ctl.config.model import AllDown, Backend, Config, Farm, Mode, OnNoBackend, Scheduler
 from ctl.dataplane import affinity, maglev, servers
 from ctl.dataplane.slot_allocator import Run, SlotSpace, run_of
+from ctl.dataplane.slow_start import weighted
 from ctl.errors import Code, XlbError
 
 _Content = tuple[bool, int, tuple[Backend, ...]]
 """The content of a slot range: whether it is round-robin, the lookup table's size, and its backends."""
+
+
+_WHOLE: Mapping[int, int] = MappingProxyType({})
+"""Every backend has its full weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class PlannerState:
     servers: servers.Servers = field(default_factory=dict)
     strays: frozenset[ServerKey] = frozenset()  # services of backends in the maps that may be of no farm
     down: frozenset[int] = frozenset()
+    shares: Mapping[int, int] = field(default_factory=dict)
     free: tuple[Run, ...] = ((0, MAX_SLOT_CHUNKS),)
     resting: tuple[Run, ...] = ()  # freed by the last round, free in the next
     adopted: bool = False  # maps of an earlier process: an unknown object is not necessarily new
@@ -108,15 +115,16 @@ def adopt(
     return PlannerState(vips=dict(vips), services=owned, strays=frozenset(strays), free=space.free, adopted=True)
 
 
-def plan(state: PlannerState, config: Config, down: AbstractSet[int]) -> Plan:
-    """One planning round. `down`: ids of backends whose health check failed.
+def plan(state: PlannerState, config: Config, down: AbstractSet[int], shares: Mapping[int, int] = _WHOLE) -> Plan:
+    """One planning round. `down`: ids of backends whose health check failed. shares: of `ctl.dataplane.slow_start`.
 
     Keep the returned state only when all operations succeeded. Raises XlbError if the slot map is full; nothing is
     planned then.
     """
-    if config is state.config and down == state.down and all(planned.settled for planned in state.farms.values()):
+    same = config is state.config and down == state.down and shares == state.shares
+    if same and all(planned.settled for planned in state.farms.values()):
         return Plan((), state, True)
-    return _Round(state, config, frozenset(down)).run()
+    return _Round(state, config, frozenset(down), shares).run()
 
 
 def replan_everything(
@@ -125,16 +133,18 @@ def replan_everything(
     vips: Mapping[str, int],
     services: Mapping[ServiceKey, ServiceValue],
     strays: Iterable[ServerKey] = (),
+    shares: Mapping[int, int] = _WHOLE,
 ) -> Plan:
     """Plan from the maps in the kernel (`DataPlane.vips()`, `.services()`, `.servers()`).
 
     Writes everything again, removes stale entries, and overwrites no slots in use; counters are kept.
     """
-    return plan(adopt(vips, services, strays), config, down)
+    return plan(adopt(vips, services, strays), config, down, shares)
 
 
 def eligible_backends(farm: Farm, down: AbstractSet[int]) -> tuple[Backend, ...]:
-    """Backends that may take new connections: weight above 0, not draining, up, of the lowest-numbered tier that has one.
+    """Backends that may take new connections: weight above 0, not draining, up, of the lowest-numbered tiers that together have
+    `tier_minimum` of them.
 
     With none up and all_down "all": every backend that is not draining and carries weight, of every tier. Each part of the farm
     (`Farm.parts`) by itself.
@@ -147,8 +157,9 @@ def _eligible_of_part(farm: Farm, down: AbstractSet[int]) -> tuple[Backend, ...]
     able = [backend for backend in willing if backend.id not in down]
     if not able:
         return tuple(willing) if farm.all_down is AllDown.ALL else ()
-    tier = min(backend.priority for backend in able)
-    return tuple(backend for backend in able if backend.priority == tier)
+    tiers = sorted(backend.priority for backend in able)
+    last = tiers[min(farm.tier_minimum, len(tiers)) - 1]
+    return tuple(backend for backend in able if backend.priority <= last)
 
 
 def unavailable_backends(farm: Farm, down: AbstractSet[int]) -> frozenset[int]:
@@ -186,10 +197,11 @@ def farm_flags(farm: Farm) -> int:
 class _Round:
     """The working copy of a state while one round is planned."""
 
-    def __init__(self, state: PlannerState, config: Config, down: frozenset[int]) -> None:
+    def __init__(self, state: PlannerState, config: Config, down: frozenset[int], shares: Mapping[int, int]) -> None:
         self.old = state
         self.config = config
         self.down = down
+        self.shares = shares
         self.space = SlotSpace(state.free)
         for run in state.resting:
             self.space.release(run)
@@ -236,6 +248,7 @@ class _Round:
             bound=self.bound,
             marked=frozenset(self.marked),
             down=self.down,
+            shares=self.shares,
             free=self.space.free,
             resting=released,
             adopted=self.old.adopted and bool(self.starved),
@@ -246,7 +259,7 @@ class _Round:
         )
 
     def _changed_farms(self) -> list[Farm]:
-        flipped = self.old.down ^ self.down
+        flipped = (self.old.down ^ self.down) | {number for number, _ in self.old.shares.items() ^ self.shares.items()}
         changed = []
         for name, farm in self.config.farms.items():
             planned = self.farms.get(name)
@@ -322,7 +335,8 @@ class _Round:
         first_put = len(self.slot_puts)
         for part in farm.parts:
             family = family_of(part.vip)
-            eligible = [backend for backend in eligible_backends(part, self.down) if backend.id not in waiting]
+            allowed = [backend for backend in eligible_backends(part, self.down) if backend.id not in waiting]
+            eligible = list(weighted(allowed, self.shares))
             content = _content(part, eligible)
             place: tuple[int, int] | None = (0, 0)
             if eligible:

@@ -33,6 +33,7 @@ from ctl.dataplane.kernel.program_features import ProgramFeatures
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.tunnel_sources import TunnelSources
 from ctl.dataplane.kernel.xdp_interfaces import Attacher, DataInterfaces
+from ctl.dataplane.slow_start import SlowStart
 from ctl.diagnosis.kernel.recent_drops import DropSampler
 from ctl.health.check_machine import HealthChecks, Transition
 from ctl.health.probes.commands import Commands
@@ -189,6 +190,7 @@ def _local(
     checks = CheckRunner(
         machine, run_dir, health_changed, run_probe or own_probe(sources, commands), lambda: replication.follows
     )
+    starts = SlowStart()
     transaction = Transaction(
         store,
         plane,
@@ -196,6 +198,7 @@ def _local(
         down=lambda config: checks.checks.unusable(config),
         in_force=lambda done: running.in_force(done),
         refused=lambda: running.replan_later(),
+        shares=lambda config, down: starts.follow(config, down, monotonic_ns() / 1e9),
         advise=lambda old, new: advice.advice(network, old, new, checks.checks.unusable(new)),
         program=program,
         fault=lambda message: membership().fault_changed("program", message),
@@ -207,7 +210,7 @@ def _local(
         reconciler.changed()  # what the kernel and the program should have may be other than before
         changed()
 
-    running = RunningConfiguration(transaction, checks, next_hops, sweeper, supervisor, configured)
+    running = RunningConfiguration(transaction, checks, next_hops, sweeper, supervisor, configured, lambda: starts.next_s)
     interfaces = DataInterfaces(settings.data.interfaces, attacher, network)
     announcer = Announcer(addresses, settings.data.announce_interval_s)
     tunnel = TunnelSources(plane, network, settings.data.tunnel_source)
@@ -302,7 +305,9 @@ def _register_commands(
     FarmCommands(config, commit, gauges).register(dispatcher)
     BackendCommands(commit, gauges, own).register(dispatcher)
     ConfigCommands(config, commit, own).register(dispatcher)
-    ConnectionCommands(config, plane, local.sweeper, health, network, status.standing).register(dispatcher)
+    ConnectionCommands(
+        config, plane, local.sweeper, health, network, status.standing, lambda: local.transaction.shares
+    ).register(dispatcher)
     status.register(dispatcher)
     doctor.register(dispatcher, examined)
     ClusterCommands(parts.membership, parts.pairing, parts.cluster_check, status).register(dispatcher)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from bpf.dataplane import PlaneError
@@ -46,12 +47,16 @@ class RunningConfiguration:
         sweeper: Sweeper,
         supervisor: Supervisor,
         changed: Callable[[], None],
+        next_step_s: Callable[[], float | None] = lambda: None,
     ) -> None:
+        """next_step_s: on the monotonic clock, when the maps are to be planned again without a change; None: never."""
         self._transaction = transaction
         self._checks, self._next_hops, self._sweeper = checks, next_hops, sweeper
         self._supervisor, self._changed = supervisor, changed
         self._replan_wanted = asyncio.Event()
         self._retry: asyncio.TimerHandle | None = None
+        self._next_step_s = next_step_s
+        self._step: asyncio.TimerHandle | None = None
 
     async def begin(self) -> None:
         """Make the kernel's maps follow the loaded configuration. Raises XlbError when it refuses."""
@@ -75,6 +80,7 @@ class RunningConfiguration:
         gone = before_change - after_change
         if gone:  # connections to removed backends end; draining lets them finish
             self._remove_flows(FlowSelection(backends=gone))
+        self._plan_step()
         self._changed()
 
     # --- health ----------------------------------------------------------------------------------------------
@@ -103,6 +109,15 @@ class RunningConfiguration:
                 delay_s = PROGRAM_RETRY_S if self._transaction.awaits_program else REPLAN_RETRY_S
                 log.error("configuration and health are not in the maps yet, trying again in %g s: %s", delay_s, error)
                 self.replan_later(delay_s)
+            self._plan_step()
+
+    def _plan_step(self) -> None:
+        """A backend in slow start gets more of its weight later."""
+        if self._step is not None:
+            self._step.cancel()
+            self._step = None
+        if (when := self._next_step_s()) is not None:
+            self._step = asyncio.get_running_loop().call_later(max(0.0, when - time.monotonic()), self._replan_wanted.set)
 
     def replan_later(self, delay_s: float = REPLAN_RETRY_S) -> None:
         """The kernel refused the maps of the configuration in force; try again."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -106,6 +106,7 @@ class Transaction:
     configuration that came into force here.
     refused: called when the kernel refused a configuration that is in force all the same, for `replan` to be tried again.
     advise: what the one who makes a change should know about it; called in a thread.
+    shares: of `ctl.dataplane.slow_start`, under a configuration and with these ids down; called in threads.
     fault: called with why the program cannot follow a configuration that is in force; empty: it can.
     """
 
@@ -118,6 +119,7 @@ class Transaction:
         in_force: Callable[[Committed], Awaitable[None]],
         refused: Callable[[], None],
         advise: Callable[[Config, Config], str] = lambda old, new: "",
+        shares: Callable[[Config, frozenset[int]], Mapping[int, int]] = lambda config, down: {},
         program: Program = WHOLE_PROGRAM,
         fault: Callable[[str], None] = lambda message: None,
     ) -> None:
@@ -126,6 +128,7 @@ class Transaction:
         self._down, self._in_force, self._refused, self._advise = down, in_force, refused, advise
         self._program, self._fault = program, fault
         self._needed: tuple[Config, frozenset[str]] = self._config, frozenset()
+        self._shares = shares
         self._encoder = Encoder()
         self._recorder: Recorder = OneNode()
         self._state = planner.PlannerState()
@@ -137,6 +140,11 @@ class Transaction:
     @property
     def config(self) -> Config:
         return self._config
+
+    @property
+    def shares(self) -> Mapping[int, int]:
+        """Of `ctl.dataplane.slow_start`, as the maps have them."""
+        return self._state.shares
 
     @property
     def waiting(self) -> int:
@@ -213,7 +221,7 @@ class Transaction:
     def _put(self, record: Record) -> None:
         old, new = self._config, record.config
         down = self._down(new)
-        plan = planner.plan(self._state, new, down) if self._known else None
+        plan = planner.plan(self._state, new, down, self._shares(new, down)) if self._known else None
         self._store.save(record.body)
         try:
             if plan is not None:
@@ -314,12 +322,12 @@ class Transaction:
             return await uninterrupted(lambda: self._addresses.follow(self._config))
 
     def _replan(self, config: Config, down: frozenset[int]) -> None:
-        plane = self._plane
+        plane, shares = self._plane, self._shares(config, down)
         for _ in range(MAX_PLANNING_ROUNDS):
             if self._known:
-                plan = planner.plan(self._state, config, down)
+                plan = planner.plan(self._state, config, down, shares)
             else:
-                plan = planner.replan_everything(config, down, plane.vips(), plane.services(), plane.servers())
+                plan = planner.replan_everything(config, down, plane.vips(), plane.services(), plane.servers(), shares)
             self._execute(plan)
             if plan.complete:
                 return

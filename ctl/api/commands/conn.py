@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,8 @@ class ConnectionCommands:
     health: HealthChecks
     network: Network
     standing: Callable[[], Standing]
+    shares: Callable[[], Mapping[int, int]]
+    """Of `ctl.dataplane.slow_start`, as the maps have them."""
 
     def register(self, dispatcher: Dispatcher) -> None:
         dispatcher.register("conn.list", self.list, ("farm", "limit"))
@@ -94,7 +96,7 @@ class ConnectionCommands:
             return find_remembered(self.plane, farm, arriving.source)
 
         def explained() -> dict[str, Any]:
-            answer = explain.explain(arriving, found, self.config(), down, seed, remembered)
+            answer = explain.explain(arriving, found, self.config(), down, seed, remembered, self.shares())
             address = explain.destination(answer)
             if address and standing.node == standing.serving:
                 answer = explain.with_next_hop(answer, address, self._next_hop(address))
