@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,10 +13,12 @@ from bpf.constants import (
     HIGH_PORTS_ATTEMPT,
     MAX_SNAT_CANDIDATES,
     OTHER_PARITY_ATTEMPT,
+    PERSISTENCE_USE_SHIFT,
     PORT_REST_TICKS,
     PRIVILEGED_SNAT_PORTS,
     REFRESH_SHIFT,
     EventType,
+    FarmFlag,
     FlowFlag,
     FlowState,
     Mode,
@@ -25,12 +26,12 @@ from bpf.constants import (
     VipFlag,
 )
 from bpf.dataplane import ServerKey, ServiceValue
+from tests.model import affinity, toa
+from tests.model.hashing import GOLDEN_RATIO, MASK, avalanche, flow_hash, mix
 from tests.model.packet import ACK, FIN, RST, SYN, TCP, UDP, Packet, Verdict, segment_bytes
 from tests.model.state import Flow, Key, State
 
 SYN_RETRY_TICKS = 8  # half a second: a SYN after it is a retransmission, not a duplicate
-MASK = 0xFFFFFFFF
-GOLDEN_RATIO = 0x9E3779B9
 ENDS = int(FlowState.FIN_HERE | FlowState.FIN_THERE)
 SEEN, FIN_HERE, FIN_THERE, RESET = (int(FlowState[name]) for name in ("SEEN", "FIN_HERE", "FIN_THERE", "RST"))
 FORWARD, DERIVED, DSR, IPIP, OTHER_FAMILY = (
@@ -71,32 +72,6 @@ def report(state: State, kind: EventType, key: Key, flow: Flow) -> None:
 def count_connection(state: State, farm: int, backend: int) -> None:
     for traffic, number in ((state.farm_traffic, farm), (state.backend_traffic, backend)):
         traffic[number] = traffic[number]._replace(connections=traffic[number].connections + 1)
-
-
-# --- hashes (MurmurHash3, 32 bits) ---------------------------------------------------------------------------
-
-
-def mix(value: int, word: int) -> int:
-    word = word * 0xCC9E2D51 & MASK
-    word = (word << 15 | word >> 17) * 0x1B873593 & MASK
-    value ^= word
-    return (value << 13 | value >> 19) * 5 + 0xE6546B64 & MASK
-
-
-def avalanche(value: int) -> int:
-    value = (value ^ value >> 16) * 0x85EBCA6B & MASK
-    value = (value ^ value >> 13) * 0xC2B2AE35 & MASK
-    return value ^ value >> 16
-
-
-def flow_hash(key: Key, seed: int, client_only: bool = False) -> int:
-    value = seed
-    addresses = key.source if client_only else key.source + key.destination
-    for word in struct.unpack(f"<{len(addresses) // 4}I", addresses):
-        value = mix(value, word)
-    if not client_only:
-        value = mix(mix(value, key.source_port << 16 | key.destination_port), key.protocol)
-    return avalanche(value)
 
 
 # --- what the packet is for ----------------------------------------------------------------------------------
@@ -251,7 +226,7 @@ def accept(state: State, packet: Packet, key: Key, found: Match, retry: bool, co
         raise Verdict("drop_no_backend")
     if is_new and packet.is_midstream and service.scheduler == Scheduler.ROUNDROBIN:
         raise Verdict("drop_no_flow")
-    number = choose(state, key, service, old, retry)
+    number = choose(state, packet, key, service, old, retry)
     if old and retry:
         if complete and (old.backend, old.farm) == (number, service.farm):
             packet.established = found.ended is not None
@@ -270,9 +245,11 @@ def check_source(state: State, packet: Packet, key: Key, serves: bool) -> None:
         raise Verdict("drop_martian" if serves and key.protocol == UDP else "drop_no_flow")
 
 
-def choose(state: State, key: Key, service: ServiceValue, old: Flow | None, retry: bool) -> int:
+def choose(state: State, packet: Packet, key: Key, service: ServiceValue, old: Flow | None, retry: bool) -> int:
     if old and not retry:
         return old.backend
+    if affine := affinity.affine_backend(state, packet, key, service):
+        return affine
     in_turn = service.scheduler == Scheduler.ROUNDROBIN
     recent = old is not None and (is_closed(old.state) or state.age(old) < SYN_RETRY_TICKS)
     if old and in_turn and recent and not state.unavailable(old.backend):
@@ -352,6 +329,9 @@ def make_flow(
         flags=FORWARD | (DERIVED if packet.is_midstream else 0),
         backend=number,
     )
+    hides = service.mode == Mode.SNAT or (service.mode == Mode.DNAT and not keeps)
+    if farm and farm.flags & FarmFlag.TOA and key.protocol == TCP and hides:
+        flow.flags |= toa.FLAG
     if one_way := ONE_WAY.get(Mode(service.mode), 0):
         flow.source, flow.source_port, flow.destination_port = key.source, key.source_port, key.destination_port
         flow.flags |= one_way | (OTHER_FAMILY if len(backend.address) != len(key.source) else 0)
@@ -373,6 +353,7 @@ def open_connection(state: State, packet: Packet, key: Key, service: ServiceValu
     embryonic.put(key, flow)
     if is_new:
         count_connection(state, flow.farm, flow.backend)
+        affinity.remember(state, key, flow.farm, flow.backend)
     return embryonic.entries[key]
 
 
@@ -441,6 +422,9 @@ def touch(state: State, packet: Packet, key: Key, flow: Flow) -> None:
     due = (before + phase & MASK) >> REFRESH_SHIFT != (tick + phase & MASK) >> REFRESH_SHIFT
     if packet.established and flow.flags & FORWARD and due:
         report(state, EventType.REFRESH, key, flow)
+    used = (before + phase & MASK) >> PERSISTENCE_USE_SHIFT != (tick + phase & MASK) >> PERSISTENCE_USE_SHIFT
+    if packet.established and flow.flags & FORWARD and used:
+        affinity.use(state, key, flow.farm, flow.backend)
     old, new = flow.state, next_state(packet, flow.state)
     flow.state = new
     if (old ^ new) & ~SEEN == 0:

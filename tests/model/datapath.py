@@ -13,7 +13,7 @@ from bpf.constants import (
     ServerFlag,
     VipFlag,
 )
-from tests.model import answers, icmp_errors
+from tests.model import answers, icmp_errors, toa
 from tests.model.connections import advance, match, server, touch
 from tests.model.forwarding import forward
 from tests.model.packet import FRAGMENT, IP, TCP, UDP, Packet, Verdict, parse_v4, parse_v6
@@ -211,6 +211,8 @@ def handle_flow(state: State, packet: Packet) -> str:
     if not packet.established or flow is None:
         flow = advance(state, packet, key, found)
     touch(state, packet, key, flow)
+    if flow.flags & toa.FLAG:
+        toa.handle(state, packet, key, flow)
     if packet.is_fragment:
         state.fragments[len(key.source)].put(fragment_key(packet, key), flow)
     return forward(state, packet, flow)

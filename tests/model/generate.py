@@ -9,6 +9,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from typing import Any
 
 from bpf.columns import address_bytes
 from bpf.constants import LEASE_FOREVER_NS, LEASE_HANDED_OVER_NS, TICK_SHIFT, FlowFlag
@@ -64,6 +65,11 @@ def endpoints(farm: Farm) -> list[str]:
 
 def family_of(farm: Farm) -> Family:
     return V6 if ":" in farm.vip else V4
+
+
+def quic_id(backend: int) -> bytes:
+    """The id of a server in connection ids."""
+    return b"\xaa\0\0" + bytes([backend])
 
 
 class Generator:
@@ -212,6 +218,7 @@ class Generator:
                 rng.choice((1, 1, 1, 2, 0)),
                 rng.choice((0, 0, 0, 1)),
                 rng.random() < 0.1,
+                quic_id=quic_id(first + number).hex() if "quic" in self.features else "",
             )
             for number in sorted(chosen)
         )
@@ -224,7 +231,21 @@ class Generator:
             on_no_backend=rng.choice(tuple(OnNoBackend)),
             idle_timeout_s=rng.choice((0, 0, 60, 200)),
             backends=backends,
+            **self.optional(slot),
         )
+
+    def optional(self, slot: Farm) -> dict[str, Any]:
+        """Settings that need a feature of the program."""
+        rng, chosen = self.rng, dict[str, Any]()
+        if "persistence" in self.features:
+            chosen["persistence_s"] = rng.choice((0, 1, 60, 600))
+            chosen["persistence_prefix_v4"], chosen["persistence_prefix_v6"] = rng.choice(((32, 128), (31, 127), (24, 64)))
+            chosen["persistence_return"] = rng.random() < 0.5
+        if "quic" in self.features and slot.protocol is Protocol.UDP:
+            chosen["quic_cid"] = rng.choice(("", "prefix:4", "server-id:1:4", "prefix:20"))
+        if "toa" in self.features and slot.protocol is Protocol.TCP:
+            chosen["toa"] = rng.random() < 0.7
+        return chosen
 
     # --- packets ---------------------------------------------------------------------------------------------
 
@@ -253,7 +274,18 @@ class Generator:
         return Send(frames.ethernet(GATEWAY, to, network + padding), side)
 
     def payload(self) -> bytes:
+        if "quic" in self.features and self.rng.random() < 0.3:
+            return self.quic()
         return bytes(self.rng.choice(SIZES)) if self.rng.random() < 0.5 else b"xlb"
+
+    def quic(self) -> bytes:
+        """A datagram with a connection id of a backend, or of none."""
+        backends = [backend.id for farm in self.config.farms.values() for backend in farm.backends]
+        connection = b"\1" + quic_id(self.rng.choice(backends or [1])) + bytes([0, self.rng.randrange(3)]) * 8
+        connection = connection[: self.rng.choice((4, 5, 8, 20, 21))]
+        version = self.rng.choice((bytes(4), b"\0\0\0\1", b"\0\0\0\1"))
+        head = b"\xc0" + version + bytes([len(connection)]) if self.rng.random() < 0.5 else b"\x40"
+        return head + connection + bytes(self.rng.choice((0, 1, 20)))
 
     def hops(self) -> int:
         return self.rng.choice((64, 64, 64, 64, 64, 64, 64, 2, 1, 0, 255))

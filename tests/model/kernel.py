@@ -8,7 +8,7 @@ import numpy as np
 
 from bpf import libbpf, xdp
 from bpf.constants import COUNTERS
-from bpf.dataplane import ZeroTraffic
+from bpf.dataplane import PutAffinity, PutBackendAffinity, ZeroTraffic
 from bpf.maps import elements
 from bpf.maps.pinned_map import PinnedMap
 from ctl.cluster.flows.source import make_codec
@@ -61,6 +61,7 @@ class Kernel:
         for name, count in (("turns", FARMS), ("error_budget", 2)):
             for number in range(count):
                 elements.update(self._fds[name], number.to_bytes(4, "little"), bytes(self.plane._maps[name].value.itemsize))
+        self._clear_features()
         if self.has("ipip"):
             self.plane.set_tunnel_sources("", "")
         self.events()
@@ -125,6 +126,32 @@ class Kernel:
             for key, value in zip(keys, values, strict=True):
                 found[decode_key(key.tobytes())] = () if table == "direct" else decode_row(value.tobytes())
         return found
+
+    def persistent(self) -> dict[tuple[bytes, int], tuple[int, int, int]]:
+        """Home, backend and last use by client prefix and farm."""
+        return {
+            (row["client"].tobytes(), int(row["farm"])): (int(row["home"]), int(row["backend"]), int(row["last_used"]))
+            for family in FAMILIES.values()
+            for rows in self.plane.persistent_batches(family, 4096)
+            for row in rows
+        }
+
+    def first_data(self) -> dict[Key, int]:
+        """The map of TOA."""
+        found: dict[Key, int] = {}
+        for family in FAMILIES.values() if self.has("toa") else ():
+            for keys, values in self.plane._maps[f"toa_{family}"].slices(4096):
+                found |= {decode_key(key.tobytes()): int(value) for key, value in zip(keys, values, strict=True)}
+        return found
+
+    def _clear_features(self) -> None:
+        for name, bpf_map in self.plane._maps.items():
+            if name.startswith(("persistent_", "toa_", "quic_servers")):
+                for keys, _ in list(bpf_map.slices(4096)):
+                    bpf_map.remove(keys)
+        if self.has("persistence") or self.has("quic"):
+            self.plane.apply([PutAffinity(farm) for farm in range(1, FARMS)])
+            self.plane.apply([PutBackendAffinity(number, 0, False) for number in range(1, BACKENDS)])
 
     def take_over(self) -> None:
         """Another node with the replicated connections: what the codec carries of `flows`, and nothing else."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -205,6 +205,9 @@ class Machine:
                 more, fewer = found.keys() - expected.keys(), expected.keys() - found.keys()
                 other = [key for key in found.keys() & expected.keys() if found[key] != expected[key]]
                 raise Mismatch(f"{name}: more {list(more)[:2]}, fewer {list(fewer)[:2]}, other {other[:2]}")
+        clients = {key: (each.home, each.backend, each.last_used) for key, each in self.state.persistent.items()}
+        _compare("persistent", self.kernel.persistent(), clients)
+        _compare("toa", self.kernel.first_data(), self.state.toa)
         farms, backends = self.kernel.traffic()
         for what, found_rows, traffic, count in (
             ("farm", farms, self.state.farm_traffic, FARMS),
@@ -214,6 +217,11 @@ class Machine:
                 row = tuple(found_rows[6 * number : 6 * number + 6])
                 if row != tuple(traffic[number]):
                     raise Mismatch(f"traffic of {what} {number}: {row}, not {traffic[number]}")
+
+
+def _compare(what: str, found: Mapping[Any, Any], expected: Mapping[Any, Any]) -> None:
+    if found != expected:
+        raise Mismatch(f"{what}: {dict(found.items() - expected.items())}, not {dict(expected.items() - found.items())}")
 
 
 def _named(events: list[tuple[int, Key, tuple[object, ...]]]) -> list[tuple[str, object, object]]:

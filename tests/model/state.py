@@ -17,9 +17,12 @@ from bpf.dataplane import (
     DeleteService,
     DeleteVip,
     Operation,
+    PutAffinity,
     PutBackend,
+    PutBackendAffinity,
     PutFarm,
     PutMembers,
+    PutQuicServers,
     PutServer,
     PutService,
     PutSlots,
@@ -104,6 +107,15 @@ class Backend(NamedTuple):
     flags: int
 
 
+@dataclass(slots=True)
+class Persistent:
+    """The backend that a client had first, the one that it used last, and when (ticks)."""
+
+    home: int
+    backend: int
+    last_used: int
+
+
 class Traffic(NamedTuple):
     packets_in: int = 0
     bytes_in: int = 0
@@ -133,6 +145,11 @@ class State:
     farms: dict[int, PutFarm] = field(default_factory=dict)
     members: dict[int, frozenset[bytes]] = field(default_factory=dict)
     servers: dict[ServerKey, int] = field(default_factory=dict)
+    affinity: dict[int, PutAffinity] = field(default_factory=dict)  # by farm
+    backend_affinity: dict[int, tuple[int, bool]] = field(default_factory=dict)  # farm, and whether it takes new connections
+    quic_servers: dict[tuple[int, bytes], int] = field(default_factory=dict)  # by farm and server id
+    persistent: dict[tuple[bytes, int], Persistent] = field(default_factory=dict)  # by client prefix and farm
+    toa: dict[Key, int] = field(default_factory=dict)  # the sequence number of a client's first data
     turns: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     sent: dict[str, tuple[int, int]] = field(default_factory=dict)  # answers: tick and number by kind
     counters: dict[str, tuple[int, int]] = field(default_factory=lambda: defaultdict(lambda: (0, 0)))
@@ -193,6 +210,13 @@ class State:
                 self.members[number] = frozenset(map(address_bytes, addresses))
             case PutBackend(number, address, port, flags):
                 self.backends[number] = Backend(address_bytes(address), port, flags)
+            case PutAffinity(number):
+                self.affinity[number] = operation
+            case PutBackendAffinity(number, farm, is_open):
+                self.backend_affinity[number] = farm, is_open
+            case PutQuicServers(farm, servers):
+                self.quic_servers = {key: each for key, each in self.quic_servers.items() if key[0] != farm}
+                self.quic_servers |= {(farm, name): number for name, number in servers}
             case PutSlots(offset, backends):
                 self.slots |= {offset + n: int(number) for n, number in enumerate(backends)}
             case ZeroTraffic(farms, backends):

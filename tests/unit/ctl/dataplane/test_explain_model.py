@@ -1,4 +1,5 @@
 """`conn show` predicts what the data plane does: it is compared with the model (tests/model), as the program is.
+
 Random configurations, backends that are down, and first packets of connections.
 """
 
