@@ -20,10 +20,10 @@ static __always_inline u32 forward_known_FAM(struct packet *packet)
 	key.source_port = ((struct ports *)packet->transport)->source;
 	key.destination_port = ((struct ports *)packet->transport)->destination;
 	flow = flows_FAM.lookup(&key);
-	if (!flow || is_reused_FAM(packet, flow))
+	if (!flow || is_syn(packet)) /* a SYN may begin the connection again, and does if its own RST has closed it here */
 		return CONTINUE;
 #ifdef TOA
-	if (flow->flags & FLOW_FLAG_TOA && (is_syn(packet) || is_toa_pending_FAM(flow)))
+	if (flow->flags & FLOW_FLAG_TOA && is_toa_pending_FAM(flow))
 		return CONTINUE;
 #endif
 	packet->established = true;

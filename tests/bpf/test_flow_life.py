@@ -65,6 +65,14 @@ def test_a_reset_keeps_what_is_known_of_fins(farm: Bed, family: Family) -> None:
     assert states(farm, family) == (SEEN | FIN_HERE, SEEN | FIN_THERE)
 
 
+def test_a_segment_that_is_dropped_says_once_what_it_says(farm: Bed, family: Family) -> None:
+    """A SYN with a RST: the RST closes the connection, and the SYN does not then begin another one."""
+    establish(farm, family)
+    out = farm.send(bytes(from_client(family, flags="SR", ttl=1)))
+    assert out.verdict == "drop_ttl_expired"
+    assert not farm.flows("embryonic", family) and states(farm, family) == (SEEN | RST, SEEN | RST)
+
+
 @ENDS
 def test_a_sender_that_goes_on_after_a_fin_has_not_sent_it(farm: Bed, family: Family, end: Sender) -> None:
     establish(farm, family)
