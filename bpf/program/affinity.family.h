@@ -1,5 +1,18 @@
 /* Which backend a client keeps: see affinity.h. */
 
+#ifdef AFFINITY
+#define IS_OF_V6_v4 false
+#define IS_OF_V6_v6 true
+
+/* Can the listener's packets get to the backend? Only mode ipip crosses address families; a farm may have backends of both. */
+static __always_inline bool reaches_FAM(struct service *service, u32 backend_id)
+{
+	struct backend *backend = backends.lookup(&backend_id);
+
+	return backend && (service->mode == MODE_IPIP || !(backend->flags & BACKEND_FLAG_V6) == !IS_OF_V6_FAM);
+}
+#endif
+
 #ifdef PERSISTENCE
 struct persistent_key_FAM {
 	struct addr_FAM client; /* its prefix */
@@ -67,9 +80,10 @@ static __always_inline void use_client_FAM(struct flow_key_FAM *key, u32 farm, u
 }
 
 /* The backend that the client had last and that takes new connections; 0: none. */
-static __always_inline u32 persistent_backend_FAM(struct packet *packet, struct flow_key_FAM *key, u32 farm,
+static __always_inline u32 persistent_backend_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *service,
 						  struct farm_affinity *settings)
 {
+	u32 farm = service->farm;
 	struct persistent_key_FAM persistent;
 	struct persistent *entry;
 
@@ -79,9 +93,9 @@ static __always_inline u32 persistent_backend_FAM(struct packet *packet, struct 
 	entry = persistent_FAM.lookup(&persistent);
 	if (!entry || !is_persistent(entry, settings, now_ns(packet) >> TICK_SHIFT))
 		return 0;
-	if (is_open(farm, entry->home))
+	if (is_open(farm, entry->home) && reaches_FAM(service, entry->home))
 		return entry->home;
-	return is_open(farm, entry->backend) ? entry->backend : 0;
+	return is_open(farm, entry->backend) && reaches_FAM(service, entry->backend) ? entry->backend : 0;
 }
 #endif
 
@@ -98,10 +112,12 @@ static __always_inline u32 affine_backend_FAM(struct packet *packet, struct flow
 		return 0;
 #ifdef QUIC
 	backend = quic_backend(packet, service, settings, seed);
+	if (!reaches_FAM(service, backend))
+		backend = 0;
 #endif
 #ifdef PERSISTENCE
 	if (!backend)
-		backend = persistent_backend_FAM(packet, key, service->farm, settings);
+		backend = persistent_backend_FAM(packet, key, service, settings);
 #endif
 	return backend;
 }

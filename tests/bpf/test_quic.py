@@ -11,7 +11,7 @@ import pytest
 from bpf.constants import MAX_QUIC_ID_BYTES, BackendFlag, Protocol, Quic, Scheduler
 from bpf.dataplane import PutAffinity, PutBackend, PutQuicServers
 from ctl.dataplane.flow_hash import quic_hash
-from tests.bpf.bed import SEED, Bed, Family
+from tests.bpf.bed import SEED, V4, V6, Bed, Family
 from tests.bpf.packets import from_client
 
 BACKENDS = (11, 12, 13)
@@ -119,6 +119,14 @@ def test_a_draining_backend_keeps_its_quic_connections_and_a_failed_one_does_not
     assert chosen(client_bed, family, datagram) == 12
     client_bed.plane.apply([PutBackend(FIRST + 1, family.far(12), 8080, int(BackendFlag.UNAVAILABLE))])
     assert is_scheduled(client_bed, family, datagram)
+
+
+def test_a_server_id_of_the_other_address_family_is_scheduled(client_bed: Bed, family: Family) -> None:
+    """A farm on VIPs of both families has servers of both, and a client of one may know the id of the other."""
+    start(client_bed, family, Quic.SERVER_ID, 1, 2)
+    other = V6 if family is V4 else V4
+    client_bed.plane.apply([PutBackend(60, other.far(11), 8080), PutQuicServers(1, ((IDS[11], 60),))])
+    assert is_scheduled(client_bed, family, short(b"\x01" + IDS[11]))
 
 
 def test_a_tcp_farm_in_the_same_program_is_scheduled(client_bed: Bed, family: Family) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from bpf.constants import MAX_QUIC_ID_BYTES, PERSISTENCE_SLACK_SHIFT, AffinityFlag, Quic
+from bpf.constants import MAX_QUIC_ID_BYTES, PERSISTENCE_SLACK_SHIFT, AffinityFlag, Mode, Quic
 from bpf.dataplane import PutAffinity, ServiceValue
 from tests.model.hashing import avalanche, mix
 from tests.model.packet import UDP, Packet
@@ -19,7 +19,14 @@ def affine_backend(state: State, packet: Packet, key: Key, service: ServiceValue
     settings = state.affinity.get(service.farm)
     if settings is None:
         return 0
-    return quic_backend(state, packet, service, settings) or persistent_backend(state, key, settings)
+    named = quic_backend(state, packet, service, settings)
+    return named if reaches(state, key, service, named) else persistent_backend(state, key, service, settings)
+
+
+def reaches(state: State, key: Key, service: ServiceValue, number: int) -> bool:
+    """Only mode ipip crosses address families; a farm may have backends of both."""
+    backend = state.backends.get(number)
+    return backend is not None and (service.mode == Mode.IPIP or len(backend.address) == len(key.source))
 
 
 def is_open(state: State, farm: int, backend: int) -> bool:
@@ -47,11 +54,12 @@ def live(state: State, key: Key, settings: PutAffinity) -> Persistent | None:
     return entry if age <= limit or age >> 31 else None
 
 
-def persistent_backend(state: State, key: Key, settings: PutAffinity) -> int:
+def persistent_backend(state: State, key: Key, service: ServiceValue, settings: PutAffinity) -> int:
     entry = live(state, key, settings) if settings.persistence_ticks else None
     if entry is None:
         return 0
-    return next((each for each in (entry.home, entry.backend) if is_open(state, settings.id, each)), 0)
+    usable = (each for each in (entry.home, entry.backend) if is_open(state, settings.id, each))
+    return next((each for each in usable if reaches(state, key, service, each)), 0)
 
 
 def refresh(state: State, entry: Persistent, settings: PutAffinity) -> None:
