@@ -7,7 +7,7 @@ BPF_TABLE_PINNED("array", u32, struct globals, globals, 1, PINS "/globals");
 BPF_TABLE_PINNED("percpu_array", u32, struct counter, counters, COUNTER_COUNT, PINS "/counters");
 BPF_TABLE_PINNED("percpu_array", u32, struct traffic, farm_traffic, MAX_FARMS, PINS "/farm_traffic");
 BPF_TABLE_PINNED("percpu_array", u32, struct traffic, backend_traffic, MAX_BACKENDS, PINS "/backend_traffic");
-BPF_TABLE_PINNED("percpu_array", u32, u32, turns, MAX_FARMS, PINS "/turns");
+BPF_TABLE_PINNED("array", u32, u64, rotation, MAX_FARMS, PINS "/rotation");
 BPF_TABLE_PINNED("percpu_array", u32, struct error_budget, error_budget, 2, PINS "/error_budget");
 BPF_TABLE_PINNED("array", u32, struct farm_settings, farm_settings, MAX_FARMS, PINS "/farm_settings");
 BPF_TABLE_PINNED("array", u32, struct slot_chunk, slots, MAX_SLOT_CHUNKS, PINS "/slots");

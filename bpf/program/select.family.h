@@ -56,7 +56,7 @@ static __always_inline u32 select_FAM(struct flow_key_FAM *key, struct service *
 
 	switch (service->scheduler) {
 	case SCHEDULER_ROUNDROBIN:
-		slot = next_turn(service->farm, service->slot_count);
+		slot = next_turn(service->farm);
 		break;
 	case SCHEDULER_SOURCE:
 		slot = client_hash_FAM(key, seed);

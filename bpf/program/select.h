@@ -29,14 +29,12 @@ static __always_inline u32 scale(u32 value, u32 count)
 	return (u64)value * count >> 32;
 }
 
-/* Round robin: each CPU counts by itself, from an offset of its own, so that CPUs do not select the same backend at once. */
-static __always_inline u32 next_turn(u32 farm, u32 slot_count)
+/* Round robin: all CPUs take turns at one position, so that successive connections get successive slots. */
+static __always_inline u32 next_turn(u32 farm)
 {
-	u32 *turn = turns.lookup(&farm);
+	u64 *turn = rotation.lookup(&farm);
 
-	if (!turn)
-		return 0;
-	return (*turn)++ + scale(bpf_get_smp_processor_id() * GOLDEN_RATIO, slot_count);
+	return turn ? __sync_fetch_and_add(turn, 1) : 0;
 }
 
 static __always_inline u32 backend_of_slot(struct service *service, u32 slot)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -100,9 +102,24 @@ def test_round_robin_takes_turns(bed: Bed, family: Family) -> None:
     for port in range(2000, 2060):
         bed.send(bytes(from_client(family, source_port=port)))
     shares = Counter(entry.backend for entry in bed.flows("embryonic", family).values() if entry.forward)
-    # each CPU's own turn is exact; the packets may have run on any of them
-    assert sum(shares.values()) == 60
-    assert all(abs(shares[16 + n] - 10 * weight) <= 6 for n, weight in enumerate((1, 2, 3)))
+    assert shares == {16: 10, 17: 20, 18: 30}
+
+
+def test_round_robin_is_exact_over_all_cpus(bed: Bed, family: Family) -> None:
+    """Two CPUs open connections at the same time: each slot is used once per turn, whichever of them takes it."""
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    bed.farm(family.vip, *((family.far(number), 8080) for number in (11, 12, 13)), scheduler=Scheduler.ROUNDROBIN)
+    frames = [bytes(from_client(family, source_port=port)) for port in range(20000, 20600)]
+
+    def run(cpu: int, chosen: list[bytes]) -> None:
+        bed.namespace.enter()
+        os.sched_setaffinity(0, {cpu})
+        for frame in chosen:
+            bed.plane.test_run(frame, bed.in0)
+
+    with ThreadPoolExecutor(len(cpus)) as threads:
+        list(threads.map(run, cpus, [frames[n :: len(cpus)] for n in range(len(cpus))]))
+    assert set(bed.plane.backend_traffic()["connections"][8:11].tolist()) == {200}
 
 
 @MODES

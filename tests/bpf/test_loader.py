@@ -42,11 +42,11 @@ RELEASED = {
     "services_v4": "3f7b6bd15e91",
     "services_v6": "51f9dd9847c0",
     "slots": "364f773e6f04",
-    "turns": "52930bdc6a16",
     "vips_v4": "b018916623bc",
     "vips_v6": "70b6ddf145bb",
 }
-"""Fingerprints of the maps of 0.1.0 (max_flows = 64, replication). A map with another one loses its entries on an upgrade."""
+"""Fingerprints of the maps of 0.1.0 (max_flows = 64, replication). A map with another one loses its entries on an upgrade.
+The map `turns` is not among them: round robin may begin again."""
 
 ONE_MORE_MAP = ("int xlb(", 'BPF_TABLE_PINNED("array", u32, u32, fresh, 1, PINS "/fresh");\nint xlb(')
 
