@@ -47,6 +47,8 @@ class Code(StrEnum):
     FARM_EXISTS = "farm_exists", "the farm exists already"
     BACKEND_EXISTS = "backend_exists", "the farm has the backend already"
     VIP_IN_USE = "vip_in_use", "a farm uses the virtual address"
+    UNKNOWN_PREFIXES = "unknown_prefixes", "there is no such prefix list"
+    PREFIXES_IN_USE = "prefixes_in_use", "a farm uses the prefix list"
     OWN_ADDRESS = "own_address", "the address is a node's own, a VIP or a backend's, and cannot be the other as well"
     LISTENER_IN_USE = "listener_in_use", "another farm has this VIP, port and protocol"
     LIMIT_EXCEEDED = "limit_exceeded", "the configuration would exceed a limit of the data plane"

@@ -64,12 +64,12 @@ def diff(ctx: click.Context, path: Path) -> None:
 @pass_session
 def export(session: Session) -> None:
     """Write the configuration as a farms file that 'apply' reads (TOML, or JSON with -o json)."""
+    from ctl.config import farms_file
+
     document = session.call("config.export")
     if session.json:
-        print_json(document)
+        print_json(farms_file.readable(document))
     else:
-        from ctl.config import farms_file
-
         click.echo(farms_file.to_text(document), nl=False)
 
 
@@ -91,7 +91,31 @@ def _document(path: Path) -> tuple[str, dict[str, Any]]:
     from ctl.config import farms_file
 
     source = "standard input" if str(path) == "-" else str(path)
-    return source, dict(farms_file.parse_text(read_text(path, source), source))
+    return source, _with_prefixes(dict(farms_file.parse_text(read_text(path, source), source)), path.parent)
+
+
+def _with_prefixes(document: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The document with the content of the files that its prefix lists name, relative to `directory`, and all lists packed."""
+    tables = document.get("prefixes")
+    if not isinstance(tables, list):
+        return document
+    return document | {"prefixes": [_packed_prefixes(each, directory, f"prefixes[{n}]") for n, each in enumerate(tables)]}
+
+
+def _packed_prefixes(table: Any, directory: Path, place: str) -> Any:
+    from ctl.config import prefixes
+
+    if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+        return table  # xlbd names what is wrong
+    name, file, texts = table["name"], table.get("file"), table.get("prefixes")
+    if isinstance(file, str) and texts is None:
+        made = prefixes.parse_text(name, read_text(directory / file, str(directory / file)), f"{place}.file {file}")
+    elif isinstance(texts, list) and file is None and all(isinstance(each, str) for each in texts):
+        made = prefixes.parse_texts(name, texts, f"{place}.prefixes")
+    else:
+        return table
+    rest = {key: value for key, value in table.items() if key not in ("file", "prefixes")}
+    return rest | prefixes.packed(made)
 
 
 def _ask(session: Session, command: str, source: str, document: dict[str, Any], **args: Any) -> list[str]:

@@ -10,6 +10,7 @@ COMMANDS = {
     "vip": "ctl.cli.vip:vip",
     "farm": "ctl.cli.farm:farm",
     "backend": "ctl.cli.backend:backend",
+    "prefixes": "ctl.cli.prefixes:prefixes",
     "apply": "ctl.cli.config:apply",
     "diff": "ctl.cli.config:diff",
     "export": "ctl.cli.config:export",

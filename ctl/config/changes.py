@@ -25,8 +25,18 @@ from ctl.config.fields import (
     read_farm,
     read_vip,
 )
-from ctl.config.model import Backend, CheckKind, Config, Farm, Vip
-from ctl.config.validation import check_backend, check_farm, check_limits, check_listener, check_vip, check_vip_of_farm, suggest
+from ctl.config.model import Backend, CheckKind, Config, Farm, PrefixList, Vip
+from ctl.config.prefixes import check_lists, check_lists_of_farm, unpack, users_of
+from ctl.config.validation import (
+    check_backend,
+    check_farm,
+    check_limits,
+    check_listener,
+    check_name,
+    check_vip,
+    check_vip_of_farm,
+    suggest,
+)
 from ctl.errors import Code, InvalidInput, XlbError
 
 Arguments = Mapping[str, object]
@@ -77,11 +87,15 @@ def vip_delete(config: Config, arguments: Arguments) -> Config:
     address = _vip(config, Fields(arguments, "vip", ("address",))).address
     users = sorted(farm.name for farm in config.farms.values() if address in (*farm.vips, *farm.snat_addresses))
     if users:
-        named = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
         raise XlbError(
-            f"{address} is used by farm {named}; delete or move that farm first (xlbctl farm delete NAME)", Code.VIP_IN_USE
+            f"{address} is used by farm {_named(users)}; delete or move that farm first (xlbctl farm delete NAME)",
+            Code.VIP_IN_USE,
         )
     return _changed(config, vips={each: vip for each, vip in config.vips.items() if each != address})
+
+
+def _named(users: list[str]) -> str:
+    return ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
 
 
 def farm_add(config: Config, arguments: Arguments) -> Config:
@@ -162,6 +176,30 @@ def backend_remove(config: Config, arguments: Arguments) -> Config:
     return _with_farm(config, replace(farm, backends=tuple(each for each in farm.backends if each is not gone)))
 
 
+def prefixes_set(config: Config, arguments: Arguments) -> Config:
+    """name, and v4, v6: the packed prefixes of each family in base64. Adds the list, or replaces it in every farm at once."""
+    fields = Fields(arguments, "prefixes", ("name", "v4", "v6"))
+    name = fields.text("name")
+    check_name(name, "prefixes.name")
+    made = unpack(name, fields.text("v4", ""), fields.text("v6", ""))
+    lists = {**config.prefixes, name: made}
+    check_lists(lists)
+    return _changed(config, prefixes=lists)
+
+
+def prefixes_delete(config: Config, arguments: Arguments) -> Config:
+    """name. Refused (XlbError) naming the farms that use it."""
+    name = find_prefixes(config, Fields(arguments, "prefixes", ("name",)).text("name")).name
+    users = users_of(name, config.farms.values())
+    if users:
+        raise XlbError(
+            f"prefix list {name} is used by farm {_named(users)}; take it away there first "
+            f'(xlbctl farm set {users[0]} --allow "" or --deny "")',
+            Code.PREFIXES_IN_USE,
+        )
+    return _changed(config, prefixes={each: found for each, found in config.prefixes.items() if each != name})
+
+
 def replace_from_document(config: Config, document: Mapping[str, object]) -> Config:
     """The configuration a farms file (parsed TOML) describes. Raises InvalidInput with the place in the document."""
     return replace_all(config, parse(document))
@@ -187,8 +225,17 @@ def replace_all(config: Config, wanted: Document) -> Config:
         farm = table_sizes.settled(_adopt_ids(farm, old, ids), old, used - provisional)
         used += table_sizes.slots_of((farm,)) - provisional
         farms[farm.name] = old if farm == old else farm
+    lists = config.prefixes
+    if wanted.prefixes is not None:
+        lists = {
+            each.name: each if config.prefixes.get(each.name) != each else config.prefixes[each.name]
+            for each in wanted.prefixes
+        }
+    for farm in farms.values():
+        check_lists_of_farm(lists, farm)
+    check_lists(lists)
     check_limits(vips, farms.values())
-    return _changed(config, vips=vips, farms=farms, ids=ids)
+    return _changed(config, vips=vips, farms=farms, ids=ids, prefixes=lists)
 
 
 CHANGES: Mapping[str, Change] = MappingProxyType(
@@ -205,6 +252,8 @@ CHANGES: Mapping[str, Change] = MappingProxyType(
         "backend.set": backend_set,
         "backend.drain": backend_drain,
         "backend.remove": backend_remove,
+        "prefixes.set": prefixes_set,
+        "prefixes.delete": prefixes_delete,
     }
 )
 
@@ -256,11 +305,16 @@ def _adopt_ids(farm: Farm, old: Farm | None, ids: _Ids) -> Farm:
 
 
 def _changed(
-    config: Config, vips: Mapping[str, Vip] | None = None, farms: Mapping[str, Farm] | None = None, ids: _Ids | None = None
+    config: Config,
+    vips: Mapping[str, Vip] | None = None,
+    farms: Mapping[str, Farm] | None = None,
+    ids: _Ids | None = None,
+    prefixes: Mapping[str, PrefixList] | None = None,
 ) -> Config:
     vips = config.vips if vips is None else vips
     farms = config.farms if farms is None else farms
-    if vips == config.vips and farms == config.farms:
+    prefixes = config.prefixes if prefixes is None else prefixes
+    if vips == config.vips and farms == config.farms and prefixes == config.prefixes:
         return config
     return replace(
         config,
@@ -268,6 +322,7 @@ def _changed(
         next_id=ids.next_id if ids else config.next_id,
         vips=vips if isinstance(vips, MappingProxyType) else MappingProxyType(dict(vips)),
         farms=farms if isinstance(farms, MappingProxyType) else MappingProxyType(dict(farms)),
+        prefixes=prefixes if isinstance(prefixes, MappingProxyType) else MappingProxyType(dict(prefixes)),
     )
 
 
@@ -280,6 +335,7 @@ def _with_farm(config: Config, farm: Farm, ids: _Ids | None = None) -> Config:
     if old is None or _listeners(old) != _listeners(farm):
         check_vip_of_farm(config.vips, farm)
         check_listener(config.farms.values(), farm)
+    check_lists_of_farm(config.prefixes, farm)
     farms = {**config.farms, farm.name: farm}
     check_limits(config.vips, farms.values())
     return _changed(config, farms=farms, ids=ids)
@@ -301,6 +357,14 @@ def find_farm(config: Config, name: str) -> Farm:
         remedy = suggest(name, config.farms) or "; xlbctl farm list shows them"
         raise InvalidInput(f'there is no farm "{name[:64]}"{remedy}', "farm", Code.UNKNOWN_FARM)
     return config.farms[name]
+
+
+def find_prefixes(config: Config, name: str) -> PrefixList:
+    """The prefix list of that name. Raises InvalidInput with the closest name."""
+    if name not in config.prefixes:
+        remedy = suggest(name, config.prefixes) or "; xlbctl prefixes list shows them"
+        raise InvalidInput(f'there is no prefix list "{name[:64]}"{remedy}', "prefixes.name", Code.UNKNOWN_PREFIXES)
+    return config.prefixes[name]
 
 
 def _vip(config: Config, fields: Fields) -> Vip:

@@ -5,11 +5,12 @@ Decides order and wording. Ignores ids, generation and the order of backends.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ctl.config.fields import backend_fields, farm_fields, vip_fields
-from ctl.config.model import Backend, Config, Farm
+from ctl.config.model import Backend, Config, Farm, PrefixList, Vip
 
 MAX_SHOWN = 10
 
@@ -62,13 +63,27 @@ def compact(old: Config, new: Config, most: int = MAX_SHOWN) -> str:
 
 def _differences(old: Config, new: Config) -> Iterator[Difference]:
     for address in sorted(old.vips.keys() | new.vips.keys()):
-        before, after = old.vips.get(address), new.vips.get(address)
-        note = f"/{after.prefix_length} on {after.device}" if after else ""
+        yield from _vip_differences(address, old.vips.get(address), new.vips.get(address))
+    for name in sorted(old.prefixes.keys() | new.prefixes.keys()):
+        before, after = old.prefixes.get(name), new.prefixes.get(name)
         yield from _compared(
-            f"vip {address}", vip_fields(before) if before else None, vip_fields(after) if after else None, note
+            f"prefix list {name}",
+            {"prefixes": _summary(before)} if before else None,
+            {"prefixes": _summary(after)} if after else None,
+            f"{after.count} prefixes" if after else "",
         )
     for name in sorted(old.farms.keys() | new.farms.keys()):
         yield from _farm_differences(name, old.farms.get(name), new.farms.get(name))
+
+
+def _vip_differences(address: str, old: Vip | None, new: Vip | None) -> Iterator[Difference]:
+    note = f"/{new.prefix_length} on {new.device}" if new else ""
+    yield from _compared(f"vip {address}", vip_fields(old) if old else None, vip_fields(new) if new else None, note)
+
+
+def _summary(of: PrefixList) -> str:
+    """Tells lists apart that have as many prefixes."""
+    return f"{of.count} (checksum {zlib.crc32(of.v4 + b'/' + of.v6):08x})"
 
 
 def _farm_differences(name: str, old: Farm | None, new: Farm | None) -> Iterator[Difference]:

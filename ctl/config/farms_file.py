@@ -27,6 +27,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import TypeGuard
 
 from ctl.config.fields import (
     BACKEND_FIELDS,
@@ -43,21 +44,26 @@ from ctl.config.fields import (
     read_vip,
     vip_fields,
 )
-from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck, Protocol, Vip
-from ctl.config.validation import check_farm, check_listener, check_vip, check_vip_of_farm
+from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck, PrefixList, Protocol, Vip
+from ctl.config.prefixes import packed, parse_texts, texts, unpack
+from ctl.config.validation import check_farm, check_listener, check_name, check_vip, check_vip_of_farm
 from ctl.errors import InvalidInput
+
+PREFIXES_FIELDS = ("name", "prefixes", "file", "v4", "v6")
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
     """The content of a farms file; every id is 0.
 
+    prefixes: None if the file names no prefix list: those that exist stay then.
     unchecked: the checks of the farms for which the file names no kind of check, as a farm without a check keeps them.
     """
 
     vips: tuple[Vip, ...]
     farms: tuple[Farm, ...]
     unchecked: Mapping[str, HealthCheck] = field(default_factory=lambda: MappingProxyType({}))
+    prefixes: tuple[PrefixList, ...] | None = None
 
 
 def parse_text(text: str, source: str) -> Mapping[str, object]:
@@ -73,7 +79,13 @@ def parse(document: Mapping[str, object]) -> Document:
 
     Places count from 0.
     """
-    top = Fields(document, "", ("vip", "farm"))
+    top = Fields(document, "", ("vip", "farm", "prefixes"))
+    lists: dict[str, PrefixList] = {}
+    for place, table in top.sections("prefixes"):
+        made = _parse_prefixes(Fields(table, place, PREFIXES_FIELDS))
+        if made.name in lists:
+            raise InvalidInput("this name is listed twice", f"{place}.name")
+        lists[made.name] = made
     vips: dict[str, Vip] = {}
     for place, table in top.sections("vip"):
         vip = read_vip(Fields(table, place, VIP_FIELDS))
@@ -98,7 +110,20 @@ def parse(document: Mapping[str, object]) -> Document:
         farms[farm.name] = farm
         if check is not None:
             unchecked[farm.name] = check
-    return Document(tuple(vips.values()), tuple(farms.values()), unchecked)
+    return Document(
+        tuple(vips.values()), tuple(farms.values()), unchecked, tuple(lists.values()) if "prefixes" in document else None
+    )
+
+
+def _parse_prefixes(fields: Fields) -> PrefixList:
+    """A prefix list, as strings or packed (see `to_document`)."""
+    name = fields.text("name")
+    check_name(name, fields.key("name"))
+    if "prefixes" in fields:
+        return parse_texts(name, fields.texts("prefixes"), fields.key("prefixes"))
+    if "file" in fields:
+        raise InvalidInput("xlbctl replaces the file by its prefixes; a document for xlbd has none", fields.key("file"))
+    return unpack(name, fields.text("v4", ""), fields.text("v6", ""), fields.key("prefixes"))
 
 
 def _parse_farm(table: Mapping[str, object], place: str) -> tuple[Farm, HealthCheck | None]:
@@ -117,11 +142,24 @@ _BACKEND_DEFAULTS = MappingProxyType({**backend_fields(Backend(0, "", 0)), "weig
 
 
 def to_document(config: Config) -> dict[str, object]:
-    """The document that describes `config`; defaults are left out. `parse(to_document(c))` is c without ids."""
+    """The document that describes `config`; defaults are left out. `parse(to_document(c))` is c without ids.
+
+    Prefix lists are packed, so that it stays short; `readable` unpacks them.
+    """
     return {
         "vip": [_unlike(vip_fields(vip), {"guard": True}) for vip in config.vips.values()],
+        "prefixes": [{"name": each.name} | packed(each) for each in config.prefixes.values()],
         "farm": [_farm_table(farm) for farm in config.farms.values()],
     }
+
+
+def readable(document: Mapping[str, object]) -> dict[str, object]:
+    """A document of `to_document` with its prefix lists as strings."""
+    lists = document.get("prefixes")
+    if not isinstance(lists, Sequence):
+        return dict(document)
+    shown = [{"name": each["name"], "prefixes": list(texts(unpack(each["name"], each["v4"], each["v6"])))} for each in lists]
+    return {**document, "prefixes": shown}
 
 
 def _unlike(values: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
@@ -143,7 +181,7 @@ def _farm_table(farm: Farm) -> dict[str, object]:
 def to_text(document: Mapping[str, object]) -> str:
     """A document as TOML, in the structure shown above."""
     lines: list[str] = []
-    _write_table(document, "", lines)
+    _write_table(readable(document), "", lines)
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
@@ -171,6 +209,16 @@ def _is_nested(value: object) -> bool:
     return isinstance(value, Mapping)
 
 
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def _scalar(value: object) -> str:
+    if _is_list(value):
+        return "[" + "".join(f"\n    {_scalar(each)}," for each in value) + "\n]"
+    return _string_or_number(value)
+
+
+def _string_or_number(value: object) -> str:
     """JSON and TOML write these types equally, except that TOML requires an escaped DEL (TOML 1.0.0, section String)."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

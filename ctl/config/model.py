@@ -294,6 +294,20 @@ class Vip:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixList:
+    """A named list of prefixes that farms allow or deny; packed as in ctl/config/prefixes.py."""
+
+    name: str
+    v4: bytes = b""
+    v6: bytes = b""
+
+    @property
+    def count(self) -> int:
+        """The number of prefixes."""
+        return len(self.v4) // 5 + len(self.v6) // 17
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The replicated configuration. Each accepted change increments `generation` by one.
 
@@ -309,6 +323,7 @@ class Config:
     next_id: int = 1  # lower bound of the next farm's or backend's search for a free id
     vips: Mapping[str, Vip] = field(default_factory=lambda: MappingProxyType({}))
     farms: Mapping[str, Farm] = field(default_factory=lambda: MappingProxyType({}))
+    prefixes: Mapping[str, PrefixList] = field(default_factory=lambda: MappingProxyType({}))
 
 
 DEFAULT_IDLE_TIMEOUT_S = MappingProxyType({Protocol.TCP: 7440, Protocol.UDP: 300})

@@ -24,12 +24,14 @@ from ctl.config.model import (
     Mode,
     OnBackend,
     OnNoBackend,
+    PrefixList,
     Protocol,
     QueryType,
     ResponseCode,
     Scheduler,
     Vip,
 )
+from ctl.config.prefixes import packed, pieces, unpack
 from ctl.config.settings import TABLE_SIZES
 from ctl.config.validation import check_config
 from ctl.errors import Code, InvalidInput, XlbError
@@ -101,6 +103,7 @@ class Encoder:
 
     def __init__(self) -> None:
         self._lines: dict[str, tuple[Farm, bytes]] = {}
+        self._lists: dict[str, tuple[PrefixList, list[bytes]]] = {}
 
     def encode(self, config: Config) -> bytes:
         """The whole record; `decode` of it is `config`."""
@@ -118,6 +121,13 @@ class Encoder:
             header["table_sizes"] = sizes
         lines = [_line(header)]
         lines += [_line({"vip": _values(vip)}) for vip in config.vips.values()]
+        lists, self._lists = self._lists, {}
+        for name, prefixes in config.prefixes.items():
+            of_list = lists.get(name)
+            if of_list is None or of_list[0] is not prefixes:
+                of_list = (prefixes, [_line({"prefixes": {"name": name} | packed(piece)}) for piece in pieces(prefixes)])
+            self._lists[name] = of_list
+            lines += of_list[1]
         for name, farm in config.farms.items():
             entry = known.get(name)
             if entry is None or entry[0] is not farm:
@@ -134,12 +144,13 @@ class Decoder:
 
     def __init__(self) -> None:
         self._farms: dict[bytes, Farm] = {}
+        self._lists: dict[tuple[bytes, ...], PrefixList] = {}
 
     def decode(self, text: bytes) -> Config:
         """Like the function `decode`."""
         header, lines = _opened(text)
         try:
-            config, self._farms = _config(header, lines, self._farms)
+            config, self._farms, self._lists = _config(header, lines, self._farms, self._lists)
         except DamagedRecord:
             raise
         except (InvalidInput, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -208,9 +219,15 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _TYPES[name](value) if name in _TYPES else value for name, value in values.items()}
 
 
-def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes, Farm]) -> tuple[Config, dict[bytes, Farm]]:
-    """The configuration, and its farms by their lines. `known`: farms that are already checked."""
+def _config(
+    header: Mapping[str, Any],
+    lines: list[bytes],
+    known: Mapping[bytes, Farm],
+    known_lists: Mapping[tuple[bytes, ...], PrefixList],
+) -> tuple[Config, dict[bytes, Farm], dict[tuple[bytes, ...], PrefixList]]:
+    """The configuration, its farms by their lines, and its prefix lists by theirs. `known…`: those that are already checked."""
     vips: dict[str, Vip] = {}
+    of_lists: dict[str, list[tuple[bytes, dict[str, str]]]] = {}  # the lines of each prefix list
     farms: dict[str, Farm] = {}
     farm_lines: dict[bytes, Farm] = {}
     sizes = _table_sizes(header)
@@ -221,6 +238,9 @@ def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes,
             if kind == "vip":
                 vips[values["address"]] = Vip(**values)
                 continue
+            if kind == "prefixes":
+                of_lists.setdefault(values["name"], []).append((line, values))
+                continue
             if kind != "farm":
                 raise ValueError(f"an unknown kind of line: {kind}")
             health = HealthCheck(**_typed(values["health"]))
@@ -230,11 +250,26 @@ def _config(header: Mapping[str, Any], lines: list[bytes], known: Mapping[bytes,
         if farm.kept_size != sizes.get(farm.name, 0):
             farm = replace(farm, kept_size=sizes.get(farm.name, 0))
         farms[farm.name] = farm_lines[line] = farm
-    if len(vips) + len(farms) != len(lines):
+    if len(vips) + len(farms) + sum(map(len, of_lists.values())) != len(lines):
         raise ValueError("a name that is listed twice")
-    config = Config(vips=MappingProxyType(vips), farms=MappingProxyType(farms), **_standing(header))
+    prefix_lists: dict[tuple[bytes, ...], PrefixList] = {}
+    for name, parts in of_lists.items():
+        key = tuple(line for line, _ in parts)
+        prefix_lists[key] = known_lists.get(key) or _joined(name, [values for _, values in parts])
+    config = Config(
+        vips=MappingProxyType(vips),
+        farms=MappingProxyType(farms),
+        prefixes=MappingProxyType({each.name: each for each in prefix_lists.values()}),
+        **_standing(header),
+    )
     check_config(config, {farm.name for line, farm in farm_lines.items() if line in known})
-    return config, farm_lines
+    return config, farm_lines, prefix_lists
+
+
+def _joined(name: str, parts: list[dict[str, str]]) -> PrefixList:
+    """A prefix list from the pieces of its lines."""
+    checked = [unpack(name, values["v4"], values["v6"]) for values in parts]
+    return PrefixList(name, b"".join(each.v4 for each in checked), b"".join(each.v6 for each in checked))
 
 
 def _table_sizes(header: Mapping[str, Any]) -> Mapping[str, int]:

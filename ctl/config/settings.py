@@ -34,17 +34,8 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
 LATER = frozenset(
     {
-        "farm.scheduler=leastconn",
         "farm.on_backend_down",
         "farm.on_backend_removed",
-        "farm.max_connections",
-        "farm.max_rate",
-        "farm.rate_prefix_v4",
-        "farm.rate_prefix_v6",
-        "farm.max_half_open",
-        "farm.allow",
-        "farm.deny",
-        "backend.max_connections",
         "backend.drain_until",
         "backend.drain_then",
     }
@@ -132,7 +123,7 @@ _TIMEOUT: Mapping[str, object] = {"high": MAX_IDLE_TIMEOUT_S, "unit": "SECONDS"}
 _COUNT: Mapping[str, object] = {"high": MAX_COUNT, "shown_default": "no limit"}
 _LIST: Mapping[str, object] = {
     "pattern": NAME,
-    "form": 'the name of a prefix list (1 to 64 letters, digits, ".", "_" or "-")',
+    "form": 'the name of a prefix list: letters, digits, ".", "_" and "-"',
     "unit": "NAME",
     "shown_default": "none",
 }

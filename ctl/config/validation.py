@@ -29,6 +29,7 @@ from ctl.config.model import (
     Vip,
     format_ports,
 )
+from ctl.config.prefixes import check_list, check_lists, check_lists_of_farm
 from ctl.config.settings import (
     BACKEND_SETTINGS,
     CHECK_SETTINGS,
@@ -425,7 +426,14 @@ def check_config(config: Config, checked: Collection[str] = frozenset()) -> None
         if farm.name not in checked:
             check_farm(farm)
         check_vip_of_farm(config.vips, farm)
+        check_lists_of_farm(config.prefixes, farm)
     _check_listeners(config.farms.values())
+    for name, each in config.prefixes.items():
+        check_name(name, "prefixes.name")
+        if name != each.name:
+            raise InvalidInput(f"is stored under {name}", f"prefixes.{each.name}")
+        check_list(each)
+    check_lists(config.prefixes)
     check_limits(config.vips, config.farms.values())
     _check_ids("farm", [farm.id for farm in config.farms.values()], MAX_FARMS)
     _check_ids("backend", [backend.id for farm in config.farms.values() for backend in farm.backends], MAX_BACKENDS)

@@ -18,6 +18,7 @@ from ctl.api.commands.farm import FarmCommands
 from ctl.api.commands.gauges import Gauges
 from ctl.api.commands.own_addresses import OwnAddresses
 from ctl.api.commands.peer_report import PeerReport
+from ctl.api.commands.prefixes import PrefixCommands
 from ctl.api.commands.status import Origin, StatusCommands
 from ctl.api.commands.vip import VipCommands
 from ctl.api.server import ApiServer
@@ -304,6 +305,7 @@ def _register_commands(
     VipCommands(config, commit, own).register(dispatcher)
     FarmCommands(config, commit, gauges).register(dispatcher)
     BackendCommands(commit, gauges, own).register(dispatcher)
+    PrefixCommands(config, commit).register(dispatcher)
     ConfigCommands(config, commit, own).register(dispatcher)
     ConnectionCommands(
         config, plane, local.sweeper, health, network, status.standing, lambda: local.transaction.shares

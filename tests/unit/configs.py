@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
 from hypothesis import strategies as st
 
-from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck, Mode, Protocol, Vip
+from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck, Mode, PrefixList, Protocol, Vip
+from ctl.config.prefixes import parse_texts
 from ctl.config.settings import CHECK_SETTINGS, FARM_SETTINGS, Setting, choices
 from ctl.config.validation import KINDS_OF
 
@@ -47,7 +49,7 @@ def checks(draw: st.DrawFn) -> HealthCheck:
     return replace(check, **values)
 
 
-_SPECIAL = {"toa", "quic_cid", "on_backend_down", "on_backend_removed"}
+_SPECIAL = {"allow", "deny", "toa", "quic_cid", "on_backend_down", "on_backend_removed"}
 """Settings that not every farm may have."""
 
 
@@ -66,12 +68,24 @@ def values_of(setting: Setting) -> st.SearchStrategy[object]:
 
 
 @st.composite
+def prefix_lists(draw: st.DrawFn) -> PrefixList:
+    """A few prefixes of each family."""
+    lines = [
+        str(ip_network((address.to_bytes(bits // 8, "big"), draw(st.integers(0, bits))), strict=False))
+        for bits in (32, 128)
+        for address in draw(st.lists(st.integers(0, 2**bits - 1), max_size=3))
+    ]
+    return parse_texts(draw(_NAMES), lines, "prefixes")
+
+
+@st.composite
 def configs(draw: st.DrawFn) -> Config:
     """Both families, ranges, every option; listeners never overlap because each farm has its own 150 ports."""
     four, six = draw(st.integers(0, 2)), draw(st.integers(0, 2))
     vips = [Vip(f"10.0.0.{n + 1}", draw(st.integers(1, 32)), "eth0", draw(st.booleans())) for n in range(four)]
     vips += [Vip(f"2001:db8::{n + 1:x}", draw(st.integers(1, 128)), "eth1.5", draw(st.booleans())) for n in range(six)]
     names = draw(st.lists(_NAMES, unique=True, max_size=5)) if vips else []
+    lists = {each.name: each for each in draw(st.lists(prefix_lists(), max_size=2))}
     farms: dict[str, Farm] = {}
     next_id = 1
     for number, name in enumerate(names):
@@ -106,6 +120,8 @@ def configs(draw: st.DrawFn) -> Config:
             snat_address=draw(st.sampled_from(["", *(each.address for each in vips if (":" in each.address) == (":" in vip))])),
             health=draw(st.just(HealthCheck()) | checks()),
             backends=tuple(replace(backend, id=next_id + offset) for offset, backend in enumerate(backends)),
+            allow=draw(st.sampled_from(["", *lists])),
+            deny=draw(st.sampled_from(["", *lists])),
             **{each.name: draw(values_of(each)) for each in FARM_SETTINGS if each.name not in _SPECIAL},  # type: ignore[arg-type]
         )
         next_id += len(backends)
@@ -115,13 +131,14 @@ def configs(draw: st.DrawFn) -> Config:
         next_id=next_id,
         vips={vip.address: vip for vip in vips},
         farms=farms,
+        prefixes=lists,
     )
 
 
-def without_ids(config: Config) -> tuple[object, object]:
+def without_ids(config: Config) -> tuple[object, object, object]:
     """The part of a configuration that a farms file holds."""
     farms = {
         name: replace(farm, id=0, kept_size=0, backends=tuple(replace(each, id=0) for each in farm.backends))
         for name, farm in config.farms.items()
     }
-    return dict(config.vips), farms
+    return dict(config.vips), farms, dict(config.prefixes)

@@ -19,7 +19,19 @@ from tests.tree import TREE
 
 TOP_LEVEL = ("bpf", "ctl", "sync")
 STANDARD_OF_PURE = {
-    *("__future__", "bisect", "collections", "collections.abc", "dataclasses", "difflib", "enum", "errno", "fnmatch"),
+    *(
+        "__future__",
+        "base64",
+        "binascii",
+        "bisect",
+        "collections",
+        "collections.abc",
+        "dataclasses",
+        "difflib",
+        "enum",
+        "errno",
+        "fnmatch",
+    ),
     *("functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "json", "math", "re", "shlex", "struct", "sys"),
     *("tomllib", "types", "typing", "zlib", "msgpack", "numpy", "numpy.typing"),
 }

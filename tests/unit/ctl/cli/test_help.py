@@ -65,7 +65,8 @@ def test_examples_parse_and_reach_the_daemon(example: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(Session, "call", call)
     monkeypatch.chdir(tmp_path)
-    Path("farms.toml").write_text("")
+    for name in ("farms.toml", "blocked.txt"):
+        Path(name).write_text("")
     program, *words = shlex.split(example.split(" > ")[0].split(" < ")[0].split(" | ")[0].split(" && ")[0])
     assert program == "xlbctl"
     code, out, err = run(*words)

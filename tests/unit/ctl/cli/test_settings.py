@@ -78,6 +78,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         site = Site(client, daemon.config)
         for vip in VIPS:
             assert site.xlbctl("vip", "add", f"{vip}/{64 if ':' in vip else 24}", "--dev", "eth0")[0] == 0
+        client.call("prefixes.set", {"name": "office"})
         yield site
 
 
