@@ -71,6 +71,17 @@ def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return found
 
 
+def prefix_keys(number: int, packed: bytes, key: np.dtype[Any]) -> Array:
+    """Keys of the map `prefixes_*`, of type `key`, for the prefixes of list `number`: each `packed` as the bytes of its address
+    and one with its length."""
+    width = key["address"].itemsize
+    rows = np.frombuffer(packed, dtype=[("address", f"V{width}"), ("length", "u1")])
+    keys = np.zeros(len(rows), dtype=key)
+    keys["address"], keys["list"] = rows["address"], number
+    keys["prefix_length"] = rows["length"].astype(np.uint32) + 32  # the list is compared too
+    return keys
+
+
 def encode_flow_keys(tuples: Sequence[FlowTuple], key: np.dtype[Any]) -> Array:
     """Keys of the flow maps, of type `key`. All tuples must be of its family."""
     width = key["source"].itemsize

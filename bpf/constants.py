@@ -6,7 +6,9 @@ Decides names and values only. Must not know how they are compiled, pinned or co
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 ABI_VERSION = 1
 """Version of the meaning of the pinned maps. A changed struct layout is detected without it, because layouts are compared;
@@ -70,6 +72,15 @@ TOA_KIND = 254
 """The TCP option's kind (RFC 4727 3.3: for experiments), by convention of the kernel modules that read the option."""
 MAX_QUIC_ID_BYTES = 20
 """The longest connection id of QUIC version 1 (RFC 9000 17.2)."""
+MAX_CANDIDATES = 32
+"""Backends that are compared for a new connection: leastconn, and where the selected one is full."""
+MAX_PREFIXES = 1 << 20
+"""Prefixes of all lists in the kernel, per family, while a list is replaced by another. Allocated as needed."""
+MAX_CLIENTS = 65536
+"""Client prefixes per family whose rate, or half-open connections, are remembered; the least recently used are forgotten."""
+RATE_BURST_NS = 1_000_000_000
+"""The time whose connections a client may open at once: as many as `max_rate` permits in a second."""
+HALF_OPEN_WINDOWS = 4
 
 FIB_SKIP_NEIGHBOUR = 1 << 2
 FIB_SOURCE = 1 << 4
@@ -96,6 +107,11 @@ class Handler(enum.IntEnum):
     V6 = 1
     OPEN_V4 = 2
     OPEN_V6 = 3
+    CHOOSE = 4
+
+
+OPTIONAL_HANDLERS: Mapping[Handler, str] = MappingProxyType({Handler.CHOOSE: "loads"})
+"""The programs that only a build with a feature has."""
 
 
 class Protocol(enum.IntEnum):
@@ -116,11 +132,13 @@ class Mode(enum.IntEnum):
 
 
 class Scheduler(enum.IntEnum):
-    """How the slot of a new connection is selected: by hash of the 5-tuple, in turn, or by hash of the client address."""
+    """How the slot of a new connection is selected: by hash of the 5-tuple, in turn, by hash of the client address, or the
+    backend with the fewest connections for its weight."""
 
     MAGLEV = 0
     ROUNDROBIN = 1
     SOURCE = 2
+    LEASTCONN = 3
 
 
 class FlowFlag(enum.IntFlag):
@@ -143,6 +161,7 @@ class FlowState(enum.IntFlag):
     FIN_THERE = 4  # the other direction sent FIN
     RST = 8  # either side reset the connection
     REPLICATED = 16  # the entry was received from the peer
+    COUNTED = 32  # of a forward entry: its client's half-open connections include it
     TOA_DONE = 64  # the segment with the client's address is acknowledged
 
 
@@ -283,6 +302,11 @@ COUNTERS: tuple[Counter, ...] = (
         Kind.DROP,
         "Mode ipip: this node has no address of the backend's family to send from; see tunnel_source in xlbd(8).",
     ),
+    Counter("drop_denied", Kind.DROP, "A list of the farm denies the client, or its list of allowed clients does not have it."),
+    Counter("drop_rate", Kind.DROP, "The client opens connections faster than the farm's max_rate."),
+    Counter("drop_half_open", Kind.DROP, "The client has max_half_open connections of the farm that are not established."),
+    Counter("drop_farm_full", Kind.DROP, "The farm has max_connections."),
+    Counter("drop_backend_full", Kind.DROP, "Every backend that may take new connections has its max_connections."),
     Counter("drop_internal", Kind.DROP, "A map entry that must exist is missing: a bug, please report it."),
     Counter(
         "event_reset_sent",

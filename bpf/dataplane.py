@@ -159,6 +159,64 @@ class PutSlots:
 
 
 @dataclass(frozen=True, slots=True)
+class PutFarmLimits:
+    """What limits new connections of farm `farm`; 0: no limit, no list. All zero can be written without the maps of limits.
+
+    rate_interval_ns: between two connections of a client in the long run. half_open_ticks: a HALF_OPEN_WINDOWS-th of the time
+    for which a connection may be half-open. allow, deny: ids of lists. client_prefix: the address bits that make a client.
+    backends_limited: some backend has max_connections. candidates: the backends to choose from on a VIP of the
+    family, each once, at most MAX_CANDIDATES; none: those of the slots.
+    """
+
+    farm: int
+    max_connections: int = 0
+    max_half_open: int = 0
+    rate_interval_ns: int = 0
+    half_open_ticks: int = 0
+    allow: int = 0
+    deny: int = 0
+    client_prefix_v4: int = 0
+    client_prefix_v6: int = 0
+    backends_limited: bool = False
+    candidates_v4: tuple[int, ...] = ()
+    candidates_v6: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PutBackendLimits:
+    """The weight of backend `id` for leastconn, from 1, and its connections at most; 0: no limit."""
+
+    id: int
+    weight: int
+    max_connections: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PutPrefixes:
+    """Add list `id` (from 1). v4, v6: its prefixes, each the bytes of the address and one with the length, joined."""
+
+    id: int
+    v4: bytes
+    v6: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeletePrefixes:
+    """Remove list `id`, whose prefixes are these."""
+
+    id: int
+    v4: bytes
+    v6: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeepPrefixes:
+    """Remove all lists but these."""
+
+    ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class ZeroTraffic:
     """Reset the counters of farm ids and backend ids before they are reused."""
 
@@ -180,6 +238,11 @@ Operation = (
     | PutBackendAffinity
     | PutQuicServers
     | PutSlots
+    | PutFarmLimits
+    | PutBackendLimits
+    | PutPrefixes
+    | DeletePrefixes
+    | KeepPrefixes
     | ZeroTraffic
 )
 
@@ -257,6 +320,15 @@ class DataPlane(Protocol):
         """
 
     def backend_traffic(self) -> Array: ...
+    def loads(self, kind: str) -> Array | None:
+        """Counted changes of the connections of each "farm" or "backend", indexed by id; None: the program counts none.
+
+        Fields: opened, closed, promoted, base. The load is base + opened - closed.
+        """
+
+    def set_load_bases(self, kind: str, bases: Array) -> None:
+        """Correct the bases of all ids (int64); only one thread may call this."""
+
     def flow_batches(self, flow_map: str, family: str, batch_size: int) -> Iterator[tuple[Array, Array]]:
         """(keys, values) of a flow map, about batch_size entries each.
 

@@ -22,6 +22,7 @@ from bpf.constants import (
     COUNTERS,
     MAX_BACKENDS,
     MAX_FARMS,
+    MAX_PREFIXES,
     MAX_SLOT_CHUNKS,
     MAX_SNAT_ADDRESSES,
     SLOTS_PER_CHUNK,
@@ -30,18 +31,23 @@ from bpf.constants import (
 )
 from bpf.dataplane import (
     Array,
+    DeletePrefixes,
     DeleteServer,
     DeleteService,
     DeleteVip,
     FlowEntry,
     FlowTuple,
+    KeepPrefixes,
     Operation,
     PlaneError,
     PutAffinity,
     PutBackend,
     PutBackendAffinity,
+    PutBackendLimits,
     PutFarm,
+    PutFarmLimits,
     PutMembers,
+    PutPrefixes,
     PutQuicServers,
     PutServer,
     PutService,
@@ -53,6 +59,7 @@ from bpf.dataplane import (
     ZeroTraffic,
 )
 from bpf.kernel.affinity import AffinityMaps
+from bpf.kernel.limits import LimitMaps
 from bpf.loading.loader import PROGRAM
 from bpf.maps import elements
 from bpf.maps.event_ring import FlowEvents
@@ -68,10 +75,12 @@ class KernelPlane:
     def __init__(self, bpf_dir: Path, layouts: Layouts) -> None:
         """Open the maps of `layouts` under bpf_dir. Raises PlaneError."""
         self._maps: dict[str, PinnedMap] = {}
+        self._limits = LimitMaps({})
         self._program = -1
         try:
             for name, layout in layouts.maps.items():
                 self._maps[name] = PinnedMap(bpf_dir, name, layout)
+            self._limits = LimitMaps(self._maps)
             self._program = libbpf.obj_get(bpf_dir / PROGRAM)
         except OSError as error:
             self.close()
@@ -87,6 +96,7 @@ class KernelPlane:
         self._maps = {name: bpf_map for name, bpf_map in (old | new).items() if name in layouts.maps}
         for name in old.keys() - layouts.maps.keys():
             old[name].close()
+        self._limits = LimitMaps(self._maps)
         try:
             program, self._program = self._program, libbpf.obj_get(bpf_dir / PROGRAM)
         except OSError as error:
@@ -139,6 +149,11 @@ class KernelPlane:
             PutMembers: self._put_members,
             PutBackend: self._put_backends,
             PutSlots: self._put_slots,
+            PutFarmLimits: self._limits.put_farms,
+            PutBackendLimits: self._limits.put_backends,
+            PutPrefixes: self._limits.put_prefixes,
+            DeletePrefixes: self._limits.delete_prefixes,
+            KeepPrefixes: self._limits.keep_prefixes,
             ZeroTraffic: self._zero_traffic,
         }
 
@@ -371,6 +386,12 @@ class KernelPlane:
     def backend_traffic(self) -> Array:
         return sum_over_cpus(self._maps["backend_traffic"].all_values())
 
+    def loads(self, kind: str) -> Array | None:
+        return self._limits.loads(kind)
+
+    def set_load_bases(self, kind: str, bases: Array) -> None:
+        self._limits.set_bases(kind, bases)
+
     # --- flows -----------------------------------------------------------------------------------------------
 
     def flow_dtypes(self, family: str) -> tuple[np.dtype[Any], np.dtype[Any]]:
@@ -473,6 +494,12 @@ def _describe(operation: Any) -> str:
             return f"{type(operation).__name__} of farm {number}"
         case PutServer(key) | DeleteServer(key):
             return f"{type(operation).__name__} {key.address} port {key.port}/{key.port_bits} protocol {key.protocol}"
+        case PutFarmLimits(number):
+            return f"PutFarmLimits {number} (ids below {MAX_FARMS})"
+        case PutBackendLimits(number):
+            return f"PutBackendLimits {number} (ids below {MAX_BACKENDS})"
+        case PutPrefixes(number) | DeletePrefixes(number):
+            return f"{type(operation).__name__} of list {number:#x} (at most {MAX_PREFIXES} per family)"
         case PutFarm(number):
             return f"PutFarm {number} (ids below {MAX_FARMS})"
         case PutSlots(offset, backends):

@@ -85,16 +85,19 @@ def _build(request: dict[str, Any], pins: Path, before: set[str]) -> dict[str, A
     kept = _check_kept(bcc.lib, module.module, maps, before, request.get("known", {}))
     if request.get("load", True):
         try:
-            function = _load(bcc, module, HANDLERS in maps)
+            function = _load(bcc, module, HANDLERS in maps, request.get("features", {}))
         except Exception as error:
             raise _refused_by_verifier(bcc, request, error) from error
         libbpf.obj_pin(function.fd, pins / PROGRAM)
     return {"maps": {name: dataclasses.asdict(each) for name, each in maps.items()}, "kept": kept}
 
 
-def _load(bcc: Any, module: Any, has_handlers: bool) -> Any:
+def _load(bcc: Any, module: Any, has_handlers: bool, features: dict[str, bool]) -> Any:
     """Load the entry program, and before it the ones that it calls; they live in the map of handlers."""
+    optional = constants.OPTIONAL_HANDLERS
     for handler in constants.Handler if has_handlers else ():
+        if handler in optional and not features.get(optional[handler]):
+            continue
         called = module.load_func(f"{PROGRAM}_{handler.name.lower()}", bcc.BPF.XDP)
         module[HANDLERS][ctypes.c_int(handler)] = ctypes.c_int(called.fd)
     return module.load_func(PROGRAM, bcc.BPF.XDP)
@@ -117,7 +120,7 @@ def _refused_by_verifier(bcc: Any, request: dict[str, Any], error: Exception) ->
     """Load again with debug information, so that the verifier's log quotes the C lines."""
     try:
         module = _compile(bcc, request, ["-g"])
-        _load(bcc, module, HANDLERS in _describe(bcc.lib, module.module))
+        _load(bcc, module, HANDLERS in _describe(bcc.lib, module.module), request.get("features", {}))
     except Exception as again:
         return Refused("load", str(again))
     return Refused("load", str(error))

@@ -64,6 +64,8 @@ static __always_inline u32 choose_answer(struct packet *packet, u32 verdict)
 	case COUNTER_DROP_VIP_GUARD:
 		return is_midstream(packet) ? reset_of(packet) : ANSWER_NOTHING;
 	case COUNTER_DROP_NO_BACKEND:
+	case COUNTER_DROP_FARM_FULL:
+	case COUNTER_DROP_BACKEND_FULL:
 	case COUNTER_DROP_SNAT_EXHAUSTED:
 	case COUNTER_DROP_REVERSE_CONFLICT:
 		if (is_midstream(packet))

@@ -65,6 +65,13 @@ static __always_inline bool is_reply_to_FAM(struct flow_FAM *reply, struct flow_
 	       reply->source_port == key->destination_port;
 }
 
+/* The connection with this forward entry ends: it is counted no more. */
+static __always_inline void forget_load_FAM(struct flow_FAM *forward)
+{
+	if (!is_closed(forward->state))
+		subtract_load(forward->farm, forward->backend);
+}
+
 /* Delete the entries of a connection, and nothing of another one that has its reply key. The peer has the established ones. */
 static __always_inline void end_connection_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *forward,
 					       bool established, struct flow_key_FAM *reply_key)
@@ -73,6 +80,7 @@ static __always_inline void end_connection_FAM(struct packet *packet, struct flo
 
 	reverse_FAM(reply_key, forward, key->protocol);
 	reply = is_one_way(forward->flags) ? NULL : find_flow_FAM(reply_key);
+	forget_load_FAM(forward);
 	if (established)
 		report_FAM(packet, key, forward, EVENT_TYPE_REMOVED);
 	if (reply && is_reply_to_FAM(reply, key)) {
@@ -122,6 +130,7 @@ static __always_inline void evict_FAM(struct packet *packet, struct flow_key_FAM
 	reverse_FAM(forward_key, reply, reply_key->protocol);
 	forward = find_flow_FAM(forward_key);
 	if (forward && is_reply_to_FAM(forward, reply_key)) {
+		forget_load_FAM(forward);
 		if (flows_FAM.lookup(forward_key))
 			report_FAM(packet, forward_key, forward, EVENT_TYPE_REMOVED);
 		flows_FAM.delete(forward_key);
@@ -330,27 +339,30 @@ static __always_inline void fill_connection_FAM(struct packet *packet, struct fl
 	forward->last_seen = reply->last_seen = now_ns(packet) >> TICK_SHIFT;
 }
 
-/* The backend of the connection; 0: an empty slot. */
+/* The backend of the connection; 0: an empty slot; ALL_FULL: none may have one more connection. */
 static __always_inline u32 choose_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *service,
 				      struct match_FAM *match, u32 hash, u32 seed)
 {
 	struct flow_FAM *old = match->old;
-#ifdef AFFINITY
-	u32 affine;
-#endif
+	u32 backend_id = 0;
+	bool is_affine;
 
 	if (old && !match->retry)
 		return old->backend;
 #ifdef AFFINITY
-	affine = affine_backend_FAM(packet, key, service, seed);
-	if (affine)
-		return affine;
+	backend_id = affine_backend_FAM(packet, key, service, seed);
 #endif
-	if (old && service->scheduler == SCHEDULER_ROUNDROBIN && !is_unavailable(old->backend)) {
+	is_affine = backend_id;
+	if (!is_affine && old && !is_hash(service->scheduler) && !is_unavailable(old->backend)) {
 		if (is_closed(old->state) || age_of(packet, old->last_seen) < SYN_RETRY_TICKS)
 			return old->backend;
 	}
-	return select_FAM(key, service, hash, seed);
+	if (!is_affine)
+		backend_id = select_FAM(key, service, hash, seed);
+	if (old && !is_closed(old->state) && old->backend == backend_id)
+		return backend_id; /* it counts already */
+	return with_capacity(packet, service, backend_id, hash, is_affine,
+			     HANDLER_OPEN_FAM);
 }
 
 /* Select the backend of a connection on the listener in the scratch map, and put there what is known of it. KEEP: it is the same
@@ -363,6 +375,7 @@ static __always_inline u32 prepare_FAM(struct packet *packet, struct flow_key_FA
 	struct backend *backend;
 	struct service *service;
 	bool is_new = !match->old || match->retry;
+	u8 counted = match->old ? match->old->state & FLOW_STATE_COUNTED : 0; /* the client has this one already */
 	u32 backend_id, hash;
 
 	if (!global || !connection)
@@ -371,10 +384,12 @@ static __always_inline u32 prepare_FAM(struct packet *packet, struct flow_key_FA
 	packet->farm = service->farm;
 	if (is_new && !service->slot_count)
 		return COUNTER_DROP_NO_BACKEND;
-	if (is_new && is_midstream(packet) && service->scheduler == SCHEDULER_ROUNDROBIN)
+	if (is_new && is_midstream(packet) && !is_hash(service->scheduler))
 		return COUNTER_DROP_NO_FLOW;
 	hash = flow_hash_FAM(key, global->hash_seed);
 	backend_id = choose_FAM(packet, key, service, match, hash, global->hash_seed);
+	if (backend_id == ALL_FULL)
+		return COUNTER_DROP_BACKEND_FULL;
 	if (match->old && match->retry) {
 		if (match->complete && match->old->backend == backend_id && match->old->farm == service->farm)
 			return KEEP;
@@ -386,6 +401,7 @@ static __always_inline u32 prepare_FAM(struct packet *packet, struct flow_key_FA
 	fill_connection_FAM(packet, key, service, backend, backend_id, connection);
 	connection->hash = hash;
 	connection->is_new = is_new;
+	connection->forward.state = counted;
 	return CONTINUE;
 }
 
@@ -400,6 +416,8 @@ static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *
 	verdict = is_one_way(connection->forward.flags) ? CONTINUE : claim_FAM(packet, key, connection);
 	if (verdict != CONTINUE)
 		return verdict;
+	if (connection->is_new)
+		count_half_open_FAM(&connection->forward);
 	if (embryonic_FAM.update(key, &connection->forward))
 		return COUNTER_DROP_INTERNAL;
 	if (connection->is_new) {
@@ -407,6 +425,7 @@ static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *
 #ifdef PERSISTENCE
 		remember_client_FAM(packet, key, connection->forward.farm, connection->forward.backend);
 #endif
+		add_load(connection->forward.farm, connection->forward.backend);
 	}
 	*flow = embryonic_FAM.lookup(key);
 	return *flow ? CONTINUE : COUNTER_DROP_INTERNAL;
@@ -420,6 +439,7 @@ static __always_inline void promote_FAM(struct packet *packet, struct flow_key_F
 {
 	bool had_reply = flows_FAM.lookup(reply_key);
 
+	leave_half_open_FAM(packet, &key->source, forward);
 	if (flows_FAM.update(reply_key, reply)) {
 		count(packet, COUNTER_EVENT_FLOW_TABLE_FULL);
 		return;
@@ -431,10 +451,36 @@ static __always_inline void promote_FAM(struct packet *packet, struct flow_key_F
 		return;
 	}
 	count(packet, COUNTER_EVENT_PROMOTED);
+	note_promotion(forward->farm, forward->backend);
 	report_FAM(packet, key, forward, EVENT_TYPE_ESTABLISHED);
 	embryonic_FAM.delete(reply_key);
 	embryonic_FAM.delete(key);
 	packet->established = true;
+}
+
+/* Is this a datagram of a server? An exchange that has an answer is half-open no more. */
+static __always_inline bool is_answer_FAM(struct packet *packet, struct flow_FAM *flow)
+{
+#ifdef HALF_OPEN
+	return packet->protocol == IPPROTO_UDP && !(flow->flags & FLOW_FLAG_FORWARD);
+#else
+	return false;
+#endif
+}
+
+/* A connection has ended, has an answer, or goes on after it seemed to have ended: count it so. `forward`: its forward entry. */
+static __always_inline void count_change_FAM(struct packet *packet, struct addr_FAM *client, struct flow_FAM *forward, u8 before)
+{
+	bool closed = is_closed(forward->state);
+
+	if (closed != is_closed(before)) {
+		if (closed)
+			subtract_load(forward->farm, forward->backend);
+		else
+			add_load(forward->farm, forward->backend);
+	}
+	if (closed || packet->protocol == IPPROTO_UDP)
+		leave_half_open_FAM(packet, client, forward);
 }
 
 /* Record what a packet says about the state in both entries; report to the peer a connection that ends, or has not ended. */
@@ -442,12 +488,12 @@ static __always_inline void update_state_FAM(struct packet *packet, struct flow_
 {
 	u8 before = flow->state, state = next_state(packet, before);
 	struct flow_key_FAM *other_key;
-	struct flow_FAM *other;
+	struct flow_FAM *other, *forward;
 
 	if (state == before)
 		return;
 	flow->state = state;
-	if (!((state ^ before) & ~FLOW_STATE_SEEN))
+	if (!((state ^ before) & ~FLOW_STATE_SEEN) && !is_answer_FAM(packet, flow))
 		return;
 	other_key = other_key_FAM(flow, key->protocol);
 	if (!other_key)
@@ -455,6 +501,11 @@ static __always_inline void update_state_FAM(struct packet *packet, struct flow_
 	other = is_one_way(flow->flags) ? NULL : find_flow_FAM(other_key);
 	if (other)
 		other->state = mirrored_state(state, other->state);
+	if (is_closed(state) == is_closed(before) && !is_answer_FAM(packet, flow))
+		return;
+	forward = flow->flags & FLOW_FLAG_FORWARD ? flow : other;
+	if (forward)
+		count_change_FAM(packet, forward == flow ? &key->source : &other_key->source, forward, before);
 	if (is_closed(state) == is_closed(before))
 		return;
 	if (packet->tcp_flags & TCP_SYN)

@@ -40,6 +40,9 @@ static __always_inline u32 open_and_forward_FAM(struct packet *packet, struct fl
 	u32 verdict;
 
 	find_old_FAM(key, suspended, &match);
+	verdict = admit_FAM(packet, key, match.old);
+	if (verdict != CONTINUE)
+		return verdict;
 	verdict = prepare_FAM(packet, key, &match);
 	if (verdict == KEEP) {
 		packet->established = match.ended;

@@ -96,6 +96,7 @@ static __always_inline u32 accept_FAM(struct packet *packet, struct flow_key_FAM
 	}
 	if (!service)
 		return COUNTER_DROP_VIP_GUARD;
+	reset_choice();
 	return call_open_FAM(packet, key, service, match);
 }
 

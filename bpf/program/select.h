@@ -37,13 +37,23 @@ static __always_inline u32 next_turn(u32 farm)
 	return turn ? __sync_fetch_and_add(turn, 1) : 0;
 }
 
-static __always_inline u32 backend_of_slot(struct service *service, u32 slot)
+/* Does the scheduler select the same backend for the same packet, without an entry? */
+static __always_inline bool is_hash(u8 scheduler)
 {
-	u32 index = service->slot_offset + slot;
+	return scheduler != SCHEDULER_ROUNDROBIN && scheduler != SCHEDULER_LEASTCONN;
+}
+
+static __always_inline u32 backend_at(u32 index)
+{
 	u32 number = index / SLOTS_PER_CHUNK;
 	struct slot_chunk *chunk = slots.lookup(&number);
 
 	return chunk ? chunk->backend[index % SLOTS_PER_CHUNK] : 0;
+}
+
+static __always_inline u32 backend_of_slot(struct service *service, u32 slot)
+{
+	return backend_at(service->slot_offset + slot);
 }
 
 /* A number that depends on the connection and the attempt, from which the other sources are made. */

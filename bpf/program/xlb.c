@@ -39,12 +39,14 @@
 #include "tunnel.h"
 #include "count.h"
 #include "select.h"
+#include "load.h"
 #include "select.family.h"
 #include "event.family.h"
 #include "flow.h"
 #include "affinity.h"
 #include "affinity.family.h"
 #include "suspend.family.h"
+#include "admit.family.h"
 #include "flow.family.h"
 #include "fragment.family.h"
 #include "server.family.h"
@@ -140,3 +142,24 @@ int xlb_open_v6(struct xdp_md *context)
 
 	return finish(&packet, handle_open_v6(&packet));
 }
+
+#ifdef LOADS
+/* Chooses a backend for the program that calls it, and calls that again. */
+int xlb_choose(struct xdp_md *context)
+{
+	u32 zero = 0, handler;
+	struct packet packet = packet_of(context);
+	struct choice *choice = choices.lookup(&zero);
+	struct farm_limits *limits;
+
+	if (!choice)
+		return finish(&packet, COUNTER_DROP_INTERNAL);
+	limits = farm_limits.lookup(&choice->farm);
+	if (limits)
+		choose_candidate(choice, limits);
+	choice->made = true;
+	handler = choice->handler;
+	handlers.call(context, handler);
+	return finish(&packet, COUNTER_DROP_INTERNAL);
+}
+#endif

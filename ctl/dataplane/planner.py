@@ -28,7 +28,9 @@ from bpf.dataplane import (
     DeleteVip,
     Operation,
     PutBackend,
+    PutBackendLimits,
     PutFarm,
+    PutFarmLimits,
     PutMembers,
     PutService,
     PutSlots,
@@ -40,7 +42,7 @@ from bpf.dataplane import (
 )
 from ctl.config import table_sizes
 from ctl.config.model import AllDown, Backend, Config, Farm, Mode, OnNoBackend, Scheduler
-from ctl.dataplane import affinity, maglev, servers
+from ctl.dataplane import affinity, limits, maglev, servers
 from ctl.dataplane.slot_allocator import Run, SlotSpace, run_of
 from ctl.dataplane.slow_start import weighted
 from ctl.errors import Code, XlbError
@@ -74,6 +76,9 @@ class PlannerState:
     bound: Mapping[int, Backend] = field(default_factory=dict)  # by id; with the address and port in the maps
     marked: frozenset[int] = frozenset()  # the bound ones with BackendFlag.UNAVAILABLE
     servers: servers.Servers = field(default_factory=dict)
+    lists: Mapping[str, limits.LoadedList] = field(default_factory=dict)
+    farm_limits: Mapping[int, PutFarmLimits] = field(default_factory=dict)  # by farm id, of those that have limits
+    backend_limits: Mapping[int, PutBackendLimits] = field(default_factory=dict)  # by backend id
     strays: frozenset[ServerKey] = frozenset()  # services of backends in the maps that may be of no farm
     down: frozenset[int] = frozenset()
     shares: Mapping[int, int] = field(default_factory=dict)
@@ -213,6 +218,11 @@ class _Round:
         self.farm_puts: list[PutFarm] = []
         self.member_puts: list[PutMembers] = []
         self.affinity_operations: list[Operation] = []
+        self.lists = limits.plan_lists(state.lists, config, state.adopted)
+        self.farm_limits = dict(state.farm_limits)
+        self.backend_limits = dict(state.backend_limits)
+        self.any_limits = state.adopted and any(limits.uses(farm) for farm in config.farms.values())
+        self.limit_puts: list[Operation] = []
         self.slot_puts: list[PutSlots] = []
         self.service_puts: list[PutService] = []
         self.new_farms: list[int] = []
@@ -227,9 +237,11 @@ class _Round:
         for name in gone_farms:
             self._unbind(name)
             self.affinity_operations += affinity.operations(self.old.farms[name].farm, None, (), self.config)
+            self._forget_limits(self.old.farms[name].farm)
             del self.farms[name]
         for farm in changed:
             self._plan_farm(farm)
+        self._follow_lists()
         touched = [*gone_farms, *(farm.name for farm in changed)]
         stale = self._stale_services(touched)
         for key in stale:
@@ -242,6 +254,9 @@ class _Round:
         state = PlannerState(
             vips=vips,
             servers=followed,
+            lists=self.lists.lists,
+            farm_limits=self.farm_limits,
+            backend_limits=self.backend_limits,
             strays=self.old.strays if self.starved else frozenset(),
             services=self.services,
             farms=self.farms,
@@ -306,6 +321,7 @@ class _Round:
         choosable = {backend.id for backend in eligible_backends(farm, self.down)} - waiting
         known = old.farm if old is not None and not is_new else None
         self.affinity_operations += affinity.operations(known, farm, choosable, self.config, again=known is None)
+        self._plan_limits(farm, waiting, is_new or self.old.adopted)
         if not farm.enabled:
             self.farms[farm.name] = PlannedFarm(farm, not waiting)
             return
@@ -350,6 +366,39 @@ class _Round:
                 return None
             planned[family] = (content, *place)
         return planned
+
+    def _plan_limits(self, farm: Farm, waiting: frozenset[int], unknown: bool) -> None:
+        """unknown: the maps may hold limits of another farm of this id."""
+        eligible: dict[str, list[Backend]] = {
+            family_of(part.vip): [each for each in eligible_backends(part, self.down) if each.id not in waiting]
+            for part in (farm.parts if limits.uses(farm) else ())
+        }
+        for put in limits.backend_limits(farm, eligible):
+            if self.backend_limits.get(put.id) != put:
+                self.backend_limits[put.id] = put
+                self.limit_puts.append(put)
+        self._put_farm_limits(limits.farm_limits(farm, eligible, self.lists.lists), unknown)
+
+    def _put_farm_limits(self, put: PutFarmLimits, unknown: bool = False) -> None:
+        none = PutFarmLimits(put.farm)
+        if (unknown and (put != none or self.any_limits)) or self.farm_limits.get(put.farm, none) != put:
+            self.limit_puts.append(put)
+        if put == none:
+            self.farm_limits.pop(put.farm, None)
+        else:
+            self.farm_limits[put.farm] = put
+
+    def _forget_limits(self, farm: Farm) -> None:
+        """A farm is gone, and another one may get its id."""
+        self._put_farm_limits(PutFarmLimits(farm.id))
+        for backend in farm.backends:
+            self.backend_limits.pop(backend.id, None)
+
+    def _follow_lists(self) -> None:
+        """Farms whose prefix list has other prefixes now."""
+        for farm in self.config.farms.values() if self.lists.moved else ():
+            if not self.lists.moved.isdisjoint((farm.allow, farm.deny)) and farm.id in self.farm_limits:
+                self._put_farm_limits(limits.with_lists(self.farm_limits[farm.id], farm, self.lists.lists))
 
     def _reusable(self, old: PlannedFarm | None, family: str, content: _Content) -> tuple[int, int] | None:
         """(offset, count) of the present slots of a farm's part if their content is equal and they still belong to it."""
@@ -449,6 +498,8 @@ class _Round:
         operations += self.member_puts
         operations += self.backend_puts
         operations += self.affinity_operations
+        operations += self.lists.before
+        operations += self.limit_puts
         operations += self.slot_puts
         operations += [each for each in of_servers if not isinstance(each, DeleteServer)]
         first = [key for key in stale if any(_share_prefixes(key, put.key) for put in self.service_puts)]
@@ -460,6 +511,7 @@ class _Round:
         operations += [each for each in of_servers if isinstance(each, DeleteServer)]
         operations += [PutVip(each, flags) for each, flags in vips.items() if self._ranges_before(each) & ~flags]
         operations += [DeleteVip(address) for address in self.old.vips if address not in vips]
+        operations += self.lists.after
         return tuple(operations)
 
 
@@ -497,7 +549,7 @@ def _same_server(one: Backend | None, other: Backend) -> bool:
 
 
 def _content(farm: Farm, eligible: list[Backend]) -> _Content:
-    in_turn = farm.scheduler is Scheduler.ROUNDROBIN
+    in_turn = farm.scheduler in (Scheduler.ROUNDROBIN, Scheduler.LEASTCONN)
     size = 0 if in_turn else table_sizes.size_of(farm)
     return in_turn, size, tuple(eligible)
 

@@ -30,8 +30,10 @@ from bpf.dataplane import (
     DeleteVip,
     FlowEntry,
     FlowTuple,
+    KeepPrefixes,
     PutBackend,
     PutFarm,
+    PutFarmLimits,
     PutServer,
     PutService,
     PutSlots,
@@ -203,6 +205,15 @@ class Bed:
         for family in FAMILIES:
             for flow_map in ("flows", "embryonic", "direct", "fragments"):
                 self.clear(flow_map, family)
+        plane.apply([KeepPrefixes(frozenset()), *(PutFarmLimits(farm) for farm in range(1, 16))])
+        for name in self.layouts.maps.keys() & {"rates_v4", "rates_v6", "half_open_v4", "half_open_v6"}:
+            self._empty(name)
+        if "test_clock" in self.layouts.maps:
+            self.set_clock(1000.0)
+        for kind in ("farm", "backend"):
+            values = plane.loads(kind)
+            if values is not None:
+                plane.set_load_bases(kind, (values["closed"] - values["opened"]).astype(np.int64))
         plane.set_lease(LEASE_FOREVER_NS, 1)
         plane.set_hash_seed(SEED)
         plane.bump_next_hops()
@@ -228,6 +239,15 @@ class Bed:
             values["last_seen"] -= int(seconds * 1e9) >> TICK_SHIFT
             pinned.put(keys, values)
         pinned.close()
+
+    def _empty(self, name: str) -> None:
+        bpf_map = self.plane._maps[name]
+        for keys, _ in list(bpf_map.slices(4096)):
+            bpf_map.remove(keys)
+
+    def set_clock(self, seconds: float) -> None:
+        """The time that a program with the feature test_clock sees."""
+        self.plane._maps["test_clock"].put(np.zeros(1, np.uint32), np.array([round(seconds * 1e9)], np.uint64))
 
     def clear(self, flow_map: str, family: Family) -> None:
         for keys, _ in list(self.plane.flow_batches(flow_map, family.name, 4096)):

@@ -33,6 +33,21 @@ def _client_bed() -> Iterator[Bed]:
         yield bed
 
 
+@pytest.fixture(scope="session")
+def _limited_bed() -> Iterator[Bed]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with Bed({"lists": True, "rate": True, "half_open": True, "loads": True, "test_clock": True}) as bed:
+        yield bed
+
+
+@pytest.fixture
+def limited_bed(_limited_bed: Bed) -> Bed:
+    """The program with every limit compiled in."""
+    _limited_bed.reset()
+    return _limited_bed
+
+
 @pytest.fixture
 def client_bed(_client_bed: Bed) -> Bed:
     """The program with what recognises a client compiled in: persistence, QUIC connection ids."""

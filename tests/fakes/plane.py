@@ -16,17 +16,22 @@ from bpf import columns, constants
 from bpf.dataplane import (
     PERSISTENT,
     Array,
+    DeletePrefixes,
     DeleteServer,
     DeleteService,
     DeleteVip,
     FlowTuple,
+    KeepPrefixes,
     Operation,
     PlaneError,
     PutAffinity,
     PutBackend,
     PutBackendAffinity,
+    PutBackendLimits,
     PutFarm,
+    PutFarmLimits,
     PutMembers,
+    PutPrefixes,
     PutQuicServers,
     PutServer,
     PutService,
@@ -86,6 +91,7 @@ class FakeRing:
         self.closed = True
 
 
+LOAD = np.dtype([("opened", "u8"), ("closed", "u8"), ("promoted", "u8"), ("base", "i8")])
 TRAFFIC = LAYOUTS.maps["farm_traffic"].value_dtype
 
 
@@ -102,6 +108,12 @@ class FakePlane:
         self.farm_flags: dict[int, int] = {}
         self.server_flags: dict[ServerKey, int] = {}
         self.affinity: dict[int, PutAffinity] = {}
+        self.farm_limits: dict[int, PutFarmLimits] = {}
+        self.backend_limits: dict[int, PutBackendLimits] = {}
+        self.prefixes: dict[int, tuple[bytes, bytes]] = {}
+        self.load_values = {
+            kind: np.zeros(count, LOAD) for kind, count in (("farm", constants.MAX_FARMS), ("backend", constants.MAX_BACKENDS))
+        }
         self.backend_affinity: dict[int, tuple[int, bool]] = {}
         self.quic_servers: dict[int, dict[bytes, int]] = {}
         self.persistent: dict[str, dict[tuple[bytes, int], tuple[int, int, int]]] = {"v4": {}, "v6": {}}
@@ -180,11 +192,44 @@ class FakePlane:
                 self.quic_servers[farm] = dict(names)
             case PutSlots(offset, backends):
                 self._put_slots(offset, backends)
+            case PutFarmLimits(number):
+                self._put_farm_limits(operation)
+            case PutBackendLimits(number, weight):
+                _require(0 < number < constants.MAX_BACKENDS, f"backend id {number}")
+                _require(0 < weight < 65536, f"weight {weight} of backend {number}")
+                self.backend_limits[number] = operation
+            case PutPrefixes(number, v4, v6):
+                _require(0 < number < 2**32, f"list id {number}")
+                _require(self.prefixes.get(number, (v4, v6)) == (v4, v6), f"list {number} has other prefixes already")
+                self.prefixes[number] = v4, v6
+            case DeletePrefixes(number, v4, v6):
+                _require(self.prefixes.get(number) == (v4, v6), f"delete of unknown list {number}")
+                self._require_unused_list(number)
+                del self.prefixes[number]
+            case KeepPrefixes(ids):
+                for number in self.prefixes.keys() - ids:
+                    self._require_unused_list(number)
+                    del self.prefixes[number]
             case ZeroTraffic(farms, backends):
                 _require(all(number < constants.MAX_FARMS for number in farms), f"farm ids {farms}")
                 _require(all(number < constants.MAX_BACKENDS for number in backends), f"backend ids {backends}")
                 self.farm_counts[list(farms)] = 0
                 self.backend_counts[list(backends)] = 0
+
+    def _put_farm_limits(self, limits: PutFarmLimits) -> None:
+        _require(0 < limits.farm < constants.MAX_FARMS, f"farm id {limits.farm}")
+        for number in (limits.allow, limits.deny):
+            _require(not number or number in self.prefixes, f"farm {limits.farm} uses list {number}, which was never put")
+        for candidates in (limits.candidates_v4, limits.candidates_v6):
+            _require(len(candidates) <= constants.MAX_CANDIDATES, f"{len(candidates)} candidates")
+        for candidate in (*limits.candidates_v4, *limits.candidates_v6):
+            _require(candidate in self.backends, f"candidate {candidate}, a backend that was never put")
+        self.farm_limits[limits.farm] = limits
+
+    def _require_unused_list(self, number: int) -> None:
+        live = {value.farm for value in self.listeners.values()}
+        users = [farm for farm, each in self.farm_limits.items() if farm in live and number in (each.allow, each.deny)]
+        _require(not users, f"delete of list {number} while farm {users[:1]} uses it")
 
     def _put_vip(self, address: str, flags: int) -> None:
         _canonical(address)
@@ -307,6 +352,12 @@ class FakePlane:
 
     def backend_traffic(self) -> Array:
         return self.backend_counts.copy()
+
+    def loads(self, kind: str) -> Array | None:
+        return self.load_values[kind].copy()
+
+    def set_load_bases(self, kind: str, bases: Array) -> None:
+        self.load_values[kind]["base"] = bases
 
     def flow_batches(self, flow_map: str, family: str, batch_size: int) -> Iterator[tuple[Array, Array]]:
         entries = list(self.flow_maps[flow_map, family].items())

@@ -17,18 +17,20 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from bpf.constants import MAX_BACKENDS
+from bpf.constants import MAX_BACKENDS, MAX_FARMS
 from bpf.dataplane import Array, DataPlane, PlaneError
 from ctl.config.model import Config
 from ctl.dataplane import expiry
 from ctl.dataplane.flow_selection import FlowSelection
 from ctl.dataplane.kernel import flow_maps
+from ctl.dataplane.loads import corrected_bases
 from ctl.dataplane.placement import Placement
 from ctl.runtime.realtime_scheduling import worker_threads
 
 MIN_PAUSE_S = 1.0
 MAX_PAUSE_S = 5.0
 REST_PER_WORK = 4.0
+LOAD_KINDS = ("farm", "backend")
 NOTIFY_S = 12.0
 """Interval at which replication is notified of connections with a silent forward entry: well below the additional timeout of
 replicated entries in `ctl.dataplane.expiry`."""
@@ -48,6 +50,7 @@ class SweepResult:
     misplaced: int = 0
     unreplicated: int = 0  # connections that have lasted and are embryonic
     took_ms: float = 0.0
+    farms: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))  # connections by farm id
 
 
 class Follower(Protocol):
@@ -137,7 +140,8 @@ class Sweeper:
             placement.follow(config, down, started)
         self._placement = placement
         timeouts = expiry.timeout_ticks(config)
-        counts = np.zeros(MAX_BACKENDS, dtype=np.intp)
+        counts, of_farms = np.zeros(MAX_BACKENDS, dtype=np.intp), np.zeros(MAX_FARMS, dtype=np.intp)
+        loads = {kind: self._plane.loads(kind) for kind in LOAD_KINDS}
         entries = {f"{table}_{family}": 0 for table in flow_maps.TABLES for family in flow_maps.FAMILIES}
         removed = moved = unreplicated = 0
         for table, family, keys, values in flow_maps.slices(self._plane):
@@ -145,18 +149,34 @@ class Sweeper:
             if placement is not None and (chosen := placement.misplaced(keys, values)).any():
                 moved += self._remove_misplaced(table, family, keys[chosen], values[chosen])
                 keys, values = keys[~chosen], values[~chosen]
-            counts += expiry.count_connections(values)[0]
+            found_backends, found_farms = expiry.count_connections(values)
+            counts += found_backends
+            of_farms += found_farms
             if table == "embryonic" and self._follower is not None:
                 unreplicated += self._count_lasting(family, keys, values)
             limits = timeouts.under_pressure(self._fill(family)) if table == "flows" else timeouts
             expired = self._expire(table, family, keys, values, limits, follower if table == "flows" else None)
             removed += expired
             flow_maps.rest_after(expired)
+        for kind, counted in zip(LOAD_KINDS, (of_farms, counts), strict=True):
+            self._correct(kind, loads[kind], counted)
         if moved:
             log.info("flows to removed, failed or unused backends ended: %d entries", moved)
-        used = np.flatnonzero(counts)
-        connections = dict(zip(used.tolist(), counts[used].tolist(), strict=True))
-        return SweepResult(connections, entries, removed, moved, unreplicated, (time.monotonic() - started) * 1000)
+        return SweepResult(
+            _by_id(counts),
+            entries,
+            removed,
+            moved,
+            unreplicated,
+            (time.monotonic() - started) * 1000,
+            _by_id(of_farms),
+        )
+
+    def _correct(self, kind: str, before: Array | None, counted: Array) -> None:
+        """Correct the loads that XDP has counted; the program may have been replaced during the sweep."""
+        after = self._plane.loads(kind)
+        if before is not None and after is not None:
+            self._plane.set_load_bases(kind, corrected_bases(before, after, counted))
 
     def _count_lasting(self, family: str, keys: Array, values: Array) -> int:
         forward = flow_maps.is_forward(values)
@@ -223,3 +243,8 @@ class Sweeper:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _by_id(counts: Array) -> dict[int, int]:
+    used = np.flatnonzero(counts)
+    return dict(zip(used.tolist(), counts[used].tolist(), strict=True))
