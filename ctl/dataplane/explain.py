@@ -304,6 +304,8 @@ def _rewrite(arriving: FlowTuple, farm: Farm, backend: str, seed: int, trace: _T
     trace.steps.append(
         f"snat: the backend sees {what} of {', '.join(shown)}, …; {shown[0]} unless another connection to {backend} uses it"
     )
+    if farm.toa:
+        trace.steps.append("toa: the client's address and port are in a TCP option of its first segment with data, if it fits")
     return f"{client} -> {vip} becomes {format_endpoint(*sources[0])} -> {backend}"
 
 

@@ -18,6 +18,7 @@ BACKENDS = (11, 12, 13, 14)
 FIRST = 8  # the id of the first of them
 PROTOCOLS = pytest.mark.parametrize("protocol", list(Protocol), ids=lambda protocol: protocol.name.lower())
 SCHEDULERS = pytest.mark.parametrize("scheduler", [Scheduler.MAGLEV, Scheduler.ROUNDROBIN], ids=lambda each: each.name.lower())
+MODES = pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.name.lower())
 
 
 def ticks(seconds: float) -> int:
@@ -46,7 +47,8 @@ def start(
     for keys, _ in list(with_name.slices(4096)):
         with_name.remove(keys)
     with_name.close()
-    bed.farm(family.vip, *((family.far(n), 8080) for n in BACKENDS), scheduler=scheduler, protocol=protocol, mode=mode)
+    port = 80 if mode in (Mode.DSR, Mode.IPIP) else 8080
+    bed.farm(family.vip, *((family.far(n), port) for n in BACKENDS), scheduler=scheduler, protocol=protocol, mode=mode)
     flags = int(AffinityFlag.RETURN) if returns else 0
     bits = prefix or family.bits
     settings = PutAffinity(1, ticks(ttl_s), min(bits, 32), bits, flags)
@@ -85,7 +87,7 @@ def age(bed: Bed, family: Family, seconds: float) -> None:
 
 @PROTOCOLS
 @SCHEDULERS
-@pytest.mark.parametrize("mode", [Mode.SNAT, Mode.DNAT], ids=["snat", "dnat"])
+@MODES
 def test_a_client_keeps_its_backend(
     client_bed: Bed, family: Family, protocol: Protocol, scheduler: Scheduler, mode: Mode
 ) -> None:
@@ -127,12 +129,14 @@ def test_an_entry_lives_as_long_as_configured_since_its_last_use(
     assert (connect(client_bed, family, 40002) == first) is kept
 
 
-def test_a_living_connection_keeps_the_entry(client_bed: Bed, family: Family) -> None:
-    start(client_bed, family)
+@pytest.mark.parametrize("mode", [Mode.SNAT, Mode.DSR, Mode.IPIP], ids=lambda mode: mode.name.lower())
+def test_a_living_connection_keeps_the_entry(client_bed: Bed, family: Family, mode: Mode) -> None:
+    start(client_bed, family, mode=mode)
     client_bed.send(bytes(from_client(family)))
     (row,) = entries(client_bed, family)
     number = FIRST_NUMBER + int(row["home"]) - FIRST
-    client_bed.send(bytes(from_backend(family, family.far(number), family.vip, 40000)), "out0")
+    if mode is Mode.SNAT:
+        client_bed.send(bytes(from_backend(family, family.far(number), family.vip, 40000)), "out0")
     client_bed.send(bytes(from_client(family, flags="A")))
     age(client_bed, family, 0.9 * TTL_S)
     client_bed.age("flows", family, 3)

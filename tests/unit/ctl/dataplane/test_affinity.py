@@ -155,3 +155,14 @@ def test_prefixes() -> None:
     farm = Farm(1, "a", "10.0.0.1", 80, 80, persistence_prefix_v4=20, persistence_prefix_v6=56)
     assert client_prefix(farm, "198.51.100.7") == "198.51.96.0/20"
     assert client_prefix(farm, "2001:db8:c:ffff::7") == "2001:db8:c:ff00::/56"
+
+
+def test_the_explanation_names_quic_and_toa() -> None:
+    arriving = FlowTuple("192.0.2.77", "10.0.0.1", 40000, 80, Protocol.UDP)
+    config = having(configured("a"), "a", quic_cid="prefix:4")
+    assert any("prefix:4" in step for step in explain(arriving, None, config, frozenset(), 7)["steps"])
+    config = change(Config(), "vip.add", {"address": "10.0.0.1/24", "device": "eth0"})
+    config = change(config, "farm.add", {"name": "a", "vip": "10.0.0.1", "port": "80", "toa": True})
+    config = change(config, "backend.add", {"farm": "a", "address": "10.0.1.1", "port": 80})
+    steps = explain(replace(arriving, protocol=Protocol.TCP), None, config, frozenset(), 7)["steps"]
+    assert steps[-1].startswith("toa: ")
