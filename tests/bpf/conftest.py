@@ -29,7 +29,7 @@ def _paired_bed() -> Iterator[Bed]:
 def _client_bed() -> Iterator[Bed]:
     if reason := why_not():
         pytest.skip(reason)
-    with Bed(dict.fromkeys(("persistence", "quic", "dsr", "ipip"), True)) as bed:
+    with Bed(dict.fromkeys(("persistence", "quic", "dsr", "ipip", "loads"), True)) as bed:
         bed.plane.set_tunnel_sources("10.2.0.1", "fd02::1")
         yield bed
 

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from bpf.constants import MAX_BACKENDS, TICK_SHIFT, AffinityFlag, Mode, Protocol, Scheduler
-from bpf.dataplane import PERSISTENT, Array, PutAffinity, PutBackendAffinity, PutSlots
+from bpf.dataplane import (
+    PERSISTENT,
+    Array,
+    Operation,
+    PutAffinity,
+    PutBackendAffinity,
+    PutBackendLimits,
+    PutFarmLimits,
+    PutSlots,
+)
 from bpf.maps.pinned_map import PinnedMap
 from tests.bpf.bed import Bed, Family
 from tests.bpf.packets import from_backend, from_client
@@ -17,7 +26,7 @@ TTL_S = 300
 BACKENDS = (11, 12, 13, 14)
 FIRST = 8  # the id of the first of them
 PROTOCOLS = pytest.mark.parametrize("protocol", list(Protocol), ids=lambda protocol: protocol.name.lower())
-SCHEDULERS = pytest.mark.parametrize("scheduler", [Scheduler.MAGLEV, Scheduler.ROUNDROBIN], ids=lambda each: each.name.lower())
+SCHEDULERS = pytest.mark.parametrize("scheduler", list(Scheduler), ids=lambda each: each.name.lower())
 MODES = pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.name.lower())
 
 
@@ -52,7 +61,15 @@ def start(
     flags = int(AffinityFlag.RETURN) if returns else 0
     bits = prefix or family.bits
     settings = PutAffinity(1, ticks(ttl_s), min(bits, 32), bits, flags)
-    bed.plane.apply([settings, *(choosable(n) for n in BACKENDS)])
+    bed.plane.apply([settings, *(choosable(n) for n in BACKENDS), *limited()])
+
+
+def limited(full: int = 0) -> list[Operation]:
+    """Equal weights, and no limit but that of one backend, which has its connection."""
+    ids = {n: FIRST + n - FIRST_NUMBER for n in BACKENDS}
+    candidates = tuple(ids.values())
+    farm = PutFarmLimits(1, backends_limited=bool(full), candidates_v4=candidates, candidates_v6=candidates)
+    return [*(PutBackendLimits(number, 1, int(n == full)) for n, number in ids.items()), farm]
 
 
 def choosable(number: int, is_open: bool = True, farm: int = 1) -> PutBackendAffinity:
@@ -95,7 +112,7 @@ def test_a_client_keeps_its_backend(
     first = connect(client_bed, family, 40000, protocol=protocol)
     assert {connect(client_bed, family, port, protocol=protocol) for port in range(40001, 40012)} == {first}
     others = {connect(client_bed, family, 40000, address(family, n), protocol) for n in range(1, 20)}
-    assert others == set(BACKENDS)
+    assert others | {first} == set(BACKENDS)
 
 
 def test_without_persistence_a_farm_in_the_same_program_has_none(client_bed: Bed, family: Family) -> None:
@@ -180,6 +197,15 @@ def test_while_its_backend_takes_no_connections_the_client_keeps_one_other(
     client_bed.plane.apply([choosable(first)])
     after = {connect(client_bed, family, port) for port in range(40008, 40012)}
     assert after == ({first} if returns and reason == "draining" else meanwhile)
+
+
+def test_a_full_backend_is_passed_over_until_it_takes_connections_again(client_bed: Bed, family: Family) -> None:
+    start(client_bed, family)
+    first = connect(client_bed, family, 40000)
+    client_bed.plane.apply(limited(first))
+    assert first not in {connect(client_bed, family, port) for port in range(40001, 40005)}
+    client_bed.plane.apply(limited())
+    assert {connect(client_bed, family, port) for port in range(40005, 40009)} == {first}
 
 
 def test_an_entry_of_another_farms_backend_is_not_used(client_bed: Bed, family: Family) -> None:
