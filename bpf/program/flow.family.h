@@ -361,8 +361,7 @@ static __always_inline u32 choose_FAM(struct packet *packet, struct flow_key_FAM
 		backend_id = select_FAM(key, service, hash, seed);
 	if (old && !is_closed(old->state) && old->backend == backend_id)
 		return backend_id; /* it counts already */
-	return with_capacity(packet, service, backend_id, hash, is_affine,
-			     HANDLER_OPEN_FAM);
+	return with_capacity(packet, service, backend_id, hash, is_affine, HANDLER_OPEN_FAM);
 }
 
 /* Select the backend of a connection on the listener in the scratch map, and put there what is known of it. KEEP: it is the same
@@ -405,30 +404,20 @@ static __always_inline u32 prepare_FAM(struct packet *packet, struct flow_key_FA
 	return CONTINUE;
 }
 
-/* Create both entries of the prepared connection. CONTINUE: `*flow` is the forward one. */
-static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM **flow)
+/* Open the prepared connection: its reply entry is created, and connection->forward is complete. */
+static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *key, struct connection_FAM *connection)
 {
-	u32 zero = 0, verdict;
-	struct connection_FAM *connection = scratch_FAM.lookup(&zero);
+	u32 verdict = is_one_way(connection->forward.flags) ? CONTINUE : claim_FAM(packet, key, connection);
 
-	if (!connection)
-		return COUNTER_DROP_INTERNAL;
-	verdict = is_one_way(connection->forward.flags) ? CONTINUE : claim_FAM(packet, key, connection);
-	if (verdict != CONTINUE)
+	if (verdict != CONTINUE || !connection->is_new)
 		return verdict;
-	if (connection->is_new)
-		count_half_open_FAM(&connection->forward);
-	if (embryonic_FAM.update(key, &connection->forward))
-		return COUNTER_DROP_INTERNAL;
-	if (connection->is_new) {
-		count_connection(connection->forward.farm, connection->forward.backend);
+	count_half_open_FAM(&connection->forward);
+	count_connection(connection->forward.farm, connection->forward.backend);
 #ifdef PERSISTENCE
-		remember_client_FAM(packet, key, connection->forward.farm, connection->forward.backend);
+	remember_client_FAM(packet, key, connection->forward.farm, connection->forward.backend);
 #endif
-		add_load(connection->forward.farm, connection->forward.backend);
-	}
-	*flow = embryonic_FAM.lookup(key);
-	return *flow ? CONTINUE : COUNTER_DROP_INTERNAL;
+	add_load(connection->forward.farm, connection->forward.backend);
+	return CONTINUE;
 }
 
 /* --- the life of a connection ------------------------------------------------------------------------------ */
@@ -469,7 +458,8 @@ static __always_inline bool is_answer_FAM(struct packet *packet, struct flow_FAM
 }
 
 /* A connection has ended, has an answer, or goes on after it seemed to have ended: count it so. `forward`: its forward entry. */
-static __always_inline void count_change_FAM(struct packet *packet, struct addr_FAM *client, struct flow_FAM *forward, u8 before)
+static __always_inline void count_change_FAM(struct packet *packet, struct addr_FAM *client, struct flow_FAM *forward,
+					     u8 before)
 {
 	bool closed = is_closed(forward->state);
 

@@ -33,13 +33,17 @@ static __always_inline void find_old_FAM(struct flow_key_FAM *key, struct suspen
 	match->retry = suspended->retry;
 }
 
+/* The forward entry of a new connection is written last, with its state and next hop. A lookup of it would cost more than its
+ * own time: it would mark the entry as used, and of a flood, entries that are marked take the kernel longest to evict.
+ */
 static __always_inline u32 open_and_forward_FAM(struct packet *packet, struct flow_key_FAM *key,
-						struct suspended_FAM *suspended)
+						struct connection_FAM *connection)
 {
 	struct match_FAM match = {};
+	bool opened = false;
 	u32 verdict;
 
-	find_old_FAM(key, suspended, &match);
+	find_old_FAM(key, &connection->suspended, &match);
 	verdict = admit_FAM(packet, key, match.old);
 	if (verdict != CONTINUE)
 		return verdict;
@@ -48,15 +52,20 @@ static __always_inline u32 open_and_forward_FAM(struct packet *packet, struct fl
 		packet->established = match.ended;
 		match.flow = match.old;
 	} else if (verdict == CONTINUE) {
-		verdict = open_FAM(packet, key, &match.flow);
+		verdict = open_FAM(packet, key, connection);
 		if (verdict != CONTINUE)
 			return verdict;
+		match.flow = &connection->forward;
+		opened = true;
 	} else {
 		return verdict;
 	}
 	if (!match.flow)
 		return COUNTER_DROP_INTERNAL;
-	return forward_flow_FAM(packet, key, match.flow);
+	verdict = forward_flow_FAM(packet, key, match.flow); /* of a fragment it changes `key` */
+	if (opened && embryonic_FAM.update(&connection->suspended.key, match.flow))
+		return COUNTER_DROP_INTERNAL;
+	return verdict;
 }
 
 static __always_inline u32 handle_open_FAM(struct packet *packet)
@@ -68,6 +77,6 @@ static __always_inline u32 handle_open_FAM(struct packet *packet)
 	if (!connection || !resume_FAM(packet, &connection->suspended))
 		return COUNTER_DROP_INTERNAL;
 	key = connection->suspended.key;
-	verdict = open_and_forward_FAM(packet, &key, &connection->suspended);
+	verdict = open_and_forward_FAM(packet, &key, connection);
 	return is_drop(verdict) ? answer_FAM(packet, &key, verdict) : verdict;
 }
