@@ -31,7 +31,10 @@ COLUMNS = (
     Column("SHARE", right=True, priority=5),
     Column("PACKETS/S", right=True, priority=2),
     Column("BITS/S", right=True, priority=6),
+    Column("ERROR", priority=7),
 )
+
+MOST_ERROR = 48  # characters; `farm show` has the rest
 
 LEAST_LINES = 5  # of the table: its header, three rows and the keys
 
@@ -151,11 +154,12 @@ class Screen:
                 named = [(name, b) for name, b in named if view.matches(name, b["state"])]
                 if not named:
                     continue
-            rows.append(_row(farm["name"], listens, farm_state(farm), farm["connections"], load, ""))
+            rows.append(_row(farm["name"], listens, farm_state(farm), farm["connections"], load, "", ""))
             loads = {name: self.rate.backends[farm["name"], name] for name, _ in named}
             for name, b in sorted(named, key=lambda pair: (-loads[pair[0]].packets, pair[0])):
                 part = share(loads[name].new_connections, load.new_connections)
-                rows.append(_row(f"  {name}", f"weight {b['weight']}", b["state"], b["connections"], loads[name], part))
+                what, error = f"weight {b['weight']}", b["last_error"] if b["state"] == "down" else ""
+                rows.append(_row(f"  {name}", what, b["state"], b["connections"], loads[name], part, error))
         return rows
 
     def as_json(self) -> dict[str, Any]:
@@ -197,7 +201,7 @@ def _cut(line: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def _row(name: str, what: str, state: str, connections: int, load: Load, part: str) -> tuple[str, ...]:
+def _row(name: str, what: str, state: str, connections: int, load: Load, part: str, error: str) -> tuple[str, ...]:
     return (
         name,
         what,
@@ -207,4 +211,5 @@ def _row(name: str, what: str, state: str, connections: int, load: Load, part: s
         part,
         count(load.packets),
         bit_rate(load.bytes),
+        error if len(error) <= MOST_ERROR else error[: MOST_ERROR - 1] + "…",
     )

@@ -69,13 +69,13 @@ def explain(
     seed: int,
     remembered: Callable[[Farm], Remembered | None] = lambda farm: None,
     shares: Mapping[int, int] = MappingProxyType({}),
+    error_of: Callable[[int], str] = lambda backend_id: "",
 ) -> dict[str, Any]:
     """Explain the verdict on a packet that arrives with this tuple.
 
     found: the connection as `conn list` shows it, if the flow maps have an entry for the tuple. down: ids of backends whose
-    check failed. remembered: the persistence entry of the client in a farm. shares: of
-    `ctl.dataplane.slow_start`. The answer's `verdict` is "forward", "either" (round-robin: not predictable) or a counter's
-    name.
+    check failed. remembered: the persistence entry of the client in a farm. shares: of `ctl.dataplane.slow_start`. error_of:
+    why a backend is down. The answer's `verdict` is "forward", "either" (round-robin: not predictable) or a counter's name.
     """
     trace = _Trace()
     if found is not None:
@@ -103,7 +103,7 @@ def explain(
     trace.steps.append(f"farm {farm.name} listens there")
     farm = next(part for part in farm.parts if arriving.destination in part.vips)
     eligible = eligible_backends(farm, down)
-    trace.steps.append(_eligible_message(farm, eligible, down))
+    trace.steps.append(_eligible_message(farm, eligible, down, error_of))
     if not eligible:
         trace.steps[-1] += f"; {_refusal_message(farm)}"
         return trace.end("drop_no_backend", False, None)
@@ -318,7 +318,7 @@ def _listener(config: Config, arriving: FlowTuple, running: bool = True) -> Farm
     return None
 
 
-def _eligible_message(farm: Farm, eligible: tuple[Backend, ...], down: AbstractSet[int]) -> str:
+def _eligible_message(farm: Farm, eligible: tuple[Backend, ...], down: AbstractSet[int], error_of: Callable[[int], str]) -> str:
     out = []
     chosen = {backend.id for backend in eligible}
     for backend in farm.backends:
@@ -329,13 +329,17 @@ def _eligible_message(farm: Farm, eligible: tuple[Backend, ...], down: AbstractS
             if backend.draining
             else "has weight 0"
             if backend.weight == 0
-            else "is down"
+            else f"is down{_because(error_of(backend.id))}"
             if backend.id in down
             else f"is a reserve of priority {backend.priority}"
         )
         out.append(f"{_endpoint(backend)} {reason}")
     message = f"{len(eligible)} of {len(farm.backends)} backends take new connections"
     return f"{message}; {', '.join(out)}" if out else message
+
+
+def _because(error: str) -> str:
+    return f" ({error})" if error else ""
 
 
 def _refusal_message(farm: Farm) -> str:

@@ -113,6 +113,37 @@ def test_a_udp_client_is_moved_off_a_dead_backend(site: Serving) -> None:
     )
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_checks_by_datagrams_and_by_a_command(site: Serving, family: int) -> None:
+    """Their answers reach the node's own address through the program; each kind sees what it checks and nothing else."""
+    quick = {"interval_ms": 200, "timeout_ms": 200, "rise": 1, "fall": 2}
+    script = 'echo "of $XLB_FARM at $XLB_ADDRESS"; test "$XLB_ADDRESS" != ' + site.rig.backend("b3").address4
+    checks: dict[str, dict[str, Any]] = {
+        "udp": {"kind": "udp", "payload": "hex:00ff", "answer": "hex:0a00ff"},
+        "port": {"kind": "udp", "payload": "x"},
+        "icmp": {"kind": "icmp"},
+        "command": {"kind": "command", "command": ["/bin/sh", "-c", script], "timeout_ms": 2000, "interval_ms": 2000},
+    }
+    for number, (name, check) in enumerate(checks.items()):
+        site.add_farm("udp", family, name=name, port=9100 + number, health=quick | check)
+
+    def are(expected: dict[str, str]) -> bool:
+        found = {name: "".join(site.state(name, backend)[0] for backend in ("b1", "b2", "b3")) for name in checks}
+        return found == expected
+
+    third = "d" if family == 4 else "u"
+    wait_until(lambda: are({"udp": "uuu", "port": "uuu", "icmp": "uuu", "command": f"uu{third}"}), "all are checked")
+    site.rig.backend("b2").kill()
+    wait_until(lambda: are({"udp": "udu", "port": "udu", "icmp": "uuu", "command": f"uu{third}"}), "its UDP port is closed")
+    assert site.backend("port", "b2")["last_error"].endswith(": port unreachable")
+    site.rig.cut("b1", silently=True)
+    wait_until(lambda: site.state("icmp", "b1") == "down", "no echo")
+    assert site.backend("icmp", "b1")["last_error"].startswith("no answer from ")
+    if family == 4:
+        address = site.rig.backend("b3").address4
+        assert site.backend("command", "b3")["last_error"] == f"/bin/sh exited with 1: of command at {address}"
+
+
 def test_a_backend_that_answers_an_error_status_is_taken_out(site: Serving) -> None:
     site.add_farm("http", health=QUICK_HTTP)
     wait_until(lambda: site.state("http4", "b3") == "up", "b3 up")

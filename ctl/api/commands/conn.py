@@ -96,13 +96,19 @@ class ConnectionCommands:
             return find_remembered(self.plane, farm, arriving.source)
 
         def explained() -> dict[str, Any]:
-            answer = explain.explain(arriving, found, self.config(), down, seed, remembered, self.shares())
+            known = (remembered, self.shares(), self._check_error)
+            answer = explain.explain(arriving, found, self.config(), down, seed, *known)
             address = explain.destination(answer)
             if address and standing.node == standing.serving:
                 answer = explain.with_next_hop(answer, address, self._next_hop(address))
             return explain.at_node(answer, standing)
 
         return await asyncio.to_thread(explained)
+
+    def _check_error(self, backend_id: int) -> str:
+        """Why a backend is down."""
+        health = self.health.status(backend_id)
+        return health.last_error if health is not None and not health.up else ""
 
     def _next_hop(self, address: str) -> NextHop | None:
         """As the kernel has it at this moment. Blocks."""

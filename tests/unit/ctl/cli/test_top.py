@@ -21,7 +21,15 @@ def counters(**packets: int) -> list[dict[str, Any]]:
 def farm(name: str, *packets: int) -> dict[str, Any]:
     """A farm; each backend has the given number of 100-byte packets and a tenth as many connections."""
     backends = [
-        {"address": "10.0.0.1", "port": 81 + number, "weight": 1, "state": "up", "connections": 5, **counts(each)}
+        {
+            "address": "10.0.0.1",
+            "port": 81 + number,
+            "weight": 1,
+            "state": "up",
+            "connections": 5,
+            "last_error": "",
+            **counts(each),
+        }
         for number, each in enumerate(packets)
     ]
     settings = {"name": name, "vip": "10.0.0.100", "port": 80, "proto": "tcp", "enabled": True, "connections": 10}
@@ -52,7 +60,15 @@ def test_header() -> None:
 def test_the_busiest_come_first() -> None:
     rows = screen().rows()
     assert [row[0] for row in rows] == ["busy", "  10.0.0.1:82", "  10.0.0.1:81", "idle", "  10.0.0.1:81"]
-    assert rows[1] == ("  10.0.0.1:82", "weight 1", "up", "5", "150", "75.0 %", "1.5k", "1.2 Mbit/s")
+    assert rows[1] == ("  10.0.0.1:82", "weight 1", "up", "5", "150", "75.0 %", "1.5k", "1.2 Mbit/s", "")
+
+
+def test_a_dead_backend_is_shown_with_its_error() -> None:
+    shown = screen()
+    for dead in shown.farms[1]["backends"]:
+        dead |= {"state": "down", "last_error": "no answer from 10.0.0.1:82 within 1000 ms, which is a long time"}
+    errors = [row[-1] for row in shown.rows()]
+    assert errors == ["", *["no answer from 10.0.0.1:82 within 1000 ms, whic…"] * 2, "", ""]
 
 
 @pytest.mark.parametrize("height", [7, 9, 12, 40])

@@ -81,3 +81,19 @@ def test_each_vip_and_port_of_a_farm() -> None:
     verdict, rewrite = to("2001:db8::9", "fd00::1", 8010)
     assert verdict == "forward" and "[fd00::1]:40000 -> [fd00:1::1]:8010" in rewrite
     assert to("192.0.2.1", "10.0.0.1", 444)[0] == "drop_vip_guard"
+
+
+def test_a_dead_backend_is_named_with_the_error_of_its_check() -> None:
+    config = Config()
+    for command, arguments in (
+        ("vip.add", {"address": "10.0.0.1/24", "device": "eth0"}),
+        ("farm.add", {"name": "web", "vip": "10.0.0.1", "port": 80}),
+        ("backend.add", {"farm": "web", "address": "10.0.1.1", "port": 80}),
+    ):
+        config = change(config, command, arguments)
+    (number,) = (backend.id for backend in config.farms["web"].backends)
+    arriving = FlowTuple("192.0.2.1", "10.0.0.1", 40000, 80, Protocol.TCP)
+    errors = {number: "connection refused"}
+    answer = explain(arriving, None, config, frozenset({number}), 7, error_of=errors.__getitem__)
+    (step,) = (step for step in answer["steps"] if "take new connections" in step)
+    assert step.startswith("0 of 1 backends take new connections; 10.0.1.1:80 is down (connection refused)")
