@@ -400,7 +400,7 @@ static __always_inline u32 prepare_FAM(struct packet *packet, struct flow_key_FA
 	fill_connection_FAM(packet, key, service, backend, backend_id, connection);
 	connection->hash = hash;
 	connection->is_new = is_new;
-	connection->forward.state = counted;
+	connection->forward.state |= counted;
 	return CONTINUE;
 }
 
