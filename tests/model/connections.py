@@ -259,7 +259,7 @@ def choose(state: State, packet: Packet, key: Key, service: ServiceValue, old: F
 
 def select(state: State, key: Key, service: ServiceValue) -> int:
     if service.scheduler == Scheduler.ROUNDROBIN:
-        turn = state.turns[service.farm] + ((state.cpu * GOLDEN_RATIO & MASK) * service.slot_count >> 32)
+        turn = state.turns[service.farm]
         state.turns[service.farm] += 1
     else:
         turn = flow_hash(key, state.seed, service.scheduler == Scheduler.SOURCE)

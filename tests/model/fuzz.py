@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copyreg
 import itertools
 import os
 import pickle
@@ -19,7 +20,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from bpf.columns import address_text
 from bpf.constants import COUNTERS
@@ -31,6 +33,13 @@ from tests.model.state import Flow, Key
 from tests.model.steps import Configure, Insert, Send, Step
 
 T = TypeVar("T")
+
+
+def _read_only(entries: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(entries)
+
+
+copyreg.pickle(MappingProxyType, lambda mapping: (_read_only, (dict(mapping),)))  # configurations have some
 
 EPISODE = 400
 BUILDS = ((), ("dsr", "ipip", "persistence", "quic", "toa"))
@@ -54,7 +63,7 @@ def open_kernels(opened: list[Bed]) -> list[Kernel]:
     cpus = sorted(os.sched_getaffinity(0))
     cpu = cpus[os.getpid() % len(cpus)]
     os.sched_setaffinity(0, {cpu})
-    return [Kernel(bed, cpu) for bed in opened]
+    return [Kernel(bed) for bed in opened]
 
 
 def never_counted(counted: Counter[str]) -> list[str]:
@@ -72,7 +81,7 @@ def start_of(seed: int) -> int:
 
 def episode(kernel: Kernel, seed: int, steps: int, counted: Counter[str]) -> tuple[list[Step], Mismatch | None]:
     """The steps executed, and how the last one failed."""
-    machine = Machine(kernel, kernel.cpu, start_of(seed))
+    machine = Machine(kernel, start_of(seed))
     generator, done = Generator(random.Random(seed), machine.state, features_of(kernel)), list[Step]()
     try:
         for number in range(steps):
@@ -90,7 +99,7 @@ def episode(kernel: Kernel, seed: int, steps: int, counted: Counter[str]) -> tup
 
 def replay(kernel: Kernel, steps: list[Step], start_ns: int) -> Mismatch | None:
     """How these steps fail, if they do."""
-    machine = Machine(kernel, kernel.cpu, start_ns)
+    machine = Machine(kernel, start_ns)
     try:
         for step in steps:
             machine.execute(step)

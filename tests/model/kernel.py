@@ -25,8 +25,8 @@ FARMS, BACKENDS = 16, 256
 class Kernel:
     """One bed. All methods are called in its namespace, on one CPU."""
 
-    def __init__(self, bed: Bed, cpu: int) -> None:
-        self.bed, self.plane, self.cpu = bed, bed.plane, cpu
+    def __init__(self, bed: Bed) -> None:
+        self.bed, self.plane = bed, bed.plane
         self.cpus = libbpf.possible_cpus()
         maps: dict[str, PinnedMap] = bed.plane._maps
         self._fds = {name: each.fd for name, each in maps.items()}
@@ -58,7 +58,7 @@ class Kernel:
         """No configuration, no flows; turns and budgets of answers from the start."""
         self.bed.reset()
         self.plane.apply([ZeroTraffic(tuple(range(1, FARMS)), tuple(range(1, BACKENDS)))])
-        for name, count in (("turns", FARMS), ("error_budget", 2)):
+        for name, count in (("rotation", FARMS), ("error_budget", 2)):
             for number in range(count):
                 elements.update(self._fds[name], number.to_bytes(4, "little"), bytes(self.plane._maps[name].value.itemsize))
         self._clear_features()

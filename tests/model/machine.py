@@ -48,12 +48,12 @@ class Clock:
 class Machine:
     """A node twice. `execute` raises Mismatch."""
 
-    def __init__(self, kernel: Kernel, cpu: int = 0, start_ns: int = START_NS) -> None:
+    def __init__(self, kernel: Kernel, start_ns: int = START_NS) -> None:
         """Starts without configuration, with an open lease."""
         self.kernel = kernel
         kernel.enter()
         kernel.reset()
-        self.state = State(routes_of(kernel.bed.in0, kernel.bed.out0), 2 * kernel.bed.max_flows, cpu, start_ns, seed=SEED)
+        self.state = State(routes_of(kernel.bed.in0, kernel.bed.out0), 2 * kernel.bed.max_flows, start_ns, seed=SEED)
         self.state.generation = int(kernel.plane._read_one("globals")["next_hop_generation"])
         kernel.set_clock(start_ns)
         self.config, self.down = Config(), frozenset[int]()

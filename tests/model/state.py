@@ -131,7 +131,6 @@ class State:
 
     routes: Routes
     max_entries: int = 1 << 20  # of `flows`, per family
-    cpu: int = 0
     now_ns: int = 1
     deadline_ns: int = LEASE_FOREVER_NS
     seed: int = 0

@@ -48,7 +48,7 @@ class History(RuleBasedStateMachine):
     @initialize(build=st.integers(0, len(fuzz.BUILDS) - 1), seed=SEEDS)
     def begin(self, build: int, seed: int) -> None:
         kernel = type(self).kernels[build]
-        self.machine = Machine(kernel, kernel.cpu)
+        self.machine = Machine(kernel)
         self.generator = Generator(random.Random(seed), self.machine.state, fuzz.features_of(kernel))
         self.execute(self.generator.configure())
 
