@@ -29,7 +29,7 @@ def _paired_bed() -> Iterator[Bed]:
 def _client_bed() -> Iterator[Bed]:
     if reason := why_not():
         pytest.skip(reason)
-    with Bed(dict.fromkeys(("persistence", "quic", "dsr", "ipip", "loads"), True)) as bed:
+    with Bed(dict.fromkeys(("persistence", "quic", "toa", "dsr", "ipip", "loads"), True)) as bed:
         bed.plane.set_tunnel_sources("10.2.0.1", "fd02::1")
         yield bed
 
@@ -51,7 +51,7 @@ def limited_bed(_limited_bed: Bed) -> Bed:
 
 @pytest.fixture
 def client_bed(_client_bed: Bed) -> Bed:
-    """The program with what recognises a client compiled in: persistence, QUIC connection ids."""
+    """The program with what recognises a client compiled in (persistence, QUIC connection ids, TOA), and what it meets."""
     _client_bed.reset()
     return _client_bed
 

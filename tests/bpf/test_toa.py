@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from scapy.packet import Packet
 
 from bpf.constants import TOA_KIND, FarmFlag, FlowFlag, FlowState
 from bpf.dataplane import FlowEntry, PutFarm
-from tests.bpf.bed import NODE_OUT_MAC, SMALL, SMALL_MTU, Bed, Family, Outcome, backend_mac, why_not
+from tests.bpf.bed import NODE_OUT_MAC, SMALL, SMALL_MTU, Bed, Family, Outcome, backend_mac
 from tests.bpf.connections import arriving, reply_tuple
 from tests.bpf.packets import PAYLOAD, from_backend, from_client, rewritten
 
@@ -23,20 +22,11 @@ MACS = (NODE_OUT_MAC, backend_mac(11))
 TIMESTAMPS = [("NOP", None), ("NOP", None), ("Timestamp", (7, 9))]
 
 
-@pytest.fixture(scope="module")
-def _toa_bed() -> Iterator[Bed]:
-    if reason := why_not():
-        pytest.skip(reason)
-    with Bed({"toa": True}) as bed:
-        yield bed
-
-
 @pytest.fixture
-def toa_bed(_toa_bed: Bed, family: Family) -> Bed:
+def toa_bed(client_bed: Bed, family: Family) -> Bed:
     """A farm with the setting, whose client has answered the SYN-ACK."""
-    _toa_bed.reset()
-    start(_toa_bed, family)
-    return _toa_bed
+    start(client_bed, family)
+    return client_bed
 
 
 def start(bed: Bed, family: Family, number: int = 11, flags: int = FarmFlag.TOA) -> None:

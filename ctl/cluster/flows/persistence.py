@@ -47,6 +47,7 @@ class PersistenceReplica:
         self._epoch = 0  # of the last pass
         self._since: int | None = None  # entries used since this tick are sent; None: all
         self._peer_knows = True
+        self._failed = False
         self.sent_rows = self.taken_rows = 0
 
     def new_peer(self) -> None:
@@ -59,8 +60,11 @@ class PersistenceReplica:
             started = time.monotonic()
             try:
                 await self.run_once()
-            except PlaneError as error:
-                log.error("the backends that clients keep cannot be replicated: %s", error)
+                self._failed = False
+            except (PlaneError, OSError) as error:
+                if not self._failed:
+                    log.error("the backends that clients keep cannot be replicated: %s", error)
+                self._failed = True
             await asyncio.sleep(max(PAUSE_S, REST_PER_WORK * (time.monotonic() - started)))
 
     async def run_once(self) -> None:

@@ -12,6 +12,7 @@ from bpf.dataplane import PERSISTENT, Array
 from ctl.cluster.flows.persistence import BATCH_ROWS, OVERLAP_TICKS, QUESTION, PersistenceReplica
 from ctl.errors import Code, InvalidInput, XlbError
 from tests.fakes.plane import FakePlane
+from tests.wait import wait_until_async
 
 FAMILIES = ("v4", "v6")
 CLOCK_LEAD = 5000  # the peer's clock is ahead by this many ticks
@@ -145,6 +146,29 @@ def test_the_peer_keeps_what_was_used_last(ago: int, kept: int) -> None:
     pair.run()
     ((home, backend, _),) = ages(pair.b, "v4").values()
     assert home == backend == kept
+
+
+def test_a_map_that_cannot_be_read_is_complained_about_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair, passes = Pair(), 0
+
+    def fail(family: str, since: int | None) -> list[Array]:
+        nonlocal passes
+        passes += 1
+        raise OSError(12, "Cannot allocate memory")
+
+    async def three_passes() -> None:
+        monkeypatch.setattr("ctl.cluster.flows.persistence.PAUSE_S", 0.001)
+        task = asyncio.ensure_future(pair.sender.run())
+        await wait_until_async(lambda: passes >= 3, "three passes")
+        task.cancel()
+
+    monkeypatch.setattr(pair.sender, "_changed", fail)
+    asyncio.run(three_passes())
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        "the backends that clients keep cannot be replicated: [Errno 12] Cannot allocate memory"
+    ]
 
 
 def test_many_entries_travel_in_batches() -> None:
