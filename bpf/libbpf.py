@@ -37,10 +37,12 @@ class MapInfo:
 
 @dataclass(frozen=True, slots=True)
 class ProgramInfo:
-    """The kernel's information about a program."""
+    """The kernel's information about a program: its instructions, and those that the verifier followed (0: unknown)."""
 
     id: int
     name: str
+    instructions: int
+    verified: int
 
 
 class _MapInfo(ct.Structure):
@@ -65,10 +67,13 @@ class _ProgramInfo(ct.Structure):
         ("nr_map_ids", ct.c_uint32),
         ("map_ids", ct.c_uint64),
         ("name", ct.c_char * 16),
-        ("rest", ct.c_uint64 * 32),
+        ("others", ct.c_uint64 * 17),
+        ("verified_insns", ct.c_uint32),
+        ("rest", ct.c_uint32 * 29),
     )
 
 
+_INSTRUCTION_BYTES = 8
 POINTER = ct.c_void_p
 Signatures = Mapping[str, tuple[Any, ...]]
 """Functions of the library by name, with their argument types. All return an int; below 0 it is a negative errno."""
@@ -179,10 +184,10 @@ def map_info(fd: int) -> MapInfo:
 
 
 def program_info(fd: int) -> ProgramInfo:
-    """Id and name of a program."""
+    """What the kernel knows of a program."""
     info = _ProgramInfo()
     _info(fd, info, "ask about a program")
-    return ProgramInfo(info.id, info.name.decode())
+    return ProgramInfo(info.id, info.name.decode(), info.xlated_prog_len // _INSTRUCTION_BYTES, info.verified_insns)
 
 
 def program_by_id(program_id: int) -> int:

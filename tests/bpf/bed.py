@@ -14,6 +14,7 @@ import functools
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bpf.constants import LEASE_FOREVER_NS, TICK_SHIFT, Mode, Protocol, Scheduler, ServerFlag, VipFlag
+from bpf import libbpf
+from bpf.constants import LEASE_FOREVER_NS, TICK_SHIFT, Handler, Mode, Protocol, Scheduler, ServerFlag, VipFlag
 from bpf.dataplane import (
     Array,
     DeleteServer,
@@ -44,6 +46,7 @@ from bpf.dataplane import (
 )
 from bpf.kernel.plane import KernelPlane
 from bpf.loading import loader
+from bpf.maps import elements
 from bpf.maps.layout import Layouts
 from bpf.maps.pinned_map import PinnedMap
 from ctl.dataplane import servers
@@ -225,6 +228,17 @@ class Bed:
     def blank_flows(self, family: Family, count: int) -> Array:
         """Flow entries without a destination."""
         return np.zeros(count, dtype=self.plane.flow_dtypes(family.name)[1])
+
+    def programs(self) -> dict[str, libbpf.ProgramInfo]:
+        """What the kernel knows of the entry program and of each program that it calls."""
+        handlers = libbpf.obj_get(self.pins / loader.HANDLERS)
+        found = [elements.lookup(handlers, int(each).to_bytes(4, sys.byteorder), 4) for each in Handler]
+        programs = [libbpf.program_by_id(int.from_bytes(number, sys.byteorder)) for number in found if number]
+        programs.append(libbpf.obj_get(loader.program_path(self.pins)))
+        infos = [libbpf.program_info(program) for program in programs]
+        for fd in (handlers, *programs):
+            os.close(fd)
+        return {info.name: info for info in infos}
 
     def fill_flows(self, family: Family) -> None:
         """Fill `flows` to its capacity."""

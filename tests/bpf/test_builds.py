@@ -1,0 +1,48 @@
+"""The builds at both ends, without and with every optional feature: they load, and leave the verifier a margin."""
+
+from __future__ import annotations
+
+import pytest
+
+from bpf.constants import Handler
+from ctl.dataplane import features
+from tests.bpf.bed import DROP, FAMILIES, Bed, why_not
+from tests.bpf.packets import from_backend, from_client
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+VERIFIED = 600_000
+"""Instructions that the verifier may follow in a program; the kernel's limit is a million, and older kernels need more."""
+VERIFIED_OF_ENTRY = 200_000
+KNOWN_FLOWS = 2_000
+"""Instructions of the entry program without features."""
+PROGRAMS = {"xlb", *(f"xlb_{each.name.lower()}" for each in Handler)}
+
+
+def test_every_feature_at_once() -> None:
+    with Bed(dict.fromkeys(features.WORDS, True)) as bed:
+        programs = bed.programs()
+        verified = {name: info.verified for name, info in programs.items()}
+        assert set(programs) == PROGRAMS
+        assert max(verified.values()) <= VERIFIED, verified
+        assert verified["xlb"] <= VERIFIED_OF_ENTRY, verified
+        for family in FAMILIES:
+            bed.reset()
+            bed.farm(family.vip, (family.far(11), 8080))
+            packets = (
+                from_client(family),
+                from_backend(family, family.far(11), family.vip, 40000),
+                from_client(family, flags="A"),
+            )
+            sides = ("in0", "out0", "in0")
+            sent = [bed.send(bytes(packet), side) for packet, side in zip(packets, sides, strict=True)]
+            assert all(outcome.action != DROP for outcome in sent), sent
+            assert len(bed.flows("flows", family)) == 2
+
+
+def test_without_features_the_entry_program_has_known_flows_only() -> None:
+    """What is compiled out costs nothing."""
+    with Bed() as bed:
+        programs = bed.programs()
+    assert set(programs) == PROGRAMS - {"xlb_choose"}
+    assert programs["xlb"].instructions <= KNOWN_FLOWS, programs
