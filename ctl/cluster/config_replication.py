@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from ctl.cluster.peer_rpc import DocumentOffered, PeerLink, VersionTold
-from ctl.config import diff
-from ctl.config.model import Config
+from ctl.config import diff, understood
+from ctl.config.model import Config, Farm
 from ctl.config.record_codec import DamagedRecord, Decoder, NewerRecord, Put, Record
 from ctl.errors import Code, XlbError
 from ctl.runtime.clock import Clock, monotonic_ns
@@ -99,6 +100,8 @@ class ConfigReplica:
         self._failure: XlbError | None = None
         self._settled = asyncio.Event()
         self._settled.set()
+        self._understood: frozenset[str] | None = None  # by the peer; None: not known
+        self._farms_understood: Mapping[str, Farm] = MappingProxyType({})
         self._heard_ns = 0
         self._complaint_ns = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -143,6 +146,24 @@ class ConfigReplica:
             if not future.done():
                 ended = "the pair ended during the change"
                 future.set_result(config_sync.Answer(request, False, False, ended, Why.INTERRUPTED))
+
+    # --- what the peer understands -------------------------------------------------------------------------------
+
+    def peer_understands(self, names: frozenset[str]) -> None:
+        """What `ctl.config.understood.names` is on the peer. It holds until the next incarnation of the peer is asked."""
+        self._understood, self._farms_understood = names, MappingProxyType({})
+
+    def require_understood(self, config: Config) -> None:
+        """Raises XlbError for a setting that the peer does not know: it would keep its old configuration. Blocks."""
+        if self._understood is None:
+            return
+        unknown = understood.unknown_to(self._understood, config, self._farms_understood)
+        if unknown:
+            raise XlbError(
+                f"{unknown} is not known to {self.peer}, which runs an earlier xlb: upgrade xlb on {self.peer} first",
+                Code.PEER_VERSION,
+            )
+        self._farms_understood = config.farms
 
     # --- changes -------------------------------------------------------------------------------------------------
 
@@ -329,6 +350,7 @@ class _Turn:
     base: Document
 
     def number(self, config: Config) -> Config:
+        self.replica.require_understood(config)
         stamp = self.base.successor(self.epoch, b"")
         pair = self.replica.pair_id
         return replace(config, epoch=self.epoch, generation=stamp.version[1], history=stamp.history, pair=pair)

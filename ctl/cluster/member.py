@@ -250,7 +250,10 @@ class PairMember:
         self.persistence.new_peer()
         if self._asking is not None:
             self._asking.cancel()
-        self._asking = asyncio.get_running_loop().create_task(self._learn_about_trailers(), name="peer's version")
+        self._asking = asyncio.get_running_loop().create_task(self._learn(), name="peer's version")
+
+    async def _learn(self) -> None:
+        await asyncio.gather(self.configuration.learn(), self._learn_about_trailers())
 
     async def _learn_about_trailers(self) -> None:
         while True:

@@ -19,7 +19,7 @@ from ctl.api.server import Noted
 from ctl.cluster.config_replication import ConfigReplica, Discarded, version_of
 from ctl.cluster.parts import PairParts
 from ctl.cluster.peer_rpc import PeerLink, Send
-from ctl.config import changes, farms_file
+from ctl.config import changes, farms_file, understood
 from ctl.config.model import Config
 from ctl.errors import Code, XlbError, storage_code
 from ctl.state.cluster_file import ClusterSettings
@@ -28,6 +28,9 @@ from ctl.state.durable_files import Files, utc_stamp
 FORWARD_TIMEOUT_S = 25.0  # below what xlbctl waits
 FOLLOW_S = 2.0
 FOLLOW_POLL_S = 0.005
+ASK_AGAIN_S = 1.0
+UNDERSTANDS = "config.understands"
+"""The question which settings a node understands; version 0.1.0 does not know it."""
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ class PairConfiguration:
             parts.changes, settings.pair_id, peer, self._state_dir, serving_epoch, kept=self._conflict_kept
         )
         self._notices = notices
+        self._questions.register(UNDERSTANDS, self._understands)
         self.link = PeerLink(peer, send, self._answer, self.replica.heard)
 
     @property
@@ -98,9 +102,41 @@ class PairConfiguration:
         """What the peer answers. Raises what it raised there, or XlbError when it is not reachable."""
         return await self.link.ask(command, arguments, timeout_s)
 
+    async def learn(self) -> None:
+        """Ask another incarnation of the peer which settings it understands, until it answers."""
+        while True:
+            try:
+                names = frozenset(map(str, await self.ask(UNDERSTANDS, {})))
+                break
+            except XlbError as error:
+                if error.code in (Code.PEER_VERSION, Code.UNCODED):
+                    names = understood.OF_0_1_0
+                    break
+                await asyncio.sleep(ASK_AGAIN_S)
+        self.replica.peer_understands(names)
+        try:
+            await asyncio.to_thread(self.replica.require_understood, self._changes.config)
+        except XlbError as error:
+            log.warning("the configuration is not replicated: %s", error)
+
+    async def _understands(self, _: dict[str, Any]) -> list[str]:
+        return sorted(understood.names())
+
+    def _foreseen(self, command: str, arguments: dict[str, Any]) -> None:
+        """Raises XlbError for a change with a setting that the peer does not know. Blocks."""
+        old = self._changes.config
+        try:
+            make = changes.replace_from_document if command == "config.apply" else changes.CHANGES[command]
+            new = make(old, arguments["document"] if command == "config.apply" else arguments)
+        except (XlbError, KeyError):
+            return  # the peer says what is wrong
+        if new is not old:
+            self.replica.require_understood(new)
+
     async def forward(self, command: str, arguments: dict[str, Any]) -> Any:
         """Have the active node make a change, and wait until it is in force here too."""
         own, peer = self.settings.own.name, self.settings.peer.name
+        await asyncio.to_thread(self._foreseen, command, arguments)
         user = await asyncio.to_thread(CALLER.get().name)
         asked = {"command": command, "arguments": arguments, "caller": {"user": user}}
         try:

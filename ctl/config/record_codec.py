@@ -54,7 +54,7 @@ _TYPES: Mapping[str, Callable[[Any], Any]] = {
     "rcode": ResponseCode,
     "command": tuple,
 }
-_RELEASED: Mapping[type, frozenset[str]] = {
+RELEASED: Mapping[type, frozenset[str]] = {
     Vip: frozenset({"address", "prefix_length", "device", "guard"}),
     Farm: frozenset(
         {
@@ -66,13 +66,13 @@ _RELEASED: Mapping[type, frozenset[str]] = {
     HealthCheck: frozenset({"kind", "interval_ms", "timeout_ms", "rise", "fall", "port", "path", "status", "host"}),
 }
 """The fields that 0.1.0 knows. Others are omitted at their default, so that a peer of that version can read the record."""
-_FIELDS = {
+FIELDS = {
     kind: tuple(
         (field.name, MISSING if field.name in released else field.default)
         for field in fields(kind)
         if field.name != "kept_size"
     )
-    for kind, released in _RELEASED.items()
+    for kind, released in RELEASED.items()
 }
 """Name and default of each field; without a default, it is always written. The sizes of lookup tables are in the header, where
 0.1.0 ignores them: every farm has one, and a peer of that version refuses a farm with an unknown field."""
@@ -208,7 +208,7 @@ def _object(line: bytes, number: int) -> dict[str, Any]:
 
 
 def _values(value: Vip | Backend | HealthCheck | Farm) -> dict[str, Any]:
-    return {name: found for name, default in _FIELDS[type(value)] if (found := getattr(value, name)) != default}
+    return {name: found for name, default in FIELDS[type(value)] if (found := getattr(value, name)) != default}
 
 
 def _farm_values(farm: Farm) -> dict[str, Any]:

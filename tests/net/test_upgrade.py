@@ -246,6 +246,17 @@ def test_refused_changes_are_reported_alike_on_either_node(mixed: PairSite) -> N
     assert in_force_on_both(mixed) == before
 
 
+def test_a_setting_that_the_other_version_does_not_know_is_refused(mixed: PairSite) -> None:
+    before, old = in_force_on_both(mixed), next(node for node in mixed.rig.nodes if node.tree != TREE)
+    new = next(node for node in mixed.rig.nodes if node is not old)
+
+    def answer() -> str:
+        return new.xlbctl("farm", "set", "tcp4", "--on-no-backend", "drop", expect=1).stderr
+
+    assert f"farm.tcp4.on_no_backend is not known to {old.name}" in answer() and f"upgrade xlb on {old.name} first" in answer()
+    assert in_force_on_both(mixed) == before
+
+
 def refusal(node: Node, command: str, arguments: dict[str, Any]) -> tuple[str, str, str]:
     """Kind, message and key of the error with which `node` refuses a command."""
     with pytest.raises(XlbError) as caught:

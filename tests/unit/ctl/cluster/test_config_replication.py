@@ -25,7 +25,7 @@ from ctl.cluster.peer_rpc import (
     decode,
     encode,
 )
-from ctl.config import changes
+from ctl.config import changes, understood
 from ctl.config.changes import Committed
 from ctl.config.model import Config
 from ctl.config.record_codec import Record
@@ -202,6 +202,26 @@ def test_a_change_this_kernel_refuses_is_not_sent_to_the_peer(tmp_path: Path) ->
         await wait_until_async(lambda: two.host.config.vips, "the peer to have the second change")
         assert list(two.host.config.vips) == ["10.0.0.2"]
         assert version_of(two.host.config) == (2, 1)
+
+    scene(test, tmp_path)
+
+
+def test_a_setting_that_the_peer_does_not_know_is_refused(tmp_path: Path) -> None:
+    async def test(one: Side, two: Side) -> None:
+        one.epoch = 1
+        await connected(one, two)
+        one.replica.peer_understands(understood.OF_0_1_0)
+        await one.change(add_vip(1))
+        farm = {"name": "web", "vip": "10.0.0.1", "port": 80}
+        await one.change(lambda config: changes.change(config, "farm.add", farm))
+        before = one.host.config
+        with refused(Code.PEER_VERSION) as caught:
+            await one.change(lambda config: changes.change(config, "farm.set", {"name": "web", "on_no_backend": "drop"}))
+        assert "farm.web.on_no_backend" in str(caught.value) and f"upgrade xlb on {one.peer} first" in str(caught.value)
+        assert one.host.config is before
+        one.replica.peer_understands(understood.names())
+        await one.change(lambda config: changes.change(config, "farm.set", {"name": "web", "on_no_backend": "drop"}))
+        assert one.host.config.farms["web"].on_no_backend == "drop"
 
     scene(test, tmp_path)
 
