@@ -24,6 +24,7 @@ _CHOICES_OF_0_1_0: Mapping[str, tuple[str, ...]] = {
     "farm.all_down": ("drop", "all"),
     "farm.health.kind": ("none", "tcp", "http"),
 }
+_LISTS = "prefixes"
 _SEVERAL = "farm.snat_address,"
 """More than one source address."""
 
@@ -38,7 +39,7 @@ OF_0_1_0 = frozenset(
 
 def names() -> frozenset[str]:
     """What this version understands: "farm.toa", "farm.mode=dsr"."""
-    found = {_SEVERAL}
+    found = {_SEVERAL, _LISTS}
     for kind, place in _PLACES.items():
         for field in fields(kind):
             found.add(f"{place}.{field.name}")
@@ -52,6 +53,8 @@ def unknown_to(understood: Set[str], config: Config, checked: Mapping[str, Farm]
 
     checked: farms, the same objects, that need not be looked at again.
     """
+    if config.prefixes and _LISTS not in understood:
+        return f"{_LISTS}.{next(iter(config.prefixes))}"
     for name, farm in config.farms.items():
         if checked.get(name) is farm:
             continue

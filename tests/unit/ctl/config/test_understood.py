@@ -49,6 +49,7 @@ def configured(farm: dict[str, Any], backend: dict[str, Any] | None = None) -> C
     for command, arguments in (
         ("vip.add", {"address": "10.0.0.1/24", "device": "eth0"}),
         ("vip.add", {"address": "10.0.0.2/24", "device": "eth0"}),
+        *([("prefixes.set", {"name": "office"})] if "allow" in farm else []),
         ("farm.add", {"name": "web", "vip": "10.0.0.1", "port": 80} | farm),
         ("backend.add", {"farm": "web", "address": "10.0.1.1", "port": 80} | (backend or {})),
     ):
@@ -74,7 +75,7 @@ NOT_KNOWN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("persistence_s", {"persistence_s": 60}, {}),
     ("persistence_return", {"persistence_return": False}, {}),
     ("max_connections", {"max_connections": 60}, {}),
-    ("allow", {"allow": "office"}, {}),
+    ("prefixes", {"allow": "office"}, {}),
     ("toa", {"toa": True}, {}),
     ("quic_cid", {"quic_cid": "prefix:8", "proto": "udp"}, {}),
     ("backend.max_connections", {}, {"max_connections": 5}),
@@ -104,9 +105,9 @@ def test_the_setting_that_an_earlier_version_refuses_is_named(
     setting: str, farm: dict[str, Any], backend: dict[str, Any]
 ) -> None:
     config = configured(farm, backend)
-    assert unknown_to(OF_0_1_0, config) == f"farm.web.{setting}"
+    assert unknown_to(OF_0_1_0, config) == ("prefixes.office" if setting == "prefixes" else f"farm.web.{setting}")
     assert unknown_to(names(), config) == ""
-    assert unknown_to(OF_0_1_0, config, config.farms) == "", "the same objects are not looked at again"
+    assert unknown_to(OF_0_1_0 | {"prefixes"}, config, config.farms) == "", "the same objects are not looked at again"
 
 
 @pytest.mark.parametrize("setting", (*FARM_SETTINGS, *BACKEND_SETTINGS), ids=lambda each: f"{each.of}.{each.name}")

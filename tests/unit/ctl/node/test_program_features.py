@@ -59,6 +59,7 @@ def daemon(tmp_path: Path) -> Iterator[RunningDaemon]:
 @pytest.mark.parametrize(("farm", "backend", "needed"), NEEDED, ids=[str({**each[0], **each[1]}) for each in NEEDED])
 def test_what_a_farm_needs(farm: Mapping[str, Any], backend: Mapping[str, Any], needed: set[str]) -> None:
     config = change(Config(), "vip.add", VIP)
+    config = change(config, "prefixes.set", {"name": "office"})
     config = change(config, "farm.add", {**FARM, **farm})
     config = change(config, "backend.add", {"farm": "web", "address": "10.77.0.11", **backend})
     assert features.features_of(config) == needed
