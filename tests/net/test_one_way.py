@@ -62,6 +62,7 @@ def site(request: pytest.FixtureRequest, pair: PairSite) -> Iterator[PairSite]:
             for backend in pair.rig.backends:
                 address = backend.address4 if (family == 4) is not bool(other) else backend.address6
                 pair.node.call("backend.add", farm=f"{service}{family}", address=address, port=port)
+    wait_until(lambda: all(f"compiled for mode {mode}" in node.tail(1000) for node in pair.rig.nodes), f"mode {mode}", 30)
     pair.settle()
     yield pair
     pair.settle()
