@@ -119,7 +119,8 @@ MEANINGS = {
     "farm.vip": "VIPs that clients connect to: one, or several as a list or separated by commas, also of both families.",
     "farm.port": 'Ports; several as a string: `"80,443,8000-8010"`, or `"all"`. Backends keep the offset from the first.',
     "farm.proto": "Transport that the farm balances.",
-    "farm.mode": "`snat`: backends see a floating address. `dnat`: they see the client and route back through the node.",
+    "farm.mode": "`snat`: backends see a floating address. `dnat`: they see the client and route back through the node. "
+    "`dsr`, `ipip`: they get the client's packet and answer it directly; see [ONE-WAY.md](ONE-WAY.md).",
     "farm.snat_address": "Mode `snat`: the VIP that backends see; for more source ports up to 8 per family, with commas.",
     "farm.health.kind": "What is checked; see [Health checks](#health-checks).",
     "farm.health.interval_ms": "From one check to the next.",
