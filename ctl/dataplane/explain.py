@@ -14,14 +14,15 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
-from bpf.constants import COUNTERS
+from bpf.constants import COUNTERS, MAX_CANDIDATES
 from bpf.dataplane import FlowTuple
-from ctl.config import table_sizes
+from ctl.config import prefixes, table_sizes
 from ctl.config.model import Backend, Config, Farm, Mode, OnNoBackend, Protocol, Scheduler, format_endpoint
 from ctl.dataplane import affinity, maglev
 from ctl.dataplane.affinity import Remembered
 from ctl.dataplane.flow_hash import client_hash, flow_hash, snat_sources
 from ctl.dataplane.flow_selection import PROTOCOL_NUMBERS
+from ctl.dataplane.limits import counts
 from ctl.dataplane.planner import eligible_backends
 from ctl.dataplane.slow_start import WHOLE, weighted
 
@@ -61,6 +62,14 @@ class _Trace:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """Connections at this moment by farm id and by backend id; what is missing has none."""
+
+    farms: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    backends: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+
+
 def explain(
     arriving: FlowTuple,
     found: Mapping[str, Any] | None,
@@ -70,12 +79,14 @@ def explain(
     remembered: Callable[[Farm], Remembered | None] = lambda farm: None,
     shares: Mapping[int, int] = MappingProxyType({}),
     error_of: Callable[[int], str] = lambda backend_id: "",
+    loads: Loads | None = None,
 ) -> dict[str, Any]:
     """Explain the verdict on a packet that arrives with this tuple.
 
     found: the connection as `conn list` shows it, if the flow maps have an entry for the tuple. down: ids of backends whose
     check failed. remembered: the persistence entry of the client in a farm. shares: of `ctl.dataplane.slow_start`. error_of:
-    why a backend is down. The answer's `verdict` is "forward", "either" (round-robin: not predictable) or a counter's name.
+    why a backend is down. loads: where connections are counted. The answer's `verdict` is "forward", "either" (round-robin: not
+    predictable) or a counter's name.
     """
     trace = _Trace()
     if found is not None:
@@ -102,6 +113,10 @@ def explain(
     trace.mode = farm.mode.value
     trace.steps.append(f"farm {farm.name} listens there")
     farm = next(part for part in farm.parts if arriving.destination in part.vips)
+    loads = loads or Loads()
+    refused = _refused(arriving.source, farm, config, loads, trace)
+    if refused:
+        return trace.end(refused, False, None)
     eligible = eligible_backends(farm, down)
     trace.steps.append(_eligible_message(farm, eligible, down, error_of))
     if not eligible:
@@ -109,7 +124,39 @@ def explain(
         return trace.end("drop_no_backend", False, None)
     if starting := [f"{_endpoint(each)} {shares[each.id] / WHOLE:.0%}" for each in eligible if each.id in shares]:
         trace.steps.append(f"slow start: of its weight has {', '.join(starting)}")
-    return _select(arriving, farm, weighted(eligible, shares), seed, trace, remembered(farm) if farm.persistence_s else None)
+    entry = remembered(farm) if farm.persistence_s else None
+    return _select(arriving, farm, weighted(eligible, shares), seed, trace, entry, loads)
+
+
+def _refused(client: str, farm: Farm, config: Config, loads: Loads, trace: _Trace) -> str:
+    """The verdict by which lists or limits refuse the client (bpf/program/admit.family.h); empty: they do not.
+
+    Rate and half-open connections change with each packet: they are named, not judged.
+    """
+    denied = farm.deny and prefixes.matching(config.prefixes[farm.deny], client)
+    allowed = farm.allow and prefixes.matching(config.prefixes[farm.allow], client)
+    if denied:
+        trace.why = f"prefix list {farm.deny} denies {denied}"
+    elif farm.allow and not allowed:
+        trace.why = f"prefix list {farm.allow} of allowed clients does not have {client}"
+    if trace.why:
+        trace.steps.append(f"{trace.why}; dropped without an answer")
+        return "drop_denied"
+    for name, why in ((farm.deny, f"does not deny {client}"), (farm.allow, f"allows {allowed}")):
+        if name:
+            trace.steps.append(f"prefix list {name} {why}")
+    if farm.max_connections:
+        now = loads.farms.get(farm.id, 0)
+        trace.steps.append(f"max_connections is {farm.max_connections}, the farm has {now} now")
+        if now >= farm.max_connections:
+            trace.steps[-1] += f"; {_refusal_message(farm)}"
+            return "drop_farm_full"
+    of_client = f"per client prefix of {farm.rate_prefix_v6 if ':' in client else farm.rate_prefix_v4} bits"
+    if farm.max_half_open:
+        trace.steps.append(f"drop_half_open if {farm.max_half_open} connections are half-open {of_client}")
+    if farm.max_rate:
+        trace.steps.append(f"drop_rate above {farm.max_rate} new connections per second {of_client}")
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,29 +288,69 @@ def _persistent(
 
 
 def _select(
-    arriving: FlowTuple, farm: Farm, eligible: tuple[Backend, ...], seed: int, trace: _Trace, entry: Remembered | None
+    arriving: FlowTuple,
+    farm: Farm,
+    eligible: tuple[Backend, ...],
+    seed: int,
+    trace: _Trace,
+    entry: Remembered | None,
+    loads: Loads,
 ) -> dict[str, Any]:
     chosen: Backend | None
+    kept = False
     if farm.quic_cid:
         trace.steps.append(
             f'quic_cid is "{farm.quic_cid}": a datagram whose connection id decides goes to that backend; of any other:'
         )
     if farm.persistence_s and (chosen := _persistent(farm, arriving.source, eligible, entry, trace)) is not None:
-        pass
+        kept = True
+    elif farm.scheduler is Scheduler.LEASTCONN:
+        chosen = eligible[0]
     elif len(eligible) == 1:
         chosen = eligible[0]
         trace.steps.append("only one backend is eligible")
     elif farm.scheduler is Scheduler.ROUNDROBIN:
         turns = [_endpoint(each) for each in eligible]
-        trace.steps.append(
-            f"roundrobin: the next backend in turn on the CPU that receives the packet, one of {', '.join(turns)}"
-        )
+        trace.steps.append(f"roundrobin: the next backend in turn, one of {', '.join(turns)}")
         return trace.end("either", False, None)
     else:
         chosen = _by_hash(arriving, farm, eligible, seed, trace)
+    if counts(farm):
+        if len(eligible) > MAX_CANDIDATES and farm.scheduler is Scheduler.LEASTCONN and not kept:
+            trace.steps.append(f"leastconn: the least loaded of {MAX_CANDIDATES} of {len(eligible)} backends")
+            return trace.end("either", False, None)
+        wanted = None if _is_least(farm, kept) else chosen
+        chosen = _with_capacity(wanted, eligible, flow_hash(arriving, seed), loads, trace)
+        if chosen is None:
+            trace.steps.append(f"every backend has its max_connections; {_refusal_message(farm)}")
+            return trace.end("drop_backend_full", False, None)
     trace.backend = _endpoint(chosen, arriving.destination_port - farm.port)
     trace.rewrite = _rewrite(arriving, farm, trace.backend, seed, trace)
     return trace.end("forward", False, None)
+
+
+def _is_least(farm: Farm, kept: bool) -> bool:
+    return farm.scheduler is Scheduler.LEASTCONN and not kept
+
+
+def _with_capacity(
+    chosen: Backend | None, eligible: tuple[Backend, ...], hash_value: int, loads: Loads, trace: _Trace
+) -> Backend | None:
+    """As bpf/program/load.h: the chosen backend unless it is full, then another; without one, the least loaded."""
+
+    def is_full(backend: Backend) -> bool:
+        return bool(backend.max_connections) and loads.backends.get(backend.id, 0) >= backend.max_connections
+
+    if chosen is not None and not is_full(chosen):
+        return chosen
+    start = hash_value % len(eligible)
+    free = [each for each in (*eligible[start:], *eligible[:start]) if not is_full(each)]
+    if chosen is not None:
+        trace.steps.append(f"{_endpoint(chosen)} has its max_connections of {chosen.max_connections}: another one")
+        return free[0] if free else None
+    shown = ", ".join(f"{_endpoint(each)} {loads.backends.get(each.id, 0)}" for each in eligible[:SHOWN_CANDIDATES])
+    trace.steps.append(f"leastconn: the fewest connections for its weight; now {shown}{', …' if len(eligible) > 4 else ''}")
+    return min(free, key=lambda each: (loads.backends.get(each.id, 0) + 1) / each.weight, default=None)
 
 
 def _by_hash(arriving: FlowTuple, farm: Farm, eligible: tuple[Backend, ...], seed: int, trace: _Trace) -> Backend:

@@ -370,7 +370,9 @@ class _Round:
     def _plan_limits(self, farm: Farm, waiting: frozenset[int], unknown: bool) -> None:
         """unknown: the maps may hold limits of another farm of this id."""
         eligible: dict[str, list[Backend]] = {
-            family_of(part.vip): [each for each in eligible_backends(part, self.down) if each.id not in waiting]
+            family_of(part.vip): [
+                each for each in weighted(eligible_backends(part, self.down), self.shares) if each.id not in waiting
+            ]
             for part in (farm.parts if limits.uses(farm) else ())
         }
         for put in limits.backend_limits(farm, eligible):

@@ -196,7 +196,7 @@ class FakePlane:
                 self._put_farm_limits(operation)
             case PutBackendLimits(number, weight):
                 _require(0 < number < constants.MAX_BACKENDS, f"backend id {number}")
-                _require(0 < weight < 65536, f"weight {weight} of backend {number}")
+                _require(0 < weight < 2**32, f"weight {weight} of backend {number}")
                 self.backend_limits[number] = operation
             case PutPrefixes(number, v4, v6):
                 _require(0 < number < 2**32, f"list id {number}")

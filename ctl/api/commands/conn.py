@@ -21,6 +21,7 @@ from ctl.dataplane.explain import NextHop, Standing
 from ctl.dataplane.flow_selection import EVERYTHING, PROTOCOL_NUMBERS, FlowSelection
 from ctl.dataplane.kernel import flow_maps
 from ctl.dataplane.kernel.sweeper import Sweeper
+from ctl.dataplane.loads import loads_of
 from ctl.errors import Code, InvalidInput, XlbError
 from ctl.health.check_machine import HealthChecks
 from ctl.network.network import Network
@@ -96,7 +97,7 @@ class ConnectionCommands:
             return find_remembered(self.plane, farm, arriving.source)
 
         def explained() -> dict[str, Any]:
-            known = (remembered, self.shares(), self._check_error)
+            known = (remembered, self.shares(), self._check_error, self._loads())
             answer = explain.explain(arriving, found, self.config(), down, seed, *known)
             address = explain.destination(answer)
             if address and standing.node == standing.serving:
@@ -109,6 +110,13 @@ class ConnectionCommands:
         """Why a backend is down."""
         health = self.health.status(backend_id)
         return health.last_error if health is not None and not health.up else ""
+
+    def _loads(self) -> explain.Loads | None:
+        """Where connections are counted."""
+        found = [self.plane.loads(kind) for kind in ("farm", "backend")]
+        if found[0] is None or found[1] is None:
+            return None
+        return explain.Loads(*(dict(enumerate(loads_of(each).tolist())) for each in found if each is not None))
 
     def _next_hop(self, address: str) -> NextHop | None:
         """As the kernel has it at this moment. Blocks."""

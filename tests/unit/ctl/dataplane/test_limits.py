@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bpf.dataplane import DeletePrefixes, Operation, PutBackendLimits, PutFarmLimits, PutPrefixes
+from bpf.dataplane import DeletePrefixes, FlowTuple, Operation, PutBackendLimits, PutFarmLimits, PutPrefixes
 from ctl.config import prefixes
 from ctl.config.changes import change
 from ctl.config.model import Config
-from ctl.dataplane import limits
+from ctl.dataplane import explain, limits
 from ctl.dataplane.planner import PlannerState, plan, replan_everything
 from tests.fakes.plane import FakePlane
 
@@ -149,3 +149,43 @@ def test_a_restart_keeps_the_lists_in_force() -> None:
     result = replan_everything(node.config, frozenset(), plane.vips(), plane.services(), plane.servers())
     plane.apply(result.operations)
     assert list(plane.prefixes) == [number] and node.limits().deny == number
+
+
+# --- conn show ----------------------------------------------------------------------------------------------
+
+ARRIVING = FlowTuple("192.0.2.7", "10.0.0.1", 40000, 80, 6)
+
+
+def explained(config: Config, loads: explain.Loads | None = None) -> dict[str, object]:
+    return explain.explain(ARRIVING, None, config, frozenset(), 1, loads=loads)
+
+
+def test_conn_show_names_the_list_that_refuses() -> None:
+    denied = made(VIP, prefix_list("bad", "192.0.2.0/24"), farm(deny="bad"), backend(1))
+    answer = explained(denied)
+    assert (answer["verdict"], answer["why"]) == ("drop_denied", "prefix list bad denies 192.0.2.0/24")
+    allowed = made(VIP, prefix_list("office", "10.0.0.0/8"), farm(allow="office"), backend(1))
+    assert explained(allowed)["verdict"] == "drop_denied"
+    assert "office" in str(explained(allowed)["why"])
+
+
+def test_conn_show_names_the_limit_that_refuses() -> None:
+    config = made(VIP, farm(max_connections=3, max_rate=7, max_half_open=9), backend(1, max_connections=2))
+    number, server = config.farms["web"].id, config.farms["web"].backends[0].id
+    answer = explained(config)
+    steps = " ".join(answer["steps"])  # type: ignore[arg-type]
+    assert answer["verdict"] == "forward"
+    assert "max_connections is 3" in steps and "drop_rate above 7" in steps and "drop_half_open if 9" in steps
+    assert explained(config, explain.Loads({number: 3}))["verdict"] == "drop_farm_full"
+    assert explained(config, explain.Loads({number: 2}, {server: 2}))["verdict"] == "drop_backend_full"
+
+
+def test_conn_show_finds_the_least_loaded() -> None:
+    config = made(VIP, farm(scheduler="leastconn"), backend(1), backend(2, weight=4), backend(3, max_connections=1))
+    first, second, third = (each.id for each in config.farms["web"].backends)
+    for loads, expected in (
+        ({first: 1, second: 2}, "10.0.1.3:80"),
+        ({first: 1, second: 2, third: 1}, "10.0.1.2:80"),
+        ({first: 0, second: 9, third: 1}, "10.0.1.1:80"),
+    ):
+        assert explained(config, explain.Loads({}, loads))["backend"] == expected
