@@ -83,6 +83,13 @@ struct farm_settings {
 };
 _Static_assert(sizeof(struct farm_settings) == 12 + 20 * MAX_SNAT_ADDRESSES, "farm_settings");
 
+/* Embryonic connections of a family: opened and not established in this window, and until when there are too many. */
+struct pressure {
+	s64 opened;
+	u32 window; /* ticks >> PRESSURE_WINDOW_SHIFT */
+	u32 until;  /* tick */
+};
+
 /* Answers that a CPU has originated in the current tick: entry 0 counts TCP resets, entry 1 ICMP errors. */
 struct error_budget {
 	u32 tick; /* see TICK_SHIFT */

@@ -357,8 +357,12 @@ static __always_inline u32 choose_FAM(struct packet *packet, struct flow_key_FAM
 		if (is_closed(old->state) || age_of(packet, old->last_seen) < SYN_RETRY_TICKS)
 			return old->backend;
 	}
-	if (!is_affine)
+	if (!is_affine && !is_hash(service->scheduler) && is_pressed(packet, FAMILY_FAM)) {
+		backend_id = backend_of_slot(service, hash % service->slot_count);
+		is_affine = true;
+	} else if (!is_affine) {
 		backend_id = select_FAM(key, service, hash, seed);
+	}
 	if (old && !is_closed(old->state) && old->backend == backend_id)
 		return backend_id; /* it counts already */
 	return with_capacity(packet, service, backend_id, hash, is_affine, HANDLER_OPEN_FAM);
@@ -383,7 +387,7 @@ static __always_inline u32 prepare_FAM(struct packet *packet, struct flow_key_FA
 	packet->farm = service->farm;
 	if (is_new && !service->slot_count)
 		return COUNTER_DROP_NO_BACKEND;
-	if (is_new && is_midstream(packet) && !is_hash(service->scheduler))
+	if (is_new && is_midstream(packet) && !is_hash(service->scheduler) && !is_pressed(packet, FAMILY_FAM))
 		return COUNTER_DROP_NO_FLOW;
 	hash = flow_hash_FAM(key, global->hash_seed);
 	backend_id = choose_FAM(packet, key, service, match, hash, global->hash_seed);
@@ -417,6 +421,7 @@ static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *
 	remember_client_FAM(packet, key, connection->forward.farm, connection->forward.backend);
 #endif
 	add_load(connection->forward.farm, connection->forward.backend);
+	add_pressure(packet, FAMILY_FAM);
 	return CONTINUE;
 }
 
@@ -441,6 +446,7 @@ static __always_inline void promote_FAM(struct packet *packet, struct flow_key_F
 	}
 	count(packet, COUNTER_EVENT_PROMOTED);
 	note_promotion(forward->farm, forward->backend);
+	relieve_pressure(FAMILY_FAM);
 	report_FAM(packet, key, forward, EVENT_TYPE_ESTABLISHED);
 	embryonic_FAM.delete(reply_key);
 	embryonic_FAM.delete(key);

@@ -162,6 +162,7 @@ static __always_inline void lengthen_v4(struct packet *packet, u16 bytes)
 /* --- answering --------------------------------------------------------------------------------------------- */
 
 #define HANDLER_OPEN_v4 HANDLER_OPEN_V4
+#define FAMILY_v4 0
 #define IP_HEADER_BYTES_v4 sizeof(struct iphdr)
 #define QUOTE_BYTES_v4 68       /* the longest header and 8 bytes; a packet longer than an MTU has that many (RFC 791: 68) */
 #define SHORT_QUOTE_BYTES_v4 28 /* the shortest header and 8 bytes; every TCP and UDP packet has that many */

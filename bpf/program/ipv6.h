@@ -264,6 +264,7 @@ static __always_inline void lengthen_v6(struct packet *packet, u16 bytes)
 /* --- answering --------------------------------------------------------------------------------------------- */
 
 #define HANDLER_OPEN_v6 HANDLER_OPEN_V6
+#define FAMILY_v6 1
 #define IP_HEADER_BYTES_v6 sizeof(struct ipv6hdr)
 #define QUOTE_BYTES_v6 504      /* with the ICMP header the limit of bpf_csum_diff on any kernel; every MTU is 1280 or more */
 #define SHORT_QUOTE_BYTES_v6 48 /* the header and 8 bytes; every TCP and UDP packet has that many */

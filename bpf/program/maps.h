@@ -8,6 +8,7 @@ BPF_TABLE_PINNED("percpu_array", u32, struct counter, counters, COUNTER_COUNT, P
 BPF_TABLE_PINNED("percpu_array", u32, struct traffic, farm_traffic, MAX_FARMS, PINS "/farm_traffic");
 BPF_TABLE_PINNED("percpu_array", u32, struct traffic, backend_traffic, MAX_BACKENDS, PINS "/backend_traffic");
 BPF_TABLE_PINNED("array", u32, u64, rotation, MAX_FARMS, PINS "/rotation");
+BPF_TABLE_PINNED("array", u32, struct pressure, pressures, 2, PINS "/pressures");
 BPF_TABLE_PINNED("percpu_array", u32, struct error_budget, error_budget, 2, PINS "/error_budget");
 BPF_TABLE_PINNED("array", u32, struct farm_settings, farm_settings, MAX_FARMS, PINS "/farm_settings");
 BPF_TABLE_PINNED("array", u32, struct slot_chunk, slots, MAX_SLOT_CHUNKS, PINS "/slots");

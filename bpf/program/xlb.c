@@ -40,6 +40,7 @@
 #include "count.h"
 #include "select.h"
 #include "load.h"
+#include "pressure.h"
 #include "select.family.h"
 #include "event.family.h"
 #include "flow.h"

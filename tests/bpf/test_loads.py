@@ -15,11 +15,11 @@ from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.loads import loads_of
 from tests.bpf.bed import MAX_FLOWS, Bed, Family
 from tests.bpf.connections import arriving, client, establish
+from tests.bpf.counted import FARM, FIRST, choose, serve
 from tests.bpf.packets import from_backend, from_client
 
 PROTOCOLS = pytest.mark.parametrize("protocol", list(Protocol), ids=lambda protocol: protocol.name.lower())
 SERVED = "forward_redirect"
-FARM, FIRST = 1, 8
 
 
 def load(bed: Bed, backend: int = FIRST) -> int:
@@ -30,42 +30,6 @@ def farm_load(bed: Bed) -> int:
     values = bed.plane.loads("farm")
     assert values is not None
     return int(loads_of(values)[FARM])
-
-
-def serve(
-    bed: Bed,
-    family: Family,
-    weights: tuple[int, ...] = (1,),
-    limits: tuple[int, ...] = (),
-    protocol: int = Protocol.TCP,
-    scheduler: int = Scheduler.MAGLEV,
-    max_connections: int = 0,
-    mode: int = Mode.SNAT,
-) -> None:
-    """Backends 8, 9, … with these weights and limits."""
-    bed.set_clock(time.clock_gettime(time.CLOCK_MONOTONIC))  # that of the sweeper
-    backends = [(family.far(11 + n), 8080) for n in range(len(weights))]
-    bed.farm(family.vip, *backends, protocol=protocol, scheduler=scheduler, mode=mode)
-    choose(bed, weights, limits or (0,) * len(weights), max_connections)
-
-
-def choose(
-    bed: Bed, weights: tuple[int, ...], limits: tuple[int, ...], max_connections: int = 0, usable: tuple[int, ...] = ()
-) -> None:
-    """usable: of the backends, counted from 0, those that may be selected; none: all."""
-    ids = tuple(FIRST + n for n in usable or range(len(weights)))
-    bed.plane.apply(
-        [
-            *(PutBackendLimits(FIRST + n, *each) for n, each in enumerate(zip(weights, limits, strict=True))),
-            PutFarmLimits(
-                FARM,
-                max_connections=max_connections,
-                backends_limited=any(limits),
-                candidates_v4=ids,
-                candidates_v6=ids,
-            ),
-        ]
-    )
 
 
 def opens(bed: Bed, family: Family, port: int, protocol: int = Protocol.TCP, flags: str = "S") -> str:
@@ -254,6 +218,7 @@ def test_leastconn_stays_even_while_backends_come_and_go(limited_bed: Bed, famil
             usable.remove(chance.choice(usable))
             choose(bed, weights, (0, 0, 0, 0), usable=tuple(usable))
         if step % 200 == 0:
+            bed.set_clock(time.clock_gettime(time.CLOCK_MONOTONIC) + step)  # or else it is a flood
             usable = [0, 1, 2, 3]
             choose(bed, weights, (0, 0, 0, 0), usable=tuple(usable))
         if len(open_ports) < 2 * MAX_FLOWS and (len(open_ports) < 40 or chance.random() < 0.55):

@@ -184,7 +184,7 @@ def test_conn_show_finds_the_least_loaded() -> None:
     config = made(VIP, farm(scheduler="leastconn"), backend(1), backend(2, weight=4), backend(3, max_connections=1))
     first, second, third = (each.id for each in config.farms["web"].backends)
     for loads, expected in (
-        ({first: 1, second: 2}, "10.0.1.3:80"),
+        ({first: 1, second: 9}, "10.0.1.3:80"),
         ({first: 1, second: 2, third: 1}, "10.0.1.2:80"),
         ({first: 0, second: 9, third: 1}, "10.0.1.1:80"),
     ):
