@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from ctl.state.store import Store
 from tests.fakes.daemon import FakeAttacher, RunningDaemon, running_daemon
 from tests.fakes.pair import paired_sites
 from tests.refusals import refused
+from tests.tree import TREE
 from tests.wait import wait_until
 
 VIP = {"address": "10.77.0.100/24", "device": "eth0"}
@@ -64,6 +66,13 @@ def test_what_a_farm_needs(farm: Mapping[str, Any], backend: Mapping[str, Any], 
     config = change(config, "backend.add", {"farm": "web", "address": "10.77.0.11", **backend})
     assert features.features_of(config) == needed
     assert all(features.in_words(needed).split(", ")) or not needed
+
+
+def test_every_feature_is_a_macro_of_the_program() -> None:
+    text = "".join(path.read_text() for path in (TREE / "bpf" / "program").iterdir())
+    macros = set(re.findall(r"(?:#ifdef |\bdefined\()([A-Z_]+)", text))
+    derived = set(re.findall(r"#define (\w+)(?: 1)?$", text, re.MULTILINE))
+    assert macros - derived - {"TEST_CLOCK"} == {name.upper() for name in features.WORDS}
 
 
 def test_a_change_has_the_program_compiled_before_it_is_in_force(
