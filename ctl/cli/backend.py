@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
 
 from ctl.cli.base import Session, XlbGroup, pass_session
-from ctl.cli.options import SERVER, collect_fields, decorated, endpoint_argument, farm_argument, setting_options
+from ctl.cli.options import SERVER, collect_fields, decorated, endpoint_argument, farm_argument, number, setting_options
 from ctl.cli.output import show
-from ctl.config.model import format_endpoint
+from ctl.config.model import DrainThen, format_endpoint
 from ctl.config.settings import BACKEND_SETTINGS
+from ctl.errors import Code, XlbError
+
+MAX_DEADLINE_S = 30 * 24 * 3600
+POLL_S = 0.5
+SWEPT_AFTER_S = 6.0
+"""Connections are counted by sweeps; so long after a cut they no longer count those that it ended."""
 
 
 @click.group(cls=XlbGroup, examples=["xlbctl backend add web 10.77.0.11:8080", "xlbctl backend drain web 10.77.0.11:8080"])
@@ -54,22 +61,74 @@ def set_(ctx: click.Context, /, farm: str, endpoint: tuple[str, int | None], **o
     _change(session, "set", farm, endpoint, "changed", **fields)
 
 
-@backend.command("drain", examples=["xlbctl backend drain web 10.77.0.11:8080"])
+@backend.command(
+    "drain",
+    examples=[
+        "xlbctl backend drain web 10.77.0.11:8080",
+        "xlbctl backend drain web 10.77.0.11:8080 --deadline 300 --then cut --wait",
+    ],
+)
 @farm_argument
 @endpoint_argument
+@click.option("--deadline", type=number(1, MAX_DEADLINE_S), metavar="SECONDS", help="When the drain ends, from now on.")
+@click.option(
+    "--then",
+    "drain_then",
+    type=click.Choice([each.value for each in DrainThen]),
+    help="What happens at the deadline to the connections that are left: nothing (keep), or they end (cut).  [default: keep]",
+)
+@click.option("--wait", is_flag=True, help="Wait until no connection is left, or the deadline; Ctrl-C leaves the drain.")
 @pass_session
-def drain(session: Session, farm: str, endpoint: tuple[str, int | None]) -> None:
+def drain(
+    session: Session, farm: str, endpoint: tuple[str, int | None], deadline: int | None, drain_then: str | None, wait: bool
+) -> None:
     """Send a server no new connections and let its connections finish; 'backend set … --no-drain' ends the drain."""
-    _change(session, "drain", farm, endpoint, "draining")
+    if drain_then and deadline is None:
+        raise click.UsageError("--then needs --deadline")
+    fields = {"deadline": deadline, "drain_then": drain_then}
+    given = {name: value for name, value in fields.items() if value is not None}
+    if not wait:
+        _change(session, "drain", farm, endpoint, "draining", **given)
+        return
+    session.call("backend.drain", farm=farm, address=endpoint[0], port=endpoint[1], **given)
+    show(session.json, _wait(session, farm, endpoint), lambda end: click.echo(_drained(farm, end)))
 
 
-@backend.command("remove", examples=["xlbctl backend remove web 10.77.0.11:8080"])
+def _wait(session: Session, farm: str, endpoint: tuple[str, int | None]) -> dict[str, Any]:
+    """Wait for the end of a drain and print the progress to stderr; returns the backend as it is then."""
+    address, port = endpoint
+    shown = None
+    while True:
+        backends = session.call("farm.show", name=farm)["backends"]
+        found = [each for each in backends if each["address"] == address and port in (None, each["port"])]
+        if not found or found[0]["state"] != "drain":
+            raise XlbError(f"the drain of {address} was ended by another command", Code.CHANGE_OVERTAKEN)
+        left, until = found[0]["connections"], found[0].get("drain_until", 0)
+        over = bool(until) and time.time() >= until + (SWEPT_AFTER_S if found[0].get("drain_then") == "cut" else 0)
+        if not left or over:
+            return {"farm": farm, "address": address, "port": found[0]["port"], "connections": left, "at_deadline": over}
+        if left != shown:
+            end = f", {max(0, round(until - time.time()))} s until the deadline" if until else ""
+            click.echo(f"{format_endpoint(address, found[0]['port'])} of {farm}: {left} connections left{end}", err=True)
+            shown = left
+        time.sleep(POLL_S)
+
+
+def _drained(farm: str, end: dict[str, Any]) -> str:
+    left = f"at the deadline with {end['connections']} connections left" if end["connections"] else "no connection left"
+    return f"backend {format_endpoint(end['address'], end['port'])} of {farm} drained: {left}"
+
+
+@backend.command(
+    "remove", examples=["xlbctl backend remove web 10.77.0.11:8080", "xlbctl backend remove web 10.77.0.11:8080 --now"]
+)
 @farm_argument
 @endpoint_argument
+@click.option("--now", is_flag=True, help="End its connections, also where the farm keeps them (--on-backend-removed keep).")
 @pass_session
-def remove(session: Session, farm: str, endpoint: tuple[str, int | None]) -> None:
-    """Remove a server from a farm; its connections end. Drain it first to let them finish."""
-    _change(session, "remove", farm, endpoint, "removed")
+def remove(session: Session, farm: str, endpoint: tuple[str, int | None], now: bool) -> None:
+    """Remove a server from a farm; its connections end unless the farm keeps them. Drain it first to let them finish."""
+    _change(session, "remove", farm, endpoint, "removed", **({"now": True} if now else {}))
 
 
 def _change(session: Session, verb: str, farm: str, endpoint: tuple[str, int | None], done: str, **fields: Any) -> None:

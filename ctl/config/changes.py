@@ -25,7 +25,7 @@ from ctl.config.fields import (
     read_farm,
     read_vip,
 )
-from ctl.config.model import Backend, CheckKind, Config, Farm, PrefixList, Vip
+from ctl.config.model import Backend, CheckKind, Config, DrainThen, Farm, PrefixList, Vip
 from ctl.config.prefixes import check_lists, check_lists_of_farm, unpack, users_of
 from ctl.config.validation import (
     check_backend,
@@ -164,9 +164,14 @@ def backend_set(config: Config, arguments: Arguments) -> Config:
 
 
 def backend_drain(config: Config, arguments: Arguments) -> Config:
-    """farm, address, port. The backend gets no new connections, existing ones continue."""
-    fields, farm = _backend_arguments(config, arguments, ("address", "port"))
-    return _with_backend(config, farm, replace(_backend(farm, fields), draining=True))
+    """farm, address, port, and drain_until and drain_then: the backend gets no new connections, existing ones continue until
+    then. Without drain_until, a drain has no deadline.
+    """
+    fields, farm = _backend_arguments(config, arguments, ("address", "port", "drain_until", "drain_then"))
+    before = replace(_backend(farm, fields), draining=True, drain_until=0, drain_then=DrainThen.KEEP)
+    backend = read_backend(fields, farm, before)
+    check_backend(backend, farm, fields.place)
+    return _with_backend(config, farm, backend)
 
 
 def backend_remove(config: Config, arguments: Arguments) -> Config:

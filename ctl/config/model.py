@@ -268,6 +268,11 @@ class Farm:
         )
 
     @property
+    def removed_policy(self) -> OnBackend:
+        """What happens to the connections of a backend that is removed."""
+        return self.on_backend_removed or (OnBackend.RESET if self.protocol is Protocol.TCP else OnBackend.MOVE)
+
+    @property
     def idle_timeout(self) -> int:
         """Seconds of silence after which a connection expires."""
         return self.idle_timeout_s or DEFAULT_IDLE_TIMEOUT_S[self.protocol]

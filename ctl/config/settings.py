@@ -32,14 +32,7 @@ slot, so it should be rare, but thousands of farms with lookup tables four times
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
-LATER = frozenset(
-    {
-        "farm.on_backend_down",
-        "farm.on_backend_removed",
-        "backend.drain_until",
-        "backend.drain_then",
-    }
-)
+LATER: frozenset[str] = frozenset()
 """Settings, or values of a setting, that have a name but no effect yet: another value than the default is refused."""
 
 
@@ -173,7 +166,7 @@ FARM_SETTINGS = (
         shown_default="0: chosen when the farm is created, then kept",
     ),
     _farm("on_backend_down", f"A backend is down: {_ON_BACKEND}", shown_default="`keep` (tcp), `move` (udp)"),
-    _farm("on_backend_removed", f"A backend is removed: {_ON_BACKEND}", shown_default="`keep` (tcp), `move` (udp)"),
+    _farm("on_backend_removed", f"A backend is removed: {_ON_BACKEND}", shown_default="`reset` (tcp), `move` (udp)"),
     _farm(
         "persistence_s",
         "Seconds for which the connections of a client prefix go to the same backend, after the last use by one of them.",

@@ -304,7 +304,7 @@ def _register_commands(
     )
     VipCommands(config, commit, own).register(dispatcher)
     FarmCommands(config, commit, gauges).register(dispatcher)
-    BackendCommands(commit, gauges, own).register(dispatcher)
+    BackendCommands(commit, gauges, own, local.sweeper.flush).register(dispatcher)
     PrefixCommands(config, commit).register(dispatcher)
     ConfigCommands(config, commit, own).register(dispatcher)
     ConnectionCommands(

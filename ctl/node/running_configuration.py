@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from bpf.dataplane import PlaneError
 from ctl.config.changes import Committed
-from ctl.config.model import Config, Protocol
+from ctl.config.model import Config, OnBackend, Protocol
 from ctl.dataplane.flow_selection import FlowSelection
 from ctl.dataplane.kernel import program_features
 from ctl.dataplane.kernel.sweeper import Sweeper
@@ -78,8 +78,15 @@ class RunningConfiguration:
         if len(after_change) >= MANY_BACKENDS:
             memory.settle()
         gone = before_change - after_change
-        if gone:  # connections to removed backends end; draining lets them finish
+        if gone := gone - kept_connections(done.old, done.new):  # draining lets them finish
             self._remove_flows(FlowSelection(backends=gone))
+        if any(
+            each.drain_until
+            for name, farm in done.new.farms.items()
+            if farm is not done.old.farms.get(name)
+            for each in farm.backends
+        ):
+            self._sweeper.soon()
         self._plan_step()
         self._changed()
 
@@ -91,7 +98,12 @@ class RunningConfiguration:
         if not transition.up:
             # A UDP client would send to the dead backend until its flow expires. TCP notices and reconnects, and an
             # established connection may survive a failed check.
-            self._remove_flows(FlowSelection(backends=frozenset({transition.backend_id}), protocol=Protocol.UDP))
+            farm = self._transaction.config.farms.get(transition.farm)
+            policy = farm.on_backend_down if farm is not None else OnBackend.DEFAULT
+            if policy is OnBackend.DEFAULT:
+                self._remove_flows(FlowSelection(backends=frozenset({transition.backend_id}), protocol=Protocol.UDP))
+            elif policy is not OnBackend.KEEP:  # which backends are to be left depends on the others
+                self._sweeper.soon()
 
     def health_adopted(self) -> None:
         """The active node's checks have found other backends up or down. Flows of dead ones are removed there."""
@@ -144,6 +156,14 @@ class RunningConfiguration:
             await self._transaction.follow_addresses()
         except (XlbError, OSError) as error:
             log.error("%s; the VIP cannot be reached until the cause is removed", error)
+
+
+def kept_connections(old: Config, new: Config) -> frozenset[int]:
+    """Ids of backends of `old` whose connections continue after a removal."""
+    keeping = (
+        farm for name, farm in new.farms.items() if farm.removed_policy is OnBackend.KEEP and farm is not old.farms.get(name)
+    )
+    return frozenset(each.id for farm in keeping if farm.name in old.farms for each in old.farms[farm.name].backends)
 
 
 def changed_backends(old: Config, new: Config) -> tuple[frozenset[int], frozenset[int]]:

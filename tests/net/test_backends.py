@@ -59,6 +59,21 @@ def test_a_draining_backend_keeps_its_connections_and_gets_no_new_ones(site: Ser
     site.rig.client.run(held.close())
 
 
+def test_a_drain_cuts_live_connections_at_its_deadline(site: Serving) -> None:
+    """Those of the drained backend get a RST with their next segment; the others continue."""
+    site.add_farm("tcp")
+    held = HeldConnections(VIPS[4], PORTS["tcp"], 90)
+    site.rig.client.run(held.open())
+    on_first = len(held.on_backend("b1"))
+    assert on_first > 0
+    address = f"{site.rig.backend('b1').address4}:{BACKEND_PORTS['tcp']}"
+    answer = site.node.xlbctl("backend", "drain", "tcp4", address, "--deadline", "2", "--then", "cut", "--wait")
+    assert "drained" in answer.stdout and "connections left" in answer.stderr
+    assert site.rig.client.run(held.confirm()) == on_first
+    assert len(held.broken) == on_first and all("reset" in why.lower() for why in held.broken), "told by a RST"
+    site.rig.client.run(held.close())
+
+
 def test_adding_a_backend_moves_no_connection(site: Serving) -> None:
     site.add_farm("tcp")
     held = HeldConnections(VIPS[4], PORTS["tcp"], 200)

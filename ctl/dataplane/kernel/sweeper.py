@@ -8,6 +8,7 @@ takes at most a fifth of the time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -85,6 +86,7 @@ class Sweeper:
         self.expired = 0
         self._follower: Follower | None = None
         self._notified_s = 0.0
+        self._wanted = asyncio.Event()
 
     def follow_with(self, follower: Follower) -> None:
         """Inform a follower from here on."""
@@ -105,7 +107,17 @@ class Sweeper:
             else:
                 self.sweeps += 1
                 self.expired += self.result.expired
-            await asyncio.sleep(min(MAX_PAUSE_S, max(MIN_PAUSE_S, REST_PER_WORK * (time.monotonic() - started))))
+            pause_s = min(MAX_PAUSE_S, max(MIN_PAUSE_S, REST_PER_WORK * (time.monotonic() - started)))
+            deadline_s = self._placement.next_s if self._placement is not None else None
+            if deadline_s is not None:
+                pause_s = min(pause_s, max(0.0, deadline_s - time.monotonic()))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), pause_s)
+            self._wanted.clear()
+
+    def soon(self) -> None:
+        """Sweep without a pause, because flows have to leave their backend. Call it on the loop."""
+        self._wanted.set()
 
     async def ask(self, question: Callable[[], T]) -> T:
         """Run a function that reads flows in the sweep's thread."""
@@ -134,10 +146,10 @@ class Sweeper:
         if follower:
             self._notified_s = started
         config, down = self._config(), self._down()
-        placement = None
+        placement, ended = None, []
         if down is not None:
             placement = self._placement or Placement()
-            placement.follow(config, down, started)
+            ended = placement.follow(config, down, started, time.time())
         self._placement = placement
         timeouts = expiry.timeout_ticks(config)
         counts, of_farms = np.zeros(MAX_BACKENDS, dtype=np.intp), np.zeros(MAX_FARMS, dtype=np.intp)
@@ -160,6 +172,12 @@ class Sweeper:
             flow_maps.rest_after(expired)
         for kind, counted in zip(LOAD_KINDS, (of_farms, counts), strict=True):
             self._correct(kind, loads[kind], counted)
+        for drain in ended:
+            left = self.result.connections.get(drain.id, 0)
+            what = "ended" if drain.cut else "continue"
+            log.info(
+                "drain of backend %s of farm %s reached its deadline: %d connections %s", drain.backend, drain.farm, left, what
+            )
         if moved:
             log.info("flows to removed, failed or unused backends ended: %d entries", moved)
         return SweepResult(

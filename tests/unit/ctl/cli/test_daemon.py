@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,18 @@ def test_every_option_of_farm_add_arrives(xlbctl: Xlbctl) -> None:
     }.items() <= farm.items()
     health = {"kind": "tcp", "interval_ms": 500, "timeout_ms": 400, "rise": 1, "fall": 9, "port": 99}
     assert health.items() <= farm["health"].items()
+
+
+def test_a_drain_is_waited_for_and_left_in_place(daemon: RunningDaemon, xlbctl: Xlbctl, web: None) -> None:
+    assert "drained: no connection left" in xlbctl("backend", "drain", "web", "10.77.0.11:8080", "--deadline", "60", "--wait")
+    assert xlbctl("backend", "remove", "web", "10.77.0.12:8080", "--now") == "backend 10.77.0.12:8080 of web removed\n"
+    (backend,) = json.loads(xlbctl("-o", "json", "farm", "show", "web"))["backends"]
+    assert (backend["state"], backend["drain_then"]) == ("drain", "keep") and backend["drain_until"] > time.time() + 50
+    ended = json.loads(xlbctl("-o", "json", "backend", "drain", "web", "10.77.0.11:8080", "--wait"))
+    assert ended == {"farm": "web", "address": "10.77.0.11", "port": 8080, "connections": 0, "at_deadline": False}
+    for wrong in (("--then", "cut"), ("--deadline", "0"), ("--deadline", "5", "--then", "move")):
+        code, _, err = run("--config", str(daemon.config), "backend", "drain", "web", "10.77.0.11:8080", *wrong)
+        assert code == 2 and "--" in err
 
 
 @pytest.mark.usefixtures("web")

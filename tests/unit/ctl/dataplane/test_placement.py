@@ -142,3 +142,94 @@ def test_after_the_bounds_no_flow_is_where_it_must_not_be(
     present = {each.id for each in farm.backends}
     allowed = eligible if eligible else present - unavailable_backends(farm, down_ids)
     assert left == set(numbers) - allowed and farm.protocol is Protocol.UDP
+
+
+def drained(now: Config, until: int, then: str = "cut") -> Config:
+    which = {"farm": "a", "address": "10.0.1.1", "port": 53}
+    return change(now, "backend.drain", which | {"drain_until": until, "drain_then": then})
+
+
+def test_a_drain_cuts_at_its_deadline() -> None:
+    now = drained(config(*THREE, protocol="tcp"), 1_000_000)
+    one = ids(now)[0]
+    held = flows(now, TCP)
+    placement = Placement()
+    assert placement.follow(now, frozenset(), 50.0, 999_990.0) == []
+    assert placement.next_s == 60.0 and not placement.misplaced(*held).any()
+    (ended,) = placement.follow(now, frozenset(), 60.0, 1_000_000.0)
+    assert (ended.farm, ended.backend, ended.id, ended.cut) == ("a", "10.0.1.1:53", one, True)
+    assert [int(each) for each in held[1]["backend"][placement.misplaced(*held)]] == [one]
+    assert placement.next_s is None
+    assert placement.follow(now, frozenset(), 61.0, 1_000_001.0) == [], "reported once"
+    assert placement.misplaced(*held).any(), "and what is created later ends too"
+
+
+def test_a_drain_that_keeps_is_only_reported() -> None:
+    now = drained(config(*THREE, protocol="tcp"), 1_000_000, "keep")
+    placement = Placement()
+    placement.follow(now, frozenset(), 50.0, 999_990.0)
+    (ended,) = placement.follow(now, frozenset(), 61.0, 1_000_001.0)
+    assert not ended.cut and not placement.misplaced(*flows(now, TCP)).any()
+
+
+def test_a_clock_that_is_set_cuts_nothing_and_keeps_no_drain_open() -> None:
+    now = drained(config(*THREE, protocol="tcp"), 1_000_000)
+    for jump in (5000.0, -5000.0):
+        placement, held = Placement(), flows(now, TCP)
+        placement.follow(now, frozenset(), 50.0, 999_990.0)
+        placement.follow(now, frozenset(), 55.0, 999_995.0 + jump)
+        assert not placement.misplaced(*held).any()
+        placement.follow(now, frozenset(), 60.0, 1_000_000.0 + jump)
+        assert placement.misplaced(*held).any()
+
+
+def test_a_node_that_takes_over_cuts_what_is_due() -> None:
+    now = drained(config(*THREE, protocol="tcp"), 1_000_000)
+    placement, held = Placement(), flows(now, TCP)
+    assert len(placement.follow(now, frozenset(), 7.0, 1_000_010.0)) == 1
+    assert placement.misplaced(*held).any()
+    late = Placement()
+    assert late.follow(now, frozenset(), 7.0, 1_000_100.0) == [], "long over: not worth a line at each start"
+    assert late.misplaced(*held).any()
+
+
+def test_a_new_deadline_of_the_same_drain_counts() -> None:
+    now = drained(config(*THREE, protocol="tcp"), 1_000_000)
+    placement, held = Placement(), flows(now, TCP)
+    placement.follow(now, frozenset(), 50.0, 999_990.0)
+    later = drained(now, 1_000_100)
+    assert placement.follow(later, frozenset(), 60.0, 1_000_000.0) == [] and placement.next_s == 160.0
+    assert not placement.misplaced(*held).any()
+    ended = change(later, "backend.set", {"farm": "a", "address": "10.0.1.1", "port": 53, "draining": False})
+    placement.follow(ended, frozenset(), 500.0, 1_000_500.0)
+    assert not placement.misplaced(*held).any(), "the drain was ended before its deadline"
+
+
+def test_what_a_farm_does_with_connections_of_a_failed_backend() -> None:
+    wanted = {
+        ("tcp", ""): False, ("tcp", "keep"): False, ("tcp", "reset"): True,
+        ("udp", ""): True, ("udp", "keep"): False, ("udp", "reset"): True, ("udp", "move"): True,
+    }  # fmt: skip
+    for (protocol, policy), leaves in wanted.items():
+        now = change(config(*THREE, protocol=protocol), "farm.set", {"name": "a", "on_backend_down": policy})
+        held = flows(now, TCP if protocol == "tcp" else UDP)
+        one = ids(now)[0]
+        assert leave(Placement(), now, frozenset({one}), 0.0, held) == ([one] if leaves else []), (protocol, policy)
+
+
+def test_what_a_farm_does_with_connections_of_a_removed_backend() -> None:
+    for policy, leaves in {"": True, "keep": False, "reset": True}.items():
+        now = change(config(*THREE, protocol="tcp"), "farm.set", {"name": "a", "on_backend_removed": policy})
+        farm = now.farms["a"].id
+        placement, held = Placement(), flows(now, TCP, (farm, 77), (farm + 1, 78))
+        leave(placement, now, frozenset(), 0.0, held)
+        assert leave(placement, now, frozenset(), GONE_AFTER_S, held) == ([77, 78] if leaves else [78]), policy
+
+
+def test_weight_0_keeps_connections_and_moves_udp_in_time() -> None:
+    for protocol, number in (("tcp", TCP), ("udp", UDP)):
+        now = config({"address": "10.0.1.1", "weight": 0}, {"address": "10.0.1.2"}, protocol=protocol)
+        placement, held = Placement(), flows(now, number)
+        assert [each.address for each in eligible_backends(now.farms["a"], frozenset())] == ["10.0.1.2"]
+        assert leave(placement, now, frozenset(), 0.0, held) == []
+        assert leave(placement, now, frozenset(), UDP_MOVES_AFTER_S, held) == ([] if protocol == "tcp" else [ids(now)[0]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,7 +31,7 @@ from tests.fakes.daemon import PROGRAM, FakeServers, RunningDaemon, running_daem
 from tests.fakes.logs import logging_restored
 from tests.fakes.network import FakeNetwork
 from tests.fakes.plane import FakePlane, flow_dtype
-from tests.refusals import refused
+from tests.refusals import invalid, refused
 from tests.wait import wait_until
 
 VIP = "10.77.0.100"
@@ -436,6 +437,41 @@ def test_connections_of_a_removed_backend_are_deleted(daemon: RunningDaemon) -> 
     put_connection(daemon, 40002, SERVERS[1])
     daemon.call("backend.remove", farm="web", address=SERVERS[0], port=8080)
     wait_until(lambda: daemon.call("conn.count")["total"] == 1, "the flows to go")
+
+
+def test_a_farm_may_keep_connections_of_removed_backends_and_remove_now_ends_them(daemon: RunningDaemon) -> None:
+    daemon.call("farm.set", name="web", on_backend_removed="keep")
+    for port, server in enumerate(SERVERS, 40001):
+        put_connection(daemon, port, server)
+    daemon.call("backend.remove", farm="web", address=SERVERS[1], port=8080, now=True)
+    assert daemon.call("conn.count")["total"] == 2, "ended when the command is answered"
+    daemon.call("backend.remove", farm="web", address=SERVERS[0], port=8080)
+    sweeps = daemon.node.parts.local.sweeper.sweeps
+    wait_until(lambda: daemon.node.parts.local.sweeper.sweeps > sweeps + 1, "the next sweeps")
+    assert daemon.call("conn.count")["total"] == 2
+
+
+def test_a_drain_with_a_deadline_cuts_what_is_left(daemon: RunningDaemon, caplog: pytest.LogCaptureFixture) -> None:
+    put_connection(daemon, 40001, SERVERS[0])
+    put_connection(daemon, 40002, SERVERS[1])
+    began = time.time()
+    with caplog.at_level("INFO"):
+        daemon.call("backend.drain", farm="web", address=SERVERS[0], port=8080, deadline=1, drain_then="cut")
+        (drained,) = [each for each in daemon.call("farm.show", name="web")["backends"] if each["state"] == "drain"]
+        assert began + 1 <= drained["drain_until"] <= time.time() + 2 and drained["drain_then"] == "cut"
+        assert daemon.call("conn.count")["total"] == 2
+        wait_until(lambda: daemon.call("conn.count")["total"] == 1, "the connection to be cut")
+    assert time.time() >= drained["drain_until"]
+    assert f"drain of backend {SERVERS[0]}:8080 of farm web reached its deadline" in caplog.text
+    assert accepting(daemon.plane) == set(SERVERS[1:]), "it stays drained"
+
+
+@pytest.mark.parametrize("deadline", [0, -1, True, "5", 10**9])
+def test_a_wrong_deadline_changes_nothing(daemon: RunningDaemon, deadline: object) -> None:
+    generation = daemon.farms.generation
+    with invalid(Code.INVALID_VALUE, "deadline"):
+        daemon.call("backend.drain", farm="web", address=SERVERS[0], port=8080, deadline=deadline)
+    assert daemon.farms.generation == generation
 
 
 # --- health --------------------------------------------------------------------------------------------------
