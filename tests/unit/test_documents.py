@@ -268,7 +268,7 @@ def settings_with_bounds() -> Iterator[tuple[str, int, int]]:
 def put(setting: str, value: int) -> None:
     """Check a farm with one setting changed. Raises InvalidInput."""
     farm: dict[str, Any] = {"name": "a", "vip": "192.0.2.1", "port": 80, "health": {"kind": "none"}}
-    backend: dict[str, Any] = {"address": "192.0.2.2", "port": 80}
+    backend: dict[str, Any] = {"address": "192.0.2.2", "port": 80, "draining": True}
     place, _, name = setting.rpartition(".")
     {"farm": farm, "farm.health": farm["health"], "farm.backend": backend}[place][name] = value
     base = fields.read_farm(fields.Fields(farm, "", fields.FARM_FIELDS))
