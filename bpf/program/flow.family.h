@@ -537,11 +537,13 @@ static __always_inline void touch_FAM(struct packet *packet, struct flow_key_FAM
 /* The same for a connection that is one way. */
 static __always_inline void promote_one_way_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *forward)
 {
+	leave_half_open_FAM(packet, &key->source, forward);
 	if (flows_FAM.update(key, forward)) {
 		count(packet, COUNTER_EVENT_FLOW_TABLE_FULL);
 		return;
 	}
 	count(packet, COUNTER_EVENT_PROMOTED);
+	note_promotion(forward->farm, forward->backend);
 	report_FAM(packet, key, forward, EVENT_TYPE_ESTABLISHED);
 	embryonic_FAM.delete(key);
 	packet->established = true;

@@ -44,7 +44,7 @@ static __always_inline struct flow_FAM *compute_flow_FAM(struct packet *packet, 
 	struct service *service = vip ? find_service_FAM(key, vip) : NULL;
 	struct backend *backend;
 
-	if (!global || !connection || !service || !service->slot_count || service->scheduler == SCHEDULER_ROUNDROBIN)
+	if (!global || !connection || !service || !service->slot_count || !is_hash(service->scheduler))
 		return NULL;
 	hash = flow_hash_FAM(key, global->hash_seed);
 	backend_id = select_FAM(key, service, hash, global->hash_seed);
