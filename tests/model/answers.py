@@ -49,7 +49,7 @@ def choose(state: State, packet: Packet, verdict: str) -> str:
             return NO_ROUTE
         case "drop_no_flow" | "drop_vip_guard":
             return reset if packet.is_midstream else ""
-        case "drop_no_backend" | "drop_snat_exhausted" | "drop_reverse_conflict":
+        case "drop_no_backend" | "drop_farm_full" | "drop_backend_full" | "drop_snat_exhausted" | "drop_reverse_conflict":
             if packet.is_midstream:
                 return reset
             settings = state.farms.get(packet.farm)

@@ -26,11 +26,13 @@ from bpf.constants import (
     VipFlag,
 )
 from bpf.dataplane import ServerKey, ServiceValue
-from tests.model import affinity, toa
+from tests.model import affinity, limits, toa
 from tests.model.hashing import GOLDEN_RATIO, MASK, avalanche, flow_hash, mix
 from tests.model.packet import ACK, FIN, RST, SYN, TCP, UDP, Packet, Verdict, segment_bytes
-from tests.model.state import Flow, Key, State
+from tests.model.state import Client, Flow, Key, State
 
+HASHES = (Scheduler.MAGLEV, Scheduler.SOURCE)
+"""Schedulers that select the same backend for the same packet."""
 SYN_RETRY_TICKS = 8  # half a second: a SYN after it is a retransmission, not a duplicate
 ENDS = int(FlowState.FIN_HERE | FlowState.FIN_THERE)
 SEEN, FIN_HERE, FIN_THERE, RESET = (int(FlowState[name]) for name in ("SEEN", "FIN_HERE", "FIN_THERE", "RST"))
@@ -195,6 +197,7 @@ def promote(state: State, packet: Packet, key: Key, forward: Flow, reply_key: Ke
     """Both entries, or neither."""
     flows, embryonic = state.flows[len(key.source)], state.embryonic[len(key.source)]
     had_reply = reply_key in flows.entries
+    limits.leave_half_open(state, key.source, forward)
     if (reply_key and reply and not flows.put(reply_key, reply)) or not flows.put(key, forward):
         if reply_key and not had_reply:
             flows.delete(reply_key)
@@ -222,9 +225,10 @@ def accept(state: State, packet: Packet, key: Key, found: Match, retry: bool, co
         raise Verdict("drop_vip_guard")
     packet.farm = service.farm
     is_new = not old or retry
+    opening = limits.admit(state, key, service) if old is None or is_closed(old.state) else None
     if is_new and not service.slot_count:
         raise Verdict("drop_no_backend")
-    if is_new and packet.is_midstream and service.scheduler == Scheduler.ROUNDROBIN:
+    if is_new and packet.is_midstream and service.scheduler not in HASHES:
         raise Verdict("drop_no_flow")
     number = choose(state, packet, key, service, old, retry)
     if old and retry:
@@ -234,7 +238,8 @@ def accept(state: State, packet: Packet, key: Key, found: Match, retry: bool, co
         end(state, key, old, found.ended is not None)
     if number not in state.backends or not number:
         raise Verdict("drop_internal")
-    return open_connection(state, packet, key, service, number, is_new)
+    counted = old.state & limits.COUNTED if old else 0
+    return open_connection(state, packet, key, service, number, is_new, counted, opening)
 
 
 def check_source(state: State, packet: Packet, key: Key, serves: bool) -> None:
@@ -248,13 +253,18 @@ def check_source(state: State, packet: Packet, key: Key, serves: bool) -> None:
 def choose(state: State, packet: Packet, key: Key, service: ServiceValue, old: Flow | None, retry: bool) -> int:
     if old and not retry:
         return old.backend
-    if affine := affinity.affine_backend(state, packet, key, service):
-        return affine
-    in_turn = service.scheduler == Scheduler.ROUNDROBIN
+    affine = affinity.affine_backend(state, packet, key, service)
+    in_turn = service.scheduler not in HASHES and not affine
     recent = old is not None and (is_closed(old.state) or state.age(old) < SYN_RETRY_TICKS)
     if old and in_turn and recent and not state.unavailable(old.backend):
         return old.backend
-    return select(state, key, service)
+    kept = old if old and not is_closed(old.state) else None
+    start = flow_hash(key, state.seed)
+
+    def selected() -> int:
+        return affine or select(state, key, service)
+
+    return limits.with_capacity(state, key, service, start, bool(affine), selected, kept)
 
 
 def select(state: State, key: Key, service: ServiceValue) -> int:
@@ -270,6 +280,8 @@ def end(state: State, key: Key, forward: Flow, established: bool) -> None:
     """Delete both entries, but not a reply entry that is another connection's."""
     reply_key = forward.opposite(key.protocol)
     reply = other_direction(state, forward, key.protocol)
+    if not is_closed(forward.state):
+        limits.change_load(state, forward, -1)
     if established:
         report(state, EventType.REMOVED, key, forward)
     if reply and reply.answers(key):
@@ -339,7 +351,17 @@ def make_flow(
     return flow, candidates
 
 
-def open_connection(state: State, packet: Packet, key: Key, service: ServiceValue, number: int, is_new: bool) -> Flow:
+def open_connection(
+    state: State,
+    packet: Packet,
+    key: Key,
+    service: ServiceValue,
+    number: int,
+    is_new: bool,
+    counted: int,
+    opening: Client | None,
+) -> Flow:
+    """counted: the bit of the entry before. opening: the client whose half-open connections will include this one."""
     flow, candidates = make_flow(state, packet, key, service, number)
     if not is_one_way(flow) and not claim(state, key, flow):
         best, rank = search(state, key, flow, candidates)
@@ -349,6 +371,10 @@ def open_connection(state: State, packet: Packet, key: Key, service: ServiceValu
         if rank < 3:
             evict(state, flow.opposite(key.protocol))
         claim(state, key, flow)
+    flow.state |= counted
+    if is_new:
+        limits.count_half_open(state, opening, flow)
+        limits.change_load(state, flow, 1)
     embryonic = state.embryonic[len(key.source)]
     embryonic.put(key, flow)
     if is_new:
@@ -404,6 +430,8 @@ def evict(state: State, reply_key: Key) -> None:
     key = reply.opposite(reply_key.protocol)
     forward = find(state, key)
     if forward and forward.answers(reply_key):
+        if not is_closed(forward.state):
+            limits.change_load(state, forward, -1)
         if state.flows[len(key.source)].get(key):
             report(state, EventType.REMOVED, key, forward)
         delete(state, key)
@@ -427,12 +455,17 @@ def touch(state: State, packet: Packet, key: Key, flow: Flow) -> None:
         affinity.use(state, key, flow.farm, flow.backend)
     old, new = flow.state, next_state(packet, flow.state)
     flow.state = new
-    if (old ^ new) & ~SEEN == 0:
+    answer = packet.protocol == UDP and not flow.flags & FORWARD
+    if old == new or ((old ^ new) & ~SEEN == 0 and not answer):
         return
     other_key = flow.opposite(key.protocol)
     other = other_direction(state, flow, key.protocol)
     if other:
         other.state = other.state & ~(ENDS | RESET) | mirrored(new)
+    if flow.flags & FORWARD:
+        count_change(state, key.source, flow, old, new, answer)
+    else:
+        count_change(state, other_key.source, other, old, new, answer)
     if is_closed(old) == is_closed(new):
         return
     if packet.flags & SYN:
@@ -442,6 +475,17 @@ def touch(state: State, packet: Packet, key: Key, flow: Flow) -> None:
         report(state, kind, key, flow)
     elif packet.established and other:
         report(state, kind, other_key, other)
+
+
+def count_change(state: State, client: bytes, forward: Flow | None, old: int, new: int, is_answer: bool) -> None:
+    """A connection has ended, goes on, or (UDP) has an answer: loads and half-open connections follow."""
+    ends = is_closed(old) != is_closed(new)
+    if forward is None or not (ends or is_answer):
+        return
+    if ends:
+        limits.change_load(state, forward, -1 if is_closed(new) else 1)
+    if is_closed(new) or is_answer:
+        limits.leave_half_open(state, client, forward)
 
 
 def next_state(packet: Packet, before: int) -> int:

@@ -55,6 +55,8 @@ class Daemon:
     unselectable: dict[int, float] = field(default_factory=dict)  # since when
     gone: dict[tuple[int, int], float] = field(default_factory=dict)  # farm and backend of flows: since when
     serving: bool = False
+    farms: dict[int, int] = field(default_factory=dict)  # connections, as the last sweep counted them
+    backends: dict[int, int] = field(default_factory=dict)
 
     def sweep(self, state: State, config: Config, down: frozenset[int], serving: bool) -> None:
         """serving: this node is active, so flows must leave backends that they may not have."""
@@ -65,10 +67,12 @@ class Daemon:
         leaving = self._leaving(config, down, now_s) if serving else Leaving()
         seen: set[tuple[int, int]] = set()
         counts = {}
+        self.farms, self.backends = {}, {}
         for tables in (state.flows, state.embryonic):
             for size in (4, 16):
                 counts[tables[size].name] = len(tables[size].entries)
                 self._sweep_table(state, config, tables[size], leaving, seen, now_s)
+        state.farm_loads, state.backend_loads = self.farms, self.backends  # what was counted is the truth
         self.gone = {pair: since for pair, since in self.gone.items() if pair in seen}
         self.entries = {size: counts[state.flows[size].name] for size in (4, 16)}
 
@@ -107,6 +111,9 @@ class Daemon:
         for key, flow in entries.items():
             if key in misplaced:
                 continue
+            if flow.flags & FORWARD and not is_closed(flow.state):
+                self.farms[flow.farm] = self.farms.get(flow.farm, 0) + 1
+                self.backends[flow.backend] = self.backends.get(flow.backend, 0) + 1
             other = opposite_of(state, table, key, flow)
             if is_idle(state, config, table, key, flow, other, fill):
                 ended.append((key, flow.opposite(key.protocol) if other else None))

@@ -13,7 +13,7 @@ from typing import Any
 
 from bpf.columns import address_bytes
 from bpf.constants import LEASE_FOREVER_NS, LEASE_HANDED_OVER_NS, TICK_SHIFT, FlowFlag
-from ctl.config.model import AllDown, Backend, Config, Farm, Mode, OnNoBackend, Protocol, Scheduler, Vip
+from ctl.config.model import AllDown, Backend, Config, Farm, Mode, OnNoBackend, PrefixList, Protocol, Scheduler, Vip
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, SMALL, UNRESOLVED, V4, V6, Family
 from tests.model import frames
 from tests.model.connections import ONE_WAY, is_impossible, listener, make_flow
@@ -195,7 +195,9 @@ class Generator:
             for address in (family.vip, family.other_vip, family.snat):
                 if address not in vips or self.rng.random() < 0.1:
                     vips[address] = Vip(address, 24, "in0", self.rng.random() < 0.8)
-        self.config = replace(self.config, generation=self.config.generation + 1, vips=vips, farms=farms)
+        lists = self.lists() if self.rng.random() < 0.3 or not self.config.prefixes else self.config.prefixes
+        generation = self.config.generation + 1
+        self.config = replace(self.config, generation=generation, vips=vips, farms=farms, prefixes=lists)
         down = {number for number in range(1, 4 * ENDPOINTS * len(SLOTS) + 1) if self.rng.random() < 0.1}
         self.down = frozenset(down) if self.rng.random() < 0.5 else self.down
         return Configure(self.config, self.down)
@@ -218,20 +220,20 @@ class Generator:
                 rng.choice((1, 1, 1, 2, 0)),
                 rng.choice((0, 0, 0, 1)),
                 rng.random() < 0.1,
+                max_connections=rng.choice((0, 0, 1, 3)) if "loads" in self.features else 0,
                 quic_id=quic_id(first + number).hex() if "quic" in self.features else "",
             )
             for number in sorted(chosen)
         )
         return replace(
             slot,
-            scheduler=rng.choice(SCHEDULERS),
             snat_address=rng.choice(("", "", family.snat, f"{family.snat},{family.other_vip}")),
             enabled=rng.random() < 0.95,
             all_down=rng.choice(tuple(AllDown)),
             on_no_backend=rng.choice(tuple(OnNoBackend)),
             idle_timeout_s=rng.choice((0, 0, 60, 200)),
             backends=backends,
-            **self.optional(slot),
+            **{"scheduler": rng.choice(SCHEDULERS)} | self.optional(slot),
         )
 
     def optional(self, slot: Farm) -> dict[str, Any]:
@@ -245,6 +247,32 @@ class Generator:
             chosen["quic_cid"] = rng.choice(("", "prefix:4", "server-id:1:4", "prefix:20"))
         if "toa" in self.features and slot.protocol is Protocol.TCP:
             chosen["toa"] = rng.random() < 0.7
+        if "loads" in self.features:
+            chosen["max_connections"] = rng.choice((0, 0, 2, 10))
+            chosen["scheduler"] = rng.choice((*SCHEDULERS, Scheduler.LEASTCONN))
+        if "rate" in self.features:
+            chosen["max_rate"] = rng.choice((0, 0, 1, 3, 1000))
+        if "half_open" in self.features:
+            chosen["max_half_open"] = rng.choice((0, 0, 1, 5))
+        chosen["rate_prefix_v4"], chosen["rate_prefix_v6"] = rng.choice(((32, 128), (31, 127), (24, 64), (8, 16)))
+        if "lists" in self.features:
+            chosen["allow"], chosen["deny"] = rng.choice((("", ""), ("", ""), ("some", ""), ("", "few"), ("some", "few")))
+        return chosen
+
+    def lists(self) -> dict[str, PrefixList]:
+        """They may change with each configuration."""
+        chosen = {}
+        for name in ("some", "few") if "lists" in self.features else ():
+            packed = {4: set[bytes](), 16: set[bytes]()}
+            for family in (V4, V6):
+                for address in (family.client, family.near(12), family.far(11)):
+                    size = 4 if family is V4 else 16
+                    bits = self.rng.choice((0, 8 * size, 8 * size - 1, 8 * size - 8, 8))
+                    unused = 8 * size - bits
+                    prefix = (int.from_bytes(address_bytes(address)) >> unused << unused).to_bytes(size)
+                    if self.rng.random() < (0.8 if name == "some" else 0.3):
+                        packed[size].add(prefix + bytes([bits]))
+            chosen[name] = PrefixList(name, *(b"".join(sorted(each)) for each in packed.values()))
         return chosen
 
     # --- packets ---------------------------------------------------------------------------------------------

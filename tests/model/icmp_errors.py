@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bpf.constants import MAX_IPV6_EXTENSIONS, Scheduler
-from tests.model.connections import find, is_impossible, is_one_way, listener, make_flow, select
+from bpf.constants import MAX_IPV6_EXTENSIONS
+from tests.model.connections import HASHES, find, is_impossible, is_one_way, listener, make_flow, select
 from tests.model.forwarding import forward_whole, leave, next_hop
 from tests.model.packet import EXTENSIONS, FRAGMENT, IP, TCP, UDP, Packet, change_checksum, difference
 from tests.model.state import Flow, Key, State
@@ -97,7 +97,7 @@ def read_quoted(packet: Packet, at: int, end: int) -> tuple[Key, int] | None:
 def computed(state: State, packet: Packet, key: Key) -> Flow | None:
     """The flow that a connection with this key would have now: path MTU discovery of one that continues here must not fail."""
     service = listener(state, key) if key.destination in state.vips else None
-    if not service or not service.slot_count or service.scheduler == Scheduler.ROUNDROBIN:
+    if not service or not service.slot_count or service.scheduler not in HASHES:
         return None
     number = select(state, key, service)
     if not number or number not in state.backends:

@@ -8,14 +8,15 @@ import numpy as np
 
 from bpf import libbpf, xdp
 from bpf.constants import COUNTERS
-from bpf.dataplane import PutAffinity, PutBackendAffinity, ZeroTraffic
+from bpf.dataplane import PutAffinity, PutBackendAffinity, PutBackendLimits, PutFarmLimits, ZeroTraffic
 from bpf.maps import elements
 from bpf.maps.pinned_map import PinnedMap
 from ctl.cluster.flows.source import make_codec
 from ctl.dataplane.kernel import flow_maps
+from ctl.dataplane.loads import loads_of
 from tests.bpf.bed import Bed
 from tests.model.encoding import FLOWS, KEYS, decode_key, decode_row, encode_flow, encode_key
-from tests.model.state import Flow, Key
+from tests.model.state import Client, Flow, Key
 
 FAMILIES = {4: "v4", 16: "v6"}
 FARMS, BACKENDS = 16, 256
@@ -144,11 +145,43 @@ class Kernel:
                 found |= {decode_key(key.tobytes()): int(value) for key, value in zip(keys, values, strict=True)}
         return found
 
+    def loads(self, kind: str, count: int) -> dict[int, int]:
+        """Connections of farms or backends, by id."""
+        found = self.plane.loads(kind)
+        return {} if found is None else dict(enumerate(loads_of(found[:count]).tolist()))
+
+    def half_open(self) -> dict[Client, tuple[int, list[int]]]:
+        """The present window and the counts of clients."""
+        return {
+            (int(key["farm"]), key["prefix"].tobytes()): (int(value["window"]), value["opened"].tolist())
+            for family in FAMILIES.values()
+            if self.has("half_open")
+            for keys, values in self.plane._maps[f"half_open_{family}"].slices(4096)
+            for key, value in zip(keys, values, strict=True)
+        }
+
+    def rates(self) -> dict[Client, int]:
+        """When the bucket of each client will be full."""
+        return {
+            (int(key["farm"]), key["prefix"].tobytes()): int(value)
+            for family in FAMILIES.values()
+            if self.has("rate")
+            for keys, values in self.plane._maps[f"rates_{family}"].slices(4096)
+            for key, value in zip(keys, values, strict=True)
+        }
+
     def _clear_features(self) -> None:
         for name, bpf_map in self.plane._maps.items():
-            if name.startswith(("persistent_", "toa_", "quic_servers")):
+            if name in ("farm_loads", "backend_loads"):
+                count = FARMS if name == "farm_loads" else BACKENDS
+                bpf_map.put(np.arange(count, dtype=np.uint32), np.zeros(count, bpf_map.value))
+            if name.startswith(("persistent_", "toa_", "quic_servers", "rates_", "half_open_", "prefixes_")):
                 for keys, _ in list(bpf_map.slices(4096)):
                     bpf_map.remove(keys)
+        if "farm_limits" in self._fds:
+            self.plane.apply([PutFarmLimits(farm) for farm in range(1, FARMS)])
+        if self.has("loads"):
+            self.plane.apply([PutBackendLimits(number, 0, 0) for number in range(1, BACKENDS)])
         if self.has("persistence") or self.has("quic"):
             self.plane.apply([PutAffinity(farm) for farm in range(1, FARMS)])
             self.plane.apply([PutBackendAffinity(number, 0, False) for number in range(1, BACKENDS)])

@@ -207,6 +207,12 @@ class Machine:
                 raise Mismatch(f"{name}: more {list(more)[:2]}, fewer {list(fewer)[:2]}, other {other[:2]}")
         clients = {key: (each.home, each.backend, each.last_used) for key, each in self.state.persistent.items()}
         _compare("persistent", self.kernel.persistent(), clients)
+        windows = {client: (each.window, each.opened) for client, each in self.state.half_open.items()}
+        _compare("half-open", self.kernel.half_open(), windows)
+        _compare("rates", self.kernel.rates(), self.state.rates)
+        for kind, loads, count in (("farm", self.state.farm_loads, FARMS), ("backend", self.state.backend_loads, BACKENDS)):
+            if self.kernel.has("loads"):
+                _compare(f"{kind} loads", self.kernel.loads(kind, count), {n: max(0, loads.get(n, 0)) for n in range(count)})
         _compare("toa", self.kernel.first_data(), self.state.toa)
         farms, backends = self.kernel.traffic()
         for what, found_rows, traffic, count in (
@@ -221,7 +227,8 @@ class Machine:
 
 def _compare(what: str, found: Mapping[Any, Any], expected: Mapping[Any, Any]) -> None:
     if found != expected:
-        raise Mismatch(f"{what}: {dict(found.items() - expected.items())}, not {dict(expected.items() - found.items())}")
+        keys = [key for key in {**found, **expected} if found.get(key) != expected.get(key)]
+        raise Mismatch(f"{what}: " + ", ".join(f"{key}: {found.get(key)}, not {expected.get(key)}" for key in keys[:3]))
 
 
 def _named(events: list[tuple[int, Key, tuple[object, ...]]]) -> list[tuple[str, object, object]]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from bpf.columns import address_bytes
 from bpf.constants import LEASE_FOREVER_NS, TICK_SHIFT
 from bpf.dataplane import (
+    DeletePrefixes,
     DeleteServer,
     DeleteService,
     DeleteVip,
@@ -20,8 +21,11 @@ from bpf.dataplane import (
     PutAffinity,
     PutBackend,
     PutBackendAffinity,
+    PutBackendLimits,
     PutFarm,
+    PutFarmLimits,
     PutMembers,
+    PutPrefixes,
     PutQuicServers,
     PutServer,
     PutService,
@@ -116,6 +120,18 @@ class Persistent:
     last_used: int
 
 
+@dataclass(slots=True)
+class HalfOpen:
+    """Half-open connections of a client, by the window of time in which they were opened; the present window's number."""
+
+    window: int
+    opened: list[int]
+
+
+Client = tuple[int, bytes]
+"""A farm and an address prefix."""
+
+
 class Traffic(NamedTuple):
     packets_in: int = 0
     bytes_in: int = 0
@@ -149,6 +165,13 @@ class State:
     quic_servers: dict[tuple[int, bytes], int] = field(default_factory=dict)  # by farm and server id
     persistent: dict[tuple[bytes, int], Persistent] = field(default_factory=dict)  # by client prefix and farm
     toa: dict[Key, int] = field(default_factory=dict)  # the sequence number of a client's first data
+    farm_limits: dict[int, PutFarmLimits] = field(default_factory=dict)
+    backend_limits: dict[int, tuple[int, int]] = field(default_factory=dict)  # weight, and connections at most
+    prefixes: dict[int, dict[int, list[bytes]]] = field(default_factory=dict)  # by list and address length; with their length
+    farm_loads: dict[int, int] = field(default_factory=dict)  # connections that have not ended
+    backend_loads: dict[int, int] = field(default_factory=dict)
+    rates: dict[Client, int] = field(default_factory=dict)
+    half_open: dict[Client, HalfOpen] = field(default_factory=dict)
     turns: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     sent: dict[str, tuple[int, int]] = field(default_factory=dict)  # answers: tick and number by kind
     counters: dict[str, tuple[int, int]] = field(default_factory=lambda: defaultdict(lambda: (0, 0)))
@@ -216,6 +239,17 @@ class State:
             case PutQuicServers(farm, servers):
                 self.quic_servers = {key: each for key, each in self.quic_servers.items() if key[0] != farm}
                 self.quic_servers |= {(farm, name): number for name, number in servers}
+            case PutFarmLimits(number):
+                self.farm_limits[number] = operation
+            case PutBackendLimits(number, weight, limit):
+                self.backend_limits[number] = weight, limit
+            case PutPrefixes(number, v4, v6):
+                self.prefixes[number] = {
+                    size: [packed[at : at + size + 1] for at in range(0, len(packed), size + 1)]
+                    for size, packed in ((4, v4), (16, v6))
+                }
+            case DeletePrefixes(number):
+                self.prefixes.pop(number, None)
             case PutSlots(offset, backends):
                 self.slots |= {offset + n: int(number) for n, number in enumerate(backends)}
             case ZeroTraffic(farms, backends):
