@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -63,6 +63,10 @@ class Host(Protocol):
         """Put in force what is stored; what cannot be is logged and tried again."""
 
 
+async def _no_preparation(_: frozenset[str]) -> str:
+    return ""
+
+
 class ConfigReplica:
     """A pair's `ctl.node.transaction.Recorder`. Create on a running loop, `connect`, then `start`; `close` once.
 
@@ -79,13 +83,15 @@ class ConfigReplica:
         files: Files | None = None,
         now_ns: Clock = monotonic_ns,
         kept: Callable[[Discarded], None] = lambda _: None,
+        prepare: Callable[[frozenset[str]], Awaitable[str]] = _no_preparation,
     ) -> None:
-        """kept: called on the loop when this node's configuration lost, and is saved."""
+        """kept: called on the loop when this node's configuration lost, and is saved. prepare: as `Turn.prepare`."""
         self.peer = peer
         self.pair_id = pair_id
         self._host = host
         self._state_dir, self._files, self._now_ns = state_dir, files or Files(), now_ns
         self._kept = kept
+        self.prepare = prepare
         self._serving_epoch = serving_epoch
         self._decoder = Decoder()
         self._sync = ConfigSync(config_sync.EMPTY, peer)
@@ -357,6 +363,9 @@ class _Turn:
 
     def is_current(self) -> bool:
         return self.replica.is_current(self)
+
+    async def prepare(self, features: frozenset[str]) -> str:
+        return await self.replica.prepare(features)
 
     async def record(self, record: Record, put: Put) -> str:
         return await self.replica.record(record, put)

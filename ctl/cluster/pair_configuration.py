@@ -21,6 +21,7 @@ from ctl.cluster.parts import PairParts
 from ctl.cluster.peer_rpc import PeerLink, Send
 from ctl.config import changes, farms_file, understood
 from ctl.config.model import Config
+from ctl.dataplane.features import WORDS
 from ctl.errors import Code, XlbError, storage_code
 from ctl.state.cluster_file import ClusterSettings
 from ctl.state.durable_files import Files, utc_stamp
@@ -29,6 +30,10 @@ FORWARD_TIMEOUT_S = 25.0  # below what xlbctl waits
 FOLLOW_S = 2.0
 FOLLOW_POLL_S = 0.005
 ASK_AGAIN_S = 1.0
+COMPILE_S = 20.0
+"""So long a change waits for the peer's compiler."""
+COMPILES = "program.compile"
+"""The request to have the program compiled with features that a change is about to need."""
 UNDERSTANDS = "config.understands"
 """The question which settings a node understands; version 0.1.0 does not know it."""
 
@@ -56,10 +61,17 @@ class PairConfiguration:
         self._serving_epoch = serving_epoch
         peer = settings.peer.name
         self.replica = ConfigReplica(
-            parts.changes, settings.pair_id, peer, self._state_dir, serving_epoch, kept=self._conflict_kept
+            parts.changes,
+            settings.pair_id,
+            peer,
+            self._state_dir,
+            serving_epoch,
+            kept=self._conflict_kept,
+            prepare=self._prepare_peer,
         )
         self._notices = notices
         self._questions.register(UNDERSTANDS, self._understands)
+        self._questions.register(COMPILES, self._compiles)
         self.link = PeerLink(peer, send, self._answer, self.replica.heard)
 
     @property
@@ -118,6 +130,23 @@ class PairConfiguration:
             await asyncio.to_thread(self.replica.require_understood, self._changes.config)
         except XlbError as error:
             log.warning("the configuration is not replicated: %s", error)
+
+    async def _prepare_peer(self, features: frozenset[str]) -> str:
+        """An absent or earlier peer compiles what it needs when it gets the configuration; so does one that is too slow."""
+        peer = self.settings.peer.name
+        try:
+            await self.ask(COMPILES, {"features": sorted(features)}, COMPILE_S)
+        except XlbError as error:
+            if error.code in (Code.PEER_UNREACHABLE, Code.PEER_VERSION, Code.UNCODED):
+                return ""
+            return f"{peer} is not ready to take over with it: {error}"
+        return ""
+
+    async def _compiles(self, asked: dict[str, Any]) -> None:
+        wanted = asked.get("features")
+        if not isinstance(wanted, list) or not set(map(str, wanted)) <= WORDS.keys():
+            raise XlbError("the peer asked for an unknown feature: install the same version of xlb on both", Code.PEER_VERSION)
+        await self._changes.prepare(frozenset(map(str, wanted)))
 
     async def _understands(self, _: dict[str, Any]) -> list[str]:
         return sorted(understood.names())

@@ -45,6 +45,12 @@ class Turn(Protocol):
     def is_current(self) -> bool:
         """Whether the change may still be recorded under this number."""
 
+    async def prepare(self, features: frozenset[str]) -> str:
+        """Have the peer's program compiled at the same time as this node's, so that it can take over with the change.
+
+        Returns what the asker should know.
+        """
+
     async def record(self, record: Record, put: Put) -> str:
         """Have the record put in force and stored wherever it belongs.
 
@@ -93,6 +99,9 @@ class OneNode:
 
     def is_current(self) -> bool:
         return True
+
+    async def prepare(self, features: frozenset[str]) -> str:
+        return ""
 
     async def record(self, record: Record, put: Put) -> str:
         await put(record)
@@ -189,7 +198,10 @@ class Transaction:
             record = await asyncio.to_thread(self._make, make, old, turn)
             if record is None:
                 return Committed(old, old)
-            compiled += await self._program.require(await asyncio.to_thread(self._needs, record.config))
+            needed = await asyncio.to_thread(self._needs, record.config)
+            if self._program.missing(needed):
+                done = await asyncio.gather(self._program.require(needed), turn.prepare(needed))
+                compiled = "; ".join(filter(None, (compiled, *done)))
             if turn.is_current() and self._config is old:
                 recorded = await turn.record(record, self.put)
                 notes = (compiled, recorded, await asyncio.to_thread(self._advice, old, record.config))
@@ -248,6 +260,10 @@ class Transaction:
             features = features_of(config)
             self._needed = config, features
         return features
+
+    async def prepare(self, features: frozenset[str]) -> None:
+        """The peer is about to send a configuration that needs these features. Raises XlbError."""
+        await self._program.require(features)
 
     @property
     def awaits_program(self) -> bool:

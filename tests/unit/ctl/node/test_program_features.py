@@ -145,6 +145,20 @@ def test_a_backup_compiles_what_it_receives(tmp_path: Path) -> None:
         wait_until(lambda: number in two.daemon.plane.farm_flags, "and follows")
 
 
+def test_both_nodes_compile_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add, both = FakeAttacher.add_features, threading.Barrier(2)
+
+    def together(attacher: FakeAttacher, wanted: frozenset[str]) -> None:
+        if "toa" in wanted:
+            both.wait(20)
+        add(attacher, wanted)
+
+    with paired_sites(tmp_path, vip=VIP["address"]) as (one, two):
+        monkeypatch.setattr(FakeAttacher, "add_features", together)
+        one.call("farm.add", **FARM, toa=True)
+        assert "toa" in two.daemon.attacher.compiled, "before the change is in force"
+
+
 def test_a_backup_that_cannot_compile_is_seen_and_does_not_hold_up_the_active(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
