@@ -67,19 +67,17 @@ struct outer {
 /* RFC 2983 (one DSCP for both headers) and RFC 6040 (ECN is copied, and merged where the packet is unwrapped). */
 static __always_inline void write_outer_v4(struct iphdr *ip, struct outer *outer, __be32 *source, struct addr_v4 *destination)
 {
-	*ip = (struct iphdr){
-		.version = 4,
-		.ihl = sizeof(*ip) / 4,
-		.tos = outer->traffic_class,
-		.tot_len = htons(sizeof(*ip) + outer->inner_bytes),
-		.id = outer->id,
-		.frag_off = outer->fragment,
-		.ttl = OUTER_HOPS,
-		.protocol = outer->protocol,
-		.saddr = source[0],
-		.daddr = destination->word[0],
+	/* whole words: a load of what was just stored in parts would wait for the stores */
+	__be32 words[5] = {
+		htonl(0x45 << 24 | outer->traffic_class << 16 | (u16)(sizeof(*ip) + outer->inner_bytes)),
+		outer->id | (u32)outer->fragment << 16,
+		OUTER_HOPS | outer->protocol << 8,
+		source[0],
+		destination->word[0],
 	};
-	ip->check = ~fold(sum_words((__be32 *)ip, sizeof(*ip) / 4));
+
+	words[2] |= (u32)(u16)~fold(sum_words(words, 5)) << 16;
+	__builtin_memcpy(ip, words, sizeof(words));
 }
 
 static __always_inline void write_outer_v6(struct ipv6hdr *ip, struct outer *outer, __be32 *source, struct addr_v6 *destination)
