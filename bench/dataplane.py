@@ -1,11 +1,19 @@
 """What the data plane costs per packet, net of the test harness: BPF_PROG_TEST_RUN on one pinned core.
 
     sudo .venv/bin/python -m bench.dataplane [--json] [--runs 15] [--flows 100000,1000000]
+    sudo .venv/bin/python -m bench.dataplane --against ANOTHER_CHECKOUT [--rounds 3]
 
 `repeat` does not restore the packet between runs, so the program under test is tail-called by a small one that first
 writes the original packet, and for "among N flows" gives it the next of N client addresses in an order that defeats
 prefetching. The same small program tail-calling an empty one is the harness, subtracted from every line. Each figure is the
 minimum of `--runs` runs: other work on the machine can only increase it.
+
+Machines differ by a factor of 3, so each figure is also given as a ratio to the first one, the packet of a known TCP
+connection over IPv4 in mode snat. The modes dsr and ipip need another build: their lines come from a bed of their own.
+An ipip line includes the call by which the harness shortens the packet again. bench.features measures optional features.
+
+--against runs this bench of both checkouts in turns, in new processes with new maps, and compares the minima: where the
+kernel places a map in memory moves the cold lines by up to a third from one run to the next.
 
 Two more lines compare `flows` with and without preallocation, by a map of the same layout: see docs/adr/0002.
 """
@@ -17,9 +25,10 @@ import ctypes
 import functools
 import json
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +37,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scapy.packet import Raw
 
 from bpf import libbpf, xdp
 from bpf.constants import Mode, Protocol
@@ -35,11 +45,23 @@ from bpf.dataplane import Array
 from bpf.loading import loader
 from bpf.loading.headers import compiler_flags, make_header_tree
 from tests.bpf.bed import V4, V6, Bed, Family, why_not
-from tests.bpf.packets import from_backend, from_client
+from tests.bpf.packets import from_backend, from_client, icmp_error, network, transport
 
 REPEAT = 100_000
 MAX_FLOWS = 1 << 20
-TARGETS = {"TCP4 snat, known flow": 60}
+HIT = "TCP4 snat, known flow"
+"""What the other lines are compared with."""
+TARGETS = {
+    "UDP4 snat, known flow": 1.1,
+    "TCP6 snat, known flow": 1.25,
+    "TCP4 dsr, known flow": 0.9,
+    "TCP4 ipip, known flow": 1.1,
+    "TCP4 snat, among 100,000 known flows": 4,
+    "TCP4 snat, among 1,000,000 known flows": 6,
+    "TCP4 snat, new SYN each time": 10,
+}
+"""Upper bounds of the ratio."""
+TUNNEL_SOURCES = ("10.2.0.1", "fd02::1")
 
 HARNESS = """
 #include <uapi/linux/bpf.h>
@@ -57,6 +79,11 @@ int harness(struct xdp_md *context)
 	struct packet *packet = original.lookup(&zero);
 	u64 *number = position.lookup(&zero);
 
+	long longer = (void *)(long)context->data_end - data - FRAME_BYTES; /* by the last run */
+
+	if (longer && bpf_xdp_adjust_head(context, longer))
+		return XDP_ABORTED;
+	data = (void *)(long)context->data;
 	if (!packet || !number || data + FRAME_BYTES > (void *)(long)context->data_end)
 		return XDP_ABORTED;
 	__builtin_memcpy(data, packet->bytes, FRAME_BYTES);
@@ -109,11 +136,12 @@ int lookup(struct xdp_md *context)
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One line: nanoseconds per packet, the harness subtracted. target_ns: the upper bound; 0: none."""
+    """One line: nanoseconds per packet, the harness subtracted. ratio: to the line HIT. target: its upper bound; 0: none."""
 
     name: str
     net_ns: int
-    target_ns: int = 0
+    ratio: float = 0
+    target: float = 0
 
 
 def fastest(fd: int, frame: bytes, ifindex: int, runs: int, repeat: int = REPEAT) -> int:
@@ -143,7 +171,7 @@ class Bench:
     """Runs frames through the pinned program on a bed with a capacity of a million flows."""
 
     def __init__(self, bed: Bed, runs: int) -> None:
-        self._bed, self._runs = bed, runs
+        self.bed, self._runs = bed, runs
         self._program = libbpf.obj_get(loader.program_path(bed.pins))
 
     def measure(self, frame: bytes, side: str = "in0", variants: int = 1, client_offset: int = 26, port_offset: int = 0) -> int:
@@ -153,7 +181,7 @@ class Bench:
         """
         flags = [f"-DFRAME_BYTES={len(frame)}", f"-DVARIANTS={variants}ULL", f"-DCLIENT_OFFSET={client_offset}"]
         flags.append(f"-DPORT_OFFSET={port_offset}")
-        index = self._bed.in0 if side == "in0" else self._bed.out0
+        index = self.bed.in0 if side == "in0" else self.bed.out0
         with compiled(HARNESS, flags) as module:
             bcc = import_bcc()
             harness, empty = (module.load_func(name, bcc.BPF.XDP).fd for name in ("harness", "empty"))
@@ -162,7 +190,7 @@ class Bench:
             costs = []
             for fd in (empty, self._program):
                 under_test[ctypes.c_int(0)] = ctypes.c_int(fd)
-                costs.append(self._bed.inside(functools.partial(fastest, harness, frame, index, self._runs)))
+                costs.append(self.bed.inside(functools.partial(fastest, harness, frame, index, self._runs)))
         return costs[1] - costs[0]
 
     def close(self) -> None:
@@ -171,39 +199,63 @@ class Bench:
     # --- situations ------------------------------------------------------------------------------------------
 
     def serve(self, family: Family, protocol: Protocol = Protocol.TCP, mode: Mode = Mode.SNAT) -> None:
-        self._bed.reset()
-        self._bed.farm(family.vip, (family.far(11), 8080), protocol=protocol, mode=mode)
+        self.bed.reset()
+        self.bed.farm(family.vip, (family.far(11), 8080), protocol=protocol, mode=mode)
 
     def known(self, family: Family, protocol: Protocol, mode: Mode = Mode.SNAT) -> int:
         """A client's packet of an established connection."""
-        self._establish(family, protocol, mode)
+        self.establish(family, protocol, mode)
         return self.measure(bytes(from_client(family, protocol, "A")))
 
-    def reply(self, family: Family, protocol: Protocol) -> int:
+    def reply(self, family: Family, protocol: Protocol, mode: Mode = Mode.SNAT) -> int:
         """A backend's packet of the same."""
-        self._establish(family, protocol, Mode.SNAT)
-        return self.measure(bytes(from_backend(family, family.far(11), family.vip, 40000, protocol, "A")), "out0")
-
-    def _establish(self, family: Family, protocol: Protocol, mode: Mode) -> None:
-        self.serve(family, protocol, mode)
+        self.establish(family, protocol, mode)
         seen = family.vip if mode is Mode.SNAT else family.client
-        self._bed.send(bytes(from_client(family, protocol)))
-        self._bed.send(bytes(from_backend(family, family.far(11), seen, 40000, protocol)), "out0")
-        self._bed.send(bytes(from_client(family, protocol, "A")))
+        return self.measure(bytes(from_backend(family, family.far(11), seen, 40000, protocol, "A")), "out0")
+
+    def error(self, family: Family) -> int:
+        """A client's "too big" about a packet of an established connection, translated for its backend."""
+        self.establish(family)
+        sent = network(family, family.vip, family.client) / transport(Protocol.TCP, 80, 40000) / Raw(bytes(8))
+        frame = icmp_error(family, family.vip, sent)
+        assert self.bed.send(frame).verdict == "forward_icmp_error"
+        return self.measure(frame)
+
+    def one_way(self, family: Family, mode: Mode, of: Family) -> int:
+        """A client's packet of an established connection in mode dsr or ipip, to a backend of the family `of`."""
+        self.bed.reset()
+        self.bed.plane.set_tunnel_sources(*TUNNEL_SOURCES)
+        self.bed.farm(family.vip, (of.far(11), 80), mode=mode)
+        for flags in ("S", "A"):
+            assert self.bed.send(bytes(from_client(family, flags=flags))).verdict == "forward_redirect"
+        assert len(self.bed.flows("flows", family)) == 1
+        return self.measure(bytes(from_client(family, flags="A")))
+
+    def establish(self, family: Family, protocol: Protocol = Protocol.TCP, mode: Mode = Mode.SNAT) -> None:
+        self.serve(family, protocol, mode)
+        self.connect(family, protocol, mode)
+
+    def connect(self, family: Family, protocol: Protocol = Protocol.TCP, mode: Mode = Mode.SNAT) -> None:
+        """Three packets, and for UDP one more answer: it is established."""
+        seen = family.vip if mode is Mode.SNAT else family.client
+        self.bed.send(bytes(from_client(family, protocol)))
+        self.bed.send(bytes(from_backend(family, family.far(11), seen, 40000, protocol)), "out0")
+        self.bed.send(bytes(from_client(family, protocol, "A")))
+        assert len(self.bed.flows("flows", family)) == 2
 
     def among(self, family: Family, count: int) -> int:
         """Packets of `count` established connections in turn."""
-        self._establish(family, Protocol.TCP, Mode.SNAT)
+        self.establish(family)
         offset = 14 + (12 if family is V4 else 20)
         keys, values = self._copies(family, count)
-        written = self._bed.plane.update_flows(family.name, keys, values)
+        written = self.bed.plane.update_flows(family.name, keys, values)
         if written != count:
             raise SystemExit(f"only {written} of {count} flows were written")
         return self.measure(bytes(from_client(family, flags="A")), variants=count, client_offset=offset)
 
     def _copies(self, family: Family, count: int) -> tuple[Array, Array]:
         """The established forward entry again, for clients whose last or only 32-bit word counts up."""
-        plane = self._bed.plane
+        plane = self.bed.plane
         ((keys, values),) = [slices for slices in plane.flow_batches("flows", family.name, 64) if len(slices[0])]
         at = int(np.flatnonzero(values["flags"] & 1)[0])
         all_keys, all_values = np.repeat(keys[at : at + 1], count), np.repeat(values[at : at + 1], count)
@@ -214,10 +266,13 @@ class Bench:
 
     def new(self, family: Family) -> int:
         """Each SYN of a new client: select, claim, insert both entries and, since the map is full, evict."""
-        self._bed.reset()
-        self._bed.farm(family.vip, *((family.far(11), 8000 + number) for number in range(50)))
+        self.bed.reset()
+        self.bed.farm(family.vip, *((family.far(11), 8000 + number) for number in range(50)))
+        return self.strangers(bytes(from_client(family)), family)
+
+    def strangers(self, frame: bytes, family: Family) -> int:
+        """`frame` from another client each time."""
         word = 14 + (12 if family is V4 else 20)
-        frame = bytes(from_client(family))
         return self.measure(frame, variants=1 << 31, client_offset=word, port_offset=14 + family.header_bytes)
 
     def unserved(self) -> int:
@@ -226,29 +281,78 @@ class Bench:
         return self.measure(bytes(from_client(V4, destination=V4.other_vip)))
 
 
-def measure_all(bench: Bench, flow_counts: list[int]) -> Iterator[Measure]:
-    def line(name: str, ns: int) -> Measure:
-        return Measure(name, ns, TARGETS.get(name, 0))
+Line = tuple[str, int]
 
-    yield line("TCP4 snat, known flow", bench.known(V4, Protocol.TCP))
-    yield line("TCP4 snat, reply", bench.reply(V4, Protocol.TCP))
-    yield line("TCP4 dnat, known flow", bench.known(V4, Protocol.TCP, Mode.DNAT))
-    yield line("UDP4 snat, known flow", bench.known(V4, Protocol.UDP))
-    yield line("TCP6 snat, known flow", bench.known(V6, Protocol.TCP))
+
+def nat_lines(bench: Bench, flow_counts: list[int]) -> Iterator[Line]:
+    yield HIT, bench.known(V4, Protocol.TCP)
+    yield "TCP4 snat, reply", bench.reply(V4, Protocol.TCP)
+    yield "TCP4 dnat, known flow", bench.known(V4, Protocol.TCP, Mode.DNAT)
+    yield "TCP4 dnat, reply", bench.reply(V4, Protocol.TCP, Mode.DNAT)
+    yield "UDP4 snat, known flow", bench.known(V4, Protocol.UDP)
+    yield "TCP6 snat, known flow", bench.known(V6, Protocol.TCP)
+    yield "UDP6 snat, known flow", bench.known(V6, Protocol.UDP)
     for count in flow_counts:
-        yield line(f"TCP4 snat, among {count:,} known flows", bench.among(V4, count))
-    yield line("TCP4 snat, new SYN each time", bench.new(V4))
-    yield line("TCP6 snat, new SYN each time", bench.new(V6))
-    yield line("not for us, passed to the kernel", bench.unserved())
+        yield f"TCP4 snat, among {count:,} known flows", bench.among(V4, count)
+    yield "TCP4 snat, new SYN each time", bench.new(V4)
+    yield "TCP6 snat, new SYN each time", bench.new(V6)
+    yield "TCP4 snat, ICMP error translated", bench.error(V4)
+    yield "TCP6 snat, ICMP error translated", bench.error(V6)
+    yield "not for us, passed to the kernel", bench.unserved()
+    yield HIT, bench.known(V4, Protocol.TCP)  # again: all ratios depend on it
 
 
-def measure_maps(runs: int) -> Iterator[Measure]:
+def one_way_lines(bench: Bench) -> Iterator[Line]:
+    for name, family in (("TCP4", V4), ("TCP6", V6)):
+        yield f"{name} dsr, known flow", bench.one_way(family, Mode.DSR, family)
+        yield f"{name} ipip, known flow", bench.one_way(family, Mode.IPIP, family)
+        yield f"{name} ipip to the other family, known flow", bench.one_way(family, Mode.IPIP, V6 if family is V4 else V4)
+
+
+@contextmanager
+def bench_on(features: Iterable[str], runs: int) -> Iterator[Bench]:
+    """A bench on a bed of its own, with a program that has these features."""
+    with Bed(dict.fromkeys(features, True), max_flows=MAX_FLOWS) as bed:
+        bench = Bench(bed, runs)
+        yield bench
+        bench.close()
+
+
+def measure_maps(runs: int) -> Iterator[Line]:
     """Insert a million entries from the program, then look them up in another order. The harness, 10 ns, is in it."""
     for words, flags in (("preallocated", 0), ("not preallocated", 1)):
         with compiled(FLOW_MAP, [f"-DFLAGS={flags}"]) as module:
             insert, lookup = (module.load_func(name, import_bcc().BPF.XDP).fd for name in ("insert", "lookup"))
-            yield Measure(f"map like flows, {words}: insert", xdp.test_run(insert, bytes(64), 0, 1 << 20).duration_ns)
-            yield Measure(f"map like flows, {words}: lookup", fastest(lookup, bytes(64), 0, runs))
+            yield f"map like flows, {words}: insert", xdp.test_run(insert, bytes(64), 0, 1 << 20).duration_ns
+            yield f"map like flows, {words}: lookup", fastest(lookup, bytes(64), 0, runs)
+
+
+def measures(lines: list[Line]) -> list[Measure]:
+    """With the ratio to the first line. Of a line that was measured twice, the lower figure counts."""
+    best: dict[str, int] = {}
+    for name, ns in lines:
+        best[name] = min(ns, best.get(name, ns))
+    return [Measure(name, ns, round(ns / best[HIT], 2), TARGETS.get(name, 0)) for name, ns in best.items()]
+
+
+def compare(other: Path, rounds: int, options: list[str]) -> None:
+    """Both checkouts in turns; a line that one of them does not have is left out."""
+    here = Path(__file__).parents[1]
+    found: dict[Path, dict[str, int]] = {here: {}, other: {}}
+    for _ in range(rounds):
+        for checkout, best in found.items():
+            command = [sys.executable, "-m", "bench.dataplane", "--json", "--no-maps", *options]
+            output = subprocess.run(command, cwd=checkout, stdout=subprocess.PIPE, check=False).stdout  # 1: a target missed
+            for line in json.loads(output):
+                best[line["name"]] = min(line["net_ns"], best.get(line["name"], line["net_ns"]))
+    table = Table(title=f"Minima of {rounds} rounds in turns, ns per packet net of the harness")
+    for column in ("packet", "there", "here", "here/there"):
+        table.add_column(column, justify="left" if column == "packet" else "right")
+    for name, ns in found[here].items():
+        before = found[other].get(name)
+        if before:
+            table.add_row(name, str(before), str(ns), f"{ns / before:.2f}")
+    Console().print(table)
 
 
 def main() -> int:
@@ -257,36 +361,36 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=15, help="runs of which the fastest counts (default 15)")
     parser.add_argument("--flows", default="100000,1000000", help="numbers of flows for the cold lines, with commas")
     parser.add_argument("--no-maps", action="store_true", help="omit the comparison of map types")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="compare with the program of another checkout")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of a comparison (default 3)")
     arguments = parser.parse_args()
     if reason := why_not():
         sys.exit(reason)
+    if arguments.against:
+        compare(arguments.against.resolve(), arguments.rounds, ["--runs", str(arguments.runs), "--flows", arguments.flows])
+        return 0
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    counts = [int(word) for word in arguments.flows.split(",") if word]
-    with Bed(max_flows=MAX_FLOWS) as bed:
-        bench = Bench(bed, arguments.runs)
-        measures = list(measure_all(bench, counts))
-        bench.close()
+    with bench_on((), arguments.runs) as bench:
+        lines = list(nat_lines(bench, [int(word) for word in arguments.flows.split(",") if word]))
+    with bench_on(("dsr", "ipip"), arguments.runs) as bench:
+        lines += one_way_lines(bench)
     if not arguments.no_maps:
-        measures += measure_maps(arguments.runs)
+        lines += measure_maps(arguments.runs)
+    found = measures(lines)
     if arguments.json:
-        print(json.dumps([asdict(measure) for measure in measures], indent=2))
+        print(json.dumps([asdict(measure) for measure in found], indent=2))
     else:
-        show(measures)
-    return 1 if any(measure.target_ns and measure.net_ns > measure.target_ns for measure in measures) else 0
+        show(found)
+    return 1 if any(measure.target and measure.ratio > measure.target for measure in found) else 0
 
 
-def show(measures: list[Measure]) -> None:
+def show(found: list[Measure]) -> None:
     table = Table(title="Data plane, ns per packet net of the harness")
-    table.add_column("packet")
-    table.add_column("ns", justify="right")
-    table.add_column("target", justify="right")
-    for measure in measures:
-        missed = measure.target_ns and measure.net_ns > measure.target_ns
-        table.add_row(
-            measure.name,
-            f"[red]{measure.net_ns}" if missed else str(measure.net_ns),
-            f"≤ {measure.target_ns}" if measure.target_ns else "",
-        )
+    for column in ("packet", "ns", "ratio", "target"):
+        table.add_column(column, justify="left" if column == "packet" else "right")
+    for each in found:
+        ratio = f"[red]{each.ratio:.2f}" if each.target and each.ratio > each.target else f"{each.ratio:.2f}"
+        table.add_row(each.name, str(each.net_ns), ratio, f"≤ {each.target:g}" if each.target else "")
     Console().print(table)
 
 
