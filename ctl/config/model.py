@@ -65,6 +65,13 @@ class QueryType(enum.StrEnum):
     TXT = "TXT"
 
 
+class CheckVia(enum.StrEnum):
+    """Where a check connects to."""
+
+    BACKEND = "backend"
+    VIP = "vip"  # on the backend, as the farm's mode leads clients there
+
+
 class ResponseCode(enum.StrEnum):
     """How a DNS check's server answers (RFC 1035 section 4.1.1)."""
 
@@ -131,6 +138,7 @@ class HealthCheck:
     query_type: QueryType = QueryType.A
     rcode: ResponseCode = ResponseCode.NOERROR
     service: str = ""  # grpc; empty: the whole server
+    via: CheckVia = CheckVia.BACKEND  # tcp
     command: tuple[str, ...] = ()  # absolute path and arguments
 
 

@@ -17,6 +17,7 @@ from ctl.config.model import (
     AllDown,
     Backend,
     CheckKind,
+    CheckVia,
     Config,
     DrainThen,
     Farm,
@@ -52,6 +53,7 @@ _TYPES: Mapping[str, Callable[[Any], Any]] = {
     "kind": CheckKind,
     "query_type": QueryType,
     "rcode": ResponseCode,
+    "via": CheckVia,
     "command": tuple,
 }
 RELEASED: Mapping[type, frozenset[str]] = {

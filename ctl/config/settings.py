@@ -270,6 +270,7 @@ CHECK_SETTINGS = (
         unit="FILE",
         shown_default="those of the system",
     ),
+    _check("via", "`tcp`, modes `dsr` and `ipip`. `vip`: connect to the VIP on the backend, through the farm's mode."),
     _check("payload", "`udp`: content of the datagram.", **_DATA),
     _check(
         "answer",

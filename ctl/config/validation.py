@@ -18,6 +18,7 @@ from ctl.config.model import (
     MAX_PORT,
     Backend,
     CheckKind,
+    CheckVia,
     Config,
     DrainThen,
     Farm,
@@ -64,6 +65,7 @@ KINDS_OF: Mapping[str, frozenset[CheckKind]] = {
     "query_type": frozenset({CheckKind.DNS}),
     "rcode": frozenset({CheckKind.DNS}),
     "service": frozenset({CheckKind.GRPC}),
+    "via": frozenset({CheckKind.TCP}),
     "command": frozenset({CheckKind.COMMAND}),
 }
 """The kinds of checks that use a setting. Those of 0.1.0 (path, status, host) may be set with any kind."""
@@ -263,6 +265,10 @@ def check_farm(farm: Farm, place: str = "") -> None:
     _check_settings(farm, FARM_SETTINGS, place)
     _check_combinations(farm, place)
     check_health(farm.health, f"{place}.health")
+    if farm.health.via is CheckVia.VIP and farm.mode not in (Mode.DSR, Mode.IPIP):
+        raise InvalidInput(
+            f"expected backend unless the farm's mode is dsr or ipip, got vip with {farm.mode}", f"{place}.health.via"
+        )
     if len(farm.backends) > MAX_BACKENDS_PER_FARM:
         raise InvalidInput(
             f"expected at most {MAX_BACKENDS_PER_FARM} backends, got {len(farm.backends)}",

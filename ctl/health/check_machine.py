@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
-from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck
+from ctl.config.model import Backend, CheckKind, CheckVia, Config, Farm, HealthCheck, Mode
 from ctl.health.probe_queue import Place, ProbeQueue
 from ctl.health.results import MAX_ERROR, Result, State
 
@@ -44,6 +44,8 @@ class Probe:
     address: str
     port: int  # the port to connect to
     check: HealthCheck
+    vip: str = ""  # to connect to through the farm's mode; empty: connect to `address`
+    is_tunnel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,9 @@ class HealthChecks:
             entry.in_flight = True
             port = entry.check.port or entry.backend.port
             address = entry.check.address or entry.backend.address
-            probes.append(Probe(place.backend_id, place.serial, place.farm, address, port, entry.check))
+            vip = _vip_of(entry.farm, address) if entry.check.via is CheckVia.VIP else ""
+            is_tunnel = entry.farm.mode is Mode.IPIP
+            probes.append(Probe(place.backend_id, place.serial, place.farm, address, port, entry.check, vip, is_tunnel))
         return tuple(probes)
 
     def _skip(self, queue: ProbeQueue, now_ms: int, limit: int) -> None:
@@ -425,6 +429,11 @@ class HealthChecks:
     def _is_wanted(self, backend_id: int, serial: int) -> bool:
         entry = self._checked.get(backend_id)
         return entry is not None and entry.serial == serial
+
+
+def _vip_of(farm: Farm, address: str) -> str:
+    """The farm's VIP to check on a backend: of the same family, if it has one."""
+    return next((vip for vip in farm.vips if (":" in vip) == (":" in address)), farm.vips[0])
 
 
 def _is_of(result: Result, backend: Backend) -> bool:

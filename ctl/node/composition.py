@@ -189,7 +189,11 @@ def _local(
     machine = HealthChecks(load_down(run_dir))
     replication = CheckReplication(machine, lambda: running.health_adopted(), now_ms)
     checks = CheckRunner(
-        machine, run_dir, health_changed, run_probe or own_probe(sources, commands), lambda: replication.follows
+        machine,
+        run_dir,
+        health_changed,
+        run_probe or own_probe(sources, commands, settings.data.tunnel_source),
+        lambda: replication.follows,
     )
     starts = SlowStart()
     transaction = Transaction(

@@ -159,6 +159,31 @@ def test_checks_by_datagrams_and_by_a_command(site: Serving, family: int) -> Non
         assert site.backend("command", "b3")["last_error"] == f"/bin/sh exited with 1: of command at {address}"
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_check_through_the_data_path_sees_that_a_backend_lacks_the_vip(site: Serving, family: int) -> None:
+    quick = {"kind": "tcp", "interval_ms": 500, "timeout_ms": 500, "rise": 1, "fall": 1}
+    vip = f"{VIPS[family]}/{32 if family == 4 else 128}"
+    with_vip = [site.rig.backend(name).namespace for name in ("b1", "b2")]
+    for host in with_vip:
+        host.sysctl({"net.ipv4.conf.all.arp_ignore": 1})
+        host.ip(f"addr add {vip} dev lo{' nodad' if family == 6 else ''}")
+    for name, port, via in (("through", PORTS["tcp"], "vip"), ("beside", PORTS["tcp"] + 1, "backend")):
+        check = quick | {"via": via, "port": BACKEND_PORTS["tcp"]}
+        site.node.call("farm.add", name=name, vip=VIPS[family], port=port, mode="dsr", health=check)
+        for backend in site.rig.backends:
+            site.node.call("backend.add", farm=name, address=backend.address4 if family == 4 else backend.address6)
+
+    def states(farm: str) -> str:
+        return " ".join(site.state(farm, name) for name in ("b1", "b2", "b3"))
+
+    wait_until(lambda: (states("through"), states("beside")) == ("up up down", "up up up"), "b3 lacks the VIP")
+    site.rig.backend("b2").kill()
+    wait_until(lambda: states("through") == "up down down", "b2 is dead")
+    assert site.backend("through", "b2")["last_error"].endswith(": connection refused")
+    for host in with_vip:
+        host.ip(f"addr del {vip} dev lo")
+
+
 def test_a_backend_that_answers_an_error_status_is_taken_out(site: Serving) -> None:
     site.add_farm("http", health=QUICK_HTTP)
     wait_until(lambda: site.state("http4", "b3") == "up", "b3 up")

@@ -16,6 +16,7 @@ from ctl.config.model import CheckKind, HealthCheck, format_endpoint
 from ctl.health.probes.datagrams import ask_udp, octets, ping, udp_socket
 from ctl.health.probes.http_answer import HttpAnswer, NotAnswered
 from ctl.health.probes.stream import Connection, TlsFailed, connect, server_name
+from ctl.health.probes.vip_connect import Path, connect_through
 from ctl.runtime import footprint
 
 _USER_AGENT = "xlbd"
@@ -25,15 +26,20 @@ class ProbeFailed(Exception):
     """The probe failed; the message is short, for `farm show` and the log."""
 
 
-async def probe(check: HealthCheck, address: str, port: int, source: str = "") -> None:
+async def probe(check: HealthCheck, address: str, port: int, source: str = "", path: Path | None = None) -> None:
     """Run one probe of `check` against address:port, from address `source`; empty: the kernel selects it.
+
+    path: how to reach a VIP on the backend, in place of the backend's own address.
 
     Raises ProbeFailed with the reason.
     """
     where = address if check.kind is CheckKind.ICMP else format_endpoint(address, port)
     try:
         async with asyncio.timeout(check.timeout_ms / 1000):
-            await _PROBES[check.kind](check, address, port, source)
+            if path is not None:
+                await connect_through(path, address, port, source)
+            else:
+                await _PROBES[check.kind](check, address, port, source)
     except TimeoutError:
         if check.kind is CheckKind.UDP and not check.answer:
             return  # nothing contradicts

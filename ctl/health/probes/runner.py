@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from ctl.config.model import CheckKind, Config, format_endpoint
@@ -19,6 +19,7 @@ from ctl.health.check_machine import HealthChecks, Probe, Transition
 from ctl.health.probes.commands import CommandFailed, Commands
 from ctl.health.probes.probe import ProbeFailed, probe
 from ctl.health.probes.source_addresses import OwnSources
+from ctl.health.probes.vip_connect import Path as VipPath
 
 PROBES_PER_TURN = 16  # started before the loop gets a turn
 FARMS_PER_TURN = 32
@@ -134,8 +135,8 @@ async def _probe(due: Probe) -> None:
     await probe(due.check, due.address, due.port)
 
 
-def own_probe(sources: OwnSources, commands: Commands) -> RunProbe:
-    """Probes with a source address that receives the answer."""
+def own_probe(sources: OwnSources, commands: Commands, tunnel_sources: Sequence[str] = ()) -> RunProbe:
+    """Probes with a source address that receives the answer. tunnel_sources: of outer packets, at most one per family."""
 
     async def run(due: Probe) -> None:
         if due.check.kind is CheckKind.COMMAND:
@@ -147,9 +148,13 @@ def own_probe(sources: OwnSources, commands: Commands) -> RunProbe:
             return
         try:
             source = await sources.towards(due.address)
+            if due.vip:
+                outer = next((each for each in tunnel_sources if (":" in each) == (":" in due.address)), source)
+                path = VipPath(due.vip, due.is_tunnel, outer)
+                source = await sources.instead_of_vip(due.vip)
         except XlbError as error:
             raise ProbeFailed(str(error)) from None
-        await probe(due.check, due.address, due.port, source)
+        await probe(due.check, due.address, due.port, source, path if due.vip else None)
 
     return run
 

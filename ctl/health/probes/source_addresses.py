@@ -39,6 +39,10 @@ class OwnSources:
             return ""
         return await asyncio.to_thread(self._instead_of, default, target)
 
+    async def instead_of_vip(self, vip: str) -> str:
+        """An address of this node to which a server can answer what comes to a VIP. Raises XlbError like `towards`."""
+        return await asyncio.to_thread(self._instead_of, vip, vip)
+
     def look(self, target: str) -> str:
         """Like `towards`, but blocks."""
         default = kernel_source(target)

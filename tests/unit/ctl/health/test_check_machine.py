@@ -446,6 +446,18 @@ def test_any_other_check_is_probed_at_once_and_a_dead_backend_stays_down(new: di
     assert clock.result(True) is not None and not clock.checks.down
 
 
+@pytest.mark.parametrize(("mode", "vip"), [("dsr", "10.0.0.1"), ("ipip", "10.0.0.1")])
+def test_a_check_via_the_vip(mode: str, vip: str) -> None:
+    config = change(
+        configured(), "farm.add", {"name": "direct", "vip": vip, "port": 8080, "mode": mode, "health": {"via": "vip"}}
+    )
+    config = change(config, "backend.add", {"farm": "direct", "address": "10.2.0.1", "port": 8080})
+    checks = HealthChecks()
+    checks.configure(config, 0)
+    probes = {probe.farm: (probe.vip, probe.is_tunnel) for probe in checks.due(60_000, 9)}
+    assert probes == {"web": ("", False), "direct": (vip, mode == "ipip")}
+
+
 CHANGES_WITHIN: list[tuple[dict[str, object], dict[str, object]]] = [
     ({"kind": "https"}, {"text": "well"}),
     ({"kind": "https"}, {"verify": True}),
