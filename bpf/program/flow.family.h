@@ -544,6 +544,7 @@ static __always_inline void promote_one_way_FAM(struct packet *packet, struct fl
 	}
 	count(packet, COUNTER_EVENT_PROMOTED);
 	note_promotion(forward->farm, forward->backend);
+	relieve_pressure(FAMILY_FAM);
 	report_FAM(packet, key, forward, EVENT_TYPE_ESTABLISHED);
 	embryonic_FAM.delete(key);
 	packet->established = true;

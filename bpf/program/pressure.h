@@ -20,7 +20,8 @@ static __always_inline bool is_pressed(struct packet *packet, u32 family)
 {
 	struct pressure *pressure = pressure_of(family);
 
-	return pressure && (s32)(pressure->until - (u32)(now_ns(packet) >> TICK_SHIFT)) > 0;
+	/* neither 0 nor an old tick is ahead when ticks have passed half their range */
+	return pressure && pressure->until - (u32)(now_ns(packet) >> TICK_SHIFT) - 1 < PRESSURE_HOLD_TICKS;
 }
 
 /* A connection was opened. CPUs that begin a window at once may miss a few. */
