@@ -204,6 +204,7 @@ def promote(state: State, packet: Packet, key: Key, forward: Flow, reply_key: Ke
         state.count("event_flow_table_full", packet.size)
         return
     state.count("event_promoted", packet.size)
+    limits.relieve_pressure(state, len(key.source))
     report(state, EventType.ESTABLISHED, key, forward)
     if reply_key:
         embryonic.delete(reply_key)
@@ -228,7 +229,8 @@ def accept(state: State, packet: Packet, key: Key, found: Match, retry: bool, co
     opening = limits.admit(state, key, service) if old is None or is_closed(old.state) else None
     if is_new and not service.slot_count:
         raise Verdict("drop_no_backend")
-    if is_new and packet.is_midstream and service.scheduler not in HASHES:
+    pressed = limits.is_pressed(state, len(key.source))
+    if is_new and packet.is_midstream and service.scheduler not in HASHES and not pressed:
         raise Verdict("drop_no_flow")
     number = choose(state, packet, key, service, old, retry)
     if old and retry:
@@ -261,14 +263,17 @@ def choose(state: State, packet: Packet, key: Key, service: ServiceValue, old: F
     kept = old if old and not is_closed(old.state) else None
     start = flow_hash(key, state.seed)
 
+    pressed = service.scheduler not in HASHES and limits.is_pressed(state, len(key.source))
+
     def selected() -> int:
-        return affine or select(state, key, service)
+        return affine or select(state, key, service, pressed)
 
-    return limits.with_capacity(state, key, service, start, bool(affine), selected, kept)
+    return limits.with_capacity(state, key, service, start, bool(affine) or pressed, selected, kept)
 
 
-def select(state: State, key: Key, service: ServiceValue) -> int:
-    if service.scheduler == Scheduler.ROUNDROBIN:
+def select(state: State, key: Key, service: ServiceValue, pressed: bool = False) -> int:
+    """pressed: what depends on turns or loads is selected by hash."""
+    if service.scheduler == Scheduler.ROUNDROBIN and not pressed:
         turn = state.turns[service.farm]
         state.turns[service.farm] += 1
     else:
@@ -380,6 +385,7 @@ def open_connection(
     if is_new:
         count_connection(state, flow.farm, flow.backend)
         affinity.remember(state, key, flow.farm, flow.backend)
+        limits.add_pressure(state, len(key.source))
     return embryonic.entries[key]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bpf.constants import REFRESH_SHIFT, TICK_SHIFT, FlowState
-from ctl.config.model import AllDown, Backend, Config, Farm, Mode, Protocol
+from ctl.config.model import AllDown, Backend, Config, Farm, Mode, OnBackend, Protocol
 from tests.model.connections import FORWARD, RESET, SEEN, is_closed, is_one_way, mirrored
 from tests.model.packet import UDP
 from tests.model.state import Flow, Key, State, Table
@@ -78,6 +78,7 @@ class Daemon:
 
     def _leaving(self, config: Config, down: frozenset[int], now_s: float) -> Leaving:
         owners, dead, idle = dict[int, int](), set[int](), set[int]()
+        keeping = {farm.id for farm in config.farms.values() if farm.removed_policy is OnBackend.KEEP}
         for farm in config.farms.values():
             chosen = {each.id for group in selectable(farm, down) for each in group}
             failed = {each.id for each in farm.backends if each.id in down} - chosen
@@ -86,7 +87,7 @@ class Daemon:
             idle |= {each.id for each in farm.backends} - chosen - failed if chosen else set()
         self.unselectable = {number: self.unselectable.get(number, now_s) for number in idle}
         moves = {number for number, since in self.unselectable.items() if now_s - since >= UDP_MOVES_AFTER_S}
-        return Leaving(True, owners, dead | moves)
+        return Leaving(True, owners, dead | moves, keeping)
 
     def _sweep_table(
         self, state: State, config: Config, table: Table, leaving: Leaving, seen: set[tuple[int, int]], now_s: float
@@ -94,7 +95,7 @@ class Daemon:
         entries = {key: flow.copy() for key, flow in table.entries.items()}
         misplaced = []
         for key, flow in entries.items():
-            if leaving.active and leaving.owners.get(flow.backend) != flow.farm:
+            if leaving.active and leaving.owners.get(flow.backend) != flow.farm and flow.farm not in leaving.keeping:
                 pair = flow.farm, flow.backend
                 seen.add(pair)
                 if now_s - self.gone.setdefault(pair, now_s) >= GONE_AFTER_S:
@@ -133,11 +134,12 @@ class Daemon:
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """owners: farm ids of backends. udp: backends whose UDP flows end."""
+    """owners: farm ids of backends. udp: backends whose UDP flows end. keeping: farms whose removed backends keep theirs."""
 
     active: bool = False
     owners: dict[int, int] = field(default_factory=dict)
     udp: set[int] = field(default_factory=set)
+    keeping: set[int] = field(default_factory=set)
 
 
 def end_opposite(state: State, key: Key, flow: Flow) -> None:

@@ -59,7 +59,7 @@ class Kernel:
         """No configuration, no flows; turns and budgets of answers from the start."""
         self.bed.reset()
         self.plane.apply([ZeroTraffic(tuple(range(1, FARMS)), tuple(range(1, BACKENDS)))])
-        for name, count in (("rotation", FARMS), ("error_budget", 2)):
+        for name, count in (("rotation", FARMS), ("error_budget", 2), ("pressures", 2)):
             for number in range(count):
                 elements.update(self._fds[name], number.to_bytes(4, "little"), bytes(self.plane._maps[name].value.itemsize))
         self._clear_features()
@@ -149,6 +149,12 @@ class Kernel:
         """Connections of farms or backends, by id."""
         found = self.plane.loads(kind)
         return {} if found is None else dict(enumerate(loads_of(found[:count]).tolist()))
+
+    def pressure(self) -> dict[int, tuple[int, int, int]]:
+        """Opened, window and until, by address length."""
+        values = self.plane._maps["pressures"].all_values()
+        rows = values[["opened", "window", "until"]].tolist()
+        return dict(zip(FAMILIES, rows, strict=True))
 
     def half_open(self) -> dict[Client, tuple[int, list[int]]]:
         """The present window and the counts of clients."""

@@ -9,6 +9,7 @@ from bpf.dataplane import PutFarmLimits, ServiceValue
 from tests.model.packet import Verdict
 from tests.model.state import Client, Flow, HalfOpen, Key, State
 
+PRESSURE_WINDOW_SHIFT, PRESSURE_HOLD_TICKS = 4, 150  # a second, ten seconds
 COUNTED = int(FlowState.COUNTED)
 
 
@@ -149,3 +150,27 @@ def best_candidate(state: State, key: Key, service: ServiceValue, start: int, fi
     if not best:
         raise Verdict("drop_backend_full")
     return best
+
+
+# --- floods of SYNs ------------------------------------------------------------------------------------------
+
+
+def is_pressed(state: State, size: int) -> bool:
+    """Are embryonic connections evicted before they can be established?"""
+    return 0 < state.pressure[size].until - state.tick & 0xFFFFFFFF <= PRESSURE_HOLD_TICKS
+
+
+def add_pressure(state: State, size: int) -> None:
+    """A connection was opened."""
+    pressure, window = state.pressure[size], state.tick >> PRESSURE_WINDOW_SHIFT
+    if pressure.window != window:
+        pressure.window, pressure.opened = window, 0
+    pressure.opened += 1
+    if pressure.opened > state.max_embryonic // 2:
+        pressure.until = state.tick + PRESSURE_HOLD_TICKS & 0xFFFFFFFF
+
+
+def relieve_pressure(state: State, size: int) -> None:
+    """A connection was established."""
+    pressure = state.pressure[size]
+    pressure.opened = max(0, pressure.opened - 1)

@@ -147,9 +147,12 @@ class Machine:
 
     def _sweep(self, step: Sweep) -> None:
         self._serving = step.serving
-        setattr(sweeper, "time", SimpleNamespace(monotonic=lambda: self.state.now_ns / 1e9))  # noqa: B010
+        setattr(sweeper, "time", SimpleNamespace(monotonic=self._now_s, time=self._now_s))  # noqa: B010
         self._sweeper.result = self._sweeper._sweep()
         self._daemon.sweep(self.state, self.config, self.down, step.serving)
+
+    def _now_s(self) -> float:
+        return self.state.now_ns / 1e9
 
     def _take_over(self, _: TakeOver) -> None:
         self.kernel.take_over()
@@ -209,6 +212,8 @@ class Machine:
         _compare("persistent", self.kernel.persistent(), clients)
         windows = {client: (each.window, each.opened) for client, each in self.state.half_open.items()}
         _compare("half-open", self.kernel.half_open(), windows)
+        pressure = {size: (each.opened, each.window, each.until) for size, each in self.state.pressure.items()}
+        _compare("pressure", self.kernel.pressure(), pressure)
         _compare("rates", self.kernel.rates(), self.state.rates)
         for kind, loads, count in (("farm", self.state.farm_loads, FARMS), ("backend", self.state.backend_loads, BACKENDS)):
             if self.kernel.has("loads"):

@@ -128,6 +128,15 @@ class HalfOpen:
     opened: list[int]
 
 
+@dataclass(slots=True)
+class Pressure:
+    """Connections that were opened and not established in a window of time, and the tick until which they are too many."""
+
+    opened: int = 0
+    window: int = 0
+    until: int = 0
+
+
 Client = tuple[int, bytes]
 """A farm and an address prefix."""
 
@@ -151,6 +160,7 @@ class State:
     deadline_ns: int = LEASE_FOREVER_NS
     seed: int = 0
     generation: int = 1  # of next hops
+    max_embryonic: int = 1024  # connections per family
     tunnel_sources: dict[int, bytes] = field(default_factory=dict)  # of outer headers, by address length
     vips: dict[bytes, int] = field(default_factory=dict)
     listeners: dict[tuple[bytes, int, int], ServiceValue] = field(default_factory=dict)  # address, port, protocol
@@ -172,6 +182,7 @@ class State:
     backend_loads: dict[int, int] = field(default_factory=dict)
     rates: dict[Client, int] = field(default_factory=dict)
     half_open: dict[Client, HalfOpen] = field(default_factory=dict)
+    pressure: dict[int, Pressure] = field(default_factory=lambda: {4: Pressure(), 16: Pressure()})  # by address length
     turns: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     sent: dict[str, tuple[int, int]] = field(default_factory=dict)  # answers: tick and number by kind
     counters: dict[str, tuple[int, int]] = field(default_factory=lambda: defaultdict(lambda: (0, 0)))
