@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -131,10 +132,14 @@ class _KernelAttacher:
         self._settings, self._plane, self._features = settings, plane, features
         self._bpf_dir = settings.node.bpf_dir
         self._xdp_mode = settings.data.xdp_mode
+        self._lock = threading.Lock()  # the reconciler may attach while a change adds features
+        self._replacing = False
 
     def attach(self, interfaces: Sequence[str]) -> Mapping[str, Attachment]:
         attached = attach.attach(self._bpf_dir, interfaces, self._xdp_mode.value)
-        loader.forget_replaced(self._bpf_dir)
+        with self._lock:
+            if not self._replacing:  # the interfaces may have the program that is being replaced
+                loader.forget_replaced(self._bpf_dir)
         return attached
 
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
@@ -153,11 +158,19 @@ class _KernelAttacher:
         wanted = self._features | features
         if wanted == self._features:
             return
-        loaded = loader.ensure(_build_for(self._settings, wanted))
-        if loaded.how != "adopted":  # by an attempt that failed to attach it
-            self._plane.reopen(self._bpf_dir, loaded.layouts)
-        present = [name for name in self._settings.data.interfaces if Path("/sys/class/net", name).exists()]
-        self.attach(present)
+        with self._lock:
+            self._replacing = True
+        try:
+            loaded = loader.ensure(_build_for(self._settings, wanted))
+            if loaded.how != "adopted":  # by an attempt that failed to attach it
+                self._plane.reopen(self._bpf_dir, loaded.layouts)
+            present = [name for name in self._settings.data.interfaces if Path("/sys/class/net", name).exists()]
+            attach.attach(self._bpf_dir, present, self._xdp_mode.value)
+        finally:
+            with self._lock:
+                self._replacing = False
+        with self._lock:
+            loader.forget_replaced(self._bpf_dir)
         log.info(
             "the program was replaced in %.0f ms: it is compiled for %s", loaded.took_ms, in_words(wanted - self._features)
         )
