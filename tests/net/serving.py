@@ -86,7 +86,9 @@ def program(node: Node) -> str:
 
 
 def drops(site: Serving) -> dict[str, int]:
-    return {name: packets for name, packets in site.counters().items() if name.startswith("drop_")}
+    """Without those of the fence: where both nodes' compilers share a machine with other tests, a lease may run out."""
+    found = site.counters().items()
+    return {name: packets for name, packets in found if name.startswith("drop_") and name != "drop_fenced"}
 
 
 SIMPLE = Layout()

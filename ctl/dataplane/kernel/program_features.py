@@ -50,10 +50,19 @@ class ProgramFeatures:
             doing = f"{self._node} compiles the program for {names}, which takes seconds, or a minute on a slow machine"
             try:
                 with working(doing):
-                    await asyncio.to_thread(self._attacher.add_features, wanted)
-            except PlaneError as error:
+                    await self._add(wanted)
+            except (PlaneError, OSError) as error:
                 refusal = XlbError(f"the program for {names} cannot be used on {self._node}: {error}", Code.KERNEL_REFUSED)
                 self._failure = self._now_ns(), missing, refusal
                 raise refusal from error
             self._failure = None
             return f"compiled the program for {names}: {time.monotonic() - began_s:.1f} s"
+
+    async def _add(self, wanted: frozenset[str]) -> None:
+        """To its end even when the asker goes away: two builds at once would remove each other's files."""
+        future = asyncio.get_running_loop().run_in_executor(None, self._attacher.add_features, wanted)
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,14 +17,16 @@ from ctl.config.changes import change
 from ctl.config.model import Config
 from ctl.dataplane import features
 from ctl.dataplane.kernel import program_features
+from ctl.dataplane.kernel.program_features import ProgramFeatures
 from ctl.errors import Code
 from ctl.node import running_configuration
 from ctl.state.store import Store
 from tests.fakes.daemon import FakeAttacher, RunningDaemon, running_daemon
+from tests.fakes.network import FakeNetwork
 from tests.fakes.pair import paired_sites
 from tests.refusals import refused
 from tests.tree import TREE
-from tests.wait import wait_until
+from tests.wait import wait_until, wait_until_async
 
 VIP = {"address": "10.77.0.100/24", "device": "eth0"}
 FARM = {"name": "web", "vip": "10.77.0.100", "port": 80, "health": {"kind": "none"}}
@@ -128,6 +131,33 @@ def test_the_loop_answers_while_the_compiler_runs(daemon: RunningDaemon, monkeyp
         may_end.set()
         asking.join(20)
     assert daemon.call("farm.show", name="web")["toa"] is True
+
+
+def test_a_build_is_not_abandoned_when_its_asker_goes_away() -> None:
+    running: list[int] = []
+
+    class Slow(FakeAttacher):
+        def add_features(self, features: frozenset[str]) -> None:
+            running.append(1)
+            assert len(running) == 1, "two builds at once"
+            may_end.wait(20)
+            self.compiled |= features
+            running.pop()
+
+    async def scene() -> None:
+        attacher = Slow(FakeNetwork())
+        program = ProgramFeatures("lb1", attacher)
+        first = asyncio.ensure_future(program.require(frozenset({"toa"})))
+        await wait_until_async(lambda: bool(running), "the build")
+        first.cancel()
+        second = asyncio.ensure_future(program.require(frozenset({"toa", "quic"})))
+        await asyncio.sleep(0)
+        may_end.set()
+        await second
+        assert attacher.compiled == {"toa", "quic"} and first.cancelled()
+
+    may_end = threading.Event()
+    asyncio.run(scene())
 
 
 def test_a_restart_has_the_program_of_its_configuration(daemon: RunningDaemon, tmp_path: Path) -> None:
