@@ -8,7 +8,17 @@ from typing import Any
 import click
 
 from ctl.cli.base import Session, XlbGroup, pass_session
-from ctl.cli.options import SERVER, collect_fields, decorated, endpoint_argument, farm_argument, number, setting_options
+from ctl.cli.farm import show_impact
+from ctl.cli.options import (
+    SERVER,
+    collect_fields,
+    decorated,
+    dry_run_option,
+    endpoint_argument,
+    farm_argument,
+    number,
+    setting_options,
+)
 from ctl.cli.output import show
 from ctl.config.model import DrainThen, format_endpoint
 from ctl.config.settings import BACKEND_SETTINGS
@@ -37,10 +47,11 @@ def backend() -> None:
 @farm_argument
 @click.argument("endpoint", type=SERVER, metavar="ADDR[:PORT]")
 @decorated(setting_options(BACKEND_SETTINGS, adding=True))
+@dry_run_option
 @pass_session
-def add(session: Session, /, farm: str, endpoint: tuple[str, int | None], **options: Any) -> None:
+def add(session: Session, /, farm: str, endpoint: tuple[str, int | None], dry_run: bool, **options: Any) -> None:
     """Add a server to a farm."""
-    _change(session, "add", farm, endpoint, "added", **collect_fields(options, BACKEND_SETTINGS))
+    _change(session, "add", farm, endpoint, "added", dry_run, **collect_fields(options, BACKEND_SETTINGS))
 
 
 @backend.command(
@@ -50,15 +61,16 @@ def add(session: Session, /, farm: str, endpoint: tuple[str, int | None], **opti
 @endpoint_argument
 @decorated(setting_options(BACKEND_SETTINGS, adding=False))
 @click.option("--drain/--no-drain", "draining", default=None, help="Stop or resume new connections to this server.")
+@dry_run_option
 @click.pass_context
-def set_(ctx: click.Context, /, farm: str, endpoint: tuple[str, int | None], **options: Any) -> None:
+def set_(ctx: click.Context, /, farm: str, endpoint: tuple[str, int | None], dry_run: bool, **options: Any) -> None:
     """Change the given settings and keep the others; existing connections keep their backend."""
     fields = collect_fields(options, BACKEND_SETTINGS)
     if not fields:
         raise click.UsageError("nothing to change: give --weight, --priority, --drain or another option", ctx)
     session = ctx.find_object(Session)
     assert session is not None
-    _change(session, "set", farm, endpoint, "changed", **fields)
+    _change(session, "set", farm, endpoint, "changed", dry_run, **fields)
 
 
 @backend.command(
@@ -78,17 +90,24 @@ def set_(ctx: click.Context, /, farm: str, endpoint: tuple[str, int | None], **o
     help="What happens at the deadline to the connections that are left: nothing (keep), or they end (cut).  [default: keep]",
 )
 @click.option("--wait", is_flag=True, help="Wait until no connection is left, or the deadline; Ctrl-C leaves the drain.")
+@dry_run_option
 @pass_session
 def drain(
-    session: Session, farm: str, endpoint: tuple[str, int | None], deadline: int | None, drain_then: str | None, wait: bool
+    session: Session,
+    farm: str,
+    endpoint: tuple[str, int | None],
+    deadline: int | None,
+    drain_then: str | None,
+    wait: bool,
+    dry_run: bool,
 ) -> None:
     """Send a server no new connections and let its connections finish; 'backend set … --no-drain' ends the drain."""
     if drain_then and deadline is None:
         raise click.UsageError("--then needs --deadline")
     fields = {"deadline": deadline, "drain_then": drain_then}
     given = {name: value for name, value in fields.items() if value is not None}
-    if not wait:
-        _change(session, "drain", farm, endpoint, "draining", **given)
+    if dry_run or not wait:
+        _change(session, "drain", farm, endpoint, "draining", dry_run, **given)
         return
     session.call("backend.drain", farm=farm, address=endpoint[0], port=endpoint[1], **given)
     show(session.json, _wait(session, farm, endpoint), lambda end: click.echo(_drained(farm, end)))
@@ -125,14 +144,20 @@ def _drained(farm: str, end: dict[str, Any]) -> str:
 @farm_argument
 @endpoint_argument
 @click.option("--now", is_flag=True, help="End its connections, also where the farm keeps them (--on-backend-removed keep).")
+@dry_run_option
 @pass_session
-def remove(session: Session, farm: str, endpoint: tuple[str, int | None], now: bool) -> None:
+def remove(session: Session, farm: str, endpoint: tuple[str, int | None], now: bool, dry_run: bool) -> None:
     """Remove a server from a farm; its connections end unless the farm keeps them. Drain it first to let them finish."""
-    _change(session, "remove", farm, endpoint, "removed", **({"now": True} if now else {}))
+    _change(session, "remove", farm, endpoint, "removed", dry_run, **({"now": True} if now else {}))
 
 
-def _change(session: Session, verb: str, farm: str, endpoint: tuple[str, int | None], done: str, **fields: Any) -> None:
+def _change(
+    session: Session, verb: str, farm: str, endpoint: tuple[str, int | None], done: str, dry_run: bool = False, **fields: Any
+) -> None:
     address, port = endpoint
+    if dry_run:
+        show_impact(session, f"backend.{verb}", farm=farm, address=address, port=port, **fields)
+        return
     result = session.call(f"backend.{verb}", farm=farm, address=address, port=port, **fields)
     show(
         session.json,

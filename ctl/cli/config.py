@@ -11,7 +11,7 @@ import click
 from ctl.api.protocol import MAX_MESSAGE_BYTES
 from ctl.cli.base import Session, XlbCommand, pass_session
 from ctl.cli.options import file_option
-from ctl.cli.output import plural, print_json, show
+from ctl.cli.output import has_effect, plural, print_impact, print_json, show
 from ctl.errors import InvalidInput, storage_code
 
 MAX_NAMED = 5
@@ -42,7 +42,12 @@ def apply(session: Session, path: Path, dry_run: bool, yes: bool, force: bool) -
     if removals and not yes:
         _confirm(removals)
     changes = _ask(session, "config.apply", source, document, dry_run=dry_run, force=force or None)
-    show(session.json, {"changes": changes, "applied": not dry_run}, lambda _: _print_changes(changes, dry_run))
+    answer: dict[str, Any] = {"changes": changes, "applied": not dry_run}
+    if dry_run:
+        answer["impact"] = session.call("config.impact", document=document)
+    show(session.json, answer, lambda _: _print_changes(changes, dry_run))
+    if dry_run and not session.json and has_effect(answer["impact"]):
+        print_impact(answer["impact"])
 
 
 @click.command("diff", cls=XlbCommand, examples=["xlbctl diff -f farms.toml", "xlbctl diff -f farms.toml && echo same"])

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from ctl.cli.base import Session, XlbGroup, pass_session
-from ctl.cli.options import collect_farm_fields, complete_farm, farm_options, listener
-from ctl.cli.output import byte_count, count, duration, print_fields, print_table, share, show
+from ctl.cli.options import collect_farm_fields, complete_farm, dry_run_option, farm_options, listener
+from ctl.cli.output import byte_count, count, duration, print_fields, print_impact, print_table, share, show
 from ctl.cli.terminal.tables import Column
 from ctl.config.model import format_endpoint
 from ctl.config.settings import FARM_SETTINGS
@@ -95,14 +95,18 @@ def show_(session: Session, name: str) -> None:
 )
 @click.argument("name", shell_complete=complete_farm)
 @farm_options(adding=False)
+@dry_run_option
 @click.pass_context
-def set_(ctx: click.Context, /, name: str, **options: Any) -> None:
+def set_(ctx: click.Context, /, name: str, dry_run: bool, **options: Any) -> None:
     """Change the given settings and keep the others; existing connections keep their backend."""
     fields = collect_farm_fields(options)
     if not fields:
         raise click.UsageError("nothing to change: give at least one option", ctx)
     session = ctx.find_object(Session)
     assert session is not None
+    if dry_run:
+        show_impact(session, "farm.set", name=name, **fields)
+        return
     result = session.call("farm.set", name=name, **fields)
     show(session.json, result, lambda farm: click.echo(f"farm {name} changed: {summary(farm)}"))
 
@@ -112,8 +116,12 @@ def _verb(verb: str, done: str, text: str) -> Callable[..., None]:
 
     @farm.command(verb, help=text, examples=[f"xlbctl farm {verb} web"])
     @click.argument("name", shell_complete=complete_farm)
+    @dry_run_option
     @pass_session
-    def command(session: Session, name: str) -> None:
+    def command(session: Session, name: str, dry_run: bool) -> None:
+        if dry_run:
+            show_impact(session, f"farm.{verb}", name=name)
+            return
         result = session.call(f"farm.{verb}", name=name)
         show(session.json, result, lambda _: click.echo(f"farm {name} {done}"))
 
@@ -123,6 +131,12 @@ def _verb(verb: str, done: str, text: str) -> Callable[..., None]:
 delete = _verb("delete", "deleted", "Delete a farm and its backends; its connections end.")
 start = _verb("start", "started", "Accept new connections again after a stop.")
 stop = _verb("stop", "stopped", "Accept no new connections; existing connections continue and the settings remain.")
+
+
+def show_impact(session: Session, change: str, **arguments: Any) -> None:
+    """Ask for the impact of a change and print it."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    show(session.json, session.call("config.impact", change=change, arguments=given), print_impact)
 
 
 def summary(farm: dict[str, Any]) -> str:

@@ -217,6 +217,13 @@ def endpoint_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("endpoint", type=SERVER, metavar="ADDR[:PORT]", shell_complete=complete_backend)(command)
 
 
+def dry_run_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--dry-run`: see ctl/cli/output.py."""
+    return click.option("--dry-run", is_flag=True, help="Show what would happen to connections and clients; change nothing.")(
+        command
+    )
+
+
 def yes_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--yes`: ask nothing."""
     return click.option("--yes", is_flag=True, help="Do not ask for confirmation.")(command)

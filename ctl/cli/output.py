@@ -159,3 +159,41 @@ def _scaled(value: float) -> str:
     if index:
         return f"{value:.3g}{_PREFIXES[index]}"
     return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+IMPACT_COLUMNS = (
+    Column("FARM"),
+    Column("BACKEND"),
+    Column("CONNECTIONS", right=True),
+    Column("THEY"),
+    Column("SHARE NOW", right=True),
+    Column("SHARE THEN", right=True),
+)
+
+
+def has_effect(impact: dict[str, Any]) -> bool:
+    """Whether a connection moves or ends, or a new client gets another backend."""
+    totals = impact["connections"]
+    return bool(totals["move"] or totals["end"] or any(each["clients_moved"] for each in impact["farms"]))
+
+
+def print_impact(impact: dict[str, Any]) -> None:
+    """Print a table of the backends, then the sums."""
+    rows = [
+        (
+            farm["farm"],
+            each["backend"],
+            count(each["connections"]),
+            each["fate"],
+            f"{each['share_before']:.1%}",
+            f"{each['share_after']:.1%}",
+        )
+        for farm in impact["farms"]
+        for each in farm["backends"]
+    ]
+    print_table(IMPACT_COLUMNS, rows, "No farm with backends would change.")
+    totals = impact["connections"]
+    click.echo(f"connections: {totals['stay']} stay, {totals['move']} move, {totals['end']} end")
+    for farm in impact["farms"]:
+        if farm["clients_moved"] is not None:
+            click.echo(f"farm {farm['farm']}: {farm['clients_moved']:.1%} of new clients get another backend")

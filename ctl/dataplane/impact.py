@@ -6,16 +6,18 @@ are given, tells what happens to them (`ctl.dataplane.placement`). Pure. Must no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctl.config.model import Config, Farm, Scheduler
+from ctl.config.model import Backend, Config, DrainThen, Farm, OnBackend, Protocol, Scheduler
 from ctl.config.table_sizes import size_of
 from ctl.dataplane import maglev
 from ctl.dataplane.planner import eligible_backends
+from ctl.dataplane.slow_start import weighted
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Resized:
     def message(self) -> str:
         return (
             f"lookup table of farm {self.farm} changed from {self.before} to {self.after} slots: "
-            f"{self.moved:.0%} of its clients get another backend"
+            f"{self.moved * 100:.0f} % of its clients get another backend"
         )
 
 
@@ -61,6 +63,101 @@ def moved_share(before: Farm, after: Farm, down: AbstractSet[int]) -> float | No
 def table_of(part: Farm, down: AbstractSet[int]) -> NDArray[np.uint32] | None:
     """The lookup table of a farm's part; None: it has none."""
     eligible = eligible_backends(part, down)
-    if part.scheduler is Scheduler.ROUNDROBIN or not eligible:
+    if part.scheduler not in (Scheduler.MAGLEV, Scheduler.SOURCE) or not eligible:
         return None
     return maglev.lookup_table(eligible, size_of(part))
+
+
+@dataclass(frozen=True, slots=True)
+class BackendImpact:
+    """A backend before and after a change. fate: what happens to its connections, "stay", "move" or "end"."""
+
+    farm: str
+    backend: str
+    connections: int
+    fate: str
+    share_before: float  # of new connections, 0 to 1
+    share_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class FarmImpact:
+    """A farm that a change touches. clients_moved: None without a lookup table before and after."""
+
+    farm: str
+    clients_moved: float | None
+    backends: tuple[BackendImpact, ...]
+
+
+def of_change(
+    old: Config, new: Config, down: AbstractSet[int], shares: Mapping[int, int], connections: Mapping[tuple[int, int], int]
+) -> list[FarmImpact]:
+    """What a change does to each farm that differs.
+
+    down: ids of backends that are down. shares: of `ctl.dataplane.slow_start`. connections: by farm and backend id.
+    """
+    found = []
+    for name in sorted(old.farms.keys() | new.farms.keys()):
+        before, after = old.farms.get(name), new.farms.get(name)
+        if before is not after:
+            found.append(_of_farm(name, before, after, down, shares, connections))
+    return found
+
+
+def _of_farm(
+    name: str,
+    before: Farm | None,
+    after: Farm | None,
+    down: AbstractSet[int],
+    shares: Mapping[int, int],
+    connections: Mapping[tuple[int, int], int],
+) -> FarmImpact:
+    earlier, later = (_shares(farm, down, shares) if farm is not None else {} for farm in (before, after))
+    known = {each.id: each for farm in (after, before) if farm is not None for each in farm.backends}
+    rows = [
+        BackendImpact(
+            name,
+            known[number].endpoint,
+            connections.get(((before or after).id, number), 0),  # type: ignore[union-attr]
+            _fate(before, after, known[number], down),
+            earlier.get(number, 0.0),
+            later.get(number, 0.0),
+        )
+        for number in sorted(known)
+    ]
+    moved = moved_share(before, after, down) if before is not None and after is not None else None
+    return FarmImpact(name, moved, tuple(rows))
+
+
+def _shares(farm: Farm, down: AbstractSet[int], shares: Mapping[int, int]) -> dict[int, float]:
+    """The share of new connections of each backend, of the tables that the planner writes; mean of the address families."""
+    found: dict[int, float] = {}
+    parts = farm.parts if farm.enabled else ()
+    for part in parts:
+        eligible = weighted(eligible_backends(part, down), shares)
+        if not eligible:
+            continue
+        in_turn = part.scheduler is Scheduler.ROUNDROBIN
+        table = maglev.turn_order(eligible) if in_turn else maglev.lookup_table(eligible, size_of(farm))
+        ids, counts = np.unique(table, return_counts=True)
+        for number, count in zip(ids.tolist(), counts.tolist(), strict=True):
+            found[number] = found.get(number, 0.0) + count / len(table) / len(parts)
+    return found
+
+
+def _fate(before: Farm | None, after: Farm | None, backend: Backend, down: AbstractSet[int]) -> str:
+    """What happens to the connections of a backend, as `ctl.dataplane.placement` decides it."""
+    if before is None:
+        return "stay"
+    leaving = "move" if before.protocol is Protocol.UDP else "end"
+    now = next((each for each in after.backends if each.id == backend.id), None) if after is not None else None
+    if after is None:
+        return "end"
+    if now is None:
+        return "stay" if after.removed_policy is OnBackend.KEEP else leaving
+    if now.draining and now.drain_until and now.drain_then is DrainThen.CUT:
+        return leaving
+    eligible = {each.id for each in eligible_backends(after, down)}
+    if before.protocol is Protocol.UDP and eligible and now.id not in eligible | set(down):
+        return "move"
+    return "stay"

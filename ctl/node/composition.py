@@ -6,7 +6,7 @@ network and attacher are arguments, so that tests compose a node on fakes; the d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ctl.api.commands import doctor
 from ctl.api.commands.backend import BackendCommands
@@ -16,6 +16,7 @@ from ctl.api.commands.conn import ConnectionCommands
 from ctl.api.commands.dispatcher import Dispatcher
 from ctl.api.commands.farm import FarmCommands
 from ctl.api.commands.gauges import Gauges
+from ctl.api.commands.impact import ImpactCommand
 from ctl.api.commands.own_addresses import OwnAddresses
 from ctl.api.commands.peer_report import PeerReport
 from ctl.api.commands.prefixes import PrefixCommands
@@ -266,6 +267,9 @@ def _register_commands(
     def config() -> Config:
         return local.transaction.config
 
+    def shares() -> Mapping[int, int]:
+        return local.transaction.shares
+
     own = OwnAddresses(settings.node.name, network, local.addresses, lambda: parts.membership)
     own.answer(questions)
     gauges = Gauges(plane, local.sweeper, health)
@@ -311,9 +315,8 @@ def _register_commands(
     BackendCommands(commit, gauges, own, local.sweeper.flush).register(dispatcher)
     PrefixCommands(config, commit).register(dispatcher)
     ConfigCommands(config, commit, own).register(dispatcher)
-    ConnectionCommands(
-        config, plane, local.sweeper, health, network, status.standing, lambda: local.transaction.shares
-    ).register(dispatcher)
+    ImpactCommand(config, plane, local.sweeper, health, shares).register(dispatcher)
+    ConnectionCommands(config, plane, local.sweeper, health, network, status.standing, shares).register(dispatcher)
     status.register(dispatcher)
     doctor.register(dispatcher, examined)
     ClusterCommands(parts.membership, parts.pairing, parts.cluster_check, status).register(dispatcher)

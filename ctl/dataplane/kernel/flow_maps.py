@@ -55,6 +55,18 @@ def count(plane: DataPlane, selection: FlowSelection) -> int:
     )
 
 
+def count_by_backend(plane: DataPlane) -> dict[tuple[int, int], int]:
+    """Connections by farm and backend id."""
+    found: dict[tuple[int, int], int] = {}
+    for _, _, _, values in slices(plane):
+        forward = values[is_forward(values)]
+        codes, counts = np.unique(forward["farm"].astype(np.uint64) << 32 | forward["backend"], return_counts=True)
+        for code, number in zip(codes.tolist(), counts.tolist(), strict=True):
+            key = (code >> 32, code & 0xFFFFFFFF)
+            found[key] = found.get(key, 0) + number
+    return found
+
+
 def collect(plane: DataPlane, selection: FlowSelection, limit: int) -> tuple[list[FlowEntry], int]:
     """At most `limit` connections, and their total number."""
     entries: list[FlowEntry] = []

@@ -174,10 +174,9 @@ class Sweeper:
             self._correct(kind, loads[kind], counted)
         for drain in ended:
             left = self.result.connections.get(drain.id, 0)
-            what = "ended" if drain.cut else "continue"
-            log.info(
-                "drain of backend %s of farm %s reached its deadline: %d connections %s", drain.backend, drain.farm, left, what
-            )
+            ended_text = "drain of backend %s of farm %s reached its deadline: %d connections ended"
+            kept_text = "drain of backend %s of farm %s reached its deadline: %d connections continue"
+            log.info(ended_text if drain.cut else kept_text, drain.backend, drain.farm, left)
         if moved:
             log.info("flows to removed, failed or unused backends ended: %d entries", moved)
         return SweepResult(

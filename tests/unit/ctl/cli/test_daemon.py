@@ -185,6 +185,23 @@ def test_a_drain_is_waited_for_and_left_in_place(daemon: RunningDaemon, xlbctl: 
         assert code == 2 and "--" in err
 
 
+def test_a_dry_run_tells_what_would_happen(xlbctl: Xlbctl, web: None) -> None:
+    before = xlbctl("export")
+    for command in (
+        ("farm", "set", "web", "--table-size", "1021"),
+        ("farm", "stop", "web"),
+        ("farm", "delete", "web"),
+        ("backend", "add", "web", "10.77.0.13:8080"),
+        ("backend", "set", "web", "10.77.0.11:8080", "--weight", "0"),
+        ("backend", "drain", "web", "10.77.0.11:8080", "--deadline", "5"),
+        ("backend", "remove", "web", "10.77.0.11:8080", "--now"),
+    ):
+        assert "connections: 0 stay, 0 move, 0 end" in xlbctl(*command, "--dry-run"), command
+        answer = json.loads(xlbctl("-o", "json", *command, "--dry-run"))
+        assert [each["farm"] for each in answer["farms"]] == ["web"]
+    assert xlbctl("export") == before
+
+
 @pytest.mark.usefixtures("web")
 def test_backends_are_changed_drained_and_removed(xlbctl: Xlbctl) -> None:
     def states() -> list[tuple[int, str]]:

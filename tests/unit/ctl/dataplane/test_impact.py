@@ -23,7 +23,7 @@ def test_another_size_of_a_table_is_announced_with_the_clients_that_move() -> No
     (found,) = resize(config())
     assert (found.farm, found.before, found.after) == ("web", 16381, 1021)
     assert 0.7 < found.moved < 0.8
-    assert "from 16381 to 1021 slots: 75% of its clients" in found.message
+    assert "from 16381 to 1021 slots: 75 % of its clients" in found.message
 
 
 def test_only_a_table_in_use_is_announced() -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -464,6 +465,33 @@ def test_a_drain_with_a_deadline_cuts_what_is_left(daemon: RunningDaemon, caplog
     assert time.time() >= drained["drain_until"]
     assert f"drain of backend {SERVERS[0]}:8080 of farm web reached its deadline" in caplog.text
     assert accepting(daemon.plane) == set(SERVERS[1:]), "it stays drained"
+
+
+def test_a_dry_run_counts_live_connections_and_changes_nothing(daemon: RunningDaemon) -> None:
+    for port in range(40001, 40011):
+        put_connection(daemon, port, SERVERS[port % 3])
+    on_first = sum(port % 3 == 0 for port in range(40001, 40011))
+    generation, server = daemon.farms.generation, {"farm": "web", "address": SERVERS[0], "port": 8080}
+
+    def asked(change: str, **more: object) -> tuple[dict[str, int], dict[str, Any]]:
+        answer = daemon.call("config.impact", change=change, arguments=server | more)
+        (farm,) = answer["farms"]
+        return answer["connections"], farm
+
+    totals, farm = asked("backend.remove")
+    assert totals == {"stay": 10 - on_first, "move": 0, "end": on_first}
+    assert 0.33 < farm["clients_moved"] < 0.36
+    before = {each["backend"]: (each["share_before"], each["share_after"]) for each in farm["backends"]}
+    assert before[f"{SERVERS[0]}:8080"] == (pytest.approx(1 / 3, abs=0.001), 0)
+    assert before[f"{SERVERS[1]}:8080"] == (pytest.approx(1 / 3, abs=0.001), pytest.approx(1 / 2, abs=0.001))
+    assert asked("backend.set", weight=0)[0] == {"stay": 10, "move": 0, "end": 0}
+    assert asked("backend.drain", deadline=60, drain_then="cut")[0]["end"] == on_first
+    whole = daemon.call("config.impact", change="farm.delete", arguments={"name": "web"})
+    assert whole["connections"] == {"stay": 0, "move": 0, "end": 10}
+    assert daemon.call("config.impact", document={"vip": [], "farm": []})["connections"]["end"] == 10
+    with invalid(Code.INVALID_VALUE, "change"):
+        daemon.call("config.impact", change="conn.flush")
+    assert daemon.farms.generation == generation and daemon.call("conn.count") == {"total": 10}
 
 
 @pytest.mark.parametrize("deadline", [0, -1, True, "5", 10**9])
