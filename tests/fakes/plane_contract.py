@@ -7,12 +7,14 @@ and tests/unit/bpf/test_plane_contract.py run it.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from bpf import columns
 from bpf.constants import (
     COUNTERS,
     LEASE_FOREVER_NS,
@@ -49,7 +51,11 @@ from bpf.dataplane import (
     ZeroTraffic,
 )
 from bpf.kernel.plane import KernelPlane
+from ctl.dataplane import planner
 from tests.fakes.plane import FakePlane
+from tests.model.generate import Generator
+from tests.model.routes import Routes
+from tests.model.state import State
 
 VIPS = {"v4": "192.0.2.10", "v6": "2001:db8::10"}
 OTHER_VIPS = {"v4": "192.0.2.20", "v6": "2001:db8::20"}
@@ -124,6 +130,26 @@ class PlaneContract:
         assert plane.services() == {key: value, wide: of_wide}
         plane.apply([DeleteService(wide)])
         assert plane.services() == {key: value}
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_the_maps_hold_what_the_model_holds(self, subject: Subject, seed: int) -> None:
+        """Random configurations, one after the other, by the real planner; the model of the data plane has the same content."""
+        state = State(Routes())
+        generator, planned = Generator(random.Random(seed), state), planner.PlannerState()
+        for _ in range(12):
+            step, complete = generator.configure(), False
+            while not complete:
+                plan = planner.plan(planned, step.config, step.down)
+                subject.plane.apply(plan.operations)
+                for operation in plan.operations:
+                    state.apply(operation)
+                planned, complete = plan.state, plan.complete
+            assert {columns.address_bytes(address): flags for address, flags in subject.plane.vips().items()} == state.vips
+            assert subject.plane.servers() == state.servers
+            exact = {(key.address, key.port, key.protocol): each for key, each in subject.plane.services().items()}
+            for (address, port, protocol), value in state.listeners.items():
+                assert exact[columns.address_text(address), port, protocol] == value
+            assert len(exact) == len(state.listeners) + len(state.ranges)
 
     @both_families
     def test_several_ranges_of_a_farm_are_read_back(self, subject: Subject, family: str) -> None:
