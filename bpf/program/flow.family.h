@@ -192,7 +192,7 @@ static __always_inline void search_source_FAM(struct connection_FAM *connection)
 	struct flow_FAM *holder;
 
 #pragma clang loop unroll(disable)
-	for (u32 attempt = 1; attempt < MAX_SNAT_CANDIDATES; attempt++) {
+	for (u32 attempt = 1; attempt < MAX_SNAT_CANDIDATES; attempt = next_round(attempt)) {
 		spread = spread_attempt(attempt < FIXED_SNAT_CANDIDATES ? connection->hash : salted, attempt);
 		port = port_of_attempt(&connection->ports, connection->hash, spread, attempt);
 		set_attempt_FAM(connection, spread, port);

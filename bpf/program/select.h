@@ -23,6 +23,15 @@ static __always_inline u32 avalanche(u32 hash)
 	return hash ^ hash >> 16;
 }
 
+/* Count the rounds of a loop. Older kernels, 6.1 among them, take a loop only if a jump leads back to its first instruction, so this ends
+ * with one: the kernel removes a jump to the next instruction, and the compiler cannot put its own arithmetic behind it. */
+static __always_inline u32 next_round(u32 round)
+{
+	round++;
+	asm volatile("goto +0" : "+r"(round));
+	return round;
+}
+
 /* Map `value` to 0 … count-1 without a division. */
 static __always_inline u32 scale(u32 value, u32 count)
 {

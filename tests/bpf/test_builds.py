@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from bpf.constants import Handler
 from ctl.dataplane import features
 from tests.bpf.bed import DROP, FAMILIES, Bed, why_not
+from tests.bpf.bytecode import instructions, refused_back_edges
 from tests.bpf.packets import from_backend, from_client
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -46,3 +51,13 @@ def test_without_features_the_entry_program_has_known_flows_only() -> None:
         programs = bed.programs()
     assert set(programs) == PROGRAMS - {"xlb_choose"}
     assert programs["xlb"].instructions <= KNOWN_FLOWS, programs
+
+
+@pytest.mark.parametrize("chosen", [(), tuple(sorted(features.WORDS))], ids=["no feature", "every feature"])
+def test_older_kernels_take_the_loops(chosen: tuple[str, ...]) -> None:
+    """Those of Debian 12, Linux 6.1, among them; the kernel that runs the tests may be newer."""
+    command = [sys.executable, "-m", "tests.bpf.bytecode", *chosen]
+    answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert {"xlb", "xlb_v4", "xlb_open_v6"} <= answer.keys()
+    refused = {name: refused_back_edges(instructions(bytes.fromhex(code))) for name, code in answer.items()}
+    assert not any(refused.values()), refused
