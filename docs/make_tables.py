@@ -172,7 +172,7 @@ VALUES = {
     "farm.vip": "address, or several",
     "farm.port": "1 to 65535, ranges, a list, or `all`",
     "farm.proto": _choices(Protocol),
-    "farm.mode": _codes(settings.choices(Mode, "farm.mode")),
+    "farm.mode": _codes(list(Mode)),
     "farm.snat_address": "address, or several",
     "farm.health.kind": _choices(CheckKind),
     "farm.health.interval_ms": f"10 to {settings.MAX_INTERVAL_MS}",
@@ -193,8 +193,6 @@ GROUPS = (
     (settings.CHECK_SETTINGS, "farm.health"),
     (settings.BACKEND_SETTINGS, "farm.backend"),
 )
-LATER = {f"{prefix}.{each.name}" for of, prefix in GROUPS for each in of if each.is_later}
-"""Settings that this version does not support."""
 for _of, _prefix in GROUPS:
     for _setting in _of:
         MEANINGS[f"{_prefix}.{_setting.name}"] = _setting.meaning
@@ -226,8 +224,6 @@ def farm_settings() -> Iterator[str]:
 def _settings(place: str, defaults: Mapping[str, object], given: Mapping[str, object]) -> Iterator[Sequence[str]]:
     for name, default in defaults.items():
         key = f"{place}.{name}"
-        if key in LATER:
-            continue
         values = "`true`, `false`" if isinstance(default, bool) else VALUES[key]
         shown = "" if name in given else DEFAULTS_ELSEWHERE.get(key) or f"`{default}`"
         yield f"`{key}`", values, shown.replace("`True`", "`true`").replace("`False`", "`false`"), MEANINGS[key]

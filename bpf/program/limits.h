@@ -15,12 +15,12 @@ struct farm_limits {
 	u32 max_half_open;    /* of a client prefix */
 	u32 rate_interval_ns; /* between two connections of a client prefix, in the long run */
 	u32 half_open_ticks;  /* of one of HALF_OPEN_WINDOWS: together as long as a connection may be half-open */
-	u32 allow;	      /* id of a list in `prefixes` */
+	u32 allow;            /* id of a list in `prefixes` */
 	u32 deny;
 	struct addr_v4 client_mask_v4; /* the bits of an address that make a client */
 	struct addr_v6 client_mask_v6;
-	u32 backends_limited; /* some backend has max_connections */
-	u32 candidate_count[2]; /* per family of the VIP: backends to choose from; 0: those of the slots */
+	u32 backends_limited;              /* some backend has max_connections */
+	u32 candidate_count[2];            /* per family of the VIP: backends to choose from; 0: those of the slots */
 	u32 candidate[2 * MAX_CANDIDATES]; /* their ids, each once per family */
 };
 _Static_assert(sizeof(struct farm_limits) == 56 + 8 * MAX_CANDIDATES, "farm_limits");
@@ -38,7 +38,7 @@ struct load {
 };
 
 struct backend_limits {
-	u32 weight;	     /* of leastconn, above 0 */
+	u32 weight;          /* of leastconn, above 0 */
 	u32 max_connections; /* 0: no limit */
 };
 

@@ -41,8 +41,8 @@ static __always_inline void choose_candidate(struct choice *choice, struct farm_
 		if (i >= count)
 			break;
 		choice->at = at + 1 < total ? at + 1 : 0;
-		id = listed ? limits->candidate[family * MAX_CANDIDATES + at % MAX_CANDIDATES] :
-			      backend_at(choice->slot_offset + at);
+		id = listed ? limits->candidate[family * MAX_CANDIDATES + at % MAX_CANDIDATES]
+			    : backend_at(choice->slot_offset + at);
 		of_backend = backend_limits.lookup(&id);
 		load = backend_loads.lookup(&id);
 		if (!id || !of_backend || !load)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ctl.config.model import CheckKind, Mode, Protocol, format_endpoint, format_ports
-from ctl.config.settings import CHECK_SETTINGS, FARM_SETTINGS, Setting, choices
+from ctl.config.settings import CHECK_SETTINGS, FARM_SETTINGS, Setting
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -258,10 +258,10 @@ def _setting_option(setting: Setting, adding: bool, prefix: str) -> Decorator:
     if adding:
         text += f"  [default: {setting.shown_default.replace('`', '') or _shown(setting.default)}]"
     if isinstance(setting.default, bool):
-        return click.option(f"{option}/--no-{option[2:]}", name, default=None, hidden=setting.is_later, help=text)
+        return click.option(f"{option}/--no-{option[2:]}", name, default=None, help=text)
     names = [option] if option[2:].replace("-", "_") == name else [option, f"{option}-s"]
     metavar = None if setting.allowed or setting.among else setting.unit
-    return click.option(*names, name, type=_type(setting), metavar=metavar, hidden=setting.is_later, help=text)
+    return click.option(*names, name, type=_type(setting), metavar=metavar, help=text)
 
 
 def _type(setting: Setting) -> ParamType:
@@ -306,7 +306,7 @@ def farm_options(adding: bool) -> Decorator:
         click.option("--proto", type=_choice(Protocol), help=f"Transport.{default('tcp')}"),
         click.option(
             "--mode",
-            type=click.Choice(choices(Mode, "farm.mode")),
+            type=click.Choice([each.value for each in Mode]),
             help=f"snat hides the client's address from backends, dnat keeps it.{default('snat')}",
         ),
         click.option(

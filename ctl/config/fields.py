@@ -23,7 +23,7 @@ from ctl.config.model import (
     Protocol,
     Vip,
 )
-from ctl.config.settings import BACKEND_SETTINGS, CHECK_SETTINGS, FARM_SETTINGS, Setting, choices
+from ctl.config.settings import BACKEND_SETTINGS, CHECK_SETTINGS, FARM_SETTINGS, Setting
 from ctl.config.validation import KIND_DEFAULTS, KINDS_OF, canonical_address, check_bounds, suggest
 from ctl.errors import Code, InvalidInput
 
@@ -105,15 +105,11 @@ class Fields:
             raise self._wrong(name, "true or false")
         return value
 
-    def choice(self, name: str, kind: type[_Enum], default: _Enum | None = None, allowed: Sequence[str] = ()) -> _Enum:
-        """allowed: the values of `kind` that this version supports; empty: all."""
-        allowed = allowed or tuple(kind)
-        expected = " or ".join(each or '""' for each in allowed)
+    def choice(self, name: str, kind: type[_Enum], default: _Enum | None = None) -> _Enum:
+        expected = " or ".join(each or '""' for each in kind)
         value = self._get(name, default, expected)
         if not isinstance(value, str) or value not in set(kind):
             raise self._wrong(name, expected)
-        if value not in allowed:
-            raise InvalidInput(f"{value} is not supported by this version; use {expected}", self.key(name))
         return kind(value)
 
     def setting(self, setting: Setting, default: object) -> object:
@@ -121,7 +117,7 @@ class Fields:
         if isinstance(default, bool):
             return self.boolean(setting.name, default)
         if isinstance(default, enum.StrEnum):
-            return self.choice(setting.name, type(default), default, setting.allowed)
+            return self.choice(setting.name, type(default), default)
         if isinstance(default, int):
             value = self._get(setting.name, default, "an integer")
             if not isinstance(value, int) or isinstance(value, bool):
@@ -201,7 +197,7 @@ def read_farm(fields: Fields, base: Farm | None = None) -> Farm:
         port_last=ports[0][1],
         more_ports=ports[1:],
         protocol=protocol,
-        mode=fields.choice("mode", Mode, base.mode if base else Mode.SNAT, choices(Mode, "farm.mode")),
+        mode=fields.choice("mode", Mode, base.mode if base else Mode.SNAT),
         snat_address=_read_snat_address(fields, base),
         health=read_health(fields, base.health if base else None, DEFAULT_CHECK[protocol].kind),
         backends=base.backends if base else (),

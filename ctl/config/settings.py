@@ -32,9 +32,6 @@ slot, so it should be rare, but thousands of farms with lookup tables four times
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
-LATER: frozenset[str] = frozenset()
-"""Settings, or values of a setting, that have a name but no effect yet: another value than the default is refused."""
-
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -54,15 +51,10 @@ class Setting:
     has_option: bool = True
 
     @property
-    def is_later(self) -> bool:
-        """Whether this version supports only the default."""
-        return f"{self.of}.{self.name}" in LATER
-
-    @property
     def allowed(self) -> tuple[str, ...]:
-        """The values of a choice that this version supports."""
+        """The values of a choice."""
         kind = type(self.default)
-        return choices(kind, f"{self.of}.{self.name}") if issubclass(kind, enum.StrEnum) else ()
+        return tuple(each.value for each in kind) if issubclass(kind, enum.StrEnum) else ()
 
     @property
     def expected(self) -> str:
@@ -77,8 +69,6 @@ class Setting:
 
     def problem(self, value: object) -> str:
         """What is wrong with a value of the right type, as a message; empty: nothing."""
-        if self.is_later and value != self.default:
-            return f"{self.name} is not supported by this version; leave it at {shown(self.default)}"
         if isinstance(value, int) and not isinstance(value, bool):
             ok = value in (self.default, *self.among) if self.among else self.low <= value <= self.high
         elif isinstance(value, enum.StrEnum):
@@ -86,11 +76,6 @@ class Setting:
         else:
             ok = not self.pattern or value == "" or re.fullmatch(self.pattern, str(value)) is not None
         return "" if ok else f"expected {self.expected}, got {shown(value)}"
-
-
-def choices(kind: type[enum.StrEnum], key: str) -> tuple[str, ...]:
-    """The values of a choice that this version supports. key: "farm.mode"."""
-    return tuple(each.value for each in kind if f"{key}={each.value}" not in LATER)
 
 
 def shown(value: object) -> str:

@@ -12,7 +12,6 @@ from dataclasses import fields
 from enum import StrEnum
 from types import MappingProxyType
 
-from ctl.config import settings
 from ctl.config.model import Backend, Config, Farm, HealthCheck
 from ctl.config.record_codec import FIELDS, RELEASED
 
@@ -45,7 +44,7 @@ def names() -> frozenset[str]:
             found.add(f"{place}.{field.name}")
             if isinstance(field.default, StrEnum):
                 found |= {f"{place}.{field.name}={value}" for value in type(field.default)}
-    return frozenset(found - settings.LATER - {f"farm.{name}" for name in settings.LATER if name.startswith("backend.")})
+    return frozenset(found)
 
 
 def unknown_to(understood: Set[str], config: Config, checked: Mapping[str, Farm] = MappingProxyType({})) -> str:

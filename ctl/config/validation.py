@@ -39,7 +39,6 @@ from ctl.config.settings import (
     MAX_INTERVAL_MS,
     NAME,
     Setting,
-    choices,
     shown,
 )
 from ctl.errors import Code, InvalidInput
@@ -259,9 +258,6 @@ def check_farm(farm: Farm, place: str = "") -> None:
     _check_vips(farm, f"{place}.vip")
     _check_ports(farm, f"{place}.port")
     _check_snat(farm, f"{place}.snat_address")
-    allowed = choices(Mode, "farm.mode")
-    if farm.mode not in allowed:
-        raise InvalidInput(f"{farm.mode} is not supported by this version; use {' or '.join(allowed)}", f"{place}.mode")
     _check_settings(farm, FARM_SETTINGS, place)
     _check_combinations(farm, place)
     check_health(farm.health, f"{place}.health")

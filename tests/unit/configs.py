@@ -8,9 +8,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from ctl.config.model import Backend, CheckKind, Config, Farm, HealthCheck, Mode, PrefixList, Protocol, Vip
+from ctl.config.model import Backend, CheckKind, CheckVia, Config, Farm, HealthCheck, Mode, PrefixList, Protocol, Vip
 from ctl.config.prefixes import parse_texts
-from ctl.config.settings import CHECK_SETTINGS, FARM_SETTINGS, Setting, choices
+from ctl.config.settings import CHECK_SETTINGS, FARM_SETTINGS, Setting
 from ctl.config.validation import KINDS_OF
 
 _NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,12}", fullmatch=True)
@@ -35,7 +35,9 @@ def checks(draw: st.DrawFn) -> HealthCheck:
     """With the settings of the kind."""
     check = draw(_CHECKS)
     values: dict[str, Any] = {
-        setting.name: draw(values_of(setting)) for setting in CHECK_SETTINGS if check.kind in KINDS_OF.get(setting.name, ())
+        setting.name: CheckVia.BACKEND if setting.name == "via" else draw(values_of(setting))  # via VIP: in one-way modes only
+        for setting in CHECK_SETTINGS
+        if check.kind in KINDS_OF.get(setting.name, ())
     }
     if check.kind is CheckKind.COMMAND:
         values["command"] = (
@@ -54,9 +56,7 @@ _SPECIAL = {"allow", "deny", "toa", "quic_cid", "on_backend_down", "on_backend_r
 
 
 def values_of(setting: Setting) -> st.SearchStrategy[object]:
-    """Every value of a setting that this version supports."""
-    if setting.is_later:
-        return st.just(setting.default)
+    """Every value of a setting."""
     if setting.allowed:
         return st.sampled_from([type(setting.default)(each) for each in setting.allowed])  # type: ignore[call-arg]
     if isinstance(setting.default, bool):
@@ -114,7 +114,7 @@ def configs(draw: st.DrawFn) -> Config:
             port=first,
             port_last=first + draw(st.sampled_from([0, 0, 1, 49])),
             protocol=draw(st.sampled_from(Protocol)),
-            mode=Mode(draw(st.sampled_from([each for each in choices(Mode, "farm.mode") if each in ("snat", "dnat")]))),
+            mode=draw(st.sampled_from([Mode.SNAT, Mode.DNAT])),
             more_vips=more,
             more_ports=draw(st.sampled_from([(), ((first + 60, first + 60), (first + 70, first + 80))])),
             snat_address=draw(st.sampled_from(["", *(each.address for each in vips if (":" in each.address) == (":" in vip))])),

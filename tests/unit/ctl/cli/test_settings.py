@@ -15,7 +15,6 @@ from click.shell_completion import ShellComplete
 from bpf import constants
 from ctl.api.client import Client
 from ctl.cli.main import main
-from ctl.config import settings
 from ctl.config.farms_file import to_text
 from ctl.config.settings import BACKEND_SETTINGS, FARM_SETTINGS, Setting
 from ctl.errors import XlbError
@@ -82,12 +81,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield site
 
 
-@pytest.fixture
-def all_supported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every setting as if this version supported it."""
-    monkeypatch.setattr(settings, "LATER", frozenset())
-
-
 def wrong_values(setting: Setting) -> list[object]:
     """Of the wrong type, and beyond either end."""
     if isinstance(setting.default, bool):
@@ -129,7 +122,6 @@ def case(setting: Setting) -> str:
     return f"{setting.of}.{setting.name}"
 
 
-@pytest.mark.usefixtures("all_supported")
 @pytest.mark.parametrize("setting", SETTINGS, ids=case)
 def test_a_wrong_value_is_named_and_changes_nothing(site: Site, setting: Setting, tmp_path: Path) -> None:
     for value in wrong_values(setting):
@@ -142,7 +134,6 @@ def test_a_wrong_value_is_named_and_changes_nothing(site: Site, setting: Setting
                 assert f"{setting.low} to {setting.high}" in message
 
 
-@pytest.mark.usefixtures("all_supported")
 @pytest.mark.parametrize("setting", SETTINGS, ids=case)
 def test_a_right_value_is_kept_shown_and_set_back(site: Site, setting: Setting) -> None:
     value = right_value(setting)
@@ -192,12 +183,6 @@ def test_a_wrong_option_is_named_and_changes_nothing(site: Site, setting: Settin
     assert site.export() == before
 
 
-@pytest.mark.parametrize("setting", [each for each in SETTINGS if each.is_later], ids=case)
-def test_what_has_no_effect_yet_is_refused(site: Site, setting: Setting, tmp_path: Path) -> None:
-    for message in site.refused(*_alone(setting), tmp_path):
-        assert f".{setting.name}: {setting.name} is not supported by this version; leave it at" in message
-
-
 def _alone(setting: Setting) -> tuple[dict[str, Any], dict[str, Any] | None]:
     farm = dict(FARM) | ({"proto": "udp"} if setting.name == "quic_cid" else {})
     value = right_value(setting)
@@ -237,7 +222,6 @@ COMBINATIONS: list[Combination] = [
 ]
 
 
-@pytest.mark.usefixtures("all_supported")
 @pytest.mark.parametrize(("farm", "backend", "message"), COMBINATIONS, ids=[each[2][:60] for each in COMBINATIONS])
 def test_a_wrong_combination_is_named_and_changes_nothing(
     site: Site, farm: dict[str, Any], backend: dict[str, Any] | None, message: str, tmp_path: Path
@@ -247,7 +231,6 @@ def test_a_wrong_combination_is_named_and_changes_nothing(
         assert message.removeprefix("web.") in refusal
 
 
-@pytest.mark.usefixtures("all_supported")
 def test_two_backends_with_one_server_id(site: Site) -> None:
     site.client.call("farm.add", {**FARM, "proto": "udp", "quic_cid": "server-id:1:2"})
     try:
@@ -265,7 +248,7 @@ def test_completion_offers_every_option_and_every_choice(adding: str) -> None:
     completion = ShellComplete(main, {}, "xlbctl", "_XLBCTL_COMPLETE")
     for noun, of in (("farm", FARM_SETTINGS), ("backend", BACKEND_SETTINGS)):
         offered = [each.value for each in completion.get_completions([noun, adding, "web"], "--")]
-        shown = [each for each in of if each.has_option and not each.is_later]
+        shown = [each for each in of if each.has_option]
         assert {option_of(each) for each in shown} <= set(offered)
         for setting in shown:
             if setting.allowed:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from ctl.config import settings
 from ctl.config.changes import change
 from ctl.config.model import Config
 from ctl.config.record_codec import Encoder
@@ -39,20 +38,16 @@ print(json.dumps([names, read]))
 """
 
 
-@pytest.fixture(autouse=True)
-def all_supported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "LATER", frozenset())
-
-
 def configured(farm: dict[str, Any], backend: dict[str, Any] | None = None) -> Config:
     config = Config()
-    for command, arguments in (
+    commands: tuple[tuple[str, dict[str, Any]], ...] = (
         ("vip.add", {"address": "10.0.0.1/24", "device": "eth0"}),
         ("vip.add", {"address": "10.0.0.2/24", "device": "eth0"}),
-        *([("prefixes.set", {"name": "office"})] if "allow" in farm else []),
+        *((("prefixes.set", {"name": "office"}),) if "allow" in farm else ()),
         ("farm.add", {"name": "web", "vip": "10.0.0.1", "port": 80} | farm),
         ("backend.add", {"farm": "web", "address": "10.0.1.1", "port": 80} | (backend or {})),
-    ):
+    )
+    for command, arguments in commands:
         config = change(config, command, arguments)
     return config
 
@@ -114,8 +109,3 @@ def test_the_setting_that_an_earlier_version_refuses_is_named(
 def test_every_setting_has_a_name(setting: Setting) -> None:
     place = "farm" if setting.of == "farm" else "farm.backend"
     assert f"{place}.{setting.name}" in names()
-
-
-def test_what_has_no_effect_yet_is_not_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "LATER", frozenset({"farm.toa", "backend.quic_id", "farm.mode=dsr"}))
-    assert names() & {"farm.toa", "farm.backend.quic_id", "farm.mode=dsr"} == set()

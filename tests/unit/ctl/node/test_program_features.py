@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from ctl.api.client import Client
-from ctl.config import settings
 from ctl.config.changes import change
 from ctl.config.model import Config
 from ctl.dataplane import features
@@ -46,11 +45,6 @@ NEEDED: list[tuple[Mapping[str, Any], Mapping[str, Any], set[str]]] = [
     ({"toa": True, "enabled": False}, {}, {"toa"}),
     ({"quic_cid": "prefix:8", "proto": "udp"}, {}, {"quic"}),
 ]
-
-
-@pytest.fixture(autouse=True)
-def all_supported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "LATER", frozenset())
 
 
 @pytest.fixture
