@@ -90,6 +90,7 @@ class _Pins:
     abi: int
     identity: str
     max_flows: int
+    features: frozenset[str]
     maps: Mapping[str, str]
 
 
@@ -135,6 +136,15 @@ def describe(build: Build) -> str:
         return f"none in {build.bpf_dir}: the next start compiles the program"
     _refuse_incompatible(build, pins)
     return f"{len(pins.maps)} maps in {build.bpf_dir}, of this version's ABI: connections are kept"
+
+
+def pinned_features(bpf_dir: Path) -> frozenset[str]:
+    """The features of the pinned program; none if nothing is pinned, or not by a version that noted them."""
+    try:
+        pins = _read_pins(bpf_dir)
+    except PlaneError:
+        return frozenset()
+    return pins.features if pins else frozenset()
 
 
 def remove_pins(bpf_dir: Path) -> None:
@@ -185,7 +195,8 @@ def _read_pins(bpf_dir: Path) -> _Pins | None:
         return None
     try:
         words = dict(word.split("=", 1) for word in str((bpf_dir / BUILD_LINK).readlink()).split())
-        return _Pins(names, int(words.pop("abi")), words.pop("identity"), int(words.pop("max_flows")), words)
+        features = frozenset(filter(None, words.pop("features", "").split("+")))
+        return _Pins(names, int(words.pop("abi")), words.pop("identity"), int(words.pop("max_flows")), features, words)
     except (OSError, ValueError, KeyError) as error:
         raise PlaneError(
             f"{bpf_dir} holds pins ({', '.join(sorted(names)[:3])}, …) without a description by xlb: "
@@ -258,6 +269,7 @@ def _build(build: Build, identity: str, kept: _Pins | None, working: Callable[[]
         maps = _run_child(build, building, known, working)
         layouts = Layouts(constants.ABI_VERSION, identity, maps)
         words = {"abi": layouts.abi, "identity": identity, "max_flows": build.max_flows, **_fingerprints(maps)}
+        words["features"] = "+".join(sorted(name for name, on in build.features.items() if on))
         (building / BUILD_LINK).symlink_to(" ".join(f"{key}={value}" for key, value in words.items()))
         _keep_handlers(build.bpf_dir)
         if kept:

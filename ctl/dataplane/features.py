@@ -29,6 +29,10 @@ WORDS: Mapping[str, str] = MappingProxyType(
 """Every feature, in words for messages."""
 
 
+KEPT = frozenset({"dsr", "ipip"})
+"""Features that a program keeps for as long as its maps live: another one would take the entries of these modes for NAT."""
+
+
 def features_of(config: Config) -> frozenset[str]:
     """What the farms need, also those that are stopped: starting one must not take as long as the compiler does."""
     return frozenset(feature for farm in config.farms.values() for feature in _of_farm(farm))

@@ -20,7 +20,7 @@ from bpf.kernel.plane import KernelPlane
 from bpf.loading import loader
 from bpf.loading.loader import Build
 from ctl.api.commands.status import Origin
-from ctl.dataplane.features import REPLICATION, features_of, in_words
+from ctl.dataplane.features import KEPT, REPLICATION, features_of, in_words
 from ctl.errors import Code, XlbError
 from ctl.network.kernel.kernel_network import KernelNetwork
 from ctl.node.composition import compose
@@ -44,6 +44,7 @@ def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
     settings = settings if cluster is None else settings.paired_as(cluster.own.name)
     store = Store(settings.node.state_dir)
     features = features_of(store.look()) | ({REPLICATION} if cluster is not None else set())
+    features |= KEPT & (frozenset() if replace_pins else loader.pinned_features(settings.node.bpf_dir))
     build = _build_for(settings, features)
     serving = False
 

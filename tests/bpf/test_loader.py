@@ -132,6 +132,14 @@ def test_an_upgrade_may_add_and_remove_maps(small: Small) -> None:
     assert counts(small, last.layouts, "things") == {7: 1}
 
 
+def test_the_features_of_the_pinned_program_are_known(small: Small) -> None:
+    assert loader.pinned_features(small.build.bpf_dir) == frozenset()
+    small.ensure(features={"dsr": True, "replication": True, "toa": False})
+    assert loader.pinned_features(small.build.bpf_dir) == {"dsr", "replication"}
+    small.ensure(features={})
+    assert loader.pinned_features(small.build.bpf_dir) == frozenset()
+
+
 def test_a_feature_is_a_macro_and_part_of_the_build(small: Small) -> None:
     small.write(("return XDP_PASS;", "\n#ifdef STRICT\nreturn XDP_DROP;\n#endif\nreturn XDP_PASS;"))
     small.ensure(features={"strict": False})

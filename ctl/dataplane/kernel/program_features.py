@@ -1,7 +1,8 @@
 """Ensures that the program on the interfaces has the features that the configuration needs.
 
 Decides when a program is compiled, and when a failure is tried again. Features are only added: the program of the next start
-has exactly those of its configuration. Must not know a configuration, nor how a program is built and attached (`Attacher`).
+has those of its configuration, and those that entries in its maps may need. Must not know a configuration, nor how a program
+is built and attached (`Attacher`).
 """
 
 from __future__ import annotations
