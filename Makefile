@@ -31,8 +31,8 @@ demo: setup ## Form a pair, pull its cables and stop its daemons under real traf
 test: check sim test-privileged ## Everything: check, simulation, packets through the kernel, real traffic (root, under 20 min)
 
 .PHONY: test-privileged
-test-privileged: setup # without `check`; most of it waits, so that two tests at a time share the processors
-	$(PYTHON) -m pytest -n 2 --dist loadscope $(PRIVILEGED_TESTS)
+test-privileged: setup # without `check`; most of it waits, so that several tests at a time share the processors
+	$(PYTHON) -m pytest -n 3 --dist loadscope $(PRIVILEGED_TESTS)
 
 .PHONY: test-slow
 test-slow: setup ## Pair creation and demo with a quarter of the processors (root, cgroups)

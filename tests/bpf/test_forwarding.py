@@ -109,7 +109,7 @@ def test_round_robin_is_exact_over_all_cpus(bed: Bed, family: Family) -> None:
     """Two CPUs open connections at the same time: each slot is used once per turn, whichever of them takes it."""
     cpus = sorted(os.sched_getaffinity(0))[:2]
     bed.farm(family.vip, *((family.far(number), 8080) for number in (11, 12, 13)), scheduler=Scheduler.ROUNDROBIN)
-    frames = [bytes(from_client(family, source_port=port)) for port in range(20000, 20600)]
+    frames = [bytes(from_client(family, source_port=port)) for port in range(20000, 20240)]  # fewer than a flood of SYNs has
 
     def run(cpu: int, chosen: list[bytes]) -> None:
         bed.namespace.enter()
@@ -119,7 +119,7 @@ def test_round_robin_is_exact_over_all_cpus(bed: Bed, family: Family) -> None:
 
     with ThreadPoolExecutor(len(cpus)) as threads:
         list(threads.map(run, cpus, [frames[n :: len(cpus)] for n in range(len(cpus))]))
-    assert set(bed.plane.backend_traffic()["connections"][8:11].tolist()) == {200}
+    assert set(bed.plane.backend_traffic()["connections"][8:11].tolist()) == {80}
 
 
 @MODES
