@@ -276,7 +276,8 @@ COUNTERS: tuple[Counter, ...] = (
     Counter(
         "drop_martian",
         Kind.DROP,
-        "First packet to a VIP from a source that no client has (RFC 1812 5.3.7): no host, a VIP, a UDP service of a farm.",
+        "First packet to a VIP from a source that no client has (RFC 1812 5.3.7): no host, a VIP, a UDP service of a farm; "
+        "an ICMP error from there or about such a client.",
     ),
     Counter(
         "drop_fragment",

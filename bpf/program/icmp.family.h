@@ -62,7 +62,8 @@ static __always_inline struct flow_FAM *compute_flow_FAM(struct packet *packet, 
  *
  * The error of a router keeps its source, so that traceroute shows the path (RFC 5508 4.2); that of an endpoint comes from
  * the address that its packets come from. "Too big" is needed even if the flow is not known here: path MTU discovery of a
- * connection that continues here would fail. `key` becomes that of the flow opposite to the quoted packet, if there is one.
+ * connection that continues here would fail. The client of such a connection is checked like that of a first packet. `key`
+ * becomes that of the flow opposite to the quoted packet, if there is one.
  */
 static __always_inline u32 translate_error_FAM(struct packet *packet, struct flow_key_FAM *key)
 {
@@ -71,6 +72,7 @@ static __always_inline u32 translate_error_FAM(struct packet *packet, struct flo
 	struct ports *ports = read_quoted_FAM(packet, key);
 	struct flow_FAM *flow;
 	u32 change, verdict;
+	bool computed;
 
 	if (!ports || !is_same_address_FAM(destination, &key->destination)) {
 		key->destination = *destination;
@@ -78,15 +80,18 @@ static __always_inline u32 translate_error_FAM(struct packet *packet, struct flo
 		return CONTINUE;
 	}
 	flow = find_flow_FAM(key);
-	if (!flow && is_too_big_FAM(icmp))
+	computed = !flow && is_too_big_FAM(icmp);
+	if (computed)
 		flow = compute_flow_FAM(packet, key);
 	if (!flow)
 		return CONTINUE;
 	packet->farm = flow->farm;
 	verdict = fence_FAM(packet, destination);
+	if (verdict == CONTINUE && computed)
+		verdict = check_client_FAM(packet, key, true);
 	if (verdict != CONTINUE)
 		return verdict;
-	if (is_impossible_FAM(source))
+	if (!is_same_address_FAM(source, &key->source) && is_martian_FAM(source))
 		return COUNTER_DROP_MARTIAN;
 	if (is_one_way(flow->flags)) {
 		verdict = forward_whole_FAM(packet, flow);

@@ -66,15 +66,6 @@ static __always_inline u32 find_FAM(struct packet *packet, struct flow_key_FAM *
 	return match->ended || match->flow || match->vip ? CONTINUE : COUNTER_PASS_NOT_OURS;
 }
 
-/* CONTINUE, or the verdict on the first packet of a connection with an impossible source: one without a host (RFC 1812
- * 5.3.7), a VIP, or the service of a backend. `found`: the listener it is for. */
-static __always_inline u32 check_source_FAM(struct packet *packet, struct flow_key_FAM *key, struct service *found)
-{
-	if (is_impossible_FAM(&key->source) || vips_FAM.lookup((struct vip_key_FAM *)&key->source))
-		return COUNTER_DROP_MARTIAN;
-	return check_server_FAM(packet, key, found);
-}
-
 /* Open a connection on the listener it is for. Returns only with a verdict: the rest is done by the program that opens it. */
 static __always_inline u32 accept_FAM(struct packet *packet, struct flow_key_FAM *key, struct match_FAM *match)
 {
@@ -90,7 +81,7 @@ static __always_inline u32 accept_FAM(struct packet *packet, struct flow_key_FAM
 	if (!service && vip->flags & VIP_FLAG_OPEN)
 		return COUNTER_PASS_VIP_OPEN;
 	if (!match->old) {
-		verdict = check_source_FAM(packet, key, service);
+		verdict = check_client_FAM(packet, key, service);
 		if (verdict != CONTINUE)
 			return verdict;
 	}

@@ -102,5 +102,19 @@ static __always_inline u32 check_server_FAM(struct packet *packet, struct flow_k
 
 	if (is_syn(packet) || !find_server_FAM(&key->source, key->source_port, key->protocol, &host))
 		return CONTINUE;
-	return serves && packet->protocol == IPPROTO_UDP ? COUNTER_DROP_MARTIAN : COUNTER_DROP_NO_FLOW;
+	return serves && key->protocol == IPPROTO_UDP ? COUNTER_DROP_MARTIAN : COUNTER_DROP_NO_FLOW;
+}
+
+/* A source that no packet for a VIP has: no single host has it, or it is a VIP. */
+static __always_inline bool is_martian_FAM(struct addr_FAM *source)
+{
+	return is_impossible_FAM(source) || vips_FAM.lookup((struct vip_key_FAM *)source);
+}
+
+/* CONTINUE, or the verdict on a connection that no client can have opened: from a martian (RFC 1812 5.3.7), or from the service
+ * of a backend. `key` is that of its first packet, or opposite to that of the packet that an ICMP error quotes. `serves`: a farm
+ * listens where it leads. */
+static __always_inline u32 check_client_FAM(struct packet *packet, struct flow_key_FAM *key, bool serves)
+{
+	return is_martian_FAM(&key->source) ? COUNTER_DROP_MARTIAN : check_server_FAM(packet, key, serves);
 }

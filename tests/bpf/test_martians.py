@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import pytest
+from scapy.layers.inet import ICMP
+from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig, ICMPv6ParamProblem, ICMPv6TimeExceeded
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
 
 from bpf.constants import Mode, Protocol, VipFlag
-from tests.bpf.bed import V4, Bed, Family
+from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, V4, Bed, Family
 from tests.bpf.connections import establish
 from tests.bpf.packets import NAT_MODES, from_backend, from_client, icmp_error, network, transport
 
 PROTOCOLS = pytest.mark.parametrize("protocol", list(Protocol), ids=lambda protocol: protocol.name.lower())
+ALL_MODES = pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.name.lower())
 SOURCES = {
     "v4": ("0.0.0.0", "0.1.2.3", "127.0.0.1", "127.255.255.254", "224.0.0.1", "239.1.2.3", "240.0.0.1", "255.255.255.255"),
     "v6": ("::", "::1", "::10.0.0.1", "::ffff:10.0.0.1", "ff02::1", "ff0e::1:2"),
 }
+
+
+@pytest.fixture
+def any_bed(one_way_bed: Bed) -> Bed:
+    """The program with all modes."""
+    one_way_bed.plane.set_tunnel_sources("10.2.0.1", "fd02::1")
+    return one_way_bed
 
 
 @PROTOCOLS
@@ -96,12 +108,59 @@ def test_packets_with_a_flow_are_not_checked(bed: Bed, family: Family) -> None:
     assert bed.send(bytes(from_client(family, flags="A"))).verdict == "forward_redirect"
 
 
-def test_an_icmp_error_from_no_host_is_not_translated(bed: Bed, family: Family) -> None:
+def errors(family: Family, destination: str, quoted: Packet, source: str) -> dict[str, bytes]:
+    """An ICMP error of each type that is translated, by its name; from `source`, that quotes `quoted`."""
+    kinds = (
+        (ICMP(type=3, code=3), ICMP(type=3, code=4, nexthopmtu=1000), ICMP(type=11), ICMP(type=12))
+        if family is V4
+        else (ICMPv6DestUnreach(code=4), ICMPv6PacketTooBig(mtu=1280), ICMPv6TimeExceeded(), ICMPv6ParamProblem())
+    )
+    front = Ether(src=GATEWAY_MAC, dst=NODE_IN_MAC) / network(family, source, destination)
+    names = ("unreachable", "too big", "time exceeded", "parameter problem")
+    return {name: bytes(front / kind / quoted) for name, kind in zip(names, kinds, strict=True)}
+
+
+@PROTOCOLS
+@ALL_MODES
+def test_an_icmp_error_from_no_host_is_not_translated(any_bed: Bed, family: Family, protocol: Protocol, mode: Mode) -> None:
+    """Whether its flow is known or not; what is about no connection at all belongs to the kernel."""
+    any_bed.farm(family.other_vip, port=1, farm=2)
+    any_bed.farm(family.vip, (family.far(11), 80), protocol=protocol, mode=mode, snat=family.snat)
+    quoted = network(family, family.vip, family.client) / transport(protocol, 80, 40000)
+    for is_known in (False, True):
+        if is_known:
+            any_bed.send(bytes(from_client(family, protocol)))
+        for source in (*SOURCES[family.name], family.vip, family.other_vip):
+            for name, error in errors(family, family.vip, quoted, source).items():
+                expected = "drop_martian" if is_known or name == "too big" else "pass_vip_icmp"
+                assert any_bed.send(error).moved == {expected: 1}, (source, name, is_known)
+        good = errors(family, family.vip, quoted, "203.0.113.1" if family is V4 else "2001:db8:77::1")
+        assert any_bed.send(good["too big"]).verdict == "forward_icmp_error"
+
+
+@PROTOCOLS
+@ALL_MODES
+def test_too_big_about_a_client_that_no_connection_has(any_bed: Bed, family: Family, protocol: Protocol, mode: Mode) -> None:
+    """The connection that the quoted packet would belong to cannot have been opened."""
+    any_bed.farm(family.other_vip, port=1, farm=2)
+    any_bed.farm(family.vip, (family.far(11), 8080), protocol=protocol, mode=mode, snat=family.snat)
+    router = "203.0.113.1" if family is V4 else "2001:db8:77::1"
+    impossible = dict.fromkeys((*SOURCES[family.name], family.vip, family.other_vip), "drop_martian")
+    no_client = "drop_martian" if protocol is Protocol.UDP else "drop_no_flow"
+    for client, expected in {**impossible, family.far(11): no_client}.items():
+        quoted = network(family, family.vip, client) / transport(protocol, 80, 8080)
+        for name, error in errors(family, family.vip, quoted, router).items():
+            assert any_bed.send(error).moved == {expected if name == "too big" else "pass_vip_icmp": 1}, (client, name)
+    assert any_bed.flows("embryonic", family) == {}
+
+
+def test_an_error_of_a_client_whose_address_became_a_vip(bed: Bed, family: Family) -> None:
+    """Its flow has been checked."""
     bed.farm(family.vip, (family.far(11), 8080))
     establish(bed, family)
+    bed.farm(family.client, port=1, farm=2)
     quoted = network(family, family.vip, family.client) / transport(6, 80, 40000)
-    for source in SOURCES[family.name]:
-        assert bed.send(icmp_error(family, family.vip, quoted, source)).moved == {"drop_martian": 1}
+    assert bed.send(icmp_error(family, family.vip, quoted, family.client)).verdict == "forward_icmp_error"
 
 
 def test_a_fenced_node_only_drops(bed: Bed, family: Family) -> None:

@@ -221,7 +221,7 @@ def accept(state: State, packet: Packet, key: Key, found: Match, retry: bool, co
     if not service and state.vips[key.destination] & VipFlag.OPEN:
         raise Verdict("pass_vip_open")
     if not old:
-        check_source(state, packet, key, service is not None)
+        check_client(state, packet, key, service is not None)
     if not service:
         raise Verdict("drop_vip_guard")
     packet.farm = service.farm
@@ -244,9 +244,13 @@ def accept(state: State, packet: Packet, key: Key, found: Match, retry: bool, co
     return open_connection(state, packet, key, service, number, is_new, counted, opening)
 
 
-def check_source(state: State, packet: Packet, key: Key, serves: bool) -> None:
+def is_martian(state: State, source: bytes) -> bool:
+    return is_impossible(source) or source in state.vips
+
+
+def check_client(state: State, packet: Packet, key: Key, serves: bool) -> None:
     """No client has an impossible address, a VIP, or the port of a backend's service."""
-    if is_impossible(key.source) or key.source in state.vips:
+    if is_martian(state, key.source):
         raise Verdict("drop_martian")
     if not packet.is_syn and server(state, key.source, key.source_port, key.protocol)[0]:
         raise Verdict("drop_martian" if serves and key.protocol == UDP else "drop_no_flow")

@@ -30,6 +30,11 @@ FLAGS = (SYN, SYN, SYN | ACK, ACK, ACK, ACK | 8, FIN | ACK, FIN, RST, RST | ACK,
 SIZES = (0, 0, 1, 10, 25, 100, 474, 1210, 1250, 1280, 1440, 1460, 1480, 1500, 2000)
 PORTS = (40000, 40000, 40001, 40002, 40003, 1023, 513, 1, 0, 8080, 80, 65535)
 WAITS = (TICK // 3, TICK, 3 * TICK, 9 * TICK, SECOND, 5 * SECOND, 31 * SECOND, 61 * SECOND, 125 * SECOND, 245 * SECOND)
+IMPOSSIBLE = {
+    "v4": ("127.0.0.1", "0.1.2.3", "224.0.0.9", "240.0.0.1", "255.255.255.255", "10.1.0.1", V4.vip),
+    "v6": ("::1", "::", "ff02::9", "::ffff:10.1.0.9", "fd01::1", "::2.0.0.0", V6.vip),
+}
+"""Sources that no client has."""
 LONG_WAITS = (305 * SECOND, 3600 * SECOND, 7500 * SECOND)
 
 
@@ -325,11 +330,8 @@ class Generator:
         rng = self.rng
         usual = (family.client, family.client, family.near(12), family.client[:-1] + "8")
         odd = (family.far(11), family.near(11), family.far(12), family.other_vip, family.unroutable, family.far(UNRESOLVED))
-        impossible = ("127.0.0.1", "0.1.2.3", "224.0.0.9", "240.0.0.1", "255.255.255.255", "10.1.0.1")
-        if family is V6:
-            impossible = ("::1", "::", "ff02::9", "::ffff:10.1.0.9", "fd01::1", "::2.0.0.0")
         chance = rng.random()
-        return address_bytes(rng.choice(usual if chance < 0.8 else odd if chance < 0.97 else impossible))
+        return address_bytes(rng.choice(usual if chance < 0.8 else odd if chance < 0.97 else IMPOSSIBLE[family.name]))
 
     def listener(self) -> tuple[Family, bytes, int, int]:
         """family, address, port, protocol."""
@@ -404,7 +406,8 @@ class Generator:
         rng, key = self.rng, self.some_key()
         if key is None or rng.random() < 0.1:
             family, address, port, protocol = self.listener()
-            key = Key(self.client(family), address, rng.choice(PORTS), port, protocol)
+            client = address_bytes(rng.choice(IMPOSSIBLE[family.name])) if rng.random() < 0.2 else self.client(family)
+            key = Key(client, address, rng.choice(PORTS), port, protocol)
         v4 = len(key.source) == 4
         quoted = self.ip(key.destination, key.source, key.protocol, self.datagram(Key(*_turned(key)), self.flags(), b"payload"))
         quoted = quoted[: rng.choice((27, 28, 36, 48, 60, 80, 200))]

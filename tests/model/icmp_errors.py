@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bpf.constants import MAX_IPV6_EXTENSIONS
-from tests.model.connections import HASHES, find, is_impossible, is_one_way, listener, make_flow, select
+from tests.model.connections import HASHES, check_client, find, is_martian, is_one_way, listener, make_flow, select
 from tests.model.forwarding import forward_whole, leave, next_hop
 from tests.model.packet import EXTENSIONS, FRAGMENT, IP, TCP, UDP, Packet, change_checksum, difference
 from tests.model.state import Flow, Key, State
@@ -26,13 +26,16 @@ def translate(state: State, packet: Packet, fence: Callable[[State, bytes], None
     packet.key = key
     flow = find(state, key)
     kind, code = frame[packet.transport], frame[packet.transport + 1]
-    if not flow and ((kind, code) == (3, 4) if packet.is_v4 else kind == 2):
+    is_computed = not flow and ((kind, code) == (3, 4) if packet.is_v4 else kind == 2)
+    if is_computed:
         flow = computed(state, packet, key)
     if not flow:
         return ""
     packet.farm = flow.farm
     fence(state, packet.destination)
-    if is_impossible(packet.source):
+    if is_computed:
+        check_client(state, packet, key, serves=True)
+    if packet.source != key.source and is_martian(state, packet.source):
         return "drop_martian"
     if is_one_way(flow):
         verdict = forward_whole(state, packet, flow)
