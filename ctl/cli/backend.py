@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ctl.cli.base import Session, XlbGroup, pass_session
+from ctl.cli.base import EXIT_INTERRUPTED, Session, XlbGroup, fail, pass_session
 from ctl.cli.farm import show_impact
 from ctl.cli.options import (
     SERVER,
@@ -28,6 +28,8 @@ MAX_DEADLINE_S = 30 * 24 * 3600
 POLL_S = 0.5
 SWEPT_AFTER_S = 6.0
 """Connections are counted by sweeps; so long after a cut they no longer count those that it ended."""
+LOST_S = 120.0
+"""A daemon that does not answer for longer is not waited for: a restart takes a minute on a slow machine."""
 
 
 @click.group(cls=XlbGroup, examples=["xlbctl backend add web 10.77.0.11:8080", "xlbctl backend drain web 10.77.0.11:8080"])
@@ -110,27 +112,62 @@ def drain(
         _change(session, "drain", farm, endpoint, "draining", dry_run, **given)
         return
     session.call("backend.drain", farm=farm, address=endpoint[0], port=endpoint[1], **given)
-    show(session.json, _wait(session, farm, endpoint), lambda end: click.echo(_drained(farm, end)))
+    try:
+        end = _wait(session, farm, endpoint)
+    except KeyboardInterrupt:
+        name = format_endpoint(endpoint[0], endpoint[1]) if endpoint[1] else endpoint[0]
+        fail(f"interrupted: the drain stays in place; xlbctl backend set {farm} {name} --no-drain ends it", EXIT_INTERRUPTED)
+    show(session.json, end, lambda end: click.echo(_drained(farm, end)))
 
 
 def _wait(session: Session, farm: str, endpoint: tuple[str, int | None]) -> dict[str, Any]:
-    """Wait for the end of a drain and print the progress to stderr; returns the backend as it is then."""
-    address, port = endpoint
-    shown = None
+    """Wait for the end of a drain and print the progress to stderr; returns the backend as it is then.
+
+    The drain is part of the configuration, so that it continues while the daemon restarts and on the peer.
+    """
+    shown: int | None = -1
+    lost_s = 0.0  # since when the daemon does not answer
     while True:
-        backends = session.call("farm.show", name=farm)["backends"]
-        found = [each for each in backends if each["address"] == address and port in (None, each["port"])]
-        if not found or found[0]["state"] != "drain":
-            raise XlbError(f"the drain of {address} was ended by another command", Code.CHANGE_OVERTAKEN)
-        left, until = found[0]["connections"], found[0].get("drain_until", 0)
-        over = bool(until) and time.time() >= until + (SWEPT_AFTER_S if found[0].get("drain_then") == "cut" else 0)
-        if not left or over:
-            return {"farm": farm, "address": address, "port": found[0]["port"], "connections": left, "at_deadline": over}
-        if left != shown:
+        left: int | None = None
+        try:
+            found, lost_s = _drain(session, farm, endpoint), 0.0
+        except XlbError as error:
+            if error.code not in (Code.DAEMON_NOT_RUNNING, Code.DAEMON_SILENT):
+                raise
+            lost_s = lost_s or time.monotonic()
+            if time.monotonic() - lost_s >= LOST_S:
+                raise XlbError(f"{error}; the drain stays in place and ends at its deadline, if any", error.code) from None
+            session.close()
+            line = "xlbd does not answer; the drain stays in place; waiting for xlbd"
+        else:
+            left, until = found["connections"], found["drain_until"]
+            over = bool(until) and time.time() >= until + (SWEPT_AFTER_S if found["drain_then"] == "cut" else 0)
+            if not left or over:
+                return {name: found[name] for name in ("farm", "address", "port", "connections")} | {"at_deadline": over}
             end = f", {max(0, round(until - time.time()))} s until the deadline" if until else ""
-            click.echo(f"{format_endpoint(address, found[0]['port'])} of {farm}: {left} connections left{end}", err=True)
+            line = f"{format_endpoint(found['address'], found['port'])} of {farm}: {left} connections left{end}"
+        if left != shown:
+            click.echo(line, err=True)
             shown = left
         time.sleep(POLL_S)
+
+
+def _drain(session: Session, farm: str, endpoint: tuple[str, int | None]) -> dict[str, Any]:
+    """A backend that drains, as in `farm.show`. Raises XlbError if it does not any more."""
+    address, port = endpoint
+    try:
+        backends = session.call("farm.show", name=farm)["backends"]
+        found = next((each for each in backends if each["address"] == address and port in (None, each["port"])), None)
+        if found is None or not found["draining"]:
+            raise XlbError(f"the drain of {address} was ended by another command", Code.CHANGE_OVERTAKEN)
+        if not found["connections"]:  # as the last sweep has counted them, which may have been before the drain began
+            name = format_endpoint(address, found["port"])
+            found["connections"] = session.call("conn.count", farm=farm, backend=name, current=True)["total"]
+    except XlbError as error:
+        if error.code in (Code.UNKNOWN_FARM, Code.UNKNOWN_BACKEND):
+            raise XlbError(f"the drain of {address} was ended by another command: {error}", Code.CHANGE_OVERTAKEN) from None
+        raise
+    return {"farm": farm, **found}
 
 
 def _drained(farm: str, end: dict[str, Any]) -> str:

@@ -342,6 +342,7 @@ class PairMember:
             self._arrival = None
 
     def _served(self) -> None:
+        self._parts.sweeper.soon()  # where flows must leave their backend, this node decides it now
         if self._arrival is not None:
             self._arrival.cancel()
         self._arrival = asyncio.get_running_loop().create_task(self._watch_arrival(), name="traffic's arrival")

@@ -155,12 +155,16 @@ def expired(
 
 
 def count_connections(values: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Current connections by backend id and by farm id: forward entries of connections that have not ended."""
-    state = values["state"]
-    current = ((values["flags"] & int(FlowFlag.FORWARD)) != 0) & ~_is_closed(state)
+    """Current connections by backend id and by farm id."""
+    current = is_current(values)
     backends = np.minimum(values["backend"][current], MAX_BACKENDS - 1)
     farms = np.minimum(values["farm"][current], MAX_FARMS - 1)
     return np.bincount(backends, minlength=MAX_BACKENDS), np.bincount(farms, minlength=MAX_FARMS)
+
+
+def is_current(values: Array) -> Mask:
+    """Forward entries of connections that have not ended."""
+    return np.asarray(((values["flags"] & int(FlowFlag.FORWARD)) != 0) & ~_is_closed(values["state"]), np.bool_)
 
 
 def lasting(values: Array, found: Mask, opposite: Array) -> Mask:

@@ -12,7 +12,7 @@ import numpy as np
 
 from bpf import constants
 from bpf.dataplane import PERSISTENT, DataPlane, FlowEntry, FlowTuple
-from ctl.api.commands.dispatcher import Arguments, Dispatcher, ReadConfig
+from ctl.api.commands.dispatcher import Arguments, Dispatcher, ReadConfig, take_flag
 from ctl.config import changes, validation
 from ctl.config.model import Config, Farm, Protocol, format_endpoint
 from ctl.dataplane import affinity, explain
@@ -47,7 +47,7 @@ class ConnectionCommands:
 
     def register(self, dispatcher: Dispatcher) -> None:
         dispatcher.register("conn.list", self.list, ("farm", "limit"))
-        dispatcher.register("conn.count", self.count, ("farm",))
+        dispatcher.register("conn.count", self.count, ("farm", "backend", "current"))
         dispatcher.register("conn.show", self.show, SHOW_ARGUMENTS)
         dispatcher.register("conn.flush", self.flush, ("farm", "backend"), acts=True)
 
@@ -65,8 +65,9 @@ class ConnectionCommands:
         return {"connections": connections, "total": total, "limit": limit}
 
     async def count(self, arguments: Arguments) -> dict[str, int]:
-        """{"total"}."""
-        return {"total": await self.sweeper.count(self._selection(arguments))}
+        """{"total"}. current: without those that both ends have closed, as `farm.show` counts."""
+        current = take_flag(arguments, "current")
+        return {"total": await self.sweeper.count(self._selection(arguments), current)}
 
     async def flush(self, arguments: Arguments) -> dict[str, int]:
         """{"removed": entries}; a connection has two."""

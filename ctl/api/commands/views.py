@@ -77,8 +77,7 @@ def backend_view(backend: Backend, readings: Readings) -> dict[str, Any]:
     """A backend of `farm show`: `connections` are open now, `new_connections` were opened since the counters were made."""
     traffic = readings.backend_traffic(backend.id)
     health = readings.health(backend.id)
-    settings = {name: value for name, value in backend_fields(backend).items() if name != "draining"}
-    view: dict[str, Any] = settings | {
+    view: dict[str, Any] = backend_fields(backend) | {
         "state": backend_state(backend, health),
         "connections": readings.backend_connections.get(backend.id, 0),
         "new_connections": traffic.connections,

@@ -14,6 +14,7 @@ import numpy as np
 from bpf import constants
 from bpf.columns import decode_flows, family_of
 from bpf.dataplane import Array, DataPlane, FlowEntry, FlowTuple
+from ctl.dataplane.expiry import is_current
 from ctl.dataplane.flow_selection import FlowSelection
 
 FAMILIES = ("v4", "v6")
@@ -48,11 +49,10 @@ def rest_after(deleted: int) -> None:
         time.sleep(REST_PER_DELETED_S * deleted)
 
 
-def count(plane: DataPlane, selection: FlowSelection) -> int:
-    """Connections, i.e. forward entries."""
-    return sum(
-        int(np.count_nonzero(is_forward(values) & selection.matches(keys, values))) for _, _, keys, values in slices(plane)
-    )
+def count(plane: DataPlane, selection: FlowSelection, current: bool = False) -> int:
+    """Connections, i.e. forward entries. current: without those that have ended."""
+    chosen = is_current if current else is_forward
+    return sum(int(np.count_nonzero(chosen(values) & selection.matches(keys, values))) for _, _, keys, values in slices(plane))
 
 
 def count_by_backend(plane: DataPlane) -> dict[tuple[int, int], int]:

@@ -127,8 +127,9 @@ class Sweeper:
         """Delete the selected flows now; returns the number of entries."""
         return await self._in_thread(lambda: self._remove(selection))
 
-    async def count(self, selection: FlowSelection) -> int:
-        return await self._in_thread(lambda: flow_maps.count(self._plane, selection))
+    async def count(self, selection: FlowSelection, current: bool = False) -> int:
+        """As `flow_maps.count`, at this moment."""
+        return await self._in_thread(lambda: flow_maps.count(self._plane, selection, current))
 
     def close(self) -> None:
         """Wait for the running work."""
