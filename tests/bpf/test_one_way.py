@@ -13,7 +13,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 from scapy.utils import checksum
 
-from bpf.constants import EventType, FlowFlag, FlowState, Mode, Protocol, Scheduler
+from bpf.constants import EventType, FlowFlag, FlowState, Protocol, Scheduler
 from bpf.dataplane import FlowTuple, PutBackend
 from ctl.cluster.flows.replica import ReplicaMaps
 from ctl.cluster.flows.source import make_codec
@@ -35,13 +35,11 @@ from tests.bpf.bed import (
     backend_mac,
     near_mac,
 )
+from tests.bpf.one_way import KINDS, PROTOCOLS, SOURCES, behind, farm
 from tests.bpf.packets import PAYLOAD, cut, from_client, icmp_error, network, transport
 from tests.bpf.rings import kinds, ring
 
-SOURCES = {"v4": "10.2.0.1", "v6": "fd02::1"}
 OUTER_BYTES = {"v4": 20, "v6": 40}
-PROTOCOLS = pytest.mark.parametrize("protocol", list(Protocol), ids=lambda protocol: protocol.name.lower())
-KINDS = pytest.mark.parametrize("kind", ["dsr", "ipip", "ipip to the other family"])
 TUNNELS = pytest.mark.parametrize("kind", ["ipip", "ipip to the other family"])
 
 
@@ -49,20 +47,6 @@ TUNNELS = pytest.mark.parametrize("kind", ["ipip", "ipip to the other family"])
 def bed(one_way_bed: Bed) -> Bed:
     one_way_bed.plane.set_tunnel_sources(*SOURCES.values())
     return one_way_bed
-
-
-def behind(family: Family, kind: str) -> Family:
-    """The family of the backends."""
-    return (V6 if family is V4 else V4) if kind.endswith("other family") else family
-
-
-def farm(
-    bed: Bed, family: Family, kind: str, *numbers: int, protocol: Protocol = Protocol.TCP, near: bool = False, **more: Any
-) -> None:
-    of = behind(family, kind)
-    place = of.near if near else of.far
-    backends = [(place(number), 80) for number in numbers or (11,)]
-    bed.farm(family.vip, *backends, protocol=protocol, mode=Mode.DSR if kind == "dsr" else Mode.IPIP, **more)
 
 
 def outer_header(inner: bytes, source: str, destination: str) -> bytes:
