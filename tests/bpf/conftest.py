@@ -38,7 +38,7 @@ def _client_bed() -> Iterator[Bed]:
 def _limited_bed() -> Iterator[Bed]:
     if reason := why_not():
         pytest.skip(reason)
-    with Bed({"lists": True, "rate": True, "half_open": True, "loads": True, "test_clock": True}) as bed:
+    with Bed(dict.fromkeys(("lists", "rate", "half_open", "loads", "dsr", "ipip", "test_clock"), True)) as bed:
         yield bed
 
 

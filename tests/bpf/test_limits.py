@@ -13,32 +13,15 @@ from bpf.dataplane import DeletePrefixes, KeepPrefixes, PutFarmLimits, PutPrefix
 from ctl.config import prefixes
 from tests.bpf.bed import Bed, Family
 from tests.bpf.connections import client, establish
+from tests.bpf.limited import SERVED, opens, other_client, put_list
 from tests.bpf.packets import from_backend, from_client
 
 PROTOCOLS = pytest.mark.parametrize("protocol", list(Protocol), ids=lambda protocol: protocol.name.lower())
-SERVED = "forward_redirect"
 
 
 def serve(bed: Bed, family: Family, protocol: int = Protocol.TCP, scheduler: int = Scheduler.MAGLEV, **limits: int) -> None:
     bed.farm(family.vip, (family.far(11), 8080), (family.far(12), 8080), protocol=protocol, scheduler=scheduler)
     bed.plane.apply([PutFarmLimits(1, client_prefix_v4=32, client_prefix_v6=64, **limits)])  # type: ignore[arg-type]
-
-
-def put_list(bed: Bed, number: int, *lines: str) -> PutPrefixes:
-    made = prefixes.parse_texts("list", lines, "list")
-    operation = PutPrefixes(number, made.v4, made.v6)
-    bed.plane.apply([operation])
-    return operation
-
-
-def other_client(family: Family, number: int) -> str:
-    """In another network than family.client, and than that of another number, for every prefix that tests use."""
-    first = int(ipaddress.ip_address("198.18.0.1" if family.bits == 32 else "2001:db8:100::1"))
-    return str(ipaddress.ip_address(first + (number << (8 if family.bits == 32 else 64))))
-
-
-def opens(bed: Bed, family: Family, source: str, port: int = 40000, protocol: int = Protocol.TCP, flags: str = "S") -> str:
-    return bed.send(bytes(from_client(family, protocol, flags, source=source, source_port=port))).verdict
 
 
 # --- lists --------------------------------------------------------------------------------------------------
