@@ -85,6 +85,7 @@ USES: Mapping[str, Callable[[Bed], None]] = MappingProxyType(
         "persistence": use_persistence,
         "toa": use_toa,
         "quic": use_quic,
+        "vlans": use_nothing,  # untagged frames
     }
 )
 

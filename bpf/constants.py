@@ -37,6 +37,10 @@ PRIVILEGED_SNAT_PORTS = 512
 MAX_IPV6_EXTENSIONS = 4
 MAX_PRIORITY_TAGS = 2
 """VLAN-0 tags that are removed from a frame: one each of IEEE 802.1ad and 802.1Q."""
+MAX_VLANS = 4096
+"""VLAN devices whose frames the program handles on the interfaces below them."""
+MAX_INTERFACES = 65536
+"""A VLAN device and the interface below it have smaller indexes than this; it is the size of an array, 1 MB."""
 
 TICK_SHIFT = 26
 """last_seen counts ticks of 2**26 ns (67 ms) of CLOCK_MONOTONIC; 32 bits overflow after nine years of uptime."""
@@ -194,6 +198,12 @@ class FarmFlag(enum.IntFlag):
     TOA = 2  # the client's address goes into a TCP option
 
 
+class InterfaceFlag(enum.IntFlag):
+    """What of an interface's frames the program handles."""
+
+    TAGGED_ONLY = 1  # those of VLANs; the others go to the kernel
+
+
 class AffinityFlag(enum.IntFlag):
     """How a farm's persistence behaves."""
 
@@ -236,7 +246,12 @@ class Counter:
 
 
 COUNTERS: tuple[Counter, ...] = (
-    Counter("pass_not_ip", Kind.PASS, "Neither IPv4, IPv6 nor a neighbour message about a VIP: left to the kernel."),
+    Counter(
+        "pass_not_ip",
+        Kind.PASS,
+        "Neither IPv4, IPv6 nor a neighbour message about a VIP, or of a VLAN or interface that is not balanced: left to the "
+        "kernel.",
+    ),
     Counter("pass_not_ours", Kind.PASS, "No flow and no VIP matches: left to the kernel."),
     Counter(
         "pass_neighbour",
@@ -308,6 +323,9 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("drop_half_open", Kind.DROP, "The client has max_half_open connections of the farm that are not established."),
     Counter("drop_farm_full", Kind.DROP, "The farm has max_connections."),
     Counter("drop_backend_full", Kind.DROP, "Every backend that may take new connections has its max_connections."),
+    Counter(
+        "drop_no_headroom", Kind.DROP, "The driver leaves no space in front of the frame for an outer header or a VLAN tag."
+    ),
     Counter("drop_internal", Kind.DROP, "A map entry that must exist is missing: a bug, please report it."),
     Counter(
         "event_reset_sent",

@@ -6,7 +6,7 @@ nothing; must not know ctypes nor file descriptors. Addresses are canonical stri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -279,6 +279,19 @@ class FlowEntry:
     mode: str = ""  # "dsr" or "ipip": the backend gets the packet unchanged, and there is no entry of the other direction
 
 
+@dataclass(frozen=True, slots=True)
+class Vlan:
+    """A VLAN device whose frames the program handles on the interface below it. interface, lower: indexes.
+
+    protocol: EtherType of its tag, 0x8100 (802.1Q) or 0x88a8 (802.1ad).
+    """
+
+    interface: int
+    lower: int
+    number: int
+    protocol: int = 0x8100
+
+
 class DataPlane(Protocol):
     """The kernel part of a node. `flow_map` is "flows" or "embryonic", `family` is "v4" or "v6".
 
@@ -307,6 +320,16 @@ class DataPlane(Protocol):
 
         Raises PlaneError unless the program was built with that mode.
         """
+
+    def set_vlans(self, vlans: Collection[Vlan], untagged: Collection[int]) -> None:
+        """Handle the frames of these VLANs and no others. untagged: interfaces whose untagged frames are handled too.
+
+        Those of any other interface that was ever below a VLAN stay the kernel's. Raises PlaneError unless the program was
+        built for VLANs.
+        """
+
+    def vlans(self) -> frozenset[Vlan]:
+        """The VLANs whose frames are handled; none if the program was built without them."""
 
     def set_hash_seed(self, seed: int) -> None: ...
     def hash_seed(self) -> int: ...

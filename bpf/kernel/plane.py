@@ -11,7 +11,7 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,12 @@ from bpf.dataplane import (
     ServerKey,
     ServiceKey,
     ServiceValue,
+    Vlan,
     ZeroTraffic,
 )
 from bpf.kernel.affinity import AffinityMaps
 from bpf.kernel.limits import LimitMaps
+from bpf.kernel.vlans import VlanMaps
 from bpf.loading.loader import PROGRAM
 from bpf.maps import elements
 from bpf.maps.event_ring import FlowEvents
@@ -356,6 +358,18 @@ class KernelPlane:
         values["address"] = columns.address_column((v4 or "0.0.0.0", v6 or "::"), 16)
         bpf_map.put(np.arange(len(FAMILIES), dtype=np.uint32), values)
         self.bump_next_hops()
+
+    def set_vlans(self, vlans: Collection[Vlan], untagged: Collection[int]) -> None:
+        """Handle the frames of these VLANs. Raises PlaneError if the program was built without them, or the kernel refuses."""
+        try:
+            VlanMaps(self._maps).write(vlans, untagged)
+        except OSError as error:
+            raise PlaneError(f"writing {len(vlans)} VLANs failed: {error.strerror}") from error
+        self.bump_next_hops()
+
+    def vlans(self) -> frozenset[Vlan]:
+        """The VLANs whose frames are handled; none if the program was built without them."""
+        return VlanMaps(self._maps).read()
 
     def set_hash_seed(self, seed: int) -> None:
         self._write_one("globals", hash_seed=seed)

@@ -76,7 +76,7 @@ static __always_inline bool send_error_FAM(struct packet *packet, struct flow_ke
  * say; then, as if there were none, the address that the packet was sent to. */
 static __always_inline void find_own_address_FAM(struct packet *packet, struct flow_key_FAM *key, struct addr_FAM *source)
 {
-	struct bpf_fib_lookup fib_params = { .ifindex = packet->context->ingress_ifindex };
+	struct bpf_fib_lookup fib_params = { .ifindex = ingress_of(packet) };
 
 	fill_fib_addresses_FAM(&fib_params, &key->destination, &key->source);
 	if (bpf_fib_lookup(packet->context, &fib_params, sizeof(fib_params), FIB_SKIP_NEIGHBOUR | FIB_SOURCE) ==

@@ -99,6 +99,6 @@ static __always_inline void return_frame(struct packet *packet, struct ethhdr *o
 	__builtin_memcpy(ethernet->h_dest, original->h_source, ETH_ALEN);
 	__builtin_memcpy(ethernet->h_source, receiver, ETH_ALEN);
 	ethernet->h_proto = original->h_proto;
-	packet->egress_ifindex = packet->context->ingress_ifindex;
+	packet->egress_ifindex = ingress_of(packet);
 	packet->answered = true;
 }

@@ -1,6 +1,7 @@
 /* Counters, and the last step of every packet: its verdict is counted and decides the XDP action. */
 #pragma once
 #include "parse.h"
+#include "vlan.h"
 
 static __always_inline void count(struct packet *packet, u32 verdict_or_event)
 {
@@ -47,6 +48,7 @@ static __always_inline void count_connection(u32 farm, u32 backend)
 /* Count the verdict and return the XDP action. */
 static __always_inline int finish(struct packet *packet, u32 verdict)
 {
+	verdict = retag(packet, verdict);
 	count(packet, verdict);
 	if (is_pass(verdict))
 		return XDP_PASS;

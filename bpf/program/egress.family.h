@@ -10,7 +10,7 @@ static __always_inline u32 lookup_fib_FAM(struct packet *packet, struct flow_FAM
 		.l4_protocol = packet->protocol,
 		.sport = flow->source_port,
 		.dport = flow->destination_port,
-		.ifindex = packet->context->ingress_ifindex,
+		.ifindex = ingress_of(packet),
 	};
 
 	fill_fib_params_FAM(&fib_params, packet, flow);

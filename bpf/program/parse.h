@@ -25,6 +25,9 @@ struct packet {
 	u32 frame_bytes;
 	u32 ip_bytes;       /* IP header and payload, without the frame's padding */
 	u32 farm;           /* the farm that a drop is counted for; 0: not known */
+#ifdef VLANS
+	u32 ingress; /* interface that the packet came in by: of a tagged frame the VLAN device */
+#endif
 	u32 egress_ifindex; /* set by the step that forwards the packet */
 	u32 mtu;            /* of the egress; set with the verdict drop_too_big */
 	u32 fragment_id;    /* identification, in network order; valid if `fragment` is set */
@@ -34,6 +37,16 @@ struct packet {
 	bool established; /* its flow is in `flows` */
 	bool answered;    /* dropped, and the frame is an answer to its sender now */
 };
+
+/* The interface that the packet came in by, as the kernel's FIB knows it. */
+static __always_inline u32 ingress_of(struct packet *packet)
+{
+#ifdef VLANS
+	return packet->ingress;
+#else
+	return packet->context->ingress_ifindex;
+#endif
+}
 
 #define FRAGMENT_OFFSET htons(0x1fff)
 #define FRAGMENT_MORE htons(0x2000)

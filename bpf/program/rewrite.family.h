@@ -47,7 +47,7 @@ static __always_inline u32 forward_whole_FAM(struct packet *packet, struct flow_
 #endif
 	count_traffic(packet, flow->farm, flow->backend, true);
 	write_macs_FAM(packet, flow);
-	return packet->egress_ifindex == packet->context->ingress_ifindex ? COUNTER_FORWARD_TX : COUNTER_FORWARD_REDIRECT;
+	return packet->egress_ifindex == ingress_of(packet) ? COUNTER_FORWARD_TX : COUNTER_FORWARD_REDIRECT;
 }
 
 /* The kernel decrements the TTL of a packet that is passed to it for forwarding. */
@@ -71,7 +71,7 @@ static __always_inline u32 forward_FAM(struct packet *packet, struct flow_FAM *f
 	if (verdict != CONTINUE)
 		return verdict;
 	write_macs_FAM(packet, flow);
-	return packet->egress_ifindex == packet->context->ingress_ifindex ? COUNTER_FORWARD_TX : COUNTER_FORWARD_REDIRECT;
+	return packet->egress_ifindex == ingress_of(packet) ? COUNTER_FORWARD_TX : COUNTER_FORWARD_REDIRECT;
 }
 
 /* Forward a packet with ports by its flow. */

@@ -37,7 +37,7 @@ static __always_inline u32 find_server_FAM(struct addr_FAM *address, __be16 port
 /* Would the kernel forward the packet, as it is? Not if it is for the node itself. */
 static __always_inline bool is_in_transit_FAM(struct packet *packet, struct flow_key_FAM *key)
 {
-	struct bpf_fib_lookup fib_params = { .ifindex = packet->context->ingress_ifindex };
+	struct bpf_fib_lookup fib_params = { .ifindex = ingress_of(packet) };
 	int result;
 
 	fill_fib_addresses_FAM(&fib_params, &key->source, &key->destination);

@@ -45,7 +45,7 @@ static __always_inline u32 encapsulate_FAM(struct packet *packet, struct flow_FA
 	if (!is_v6) {
 		ethernet = prepend(packet, sizeof(struct iphdr));
 		if (!ethernet)
-			return COUNTER_DROP_INTERNAL;
+			return COUNTER_DROP_NO_HEADROOM;
 		ethernet->h_proto = htons(ETH_P_IP);
 		write_outer_v4((void *)(ethernet + 1), &outer, source, outer_destination_v4_FAM(flow));
 		return CONTINUE;
@@ -54,7 +54,7 @@ static __always_inline u32 encapsulate_FAM(struct packet *packet, struct flow_FA
 		outer.flow_label = address_hash_FAM(&addresses_FAM(packet)[0], 0) & FLOW_LABEL;
 	ethernet = prepend(packet, sizeof(struct ipv6hdr));
 	if (!ethernet)
-		return COUNTER_DROP_INTERNAL;
+		return COUNTER_DROP_NO_HEADROOM;
 	ethernet->h_proto = htons(ETH_P_IPV6);
 	write_outer_v6((void *)(ethernet + 1), &outer, source, outer_destination_v6_FAM(flow));
 	return CONTINUE;

@@ -1,8 +1,14 @@
-/* Priority tags: IEEE 802.1Q and 802.1ad tags with VLAN 0, which say nothing but a priority. Linux removes them, one after the
+/* VLAN tags (IEEE 802.1Q and 802.1ad). A tag with VLAN 0 says nothing but a priority: Linux removes such tags, one after the
  * other, and treats the rest as an untagged frame; so must the fence. A tag with another VLAN belongs to a VLAN device.
+ *
+ * With VLANS the program is on the interface below VLAN devices, and handles the frames of those that it knows as if they had
+ * come in by the VLAN device: the tags are removed, and FIB and flows have the index of the VLAN device. What is sent through
+ * a VLAN device gets its tag, with priority 0 as Linux sends by default, and leaves through the interface below. What goes to
+ * the kernel gets back the tags that it came with.
  */
 #pragma once
 #include "fence.h"
+#include "ipv6.h"
 
 #define VLAN_NUMBER htons(0x0fff)
 
@@ -40,6 +46,195 @@ static __always_inline u32 remove_tags(struct packet *packet, u32 bytes)
 	return CONTINUE;
 }
 
+#ifdef VLANS
+
+#define MAX_TAGS (MAX_PRIORITY_TAGS + 1) /* that are removed from a frame */
+#define MAC_WORDS (2 * ETH_ALEN / 4)
+
+struct vlan_key {
+	u32 interface; /* that the frame came in by */
+	__be16 number;
+	__be16 protocol; /* of the tag */
+};
+
+/* What the program must know of an interface, by its index. */
+struct interface_tag {
+	u32 lower;       /* of a VLAN device: the interface that its frames leave by; 0: it is none */
+	__be16 protocol; /* its tag */
+	__be16 number;
+	u32 flags; /* INTERFACE_FLAG_* */
+};
+
+/* How a frame came, for the programs that are called with it and find no tag. */
+struct arrival {
+	u32 interface; /* of a tagged frame the VLAN device */
+	u32 tags;      /* that were removed */
+	__be32 tag[MAX_TAGS];
+};
+
+BPF_TABLE_PINNED("hash", struct vlan_key, u32, vlans, MAX_VLANS, PINS "/vlans"); /* to the index of the VLAN device */
+BPF_TABLE_PINNED("array", u32, struct interface_tag, interface_tags, MAX_INTERFACES, PINS "/interface_tags");
+BPF_TABLE_PINNED("percpu_array", u32, struct arrival, arrivals, 1, PINS "/arrivals");
+
+/* In a program that was called with the packet: the interface that it came in by. */
+static __always_inline void set_ingress(struct packet *packet)
+{
+	u32 zero = 0;
+	struct arrival *arrival = arrivals.lookup(&zero);
+
+	packet->ingress = arrival ? arrival->interface : packet->context->ingress_ifindex;
+}
+
+static __always_inline bool is_tagged_only(u32 interface)
+{
+	struct interface_tag *known = interface_tags.lookup(&interface);
+
+	return known && known->flags & INTERFACE_FLAG_TAGGED_ONLY;
+}
+
+/* CONTINUE: the frame belongs to an interface that is balanced, has no tag any more, and is IP or ARP. Otherwise the verdict. */
+static __always_inline u32 receive_tagged(struct packet *packet, struct arrival *arrival)
+{
+	struct vlan_key key = { .interface = arrival->interface };
+	struct vlan_tag *tag = packet->network;
+	__be16 protocol = packet->ethernet->h_proto, number;
+	u32 *device;
+
+#pragma unroll
+	for (u32 i = 0; i < MAX_TAGS; i++) {
+		if (!is_vlan(protocol))
+			break;
+		if ((void *)(tag + 1) > packet->end)
+			return COUNTER_PASS_NOT_IP;
+		number = tag->control & VLAN_NUMBER;
+		if (number && key.number)
+			return COUNTER_PASS_NOT_IP; /* a VLAN in a VLAN */
+		if (number) {
+			key.number = number;
+			key.protocol = protocol;
+		}
+		arrival->tag[i] = *(__be32 *)((void *)tag - sizeof(protocol));
+		protocol = tag->protocol;
+		tag++;
+	}
+	if (key.number) {
+		device = vlans.lookup(&key);
+		if (!device)
+			return COUNTER_PASS_NOT_IP;
+		arrival->interface = *device;
+	} else if (is_tagged_only(arrival->interface)) {
+		return COUNTER_PASS_NOT_IP;
+	}
+	if (is_handled(protocol)) {
+		packet->ingress = arrival->interface;
+		arrival->tags = ((void *)tag - packet->network) / sizeof(*tag);
+		return remove_tags(packet, (void *)tag - packet->network);
+	}
+	if (is_vlan(protocol) && is_fenced(packet))
+		return COUNTER_DROP_FENCED;
+	return COUNTER_PASS_NOT_IP;
+}
+
+/* The same for every frame. */
+static __always_inline u32 receive(struct packet *packet)
+{
+	u32 zero = 0;
+	struct arrival *arrival = arrivals.lookup(&zero);
+
+	if (!arrival)
+		return COUNTER_DROP_INTERNAL;
+	packet->ingress = arrival->interface = packet->context->ingress_ifindex;
+	arrival->tags = 0;
+	if (packet->network > packet->end)
+		return COUNTER_PASS_NOT_IP;
+	if (is_vlan(packet->ethernet->h_proto))
+		return receive_tagged(packet, arrival);
+	return is_tagged_only(packet->ingress) ? COUNTER_PASS_NOT_IP : CONTINUE;
+}
+
+/* Make space for `bytes` of tags behind the MAC addresses; NULL: there is none. */
+static __always_inline __be32 *insert_tags(struct packet *packet, u32 bytes)
+{
+	struct xdp_md *context = packet->context;
+	__be32 addresses[MAC_WORDS], *word = (void *)(long)context->data;
+
+	if ((void *)(word + MAC_WORDS) > (void *)(long)context->data_end)
+		return NULL;
+	__builtin_memcpy(addresses, word, sizeof(addresses));
+	if (bpf_xdp_adjust_head(context, -(int)bytes))
+		return NULL;
+	word = (void *)(long)context->data;
+	if ((void *)(word + MAC_WORDS) > (void *)(long)context->data_end)
+		return NULL;
+	__builtin_memcpy(word, addresses, sizeof(addresses));
+	return word + MAC_WORDS;
+}
+
+/* Give a frame back the tags that it came with. False: there is no space for them, which it had. */
+static __always_inline bool restore_tags(struct packet *packet)
+{
+	u32 zero = 0, count;
+	struct arrival *arrival = arrivals.lookup(&zero);
+	__be32 *word;
+
+	if (!arrival)
+		return false;
+	count = *(volatile u32 *)&arrival->tags; /* one read, for the verifier */
+	if (!count)
+		return true;
+	if (count > MAX_TAGS)
+		return false;
+	word = insert_tags(packet, count * sizeof(struct vlan_tag));
+	if (!word)
+		return false;
+#pragma unroll
+	for (u32 i = 0; i < MAX_TAGS; i++) {
+		if (i == count)
+			break;
+		if ((void *)(word + 1) > (void *)(long)packet->context->data_end)
+			return false;
+		*word++ = arrival->tag[i];
+	}
+	return true;
+}
+
+/* Tag a frame that leaves by a VLAN device. False: there is no space. */
+static __always_inline bool tag_frame(struct packet *packet)
+{
+	struct interface_tag *known = interface_tags.lookup(&packet->egress_ifindex);
+	__be32 *word;
+
+	if (!known || !known->lower)
+		return true;
+	packet->egress_ifindex = known->lower;
+	word = insert_tags(packet, sizeof(*word));
+	if (!word || (void *)(word + 1) > (void *)(long)packet->context->data_end)
+		return false;
+	*(__be16 *)word = known->protocol;
+	*((__be16 *)word + 1) = known->number;
+	return true;
+}
+
+/* The last step before a frame goes to the kernel or leaves. Returns the verdict to count. */
+static __always_inline u32 retag(struct packet *packet, u32 verdict)
+{
+	verdict += opaque_zero(packet->frame_bytes); /* else the verifier would follow this once for each verdict */
+	if (is_pass(verdict))
+		return restore_tags(packet) ? verdict : COUNTER_DROP_INTERNAL;
+	if (is_drop(verdict) && !packet->answered)
+		return verdict;
+	if (tag_frame(packet))
+		return verdict;
+	packet->answered = false;
+	return is_drop(verdict) ? verdict : COUNTER_DROP_NO_HEADROOM;
+}
+
+#else
+
+static __always_inline void set_ingress(struct packet *packet)
+{
+}
+
 /* CONTINUE: the frame is untagged now, and IP or ARP. Otherwise the verdict. */
 static __always_inline u32 remove_priority_tags(struct packet *packet)
 {
@@ -61,3 +256,18 @@ static __always_inline u32 remove_priority_tags(struct packet *packet)
 		return COUNTER_DROP_FENCED;
 	return COUNTER_PASS_NOT_IP;
 }
+
+/* CONTINUE: the frame has no tag any more. Otherwise the verdict. */
+static __always_inline u32 receive(struct packet *packet)
+{
+	if (packet->network > packet->end)
+		return COUNTER_PASS_NOT_IP;
+	return is_vlan(packet->ethernet->h_proto) ? remove_priority_tags(packet) : CONTINUE;
+}
+
+static __always_inline u32 retag(struct packet *packet, u32 verdict)
+{
+	return verdict;
+}
+
+#endif

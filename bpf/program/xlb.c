@@ -11,7 +11,7 @@
  *  6. rewrite  addresses, ports, checksums, MACs                  rewrite.family.h
  *              or wrap                                            tunnel.h, tunnel.family.h
  *  7. answer   tell the sender of a packet that was dropped       answer.h, answer.family.h
- *  8. finish   count the verdict, return the XDP action           count.h
+ *  8. finish   tag, count the verdict, return the XDP action      vlan.h, count.h
  *
  * ICMP errors (icmp.family.h) and neighbour messages (neighbour.h) take the same steps: find, fence, act.
  *
@@ -63,6 +63,7 @@
 #include "pipeline.family.h"
 #include "fast.family.h"
 
+/* In the program that is on the interfaces. */
 static __always_inline struct packet packet_of(struct xdp_md *context)
 {
 	return (struct packet){
@@ -74,18 +75,22 @@ static __always_inline struct packet packet_of(struct xdp_md *context)
 	};
 }
 
+/* In a program that was called with the packet. */
+static __always_inline struct packet packet_passed_on(struct xdp_md *context)
+{
+	struct packet packet = packet_of(context);
+
+	set_ingress(&packet);
+	return packet;
+}
+
 /* The verdict on a packet. An IP packet that the fast path leaves is handed over: the calls return only if they fail. */
 static __always_inline u32 enter(struct packet *packet)
 {
-	u32 verdict;
+	u32 verdict = receive(packet);
 
-	if (packet->network > packet->end)
-		return COUNTER_PASS_NOT_IP;
-	if (is_vlan(packet->ethernet->h_proto)) {
-		verdict = remove_priority_tags(packet);
-		if (verdict != CONTINUE)
-			return verdict;
-	}
+	if (verdict != CONTINUE)
+		return verdict;
 	switch (packet->ethernet->h_proto) {
 	case htons(ETH_P_IP):
 		verdict = forward_known_v4(packet);
@@ -114,7 +119,7 @@ int xlb(struct xdp_md *context)
 
 int xlb_v4(struct xdp_md *context)
 {
-	struct packet packet = packet_of(context);
+	struct packet packet = packet_passed_on(context);
 
 	if (packet.network > packet.end)
 		return finish(&packet, COUNTER_DROP_INTERNAL);
@@ -123,7 +128,7 @@ int xlb_v4(struct xdp_md *context)
 
 int xlb_v6(struct xdp_md *context)
 {
-	struct packet packet = packet_of(context);
+	struct packet packet = packet_passed_on(context);
 
 	if (packet.network > packet.end)
 		return finish(&packet, COUNTER_DROP_INTERNAL);
@@ -132,14 +137,14 @@ int xlb_v6(struct xdp_md *context)
 
 int xlb_open_v4(struct xdp_md *context)
 {
-	struct packet packet = packet_of(context);
+	struct packet packet = packet_passed_on(context);
 
 	return finish(&packet, handle_open_v4(&packet));
 }
 
 int xlb_open_v6(struct xdp_md *context)
 {
-	struct packet packet = packet_of(context);
+	struct packet packet = packet_passed_on(context);
 
 	return finish(&packet, handle_open_v6(&packet));
 }
@@ -149,7 +154,7 @@ int xlb_open_v6(struct xdp_md *context)
 int xlb_choose(struct xdp_md *context)
 {
 	u32 zero = 0, handler;
-	struct packet packet = packet_of(context);
+	struct packet packet = packet_passed_on(context);
 	struct choice *choice = choices.lookup(&zero);
 	struct farm_limits *limits;
 

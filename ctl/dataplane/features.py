@@ -12,9 +12,11 @@ from types import MappingProxyType
 from ctl.config.model import Config, Farm, Mode, Scheduler
 
 REPLICATION = "replication"
+VLANS = "vlans"
 WORDS: Mapping[str, str] = MappingProxyType(
     {
         REPLICATION: "a pair",
+        VLANS: "VLANs in native mode",
         "dsr": "mode dsr",
         "ipip": "mode ipip",
         "lists": "prefix lists",

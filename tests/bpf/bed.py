@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -130,7 +130,7 @@ class Bed:
     in0: int = field(init=False)
     out0: int = field(init=False)
 
-    def __enter__(self) -> Bed:
+    def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             name = f"xlb-bed-{secrets.token_hex(4)}"
             self.namespace = Namespace(name)
@@ -318,8 +318,11 @@ class Bed:
 
         tags: VLAN tags that the program is expected to remove, and not to count.
         """
+        return self.run(frame, self.in0 if side == "in0" else self.out0, tags)
+
+    def run(self, frame: bytes, index: int, tags: int = 0) -> Outcome:
+        """The same as if the frame had come in by the interface with this index."""
         before = self.plane.counters()
-        index = self.in0 if side == "in0" else self.out0
         run = self.inside(lambda: self.plane.test_run(frame, index))
         after = self.plane.counters()
         moved = {name: packets - before[name][0] for name, (packets, _) in after.items() if packets != before[name][0]}

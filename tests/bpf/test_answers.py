@@ -57,6 +57,7 @@ def silent(out: Outcome, verdict: str, frame: bytes) -> None:
 # --- TCP resets ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.vlans
 @pytest.mark.parametrize("flags", ["A", "PA", "FA", "SA"])
 def test_a_segment_without_a_flow_is_reset_at_the_number_it_acknowledges(bed: Bed, family: Family, flags: str) -> None:
     """RFC 9293 3.10.7.1: <SEQ=SEG.ACK><CTL=RST>. The test frames have SEG.SEQ 7 and SEG.ACK 9."""
@@ -73,6 +74,7 @@ def test_a_segment_that_acknowledges_nothing_is_acknowledged(bed: Bed, family: F
     answered(out, "drop_no_flow", "event_reset_sent", reset_to_client(family, "RA", 0, 7 + len(PAYLOAD) + length))
 
 
+@pytest.mark.vlans
 def test_a_new_connection_without_any_backend_is_refused(bed: Bed, family: Family) -> None:
     bed.farm(family.vip)
     out = bed.send(bytes(from_client(family, payload=b"")))

@@ -17,6 +17,7 @@ PROTOCOLS = pytest.mark.parametrize("protocol", list(Protocol), ids=lambda proto
 MODES = pytest.mark.parametrize("mode", NAT_MODES, ids=lambda mode: mode.name.lower())
 
 
+@pytest.mark.vlans
 @PROTOCOLS
 @MODES
 @pytest.mark.parametrize("side", ["far", "near"])

@@ -61,6 +61,7 @@ def checksum_is_right(packet: Packet) -> bool:
     return bool(Ether(bytes(copy))[kind].chksum == written)
 
 
+@pytest.mark.vlans
 @PROTOCOLS
 @MODES
 def test_fragments_follow_their_flow_in_both_directions(bed: Bed, family: Family, protocol: Protocol, mode: Mode) -> None:

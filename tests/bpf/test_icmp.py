@@ -126,6 +126,7 @@ def test_about_a_clients_packet(bed: Bed, family: Family, protocol: Protocol, mo
     assert len(out.frame) == len(error)
 
 
+@pytest.mark.vlans
 @PROTOCOLS
 @MODES
 @pytest.mark.parametrize("length", QUOTES.values(), ids=QUOTES)
@@ -357,6 +358,7 @@ def assert_reports_to_the_sender(out: Outcome, family: Family, packet: Packet) -
         assert answer[IPv6].plen == len(out.frame) - 54
 
 
+@pytest.mark.vlans
 @PROTOCOLS
 def test_too_long_at_first_and_when_the_next_hop_is_cached(bed: Bed, family: Family, protocol: Protocol) -> None:
     bed.farm(family.vip, (family.far(SMALL), 8080), protocol=protocol)
@@ -367,6 +369,7 @@ def test_too_long_at_first_and_when_the_next_hop_is_cached(bed: Bed, family: Fam
     assert bed.send(bytes(fits)).verdict == "forward_redirect"
 
 
+@pytest.mark.vlans
 def test_a_packet_that_may_be_fragmented_goes_to_the_kernel_rewritten(bed: Bed) -> None:
     """With its hop: the kernel takes that when it forwards."""
     bed.farm(V4.vip, (V4.far(SMALL), 8080), protocol=Protocol.UDP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from scapy.layers.l2 import Ether
 
 from tests.bpf.bed import NODE_OUT_MAC, UNRESOLVED, Bed, Family, backend_mac
@@ -21,6 +22,7 @@ def move(bed: Bed, family: Family, mac: str) -> None:
     bed.namespace.ip(f"neigh replace {family.far(11)} lladdr {mac} dev out0 nud permanent")
 
 
+@pytest.mark.vlans
 def test_the_cache_holds_until_the_generation_moves(bed: Bed, family: Family) -> None:
     bed.farm(family.vip, (family.far(11), 8080))
     establish(bed, family)
@@ -60,6 +62,7 @@ def test_an_entry_from_the_peer_has_no_next_hop_yet(bed: Bed, family: Family) ->
     assert bed.send(bytes(from_backend(family, family.far(11), family.vip, 40000)), "out0").verdict == "forward_redirect"
 
 
+@pytest.mark.vlans
 def test_an_unresolved_packet_keeps_hop_and_macs(bed: Bed, family: Family) -> None:
     """The kernel forwards it: it takes the hop off and writes the MACs."""
     bed.farm(family.vip, (family.far(UNRESOLVED), 8080))

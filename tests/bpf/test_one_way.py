@@ -85,6 +85,7 @@ def state(bed: Bed, family: Family, flow_map: str) -> FlowState:
     return FlowState(int(value[0]["state"]))
 
 
+@pytest.mark.vlans
 @KINDS
 @PROTOCOLS
 @pytest.mark.parametrize("near", [False, True], ids=["far", "near"])
@@ -142,6 +143,7 @@ def test_a_priority_tag_is_removed(bed: Bed, family: Family, kind: str) -> None:
     assert bed.send(bytes(tagged), tags=1).frame == expected(packet, family, kind)
 
 
+@pytest.mark.vlans
 @KINDS
 @PROTOCOLS
 def test_a_packet_of_the_inner_mtu_passes_and_a_longer_one_is_reported(
@@ -221,6 +223,7 @@ def test_an_error_about_the_backends_packet_reaches_the_backend(
     assert all(entry.forward for flow_map in ("flows", "embryonic") for entry in bed.flows(flow_map, family).values())
 
 
+@pytest.mark.vlans
 @KINDS
 @PROTOCOLS
 def test_fragments_follow_their_datagram(bed: Bed, family: Family, protocol: Protocol, kind: str) -> None:

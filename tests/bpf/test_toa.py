@@ -84,6 +84,7 @@ def entries(bed: Bed, family: Family) -> tuple[FlowEntry, FlowEntry]:
     return flows[arriving(family)], flows[reply_tuple(family)]
 
 
+@pytest.mark.vlans
 @pytest.mark.parametrize("options", [[], TIMESTAMPS], ids=["no options", "timestamps"])
 @pytest.mark.parametrize("payload", [b"x", PAYLOAD, bytes(1200)], ids=len)
 def test_the_first_data_has_the_clients_address(toa_bed: Bed, family: Family, options: list[Any], payload: bytes) -> None:

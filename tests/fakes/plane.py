@@ -6,7 +6,7 @@ Stricter than the kernel: it also refuses what is legal but wrong, such as overw
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -40,6 +40,7 @@ from bpf.dataplane import (
     ServerKey,
     ServiceKey,
     ServiceValue,
+    Vlan,
     ZeroTraffic,
 )
 from tests.fakes.layouts import LAYOUTS
@@ -134,6 +135,7 @@ class FakePlane:
         self._lease = (0, 0)
         self._seed = 0
         self.tunnel_sources = ("", "")
+        self.vlan_maps: tuple[frozenset[Vlan], frozenset[int]] = (frozenset(), frozenset())
 
     def apply(self, operations: Sequence[Operation]) -> None:
         assert not self.closed, "operation on a closed plane"
@@ -335,6 +337,13 @@ class FakePlane:
         _require(":" in v6 or not v6, f"IPv6 tunnel source {v6}")
         self.tunnel_sources = (v4, v6)
         self.bump_next_hops()
+
+    def set_vlans(self, vlans: Collection[Vlan], untagged: Collection[int]) -> None:
+        self.vlan_maps = frozenset(vlans), frozenset(untagged)
+        self.bump_next_hops()
+
+    def vlans(self) -> frozenset[Vlan]:
+        return self.vlan_maps[0]
 
     def set_hash_seed(self, seed: int) -> None:
         _require(0 <= seed < 2**32, f"hash seed {seed}")
