@@ -1,8 +1,8 @@
 """The user of a request, and the node where it was entered: known while the request runs, for the log of changes.
 
 The control socket's kernel gives process and user of each connection (SO_PEERCRED, unix(7)); libzmq hands them over as
-the message's "Peer-Address". What a client says of itself is not used. Of a command that the peer forwards, the peer names
-the user: the channel between the nodes is authenticated.
+the message's "Peer-Address". The user that xlbctl found in SUDO_USER is a claim: it is shown as one, after the user that the
+kernel names. Of a command that the peer forwards, the peer names the user: the channel between the nodes is authenticated.
 """
 
 from __future__ import annotations
@@ -20,20 +20,30 @@ _MAX_NAME = 64
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. uid None: not a client of the control socket; `user` is its name then. node: empty, this one."""
+    """Who asks. uid None: not a client of the control socket; `user` is its name then. node: empty, this one.
+
+    claim: the user before sudo, as the client says. purpose: what a command is part of, e.g. "rollback to 12".
+    """
 
     uid: int | None = None
     pid: int = 0
     user: str = "xlbd"
     node: str = ""
     command: str = ""
+    claim: str = ""
+    purpose: str = ""
 
     def name(self) -> str:
-        """The user's name, and of a session with another login its name too: "root (login alice)". Blocks."""
+        """The user's name, and of a session with another login its name too: "root (login alice)". Blocks.
+
+        Where the kernel knows of no login, a claim is shown: "root (SUDO_USER alice, not verified)".
+        """
         if self.uid is None:
             return self.user
         name, login = _user_name(self.uid), _login(self.pid)
-        return name if login is None or login == self.uid else f"{name} (login {_user_name(login)})"
+        if login is not None and login != self.uid:
+            return f"{name} (login {_user_name(login)})"
+        return f"{name} (SUDO_USER {self.claim}, not verified)" if self.claim and self.claim != name else name
 
 
 CALLER: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039 (it is frozen)
@@ -49,10 +59,22 @@ def from_peer_address(address: object) -> Caller:
 
 def from_peer(told: Any, node: str) -> Caller:
     """The caller that the peer `node` names; a peer of version 0.1.0 names none."""
-    user = told.get("user") if isinstance(told, dict) else None
-    if not isinstance(user, str) or not 0 < len(user) <= 2 * _MAX_NAME or not user.isprintable():
-        user = "unknown user"
-    return Caller(user=user, node=node)
+    values = told if isinstance(told, dict) else {}
+    purpose = values.get("purpose", "")
+    return Caller(
+        user=values["user"] if _is_name(values.get("user")) else "unknown user",
+        node=node,
+        purpose=purpose if _is_name(purpose) else "",
+    )
+
+
+def claimed(value: Any) -> str:
+    """The user before sudo, as a client sends it; empty for what is no user's name."""
+    return str(value) if _is_name(value) and len(value) <= _MAX_NAME else ""
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 3 * _MAX_NAME and value.isprintable()
 
 
 def _user_name(uid: int) -> str:

@@ -30,13 +30,14 @@ _MAX_UNIX_PATH_BYTES = 107  # sun_path of sockaddr_un, less its terminator (unix
 class Client:
     """A connection to the daemon that listens on `socket_path`. Not for use by several threads."""
 
-    def __init__(self, socket_path: Path, timeout_ms: int = DEFAULT_TIMEOUT_MS) -> None:
-        """Connect; raises XlbError if no daemon listens there or this user may not ask it."""
+    def __init__(self, socket_path: Path, timeout_ms: int = DEFAULT_TIMEOUT_MS, sudo_user: str = "") -> None:
+        """Connect; raises XlbError if no daemon listens there or this user may not ask it. sudo_user: the user before sudo."""
         self.socket_path = socket_path
         self.timeout_ms = timeout_ms
         self.note = ""  # what an operator should know in addition to the last result
         self.progress: Callable[[str], None] = lambda _: None  # gets each long step of a request, as the daemon names it
         self._ids = itertools.count(1)
+        self._claim = {"sudo_user": sudo_user} if sudo_user else {}
         _require_listener(socket_path)
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.DEALER)
@@ -72,11 +73,15 @@ class Client:
         self.note = str(answer.get("note") or "")
         if answer.get("ok"):
             return answer.get("result")
-        raise _error_of(answer.get("error"))
+        error = _error_of(answer.get("error"))
+        if self._claim and error.code in (Code.MALFORMED_REQUEST, Code.UNCODED):  # an earlier daemon refuses the key
+            self._claim = {}
+            return self.call(command, args)
+        raise error
 
     def _request(self, command: str, args: dict[str, Any]) -> tuple[int, bytes]:
         number = next(self._ids)
-        return number, _pack({"v": PROTOCOL_VERSION, "id": number, "cmd": command, "args": args})
+        return number, _pack({"v": PROTOCOL_VERSION, "id": number, "cmd": command, "args": args} | self._claim)
 
     def _answer_to(self, request_id: int, command: str) -> dict[str, Any]:
         """Wait for the answer with this id; answers to requests that timed out earlier are skipped."""

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import msgpack
 import zmq
 import zmq.asyncio
 
-from ctl.api.caller import CALLER, Caller, from_peer_address
+from ctl.api.caller import CALLER, Caller, claimed, from_peer_address
 from ctl.api.protocol import MAX_MESSAGE_BYTES, PROGRESS_COMMAND, PROTOCOL_VERSION
 from ctl.api.turns import InTurns, Turns
 from ctl.errors import Code, InternalError, InvalidInput, XlbError
@@ -58,11 +58,12 @@ _UNPACKING: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One command of a client. `id` is echoed, so that a client can match answers."""
+    """One command of a client. `id` is echoed, so that a client can match answers. claim: see `ctl.api.caller`."""
 
     id: int
     command: str
     arguments: dict[str, Any]
+    claim: str = ""
 
 
 @dataclass(slots=True)
@@ -94,7 +95,7 @@ class MalformedRequest(Exception):
 def decode_request(payload: bytes) -> Request:
     """Read one request; a big one in pieces, so that in a thread it does not hold up the loop.
 
-    Raises MalformedRequest with a message for anything that is not exactly {"v", "id", "cmd", "args"}.
+    Raises MalformedRequest with a message for anything that is not exactly {"v", "id", "cmd", "args"} and maybe "sudo_user".
     """
     try:
         document = _unpack(payload) if len(payload) > SMALL_MESSAGE_BYTES else msgpack.unpackb(payload, **_UNPACKING)
@@ -114,10 +115,10 @@ def decode_request(payload: bytes) -> Request:
         raise MalformedRequest(f"cmd: expected a string of 1 to {MAX_COMMAND_LENGTH} characters", number)
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
         raise MalformedRequest("args: expected a map with string keys", number)
-    unknown = document.keys() - {"v", "id", "cmd", "args"}
+    unknown = document.keys() - {"v", "id", "cmd", "args", "sudo_user"}
     if unknown:
         raise MalformedRequest(f"unknown key {min(map(str, unknown))!r:.80}; a request has v, id, cmd, args", number)
-    return Request(number, command, arguments)
+    return Request(number, command, arguments, claimed(document.get("sudo_user")))
 
 
 def _unpack(payload: bytes) -> Any:
@@ -299,6 +300,8 @@ class ApiServer:
             self._complain(str(error))
             answer = error_answer(error.id, InvalidInput(str(error), code=Code.MALFORMED_REQUEST))
         else:
+            if request.claim:
+                CALLER.set(replace(caller, claim=request.claim))
             answer = await self._run(request, frames[0])
         if max(len(payload), len(answer)) > BIG_MESSAGE_BYTES:
             self._big_message()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -50,19 +51,20 @@ class Session:
 
     def _connect(self) -> Client:
         """To the daemon of this node file; one that runs is found although the file is wrong or names another socket by now."""
+        from ctl.api.caller import claimed
         from ctl.api.client import Client
 
-        configured = None
+        configured, sudo_user = None, claimed(os.environ.get("SUDO_USER"))
         try:
             configured = self.socket_path()
-            return Client(configured, self.timeout_ms)
+            return Client(configured, self.timeout_ms, sudo_user)
         except XlbError as error:
             if configured is not None and error.code != Code.DAEMON_NOT_RUNNING:
                 raise
             running = self._running()
             if running is None or running == configured:
                 raise
-            client = Client(running, self.timeout_ms)
+            client = Client(running, self.timeout_ms, sudo_user)
             why = error if configured is None else f"nothing listens on {configured}"
             click.echo(f"xlbctl: {why}; asking the xlbd that runs, at {running}", err=True)
             return client

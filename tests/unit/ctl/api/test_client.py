@@ -75,6 +75,21 @@ def test_a_result_is_returned_and_the_request_follows_the_protocol(tmp_path: Pat
     ]
 
 
+@pytest.mark.parametrize("code", [None, Code.MALFORMED_REQUEST])
+def test_a_daemon_that_refuses_the_claim_gets_the_request_without_it(tmp_path: Path, code: Code | None) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def answers(request: dict[str, Any]) -> list[bytes]:
+        seen.append(request)
+        error = {"kind": "invalid", "message": "unknown key 'sudo_user'", "key": ""} | ({"code": code.value} if code else {})
+        return [pack(request, ok=False, error=error) if "sudo_user" in request else pack(request, ok=True, result=1)]
+
+    with answering(tmp_path / "s", answers), Client(tmp_path / "s", PATIENCE_MS, "alice") as client:
+        assert (client.call("farm.list"), client.call("vip.list")) == (1, 1)
+    asked = [(each["cmd"], each.get("sudo_user")) for each in seen]
+    assert asked == [("farm.list", "alice"), ("farm.list", None), ("vip.list", None)]
+
+
 @pytest.mark.parametrize("works", [True, False], ids=["works", "hangs"])
 def test_a_daemon_that_works_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
     monkeypatch.setattr("ctl.api.client._KNOCK_EVERY_MS", 50)

@@ -41,6 +41,12 @@ GOOD = {"v": 1, "id": 7, "cmd": "status", "args": {}}
 
 def test_a_good_request_is_read() -> None:
     assert decode_request(msgpack.packb(GOOD)) == Request(7, "status", {})
+    assert decode_request(msgpack.packb(GOOD | {"sudo_user": "alice"})) == Request(7, "status", {}, "alice")
+
+
+@pytest.mark.parametrize("claim", [None, 7, "", "a\nb", "x" * 65, ["alice"], {}])
+def test_a_claim_that_is_no_name_is_ignored(claim: object) -> None:
+    assert decode_request(msgpack.packb(GOOD | {"sudo_user": claim})) == Request(7, "status", {})
 
 
 @pytest.mark.parametrize(
