@@ -49,6 +49,7 @@ class Code(StrEnum):
     VIP_IN_USE = "vip_in_use", "a farm uses the virtual address"
     UNKNOWN_PREFIXES = "unknown_prefixes", "there is no such prefix list"
     PREFIXES_IN_USE = "prefixes_in_use", "a farm uses the prefix list"
+    UNKNOWN_GENERATION = "unknown_generation", "the node's history has no such generation"
     OWN_ADDRESS = "own_address", "the address is a node's own, a VIP or a backend's, and cannot be the other as well"
     LISTENER_IN_USE = "listener_in_use", "another farm has this VIP, port and protocol"
     LIMIT_EXCEEDED = "limit_exceeded", "the configuration would exceed a limit of the data plane"

@@ -1,4 +1,4 @@
-"""`xlbctl apply`, `diff`, `export`: the configuration as one file."""
+"""`xlbctl apply`, `diff`, `export`: the configuration as one file; `history`, `rollback`: the configurations before it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ import click
 
 from ctl.api.protocol import MAX_MESSAGE_BYTES
 from ctl.cli.base import Session, XlbCommand, pass_session
-from ctl.cli.options import file_option
-from ctl.cli.output import has_effect, plural, print_impact, print_json, show
+from ctl.cli.options import complete_generation, file_option
+from ctl.cli.output import has_effect, plural, print_fields, print_impact, print_json, print_table, printable, show
+from ctl.cli.terminal.tables import Column
 from ctl.errors import InvalidInput, storage_code
 
 MAX_NAMED = 5
 """Removals that one line names."""
+
+HISTORY_COLUMNS = (
+    Column("GENERATION"),
+    Column("TIME", priority=1),
+    Column("USER", priority=2),
+    Column("NODE", priority=4),
+    Column("COMMAND", priority=3),
+    Column("CHANGES", text=True),
+)
 
 
 @click.command(
@@ -76,6 +86,93 @@ def export(session: Session) -> None:
         print_json(farms_file.readable(document))
     else:
         click.echo(farms_file.to_text(document), nl=False)
+
+
+@click.command(
+    "history",
+    cls=XlbCommand,
+    examples=[
+        "xlbctl history",
+        "xlbctl history 12",
+        "xlbctl history 12 --farms > farms.toml",
+        "xlbctl history conflict-3-12",
+    ],
+)
+@click.argument("generation", required=False, shell_complete=complete_generation)
+@click.option("--farms", is_flag=True, help="Write the farms file of the generation.")
+@pass_session
+def history(session: Session, generation: str | None, farms: bool) -> None:
+    """List the last generations of the configuration; with GENERATION, show what that one changed.
+
+    The list has the last 50 that were in force on this node, and as conflict-EPOCH-GENERATION the configurations that lost
+    when both nodes were active. GENERATION is a name in the list. 'rollback' puts one in force again.
+    """
+    if generation is None:
+        if farms:
+            raise InvalidInput("needs a GENERATION", "--farms")
+        show(session.json, {"generations": session.call("config.history")}, _print_history)
+        return
+    from ctl.config import farms_file
+
+    answer = session.call("config.generation", generation=generation)
+    document = answer.pop("document")
+    if farms and not session.json:
+        click.echo(farms_file.to_text(document), nl=False)
+    elif farms:
+        print_json(farms_file.readable(document))
+    else:
+        show(session.json, answer, _print_generation)
+
+
+@click.command("rollback", cls=XlbCommand, examples=["xlbctl rollback 12 --dry-run", "xlbctl rollback 12"])
+@click.argument("generation", shell_complete=complete_generation)
+@click.option("--dry-run", is_flag=True, help="Show the changes without making them.")
+@click.option("--force", is_flag=True, help="Accept VIPs that are a node's own addresses.")
+@pass_session
+def rollback(session: Session, generation: str, dry_run: bool, force: bool) -> None:
+    """Put the content of an earlier generation in force again, as a new generation.
+
+    GENERATION is a name in the list of 'history'. What that configuration does not have is removed. It is checked like any
+    other change, and refused where it is not possible any more. Connections to unchanged backends continue.
+    """
+    answer = session.call("config.rollback", generation=generation, dry_run=dry_run or None, force=force or None)
+    answer |= {"applied": not dry_run}
+    if dry_run:
+        document = session.call("config.generation", generation=generation)["document"]
+        answer["impact"] = session.call("config.impact", document=document)
+    show(session.json, answer, lambda _: _print_changes(answer["changes"], dry_run, f"generation {generation}"))
+    if not session.json and dry_run and has_effect(answer["impact"]):
+        print_impact(answer["impact"])
+    if not session.json and not dry_run and answer["changes"]:
+        click.echo(f"generation {answer['generation']} is in force", err=True)
+
+
+def _print_history(answer: dict[str, Any]) -> None:
+    rows = [
+        (
+            each["name"] + (" *" if each["in_force"] else ""),
+            each["time"],
+            each["user"] or "(not known)",
+            each["node"],
+            each["command"],
+            each["problem"] or each["summary"],
+        )
+        for each in answer["generations"]
+    ]
+    print_table(HISTORY_COLUMNS, rows, "No generations.")
+
+
+def _print_generation(answer: dict[str, Any]) -> None:
+    made = ("time", "user", "node", "command")
+    fields = [("generation", answer["name"] + (", in force" if answer["in_force"] else ""))]
+    fields += [(name, answer[name]) for name in made if answer[name]]
+    against = "the configuration in force" if answer["conflict"] else answer["before"] or "an empty configuration"
+    print_fields([*fields, ("compared with", against)])
+    click.echo()
+    for change in answer["changes"]:
+        click.echo(printable(change))
+    if not answer["changes"]:
+        click.echo("no changes", err=True)
 
 
 def _confirm(removals: list[str]) -> None:
@@ -152,10 +249,10 @@ def read_text(path: Path, source: str) -> str:
     return toml_text.decode(data, source)
 
 
-def _print_changes(changes: list[str], dry_run: bool) -> None:
+def _print_changes(changes: list[str], dry_run: bool, what: str = "the file") -> None:
     for change in changes:
         click.echo(change)
     if not changes:
-        click.echo("no changes: the configuration is equal to the file", err=True)
+        click.echo(f"no changes: the configuration is equal to {what}", err=True)
     elif not dry_run:
         click.echo(f"{plural(len(changes), 'change')} applied", err=True)

@@ -14,6 +14,8 @@ COMMANDS = {
     "apply": "ctl.cli.config:apply",
     "diff": "ctl.cli.config:diff",
     "export": "ctl.cli.config:export",
+    "history": "ctl.cli.config:history",
+    "rollback": "ctl.cli.config:rollback",
     "cluster": "ctl.cli.cluster:cluster",
     "conn": "ctl.cli.conn:conn",
     "stats": "ctl.cli.stats:stats",

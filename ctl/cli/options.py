@@ -197,6 +197,7 @@ def _vip_names(session: Session, _params: dict[str, Any]) -> list[str]:
     return [vip["address"] for vip in session.call("vip.list")]
 
 
+complete_generation = complete_from_daemon(lambda session, _: [each["name"] for each in session.call("config.history")])
 complete_farm = complete_from_daemon(_farm_names)
 complete_backend = complete_from_daemon(_backend_names)
 complete_vip = complete_from_daemon(_vip_names)

@@ -166,8 +166,9 @@ class PairConfiguration:
         """Have the active node make a change, and wait until it is in force here too."""
         own, peer = self.settings.own.name, self.settings.peer.name
         await asyncio.to_thread(self._foreseen, command, arguments)
-        user = await asyncio.to_thread(CALLER.get().name)
-        asked = {"command": command, "arguments": arguments, "caller": {"user": user}}
+        caller = CALLER.get()
+        named = {"user": await asyncio.to_thread(caller.name), "purpose": caller.purpose}
+        asked = {"command": command, "arguments": arguments, "caller": named}
         try:
             answer = await self.ask("change", asked, FORWARD_TIMEOUT_S)
         except XlbError as error:

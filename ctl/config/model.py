@@ -321,11 +321,26 @@ class PrefixList:
 
 
 @dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a generation comes from: the user, the node where the command was entered, the command, the time and the changes.
+
+    time_s: seconds since 1970. changes: the differences in one line, as in the log.
+    """
+
+    user: str
+    node: str
+    command: str
+    time_s: int
+    changes: str
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The replicated configuration. Each accepted change increments `generation` by one.
 
     (epoch, generation) is its version in the pair with the id `pair`: the epoch of the last change and the number of
     changes. `history` has the last version of each earlier epoch. A node that was never in a pair has none of these.
+    provenance: of the last change; None where it is not known, as of a change by version 0.1.0.
     """
 
     generation: int = 0
@@ -337,6 +352,7 @@ class Config:
     vips: Mapping[str, Vip] = field(default_factory=lambda: MappingProxyType({}))
     farms: Mapping[str, Farm] = field(default_factory=lambda: MappingProxyType({}))
     prefixes: Mapping[str, PrefixList] = field(default_factory=lambda: MappingProxyType({}))
+    provenance: Provenance | None = field(default=None, compare=False)
 
 
 DEFAULT_IDLE_TIMEOUT_S = MappingProxyType({Protocol.TCP: 7440, Protocol.UDP: 300})

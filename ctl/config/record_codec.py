@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +27,7 @@ from ctl.config.model import (
     OnNoBackend,
     PrefixList,
     Protocol,
+    Provenance,
     QueryType,
     ResponseCode,
     Scheduler,
@@ -40,6 +41,10 @@ from ctl.errors import Code, InvalidInput, XlbError
 FORMAT_VERSION = 1
 MAX_BYTES = 256 << 20
 """More than the limits of a configuration need; a longer record is damaged or hostile."""
+MAX_HEADER_BYTES = 1 << 20
+"""More than the first line needs: the sizes of 4096 lookup tables are 160 KB."""
+MAX_STRING = 4000
+"""Characters of a string in the provenance of a record."""
 
 _TYPES: Mapping[str, Callable[[Any], Any]] = {
     "protocol": Protocol,
@@ -121,6 +126,8 @@ class Encoder:
             header |= {"pair": config.pair, "epoch": config.epoch, "history": config.history}
         if sizes := {name: farm.kept_size for name, farm in config.farms.items() if farm.kept_size}:
             header["table_sizes"] = sizes
+        if config.provenance is not None:  # a peer of 0.1.0 ignores it
+            header["provenance"] = asdict(config.provenance)
         lines = [_line(header)]
         lines += [_line({"vip": _values(vip)}) for vip in config.vips.values()]
         lists, self._lists = self._lists, {}
@@ -165,12 +172,19 @@ def decode(text: bytes) -> Config:
     return Decoder().decode(text)
 
 
-def _opened(text: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """Header and lines of a complete record."""
-    lines = text.splitlines(keepends=True)
-    if not lines:
-        raise DamagedRecord("it is empty")
-    header = _object(lines[0], 1)
+def decode_header(text: bytes) -> Config:
+    """The configuration without its VIPs, farms and lists, from a record's first line; what follows it is not looked at.
+
+    Raises as `decode`.
+    """
+    try:
+        return Config(**_standing(_header(text.partition(b"\n")[0])))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedRecord(f"it contains an invalid value: {error}") from error
+
+
+def _header(line: bytes) -> dict[str, Any]:
+    header = _object(line, 1)
     version = header.get("version")
     if header.get("xlb") != "farms" or not isinstance(version, int):
         raise DamagedRecord("its first line is not a header")
@@ -179,6 +193,15 @@ def _opened(text: bytes) -> tuple[dict[str, Any], list[bytes]]:
             f"written in format {version} by a newer xlb; this version reads up to {FORMAT_VERSION}: upgrade xlb",
             Code.NEWER_FORMAT,
         )
+    return header
+
+
+def _opened(text: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    """Header and lines of a complete record."""
+    lines = text.splitlines(keepends=True)
+    if not lines:
+        raise DamagedRecord("it is empty")
+    header = _header(lines[0])
     trailer = _object(lines[-1], len(lines))
     if len(lines) < 2 or set(trailer) != {"sha256"} or not lines[-1].endswith(b"\n"):
         raise DamagedRecord(f"it ends in line {len(lines)} without the closing digest")
@@ -288,5 +311,17 @@ def _pairs(values: Iterable[Any]) -> tuple[tuple[int, int], ...]:
 def _standing(header: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the header; a single node's record has no pair, epoch and history."""
     numbers = {name: int(header[name]) for name in ("generation", "hash_seed", "next_id")}
-    history = _pairs(header.get("history", ()))
-    return {**numbers, "epoch": int(header.get("epoch", 0)), "history": history, "pair": str(header.get("pair", ""))}
+    history, provenance = _pairs(header.get("history", ())), _provenance(header.get("provenance"))
+    pair = {"epoch": int(header.get("epoch", 0)), "history": history, "pair": str(header.get("pair", ""))}
+    return {**numbers, **pair, "provenance": provenance}
+
+
+def _provenance(values: Any) -> Provenance | None:
+    """None for anything else than the encoder writes: a record is never refused for it."""
+    names = [field.name for field in fields(Provenance)]
+    if not isinstance(values, dict) or not values.keys() >= set(names):
+        return None
+    found = {name: values[name] for name in names}
+    time_s = found.pop("time_s")
+    texts = all(isinstance(each, str) and len(each) <= MAX_STRING and each.isprintable() for each in found.values())
+    return Provenance(time_s=time_s, **found) if texts and type(time_s) is int and 0 <= time_s < 1 << 35 else None

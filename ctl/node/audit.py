@@ -1,37 +1,61 @@
-"""One log line for each change of the configuration: user, node, command, and every value before and after.
+"""Who changed the configuration, and what: recorded with each generation, and one log line for each.
 
-Decides what the line has and how long it may be.
+Decides what the record and the line have and how long they may be.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import time
+from collections.abc import Callable
 
-from ctl.api.caller import CALLER, Caller
+from ctl.api.caller import CALLER
 from ctl.api.commands.dispatcher import Commit
 from ctl.config import diff
 from ctl.config.changes import Committed, MakeConfig
+from ctl.config.model import Config, Provenance
 
 MAX_LENGTH = 2000
+MAX_NAME = 200
 
 log = logging.getLogger(__name__)
 
 
-def audited(commit: Commit, node: str) -> Commit:
-    """The same commit, which logs each change that came into force. node: this one's name."""
+def provenance_on(node: str, now_s: Callable[[], float] = time.time) -> Callable[[Config, Config], Provenance]:
+    """What records who changes one configuration into another; it is called while the request runs, and blocks."""
+
+    def provenance(old: Config, new: Config) -> Provenance:
+        caller = CALLER.get()
+        return Provenance(
+            user=_plain(caller.name(), MAX_NAME),
+            node=_plain(caller.node or node, MAX_NAME),
+            command=_plain(caller.purpose or caller.command, MAX_NAME),
+            time_s=max(0, int(now_s())),
+            changes=_plain(diff.compact(old, new), MAX_LENGTH),
+        )
+
+    return provenance
+
+
+def audited(commit: Commit) -> Commit:
+    """The same commit, which logs each change that came into force."""
 
     async def run(make: MakeConfig) -> Committed:
         done = await commit(make)
-        if done.new is not done.old and log.isEnabledFor(logging.INFO):
-            log.info("%s", await asyncio.to_thread(line, done, CALLER.get(), node))
+        if done.new is not done.old and done.new.provenance is not None:
+            log.info("%s", line(done.new.generation, done.new.provenance))
         return done
 
     return run
 
 
-def line(done: Committed, caller: Caller, node: str) -> str:
-    """E.g. "configuration 12 changed by root on lb1 (farm.set): farm web scheduler maglev → source". Blocks."""
-    by = f"{caller.name()} on {caller.node or node}" + (f" ({caller.command})" if caller.command else "")
-    said = f"configuration {done.new.generation} changed by {by}: {diff.compact(done.old, done.new)}"
-    return said if len(said) <= MAX_LENGTH else said[: MAX_LENGTH - 1] + "…"
+def line(generation: int, made: Provenance) -> str:
+    """E.g. "configuration 12 changed by root on lb1 (farm.set): farm web scheduler maglev → source"."""
+    by = f"{made.user} on {made.node}" + (f" ({made.command})" if made.command else "")
+    return f"configuration {generation} changed by {by}: {made.changes}"
+
+
+def _plain(text: str, most: int) -> str:
+    """In one line, at most so long, and without what cannot be printed: it is stored, sent to the peer and shown."""
+    plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:most])
+    return plain if len(text) <= most and len(plain) <= most else plain[: most - 1] + "…"

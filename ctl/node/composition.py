@@ -16,6 +16,7 @@ from ctl.api.commands.conn import ConnectionCommands
 from ctl.api.commands.dispatcher import Dispatcher
 from ctl.api.commands.farm import FarmCommands
 from ctl.api.commands.gauges import Gauges
+from ctl.api.commands.history import HistoryCommands
 from ctl.api.commands.impact import ImpactCommand
 from ctl.api.commands.own_addresses import OwnAddresses
 from ctl.api.commands.peer_report import PeerReport
@@ -60,6 +61,7 @@ from ctl.runtime.loop_lag import LoopLag
 from ctl.runtime.startup import Startup
 from ctl.runtime.supervisor import Supervisor
 from ctl.runtime.systemd import Notifier
+from ctl.state.history import History
 from ctl.state.node_file import NodeSettings, XdpMode
 from ctl.state.store import Store
 
@@ -208,6 +210,8 @@ def _local(
         advise=lambda old, new: advice.advice(network, old, new, checks.checks.unusable(new)),
         program=program,
         fault=lambda message: membership().fault_changed("program", message),
+        history=History(settings.node.state_dir),
+        provenance=audit.provenance_on(settings.node.name),
     )
     sweeper = Sweeper(plane, config, lambda: checks.checks.down if serving() else None, settings.data.max_flows)
     next_hops = NextHopKeeper(network, config)
@@ -262,7 +266,7 @@ def _register_commands(
     """Give each group of control commands what it uses."""
 
     local, dispatcher = parts.local, parts.dispatcher
-    commit, health = audit.audited(local.transaction.commit, settings.node.name), local.checks.checks
+    commit, health = audit.audited(local.transaction.commit), local.checks.checks
 
     def config() -> Config:
         return local.transaction.config
@@ -314,7 +318,8 @@ def _register_commands(
     FarmCommands(config, commit, gauges).register(dispatcher)
     BackendCommands(commit, gauges, own, local.sweeper.flush).register(dispatcher)
     PrefixCommands(config, commit).register(dispatcher)
-    ConfigCommands(config, commit, own).register(dispatcher)
+    ConfigCommands(config, commit, local.transaction.foresee, own).register(dispatcher)
+    HistoryCommands(config, History(settings.node.state_dir)).register(dispatcher)
     ImpactCommand(config, plane, local.sweeper, health, shares).register(dispatcher)
     ConnectionCommands(config, plane, local.sweeper, health, network, status.standing, shares).register(dispatcher)
     status.register(dispatcher)

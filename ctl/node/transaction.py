@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 
 from bpf.dataplane import DataPlane, PlaneError
 from ctl.config.changes import Committed, MakeConfig
-from ctl.config.model import Config
+from ctl.config.model import Config, Provenance
 from ctl.config.record_codec import Encoder, Put, Record
 from ctl.dataplane import planner
 from ctl.dataplane.features import features_of
@@ -88,6 +88,29 @@ class WholeProgram:
 WHOLE_PROGRAM = WholeProgram()
 
 
+class Generations(Protocol):
+    """The history of the configuration (`ctl.state.history.History`). Its methods raise nothing, and block."""
+
+    def keep(self) -> None:
+        """Keep what is on disk, and in force."""
+
+    def free(self, size: int) -> bool:
+        """Make space on a full disk. Returns whether there is any now."""
+
+
+class NoHistory:
+    """Keeps nothing."""
+
+    def keep(self) -> None:
+        pass
+
+    def free(self, size: int) -> bool:
+        return False
+
+
+NO_HISTORY = NoHistory()
+
+
 class OneNode:
     """The recorder of a single node, and its turns: every change is numbered by `ctl.config.changes` and stored here."""
 
@@ -117,6 +140,8 @@ class Transaction:
     advise: what the one who makes a change should know about it; called in a thread.
     shares: of `ctl.dataplane.slow_start`, under a configuration and with these ids down; called in threads.
     fault: called with why the program cannot follow a configuration that is in force; empty: it can.
+    history: keeps each configuration that was in force. provenance: who changes one configuration into another; called in a
+    thread, in the context of the request.
     """
 
     def __init__(
@@ -131,6 +156,8 @@ class Transaction:
         shares: Callable[[Config, frozenset[int]], Mapping[int, int]] = lambda config, down: {},
         program: Program = WHOLE_PROGRAM,
         fault: Callable[[str], None] = lambda message: None,
+        history: Generations = NO_HISTORY,
+        provenance: Callable[[Config, Config], Provenance | None] = lambda old, new: None,
     ) -> None:
         self._config = Config()
         self._store, self._plane, self._addresses = store, plane, addresses
@@ -138,6 +165,7 @@ class Transaction:
         self._program, self._fault = program, fault
         self._needed: tuple[Config, frozenset[str]] = self._config, frozenset()
         self._shares = shares
+        self._history, self._provenance = history, provenance
         self._encoder = Encoder()
         self._recorder: Recorder = OneNode()
         self._state = planner.PlannerState()
@@ -169,10 +197,12 @@ class Transaction:
         report = self._store.load()
         if report.message:
             log.warning("%s", report.message)
-        if report.config.hash_seed:
-            return report.config
-        config = replace(report.config, hash_seed=1 + secrets.randbelow(2**32 - 1))
-        self._store.save(self._encoder.encode(config))
+        config = report.config
+        if not config.hash_seed:
+            seeded = replace(config, hash_seed=1 + secrets.randbelow(2**32 - 1))
+            config = replace(seeded, provenance=self._provenance(config, seeded))
+            self._store.save(self._encoder.encode(config))
+        self._history.keep()
         return config
 
     # --- a change ------------------------------------------------------------------------------------------------
@@ -214,14 +244,25 @@ class Transaction:
         except (XlbError, OSError):
             return ""  # the change is in force
 
+    async def foresee(self, make: MakeConfig) -> Committed:
+        """What `commit` would put in force at this moment, checked as there, and nothing done. Raises as `commit`."""
+        turn, old = await self._recorder.begin(), self._config
+        return Committed(old, await asyncio.to_thread(self._checked, make, old, turn))
+
     def _make(self, make: MakeConfig, old: Config, turn: Turn) -> Record | None:
         """The validated, numbered and encoded change; None: it changes nothing. Blocks."""
-        new = make(old)
+        new = self._checked(make, old, turn)
         if new is old:
             return None
-        self._addresses.check_devices(old, new)
-        new = turn.number(new)
+        new = replace(new, provenance=self._provenance(old, new))
         return Record(new, self._encoder.encode(new))
+
+    def _checked(self, make: MakeConfig, old: Config, turn: Turn) -> Config:
+        new = make(old)
+        if new is old:
+            return old
+        self._addresses.check_devices(old, new)
+        return turn.number(new)
 
     async def put(self, record: Record) -> None:
         """Plan, store, apply and move addresses on this node. Raises XlbError, with everything as it was."""
@@ -234,7 +275,7 @@ class Transaction:
         old, new = self._config, record.config
         down = self._down(new)
         plan = planner.plan(self._state, new, down, self._shares(new, down)) if self._known else None
-        self._store.save(record.body)
+        self._save(record.body)
         try:
             if plan is not None:
                 self._execute(plan)
@@ -245,13 +286,27 @@ class Transaction:
             self._undo(old, error)
             raise XlbError(f"{error}; nothing was changed", code_of(error, Code.KERNEL_REFUSED)) from error
         self._config = new
+        self._history.keep()
+
+    def _save(self, body: bytes) -> None:
+        """On a full disk in place of the oldest generations of the history."""
+        try:
+            self._store.save(body)
+        except XlbError as error:
+            if error.code != Code.DISK_FULL or not self._history.free(len(body)):
+                raise
+            self._store.save(body)
 
     # --- a record of the peer ------------------------------------------------------------------------------------
 
     async def store(self, record: Record) -> None:
         """Write what the peer sent, byte for byte; `adopt` puts it in force. Raises XlbError."""
         async with self._kernel:
-            await uninterrupted(lambda: self._store.save(record.body))
+            await uninterrupted(lambda: self._store_of_peer(record.body))
+
+    def _store_of_peer(self, body: bytes) -> None:
+        self._save(body)
+        self._history.keep()
 
     def _needs(self, config: Config) -> frozenset[str]:
         """Remembered for the last configuration: a big one takes milliseconds."""

@@ -33,8 +33,22 @@ class Files:
         with path.open("rb") as file:
             return file.read(limit)
 
+    def read_end(self, path: Path, size: int) -> bytes:
+        """The last `size` bytes of a file, all of a shorter one."""
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            return file.read(size)
+
     def exists(self, path: Path) -> bool:
         return path.exists()
+
+    def sizes(self, directory: Path) -> dict[str, int]:
+        """The regular files of a directory by name, and their bytes; none of a directory that does not exist."""
+        try:
+            with os.scandir(directory) as found:
+                return {each.name: each.stat().st_size for each in found if each.is_file(follow_symlinks=False)}
+        except FileNotFoundError:
+            return {}
 
     def make_directory(self, path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from tests.rig import VIP4, Node
 from tests.wait import wait_until
 
 CHANGES_BEFORE_THE_CRASH = 5
+FATES = ("stay", "move", "end")
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +72,36 @@ def test_a_change_that_was_confirmed_survives_the_death_of_the_active_node(site:
     site.settle()
     wait_until(lambda: active.call("config.export") == backup.call("config.export"), "the same configuration again")
     assert not list(active.state_dir.glob("farms.conflict-*"))
+
+
+def test_after_kill_9_amid_changes_the_successor_and_then_the_node_itself_go_back(site: PairSite) -> None:
+    """Needs real processes: files, locks and names as a killed daemon leaves them."""
+    site.settle()
+    active, backup = site.node, site.other
+    first = backup.call("status")["generation"]
+    changer = Changer(active, stored_weight(active))
+    changer.start()
+    wait_until(lambda: changer.changes >= CHANGES_BEFORE_THE_CRASH, "some changes", 20)
+    active.kill()
+    changer.join(30)
+    wait_until(lambda: backup.call("cluster.status")["role"] == "active", "the takeover")
+
+    before = decode((backup.state_dir / "farms.jsonl").read_bytes())
+    tried = backup.json("rollback", str(first), "--dry-run")
+    assert not tried["applied"] and len(tried["changes"]) == 1 and tried["impact"]["connections"] == dict.fromkeys(FATES, 0)
+    done = backup.json("rollback", str(first))
+    assert done["changes"] == tried["changes"] and done["generation"] == before.generation + 1
+    assert before.farms["web"].backends[0].weight > stored_weight(backup)
+    newest, *earlier = backup.json("history")["generations"]
+    assert (newest["generation"], newest["command"]) == (done["generation"], f"rollback to {first}")
+    made = [each for each in earlier if each["generation"] > first]
+    assert len(made) >= CHANGES_BEFORE_THE_CRASH and {each["node"] for each in made} == {active.name}
+    assert {each["user"].split()[0] for each in [newest, *made]} == {"root"} and not [e for e in earlier if e["problem"]]
+
+    active.start()
+    site.settle()
+    wait_until(lambda: active.call("status")["generation"] == done["generation"], "the same configuration again")
+    for path in (active.state_dir / "history").iterdir():
+        decode(path.read_bytes())
+    own = [each["generation"] for each in active.json("history")["generations"]]
+    assert own[0] == done["generation"] and first in own, "both from before the crash and from after it"

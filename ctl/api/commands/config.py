@@ -19,6 +19,8 @@ class ConfigCommands:
 
     config: ReadConfig
     commit: Commit
+    foresee: Commit
+    """The same checks, and nothing done."""
     own: OwnAddresses
 
     def register(self, dispatcher: Dispatcher) -> None:
@@ -38,8 +40,8 @@ class ConfigCommands:
         wanted = await _wanted(arguments)
         change = await self.own.checked(lambda config: changes.replace_all(config, wanted), forced)
         if dry_run:
-            config = self.config()
-            return await asyncio.to_thread(lambda: diff.summaries(config, change(config)))
+            foreseen = await self.foresee(change)
+            return await asyncio.to_thread(diff.summaries, foreseen.old, foreseen.new)
         done = await self.commit(change)
         return Noted(await asyncio.to_thread(diff.summaries, done.old, done.new), done.note)
 

@@ -35,7 +35,22 @@ EXAMPLES = [example for _, command in COMMANDS if isinstance(command, XlbCommand
 
 
 def test_every_command_of_the_contract_is_there() -> None:
-    nouns = ["vip", "farm", "backend", "apply", "export", "diff", "cluster", "conn", "stats", "top", "doctor", "version"]
+    nouns = [
+        "vip",
+        "farm",
+        "backend",
+        "apply",
+        "export",
+        "diff",
+        "history",
+        "rollback",
+        "cluster",
+        "conn",
+        "stats",
+        "top",
+        "doctor",
+        "version",
+    ]
     verbs = {
         "vip": "add list delete",
         "farm": "add list show set delete start stop",

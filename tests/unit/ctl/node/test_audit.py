@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ctl.api.caller import Caller, from_peer, from_peer_address
-from ctl.config.changes import Committed
 from ctl.config.diff import compact
 from ctl.config.model import Config, Vip
+from ctl.config.record_codec import Encoder, decode
 from ctl.errors import XlbError
 from ctl.node import audit
 from tests.fakes.daemon import RunningDaemon, running_daemon
@@ -72,16 +72,29 @@ def test_the_user_is_what_the_kernel_says(monkeypatch: pytest.MonkeyPatch) -> No
     assert Caller(0, 7).name() == "root (login uid 4000001)"
     assert (Caller(0, 8).name(), Caller(0, 9).name(), Caller(4_000_002).name()) == ("root", "root", "uid 4000002")
     assert Caller().name() == "xlbd"
+    claim = "root (SUDO_USER alice, not verified)"
+    assert (Caller(0, 9, claim="alice").name(), Caller(0, 9, claim="root").name()) == (claim, "root")
+    assert Caller(0, 7, claim="alice").name() == "root (login uid 4000001)", "what the kernel knows is no claim"
 
 
 def test_what_a_peer_names_fits_into_one_line() -> None:
     assert from_peer({"user": "alice"}, "lb2") == Caller(user="alice", node="lb2")
     for told in (None, {}, {"user": 7}, {"user": "a\nb"}, {"user": "x" * 200}, "alice"):
         assert from_peer(told, "lb2").user == "unknown user"
+    assert from_peer({"user": "alice", "purpose": "rollback to 3"}, "lb2").purpose == "rollback to 3"
+    assert all(from_peer({"user": "alice", "purpose": wrong}, "lb2").purpose == "" for wrong in (7, "a\nb", "x" * 400))
+
+
+def test_what_is_recorded_fits_into_a_line_and_into_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctl.api.caller.Caller.name", lambda self: "a\udc80\n" * 200)
+    made = audit.provenance_on("lb1", lambda: 1.9)(Config(), Config(generation=2))
+    assert made.time_s == 1 and len(made.user) <= audit.MAX_NAME and made.user.isprintable()
+    config = Config(generation=2, provenance=made)
+    assert decode(Encoder().encode(config)).provenance == made
 
 
 def test_a_big_change_is_counted_not_listed() -> None:
     vips = {f"10.0.0.{number}": Vip(f"10.0.0.{number}", 24, "eth0", True) for number in range(100, 250)}
-    line = audit.line(Committed(Config(), Config(generation=2, vips=vips)), Caller(user="alice"), "lb1")
+    line = audit.line(2, audit.provenance_on("lb1")(Config(), Config(generation=2, vips=vips)))
     assert line.count(" added (") == 10 and line.endswith("; and 140 more") and len(line) < audit.MAX_LENGTH
     assert compact(Config(vips=vips), Config(vips=vips)) == ""
