@@ -181,11 +181,12 @@ def in_force_on_both(site: PairSite) -> dict[str, Any]:
 
 
 def stored(node: Node) -> tuple[dict[str, Any], list[str]]:
-    """The header of the stored record and its other lines. 0.1.0 stores neither the sizes of lookup tables in the header, nor a
-    digest over them; the sizes are this version's to choose again once both nodes run it."""
+    """The header of the stored record and its other lines. 0.1.0 stores neither the sizes of lookup tables nor the user of the
+    change in the header, nor a digest over them; the sizes are this version's to choose again once both nodes run it."""
     header, *lines, _digest = (node.state_dir / "farms.jsonl").read_text().splitlines()
     fields = json.loads(header)
     fields.pop("table_sizes", None)
+    fields.pop("provenance", None)
     return fields, lines
 
 
@@ -224,7 +225,8 @@ def test_the_nodes_know_each_other(mixed: PairSite) -> None:
 @pytest.mark.parametrize("asked", ["the active node", "the backup"])
 def test_configuration_changes_on_either_node(mixed: PairSite, asked: str) -> None:
     node = mixed.node if asked == "the active node" else mixed.other
-    before = in_force_on_both(mixed)
+    new = next(each for each in mixed.rig.nodes if each.tree == TREE)
+    before, generation = in_force_on_both(mixed), new.call("status")["generation"]
     node.xlbctl("vip", "add", f"{VIP6}/64", "--dev", "eth0")
     node.xlbctl("farm", "add", "web", "--vip", VIP6, "--port", "80", "--scheduler", "source")
     node.xlbctl("backend", "add", "web", "[fd77::21]:8080", "--weight", "3")
@@ -233,8 +235,12 @@ def test_configuration_changes_on_either_node(mixed: PairSite, asked: str) -> No
     web = next(farm for farm in changed["farm"] if farm["name"] == "web")
     assert (web["scheduler"], web["backend"][0]["weight"], web["backend"][0]["draining"]) == ("source", 3, True)
     assert VIP6 in mixed.addresses(mixed.node) and VIP6 not in mixed.addresses(mixed.other)
-    node.call("config.apply", document=before)
+    if node is new:
+        new.xlbctl("rollback", str(generation))
+    else:
+        node.call("config.apply", document=before)
     assert in_force_on_both(mixed) == before
+    assert new.json("history")["generations"][0]["in_force"]
 
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [
