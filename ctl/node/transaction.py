@@ -337,6 +337,8 @@ class Transaction:
             except (XlbError, PlaneError, OSError) as error:
                 log.error("the peer's configuration %d is not in force here, trying again: %s", config.generation, error)
                 self._refused()
+        if not self.awaits_program:
+            self._fault("")  # of an earlier attempt
         await self._in_force(Committed(old, config))
 
     def _follow(self, old: Config, config: Config) -> None:

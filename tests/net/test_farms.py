@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from ctl.errors import Code
 from tests.net.serving import Serving, drops, program, serving
+from tests.refusals import refused
 from tests.rig import TCP_PORT, UDP_PORT, VIP4, VIP6, HeldConnections, Layout, tcp_connect, udp_exchange
 from tests.wait import wait_until
 
@@ -80,6 +82,40 @@ def test_a_feature_is_added_under_living_connections(site: Serving) -> None:
     assert site.tcp().backend
     done = site.node.xlbctl("farm", "set", name, "--no-toa")
     assert "compiled" not in done.stderr and program(site.node) == replaced, "features are only added"
+    site.rig.client.run(held.close())
+    site.clear()
+
+
+def test_what_does_not_compile_is_refused_and_changes_nothing(site: Serving) -> None:
+    name, node = site.add_farm("tcp"), site.node
+    held = HeldConnections(VIP4, TCP_PORT, 50, pause_s=0.02)
+    site.rig.client.run(held.open())
+
+    def seen() -> tuple[object, ...]:
+        pins = {path: path.lstat().st_ino for path in node.bpf_dir.parent.glob(f"{node.bpf_dir.name}*/*")}
+        return (
+            node.call("config.export"),
+            node.call("status")["generation"],
+            program(node),
+            pins,
+            node.call("status")["findings"],
+        )
+
+    before, dropped = seen(), drops(site)
+    node.break_compiler()
+    change = ("farm", "set", name, "--persistence", "300")
+    refusal = node.xlbctl(*change, expect=1).stderr
+    assert re.search(rf"the program for persistence cannot be used on {node.name}: compiling .* failed: .*types.h", refusal)
+    document = node.call("config.export")
+    document["farm"][0]["mode"] = "dsr"
+    with refused(Code.KERNEL_REFUSED):
+        node.call("config.apply", document=document)
+    assert seen() == before and site.rig.client.run(held.confirm()) == 0
+    assert (held.broken, held.wrong_bytes, drops(site)) == ([], 0, dropped) and site.tcp().backend
+    node.xlbctl("farm", "set", name, "--idle-timeout", "600")
+    node.repair_compiler()
+    assert "compiled the program for persistence" in node.xlbctl(*change).stderr
+    assert program(node) != before[2] and site.rig.client.run(held.confirm()) == 0
     site.rig.client.run(held.close())
     site.clear()
 

@@ -43,6 +43,7 @@ class Node:
         self.started_in_s = 0.0
         self.processor: int | None = None  # the only one it may use, as if it were a machine of its own
         self.tree = TREE  # where xlbd's code comes from; another copy is another version
+        self._header = directory / "headers" / "linux" / "types.h"
         directory.mkdir(parents=True)
         self.state_dir.mkdir()
         self.run_dir.mkdir()
@@ -71,7 +72,12 @@ class Node:
                     stdout=log,
                     stderr=log,
                     cwd=self.tree,
-                    env={**os.environ, "PYTHONPATH": str(self.tree), "NOTIFY_SOCKET": str(path)},
+                    env={
+                        **os.environ,
+                        "PYTHONPATH": str(self.tree),
+                        "NOTIFY_SOCKET": str(path),
+                        "CPATH": str(self._header.parents[1]),
+                    },
                 )
             self._wait_ready(notify, deadline_s)
         self.started_in_s = time.monotonic() - began
@@ -113,6 +119,14 @@ class Node:
     def tail(self, lines: int = 40) -> str:
         """The end of the daemon's log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+    def break_compiler(self) -> None:
+        """Let clang find a header that is an error first: what the running daemon compiles from here on fails."""
+        self._header.parent.mkdir(parents=True, exist_ok=True)
+        self._header.write_text('#error "broken"\n')
+
+    def repair_compiler(self) -> None:
+        self._header.unlink(missing_ok=True)
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None

@@ -203,3 +203,16 @@ def test_a_backup_that_cannot_compile_is_seen_and_does_not_hold_up_the_active(
         two.daemon.attacher.compiler_fails = ""
         wait_until(lambda: not any("program" in each for each in two.status["faults"]), "and ends")
         wait_until(lambda: two.daemon.plane.farm_flags.get(number, 0) != 0, "the maps have the farm with its setting")
+
+
+def test_the_fault_of_a_backup_ends_with_the_next_change_that_compiles(tmp_path: Path) -> None:
+    """Not only with its own next attempt, a minute after the last."""
+    with paired_sites(tmp_path, vip=VIP["address"]) as (one, two):
+        one.call("farm.add", **FARM)
+        two.daemon.attacher.compiler_fails = "no memory"
+        one.call("farm.set", name="web", toa=True)
+        wait_until(lambda: any("no memory" in each for each in two.status["faults"]), "the fault is seen on the backup")
+        two.daemon.attacher.compiler_fails = ""
+        one.call("farm.set", name="web", persistence_s=60)
+        wait_until(lambda: not any("program" in each for each in two.status["faults"]), "the fault ends")
+        assert two.daemon.attacher.compiled >= {"toa", "persistence"}
