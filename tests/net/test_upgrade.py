@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from bpf.loading.loader import BUILD_LINK, HANDLERS, PROGRAM, RESETTABLE
-from ctl.errors import XlbError
+from ctl.errors import Code, XlbError
 from tests.earlier import code_of
 from tests.net.faults import FAULTS, Cost, Observer, ProbeFarm
 from tests.net.paired import PairSite, paired
 from tests.net.serving import PORTS, VIPS, Serving
+from tests.refusals import refused
 from tests.rig import VIP4, VIP6, HeldConnections, Layout, Node, Rig
 from tests.tree import TREE
 from tests.wait import wait_until
@@ -271,6 +272,9 @@ def test_a_setting_that_the_other_version_does_not_know_is_refused(mixed: PairSi
         return new.xlbctl("farm", "set", "tcp4", "--on-no-backend", "drop", expect=1).stderr
 
     assert f"farm.tcp4.on_no_backend is not known to {old.name}" in answer() and f"upgrade xlb on {old.name} first" in answer()
+    with refused(Code.PEER_VERSION) as caught:
+        new.call("prefixes.set", name="office", v4="", v6="")
+    assert f"prefixes.office is not known to {old.name}" in str(caught.value)
     assert in_force_on_both(mixed) == before
 
 
