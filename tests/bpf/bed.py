@@ -114,12 +114,24 @@ class Outcome:
 PASS, DROP, TX, REDIRECT = 2, 1, 3, 4
 
 
+@dataclass(frozen=True, slots=True)
+class _SmallBuild(loader.Build):
+    """embryonic: connections that the map of embryonic ones has space for, fewer than on any node; 0: as usual."""
+
+    embryonic: int = 0
+
+    @property
+    def max_embryonic(self) -> int:
+        return self.embryonic or loader.Build(self.bpf_dir, self.run_dir, self.max_flows).max_embryonic
+
+
 @dataclass(slots=True)
 class Bed:
-    """One node: namespace, pins, plane."""
+    """One node: namespace, pins, plane. max_embryonic: a few let the map of embryonic connections evict; 0: as usual."""
 
     features: Mapping[str, bool] = field(default_factory=dict)
     max_flows: int = MAX_FLOWS
+    max_embryonic: int = 0
     namespace: Namespace = field(init=False)
     plane: KernelPlane = field(init=False)
     pins: Path = field(init=False)
@@ -140,7 +152,9 @@ class Bed:
             stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
             self.pins = Path("/sys/fs/bpf") / name
             stack.callback(loader.remove_pins, self.pins)
-            loaded = loader.ensure(loader.Build(self.pins, run_dir, self.max_flows, self.features))
+            build = _SmallBuild(self.pins, run_dir, self.max_flows, self.features, embryonic=self.max_embryonic)
+            self.max_embryonic = build.max_embryonic
+            loaded = loader.ensure(build)
             self.layouts = loaded.layouts
             self.plane = KernelPlane(self.pins, loaded.layouts)
             stack.callback(self.plane.close)
@@ -195,6 +209,11 @@ class Bed:
         """
         for index in (self.in0, self.out0):
             self.inside(functools.partial(xdp_pass.attach, index))
+
+    @property
+    def evicts(self) -> bool:
+        """A few connections fill the map of embryonic ones."""
+        return self.max_embryonic < loader.MIN_EMBRYONIC
 
     # --- what a test does ------------------------------------------------------------------------------------
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import struct
 
-from bpf.constants import MAX_QUIC_ID_BYTES, PERSISTENCE_SLACK_SHIFT, AffinityFlag, Mode, Quic
+from bpf.constants import MAX_QUIC_ID_BYTES, PERSISTENCE_SLACK_SHIFT, Mode, Quic
 from bpf.dataplane import PutAffinity, ServiceValue
+from tests.model.bits import PERSISTENCE_RETURNS
 from tests.model.hashing import avalanche, mix
 from tests.model.packet import UDP, Packet
 from tests.model.state import Key, Persistent, State
@@ -78,7 +79,7 @@ def remember(state: State, key: Key, farm: int, backend: int) -> None:
     if entry is None:
         state.persistent[client(key, settings)] = Persistent(backend, backend, state.tick)
         return
-    returns = settings.flags & AffinityFlag.RETURN and state.backend_affinity.get(entry.home, (0, False))[0] == farm
+    returns = settings.flags & PERSISTENCE_RETURNS and state.backend_affinity.get(entry.home, (0, False))[0] == farm
     if not returns:
         entry.home = backend
     if entry.backend != backend:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from bpf.constants import LEASE_FOREVER_NS, MAX_ERRORS_PER_TICK, FarmFlag
+from bpf.constants import LEASE_FOREVER_NS, MAX_ERRORS_PER_TICK
+from tests.model.bits import FARM_SILENT
 from tests.model.connections import is_impossible
 from tests.model.packet import ACK, FIN, ICMPV6, IP, RST, SYN, TCP, UDP, Packet, checksum, segment_bytes
 from tests.model.state import State
@@ -53,17 +54,17 @@ def choose(state: State, packet: Packet, verdict: str) -> str:
             if packet.is_midstream:
                 return reset
             settings = state.farms.get(packet.farm)
-            if settings and settings.flags & FarmFlag.SILENT:
+            if settings and settings.flags & FARM_SILENT:
                 return ""
             return reset if packet.protocol == TCP else NO_PORT
     return ""
 
 
 def within_budget(state: State, kind: str) -> bool:
-    tick, sent = state.sent.get(kind, (0, 0))
+    tick, sent = state.sent.get((state.cpu, kind), (0, 0))
     if tick != state.tick:
         sent = 0
-    state.sent[kind] = state.tick, min(sent + 1, MAX_ERRORS_PER_TICK)
+    state.sent[state.cpu, kind] = state.tick, min(sent + 1, MAX_ERRORS_PER_TICK)
     return sent < MAX_ERRORS_PER_TICK
 
 

@@ -18,15 +18,28 @@ from bpf.constants import (
     PRIVILEGED_SNAT_PORTS,
     REFRESH_SHIFT,
     EventType,
-    FarmFlag,
-    FlowFlag,
-    FlowState,
     Mode,
     Scheduler,
-    VipFlag,
 )
 from bpf.dataplane import ServerKey, ServiceValue
-from tests.model import affinity, limits, toa
+from tests.model import affinity, limits
+from tests.model.bits import (
+    COUNTED,
+    DERIVED,
+    DSR,
+    ENDS,
+    FARM_TOA,
+    FIN_HERE,
+    FIN_THERE,
+    FORWARD,
+    IPIP,
+    OTHER_FAMILY,
+    RESET,
+    SEEN,
+    TOA,
+    VIP_OPEN,
+    VIP_RANGES,
+)
 from tests.model.hashing import GOLDEN_RATIO, MASK, avalanche, flow_hash, mix
 from tests.model.packet import ACK, FIN, RST, SYN, TCP, UDP, Packet, Verdict, segment_bytes
 from tests.model.state import Client, Flow, Key, State
@@ -34,11 +47,6 @@ from tests.model.state import Client, Flow, Key, State
 HASHES = (Scheduler.MAGLEV, Scheduler.SOURCE)
 """Schedulers that select the same backend for the same packet."""
 SYN_RETRY_TICKS = 8  # half a second: a SYN after it is a retransmission, not a duplicate
-ENDS = int(FlowState.FIN_HERE | FlowState.FIN_THERE)
-SEEN, FIN_HERE, FIN_THERE, RESET = (int(FlowState[name]) for name in ("SEEN", "FIN_HERE", "FIN_THERE", "RST"))
-FORWARD, DERIVED, DSR, IPIP, OTHER_FAMILY = (
-    int(FlowFlag[name]) for name in ("FORWARD", "DERIVED", "DSR", "IPIP", "OTHER_FAMILY")
-)
 ONE_WAY = {Mode.DSR: DSR, Mode.IPIP: IPIP}
 """Modes in which the backend gets the client's packet unchanged and answers past the node: there is no reply entry."""
 
@@ -66,8 +74,14 @@ def delete(state: State, key: Key) -> None:
     state.embryonic[len(key.source)].delete(key)
 
 
-def report(state: State, kind: EventType, key: Key, flow: Flow) -> None:
-    """To the peer."""
+def report(state: State, packet: Packet, kind: EventType, key: Key, flow: Flow) -> None:
+    """To the peer, unless its ring is full."""
+    space = state.ring_space.get(len(key.source))
+    if space == 0:
+        state.count("event_ring_full", packet.size)
+        return
+    if space:
+        state.ring_space[len(key.source)] = space - 1
     state.events.append((int(kind), key, flow.copy()))
 
 
@@ -81,7 +95,7 @@ def count_connection(state: State, farm: int, backend: int) -> None:
 
 def listener(state: State, key: Key) -> ServiceValue | None:
     found = state.listeners.get((key.destination, key.destination_port, key.protocol))
-    if found or not state.vips[key.destination] & VipFlag.RANGES:
+    if found or not state.vips[key.destination] & VIP_RANGES:
         return found
     address = address_text(key.destination)
     for where, value in state.ranges.items():
@@ -205,7 +219,7 @@ def promote(state: State, packet: Packet, key: Key, forward: Flow, reply_key: Ke
         return
     state.count("event_promoted", packet.size)
     limits.relieve_pressure(state, len(key.source))
-    report(state, EventType.ESTABLISHED, key, forward)
+    report(state, packet, EventType.ESTABLISHED, key, forward)
     if reply_key:
         embryonic.delete(reply_key)
     embryonic.delete(key)
@@ -218,7 +232,7 @@ def accept(state: State, packet: Packet, key: Key, found: Match, retry: bool, co
     if key.destination not in state.vips:
         raise Verdict("pass_not_ours")
     service = listener(state, key)
-    if not service and state.vips[key.destination] & VipFlag.OPEN:
+    if not service and state.vips[key.destination] & VIP_OPEN:
         raise Verdict("pass_vip_open")
     if not old:
         check_client(state, packet, key, service is not None)
@@ -237,10 +251,10 @@ def accept(state: State, packet: Packet, key: Key, found: Match, retry: bool, co
         if complete and (old.backend, old.farm) == (number, service.farm):
             packet.established = found.ended is not None
             return old
-        end(state, key, old, found.ended is not None)
+        end(state, packet, key, old, found.ended is not None)
     if number not in state.backends or not number:
         raise Verdict("drop_internal")
-    counted = old.state & limits.COUNTED if old else 0
+    counted = old.state & COUNTED if old else 0
     return open_connection(state, packet, key, service, number, is_new, counted, opening)
 
 
@@ -285,14 +299,14 @@ def select(state: State, key: Key, service: ServiceValue, pressed: bool = False)
     return state.slots.get(service.slot_offset + (turn & MASK) % service.slot_count, 0)
 
 
-def end(state: State, key: Key, forward: Flow, established: bool) -> None:
+def end(state: State, packet: Packet, key: Key, forward: Flow, established: bool) -> None:
     """Delete both entries, but not a reply entry that is another connection's."""
     reply_key = forward.opposite(key.protocol)
     reply = other_direction(state, forward, key.protocol)
     if not is_closed(forward.state):
         limits.change_load(state, forward, -1)
     if established:
-        report(state, EventType.REMOVED, key, forward)
+        report(state, packet, EventType.REMOVED, key, forward)
     if reply and reply.answers(key):
         delete(state, reply_key)
     delete(state, key)
@@ -351,8 +365,8 @@ def make_flow(
         backend=number,
     )
     hides = service.mode == Mode.SNAT or (service.mode == Mode.DNAT and not keeps)
-    if farm and farm.flags & FarmFlag.TOA and key.protocol == TCP and hides:
-        flow.flags |= toa.FLAG
+    if farm and farm.flags & FARM_TOA and key.protocol == TCP and hides:
+        flow.flags |= TOA
     if one_way := ONE_WAY.get(Mode(service.mode), 0):
         flow.source, flow.source_port, flow.destination_port = key.source, key.source_port, key.destination_port
         flow.flags |= one_way | (OTHER_FAMILY if len(backend.address) != len(key.source) else 0)
@@ -378,7 +392,7 @@ def open_connection(
             raise Verdict("drop_reverse_conflict" if keeps_address(state, key, service) else "drop_snat_exhausted")
         flow.source, flow.source_port = best
         if rank < 3:
-            evict(state, flow.opposite(key.protocol))
+            evict(state, packet, flow.opposite(key.protocol))
         claim(state, key, flow)
     flow.state |= counted
     if is_new:
@@ -432,7 +446,7 @@ def search(state: State, key: Key, flow: Flow, candidates: Iterator[tuple[bytes,
     return best, best_rank
 
 
-def evict(state: State, reply_key: Key) -> None:
+def evict(state: State, packet: Packet, reply_key: Key) -> None:
     """The connection that has this reply key ends."""
     reply = find(state, reply_key)
     if reply is None:
@@ -443,7 +457,7 @@ def evict(state: State, reply_key: Key) -> None:
         if not is_closed(forward.state):
             limits.change_load(state, forward, -1)
         if state.flows[len(key.source)].get(key):
-            report(state, EventType.REMOVED, key, forward)
+            report(state, packet, EventType.REMOVED, key, forward)
         delete(state, key)
     delete(state, reply_key)
 
@@ -459,7 +473,7 @@ def touch(state: State, packet: Packet, key: Key, flow: Flow) -> None:
     flow.last_seen = tick
     due = (before + phase & MASK) >> REFRESH_SHIFT != (tick + phase & MASK) >> REFRESH_SHIFT
     if packet.established and flow.flags & FORWARD and due:
-        report(state, EventType.REFRESH, key, flow)
+        report(state, packet, EventType.REFRESH, key, flow)
     used = (before + phase & MASK) >> PERSISTENCE_USE_SHIFT != (tick + phase & MASK) >> PERSISTENCE_USE_SHIFT
     if packet.established and flow.flags & FORWARD and used:
         affinity.use(state, key, flow.farm, flow.backend)
@@ -482,9 +496,9 @@ def touch(state: State, packet: Packet, key: Key, flow: Flow) -> None:
         count_connection(state, flow.farm, flow.backend)  # over the entries of a closed one
     kind = EventType.CLOSED if is_closed(new) else EventType.ESTABLISHED
     if packet.established and flow.flags & FORWARD:
-        report(state, kind, key, flow)
+        report(state, packet, kind, key, flow)
     elif packet.established and other:
-        report(state, kind, other_key, other)
+        report(state, packet, kind, other_key, other)
 
 
 def count_change(state: State, client: bytes, forward: Flow | None, old: int, new: int, is_answer: bool) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bpf.constants import REFRESH_SHIFT, TICK_SHIFT, FlowState
-from ctl.config.model import AllDown, Backend, Config, Farm, Mode, OnBackend, Protocol
-from tests.model.connections import FORWARD, RESET, SEEN, is_closed, is_one_way, mirrored
+from bpf.constants import REFRESH_SHIFT, TICK_SHIFT
+from ctl.config.model import AllDown, Backend, Config, DrainThen, Farm, Mode, OnBackend, Protocol
+from tests.model.bits import FORWARD, REPLICATED, RESET, SEEN
+from tests.model.connections import is_closed, is_one_way, mirrored
 from tests.model.packet import UDP
 from tests.model.state import Flow, Key, State, Table
 
-REPLICATED = int(FlowState.REPLICATED)
 NO_FARM_S, FLOOR_S, GONE_AFTER_S, UDP_MOVES_AFTER_S = 120, 60, 3, 30
 
 
@@ -44,7 +44,14 @@ def selectable_of(farm: Farm, backends: Sequence[Backend], down: frozenset[int])
     up = [each for each in willing if each.id not in down]
     if not up:
         return willing if farm.all_down is AllDown.ALL else []
-    return [each for each in up if each.priority == min(other.priority for other in up)]
+    tiers = sorted(each.priority for each in up)
+    last = tiers[min(farm.tier_minimum, len(tiers)) - 1]  # of the tiers that together have the minimum
+    return [each for each in up if each.priority <= last]
+
+
+def is_cut(backend: Backend, now_s: float) -> bool:
+    """Its drain is over, and ends its connections."""
+    return backend.draining and 0 < backend.drain_until <= now_s and backend.drain_then is DrainThen.CUT
 
 
 @dataclass(slots=True)
@@ -77,17 +84,21 @@ class Daemon:
         self.entries = {size: counts[state.flows[size].name] for size in (4, 16)}
 
     def _leaving(self, config: Config, down: frozenset[int], now_s: float) -> Leaving:
-        owners, dead, idle = dict[int, int](), set[int](), set[int]()
+        owners, dead, lost, idle = dict[int, int](), set[int](), set[int](), set[int]()
         keeping = {farm.id for farm in config.farms.values() if farm.removed_policy is OnBackend.KEEP}
         for farm in config.farms.values():
             chosen = {each.id for group in selectable(farm, down) for each in group}
             failed = {each.id for each in farm.backends if each.id in down} - chosen
             owners |= {each.id: farm.id for each in farm.backends}
-            dead |= failed
+            if farm.on_backend_down is OnBackend.DEFAULT:
+                dead |= failed
+            elif farm.on_backend_down is not OnBackend.KEEP:
+                lost |= failed
+            lost |= {each.id for each in farm.backends if is_cut(each, now_s)}
             idle |= {each.id for each in farm.backends} - chosen - failed if chosen else set()
         self.unselectable = {number: self.unselectable.get(number, now_s) for number in idle}
         moves = {number for number, since in self.unselectable.items() if now_s - since >= UDP_MOVES_AFTER_S}
-        return Leaving(True, owners, dead | moves, keeping)
+        return Leaving(True, owners, dead | moves, lost, keeping)
 
     def _sweep_table(
         self, state: State, config: Config, table: Table, leaving: Leaving, seen: set[tuple[int, int]], now_s: float
@@ -101,7 +112,7 @@ class Daemon:
                 if now_s - self.gone.setdefault(pair, now_s) >= GONE_AFTER_S:
                     misplaced.append(key)
                     continue
-            if key.protocol == UDP and flow.backend in leaving.udp:
+            if flow.backend in leaving.all or (key.protocol == UDP and flow.backend in leaving.udp):
                 misplaced.append(key)
         for key in misplaced:
             table.delete(key)
@@ -134,11 +145,13 @@ class Daemon:
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """owners: farm ids of backends. udp: backends whose UDP flows end. keeping: farms whose removed backends keep theirs."""
+    """owners: farm ids of backends. udp, all: backends whose UDP flows end, or all. keeping: farms whose removed backends keep
+    theirs."""
 
     active: bool = False
     owners: dict[int, int] = field(default_factory=dict)
     udp: set[int] = field(default_factory=set)
+    all: set[int] = field(default_factory=set)
     keeping: set[int] = field(default_factory=set)
 
 

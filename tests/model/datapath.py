@@ -10,10 +10,9 @@ from bpf.constants import (
     LEASE_FOREVER_NS,
     LEASE_HANDED_OVER_NS,
     MAX_PRIORITY_TAGS,
-    ServerFlag,
-    VipFlag,
 )
 from tests.model import answers, icmp_errors, toa
+from tests.model.bits import SERVER_DNAT, TOA, VIP_OPEN
 from tests.model.connections import advance, match, server, touch
 from tests.model.forwarding import forward
 from tests.model.packet import FRAGMENT, IP, TCP, UDP, Packet, Verdict, parse_v4, parse_v6
@@ -163,7 +162,7 @@ def handle_other(state: State, packet: Packet, verdict: str) -> str:
             return "drop_fenced_neighbour"  # it may be a neighbour solicitation
         raise Verdict("pass_not_ours")
     fence(state, destination)
-    if verdict in ("drop_protocol", "drop_fragment") and state.vips[destination] & VipFlag.OPEN:
+    if verdict in ("drop_protocol", "drop_fragment") and state.vips[destination] & VIP_OPEN:
         return "pass_vip_open"
     return verdict
 
@@ -175,8 +174,8 @@ def handle_transit(state: State, packet: Packet) -> str:
         return "pass_not_ours"
     flags, host = server(state, key.source, key.source_port, key.protocol)
     direct = state.direct[size]
-    if not host & ServerFlag.DNAT:
-        to_server = server(state, key.destination, key.destination_port, key.protocol)[0] & ServerFlag.DNAT
+    if not host & SERVER_DNAT:
+        to_server = server(state, key.destination, key.destination_port, key.protocol)[0] & SERVER_DNAT
         if to_server and packet.protocol == key.protocol:
             direct.put(key, Flow(b"", b"", 0, 0))
         return "pass_not_ours"
@@ -186,7 +185,7 @@ def handle_transit(state: State, packet: Packet) -> str:
             return "pass_not_ours"
         return "drop_fragment" if is_open(state) else "drop_fenced"
     opened = Key(key.destination, key.source, key.destination_port, key.source_port, key.protocol)
-    if not flags & ServerFlag.DNAT or direct.get(opened) or not routed:
+    if not flags & SERVER_DNAT or direct.get(opened) or not routed:
         if packet.is_fragment:  # the fragments that follow are the kernel's too
             kernels = Flow(bytes(size), bytes(size), 0, 0, last_seen=state.tick)
             state.fragments[size].put(fragment_key(packet, key), kernels)
@@ -211,7 +210,7 @@ def handle_flow(state: State, packet: Packet) -> str:
     if not packet.established or flow is None:
         flow = advance(state, packet, key, found)
     touch(state, packet, key, flow)
-    if flow.flags & toa.FLAG:
+    if flow.flags & TOA:
         toa.handle(state, packet, key, flow)
     if packet.is_fragment:
         state.fragments[len(key.source)].put(fragment_key(packet, key), flow)

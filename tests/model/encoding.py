@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from bpf.constants import FlowFlag
+from tests.model.bits import OTHER_FAMILY
 from tests.model.packet import difference, folded
 from tests.model.state import Flow, Key
 
@@ -25,7 +25,7 @@ def row_of(flow: Flow) -> tuple[object, ...]:
     """What of a flow entry is compared: all but the checksum deltas, which show in the frames."""
     size = len(flow.source)
     front = flow.source + flow.destination + flow.source_port.to_bytes(2) + flow.destination_port.to_bytes(2)
-    if flow.flags & FlowFlag.OTHER_FAMILY:  # an IPv6 address takes the place of all that, and of the deltas
+    if flow.flags & OTHER_FAMILY:  # an IPv6 address takes the place of all that, and of the deltas
         front = flow.destination[:12] if size == 4 else flow.source + flow.destination + bytes(12) + front[20:]
     return (
         *(front[:size], front[size : 2 * size], front[2 * size : 2 * size + 2], front[2 * size + 2 :]),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from tests.model.connections import FORWARD, IPIP, is_one_way
+from tests.model.bits import FORWARD, IPIP
+from tests.model.connections import is_one_way
 from tests.model.hashing import flow_hash
 from tests.model.packet import IP, UDP, Packet, Verdict, change_checksum, checksum, difference, folded, word_sum
 from tests.model.state import Flow, Key, State

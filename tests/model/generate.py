@@ -12,14 +12,41 @@ from dataclasses import replace
 from typing import Any
 
 from bpf.columns import address_bytes
-from bpf.constants import LEASE_FOREVER_NS, LEASE_HANDED_OVER_NS, TICK_SHIFT, FlowFlag
-from ctl.config.model import AllDown, Backend, Config, Farm, Mode, OnNoBackend, PrefixList, Protocol, Scheduler, Vip
+from bpf.constants import LEASE_FOREVER_NS, LEASE_HANDED_OVER_NS, TICK_SHIFT
+from ctl.config.model import (
+    AllDown,
+    Backend,
+    Config,
+    DrainThen,
+    Farm,
+    Mode,
+    OnBackend,
+    OnNoBackend,
+    PrefixList,
+    Protocol,
+    Scheduler,
+    Vip,
+)
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, SMALL, UNRESOLVED, V4, V6, Family
 from tests.model import frames
+from tests.model.bits import FORWARD
 from tests.model.connections import ONE_WAY, is_impossible, listener, make_flow
 from tests.model.packet import ACK, FIN, ICMP, ICMPV6, RST, SYN, TCP, UDP, Packet
 from tests.model.state import Flow, Key, State
-from tests.model.steps import ChangeNextHops, Configure, Insert, Lease, Send, Step, Sweep, TakeOver, TunnelSources, Wait
+from tests.model.steps import (
+    ChangeNextHops,
+    Configure,
+    Insert,
+    Lease,
+    MoveToCpu,
+    Send,
+    StallReader,
+    Step,
+    Sweep,
+    TakeOver,
+    TunnelSources,
+    Wait,
+)
 
 MODES = (Mode.SNAT, Mode.DNAT)
 SCHEDULERS = (Scheduler.MAGLEV, Scheduler.SOURCE, Scheduler.ROUNDROBIN)
@@ -108,6 +135,8 @@ class Generator:
             self.crowd: 2,
             self.fill: 1,
             self.burst: 0.5,
+            self.move_to_cpu: 3,
+            self.stall_reader: 1.5,
         }
         return self.rng.choices(tuple(kinds), tuple(kinds.values()))[0]()
 
@@ -135,6 +164,12 @@ class Generator:
             return self.packet()
         sources = ("10.2.0.1", ""), ("fd02::1", "")
         return TunnelSources(*(each[0] if self.rng.random() < 0.9 else each[1] for each in sources))
+
+    def move_to_cpu(self) -> MoveToCpu:
+        return MoveToCpu(self.rng.randrange(4))
+
+    def stall_reader(self) -> StallReader:
+        return StallReader(self.rng.choice((None, None, 0, 1, 5)))
 
     def fill(self) -> Step:
         """`flows` is full, of connections that nobody uses."""
@@ -224,12 +259,15 @@ class Generator:
                 port,
                 rng.choice((1, 1, 1, 2, 0)),
                 rng.choice((0, 0, 0, 1)),
-                rng.random() < 0.1,
+                **self.drain(),
                 max_connections=rng.choice((0, 0, 1, 3)) if "loads" in self.features else 0,
                 quic_id=quic_id(first + number).hex() if "quic" in self.features else "",
             )
             for number in sorted(chosen)
         )
+        ends: tuple[OnBackend, ...] = (OnBackend.DEFAULT, OnBackend.DEFAULT, OnBackend.KEEP, OnBackend.RESET)
+        if slot.protocol is Protocol.UDP:
+            ends = (OnBackend.DEFAULT, OnBackend.KEEP, OnBackend.MOVE)
         return replace(
             slot,
             snat_address=rng.choice(("", "", family.snat, f"{family.snat},{family.other_vip}")),
@@ -237,9 +275,21 @@ class Generator:
             all_down=rng.choice(tuple(AllDown)),
             on_no_backend=rng.choice(tuple(OnNoBackend)),
             idle_timeout_s=rng.choice((0, 0, 60, 200)),
+            tier_minimum=rng.choice((1, 1, 2, 3)),
+            slow_start_s=rng.choice((0, 0, 3, 100)),
+            on_backend_down=rng.choice(ends),
+            on_backend_removed=rng.choice(ends),
             backends=backends,
             **{"scheduler": rng.choice(SCHEDULERS)} | self.optional(slot),
         )
+
+    def drain(self) -> dict[str, Any]:
+        """Of a backend: whether, and how it ends."""
+        rng, now_s = self.rng, self.state.now_ns // SECOND
+        if rng.random() < 0.85:
+            return {}
+        until = rng.choice((0, 0, now_s + rng.choice((0, 1, 5, 60))))
+        return {"draining": True, "drain_until": until, "drain_then": rng.choice(tuple(DrainThen))}
 
     def optional(self, slot: Farm) -> dict[str, Any]:
         """Settings that need a feature of the program."""
@@ -393,7 +443,7 @@ class Generator:
         if key is None:
             return self.to_listener()
         flow = self.state.embryonic[len(key[0])].entries.get(key)
-        if flow and not flow.flags & FlowFlag.FORWARD:
+        if flow and not flow.flags & FORWARD:
             flags = SYN | ACK if self.rng.random() < 0.6 else self.flags()
         else:
             flags = ACK if self.rng.random() < 0.6 else self.flags()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes as ct
+import os
+import struct
+from collections.abc import Sequence
 
 import numpy as np
 
 from bpf import libbpf, xdp
-from bpf.constants import COUNTERS
+from bpf.constants import COUNTERS, RING_BYTES
 from bpf.dataplane import PutAffinity, PutBackendAffinity, PutBackendLimits, PutFarmLimits, ZeroTraffic
 from bpf.maps import elements
 from bpf.maps.pinned_map import PinnedMap
@@ -24,21 +27,25 @@ FARMS, BACKENDS = 16, 256
 
 
 class Kernel:
-    """One bed. All methods are called in its namespace, on one CPU."""
+    """One bed. All methods are called by one thread, in its namespace."""
 
-    def __init__(self, bed: Bed) -> None:
+    def __init__(self, bed: Bed, cpus: Sequence[int] = (0,)) -> None:
+        """cpus: that packets may arrive on."""
         self.bed, self.plane = bed, bed.plane
+        self._allowed = cpus
         self.cpus = libbpf.possible_cpus()
         maps: dict[str, PinnedMap] = bed.plane._maps
         self._fds = {name: each.fd for name, each in maps.items()}
         self._lookup, self._test_run = elements._library().bpf_map_lookup_elem, xdp._library().bpf_prog_test_run_opts
-        self._value = ct.create_string_buffer(256)
+        self._value = ct.create_string_buffer(max(256, 16 * self.cpus))
+        self._per_cpu = struct.Struct(f"<{2 * self.cpus}Q")
         self._input, self._output = ct.create_string_buffer(4096), ct.create_string_buffer(4096)
         self._context = xdp._XdpContext()
         self._options = xdp._TestRunOptions(sz=ct.sizeof(xdp._TestRunOptions), repeat=1)
         self._options.data_in, self._options.data_out = ct.addressof(self._input), ct.addressof(self._output)
         self._options.ctx_in, self._options.ctx_size_in = ct.addressof(self._context), ct.sizeof(self._context)
         self._events = {size: bed.plane.flow_events(family) for size, family in FAMILIES.items()}
+        self._read_to: dict[int, int] = {}  # of rings that seem to be read by nobody: how far they are
         self._codec = make_codec(bed.plane)
         self._counters = self._array("counters", len(COUNTERS))
         self._farms, self._backends = self._array("farm_traffic", FARMS), self._array("backend_traffic", BACKENDS)
@@ -56,7 +63,8 @@ class Kernel:
         self.bed.namespace.enter()
 
     def reset(self) -> None:
-        """No configuration, no flows; turns and budgets of answers from the start."""
+        """No configuration, no flows; turns and budgets of answers from the start; on the first CPU."""
+        self.stall_reader(None)
         self.bed.reset()
         self.plane.apply([ZeroTraffic(tuple(range(1, FARMS)), tuple(range(1, BACKENDS)))])
         for name, count in (("rotation", FARMS), ("error_budget", 2), ("pressures", 2)):
@@ -78,6 +86,24 @@ class Kernel:
             raise libbpf.failure(code, f"run the program on {size} bytes")
         return options.retval, self._output.raw[: options.data_size_out]
 
+    def move_to_cpu(self, number: int) -> int:
+        """Which CPU it is."""
+        cpu = self._allowed[number % len(self._allowed)]
+        os.sched_setaffinity(0, {cpu})
+        return cpu
+
+    def stall_reader(self, space: int | None) -> None:
+        """Let the rings seem so full that this number of events fits; None: as empty as they are."""
+        for size, ring in self._events.items():
+            if ring is None:
+                continue
+            if size in self._read_to:
+                ring._consumed[0] = self._read_to.pop(size)
+            if space is not None:
+                self._read_to[size] = int(ring._consumed[0])
+                most = int(ring._produced[0]) + space * ring._slot.itemsize - (RING_BYTES - 1)
+                ring._consumed[0] = most & 0xFFFFFFFFFFFFFFFF
+
     def set_clock(self, now_ns: int) -> None:
         elements.update(self._fds["test_clock"], bytes(4), now_ns.to_bytes(8, "little"))
 
@@ -96,6 +122,13 @@ class Kernel:
         """Packets and bytes of each counter in turn."""
         return self._read(self._counters, 2)
 
+    def counter(self, number: int) -> tuple[int, int]:
+        """Packets and bytes of one counter."""
+        if self._lookup(self._fds["counters"], number.to_bytes(4, "little"), self._value) < 0:
+            raise LookupError(f"there is no counter {number}")
+        numbers = self._per_cpu.unpack_from(self._value)
+        return sum(numbers[::2]), sum(numbers[1::2])
+
     def traffic(self) -> tuple[list[int], list[int]]:
         """The fields of each farm, and of each backend, in turn."""
         return self._read(self._farms, 6), self._read(self._backends, 6)
@@ -110,14 +143,29 @@ class Kernel:
         """What the program has reported to the peer since the last call."""
         found = []
         for size, ring in self._events.items():
-            if ring is None or not ring.backlog():
+            if ring is None:
+                continue
+            seen = int(ring._consumed[0])
+            if size in self._read_to:
+                ring._consumed[0] = self._read_to[size]
+            if not ring.backlog():
+                ring._consumed[0] = seen
                 continue
             key_bytes, flow_bytes = KEYS[size].size, FLOWS[size].size
             for record in ring.read(1 << 16):
                 raw = record.tobytes()
                 row = decode_row(raw[key_bytes : key_bytes + flow_bytes])
                 found.append((raw[key_bytes + flow_bytes], decode_key(raw[:key_bytes]), row))
+            if size in self._read_to:
+                self._read_to[size] = int(ring._consumed[0])
+                ring._consumed[0] = seen
         return found
+
+    def keys(self, name: str) -> set[Key]:
+        """Of a flow map."""
+        table, family = name.split("_")
+        batches = self.plane.flow_batches(table, family, 4096)
+        return {decode_key(key.tobytes()) for keys, _ in batches for key in keys}
 
     def table(self, name: str) -> dict[Key, tuple[object, ...]]:
         """All entries of a flow map."""
@@ -145,10 +193,13 @@ class Kernel:
                 found |= {decode_key(key.tobytes()): int(value) for key, value in zip(keys, values, strict=True)}
         return found
 
-    def loads(self, kind: str, count: int) -> dict[int, int]:
-        """Connections of farms or backends, by id."""
-        found = self.plane.loads(kind)
-        return {} if found is None else dict(enumerate(loads_of(found[:count]).tolist()))
+    def loads(self, kind: str, count: int) -> list[int]:
+        """Connections of the first farms or backends, by id."""
+        name = f"{kind}_loads"
+        keys, values = np.empty(count, np.uint32), np.empty(count, self.plane._maps[name].value)
+        elements.lookup_batch(self._fds[name], None, keys, values)
+        numbers: list[int] = loads_of(values).tolist()
+        return numbers
 
     def pressure(self) -> dict[int, tuple[int, int, int]]:
         """Opened, window and until, by address length."""

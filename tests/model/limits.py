@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bpf.constants import HALF_OPEN_WINDOWS, MAX_CANDIDATES, RATE_BURST_NS, FlowState, Scheduler
+from bpf.constants import HALF_OPEN_WINDOWS, MAX_CANDIDATES, RATE_BURST_NS, Scheduler
 from bpf.dataplane import PutFarmLimits, ServiceValue
+from tests.model.bits import COUNTED
 from tests.model.packet import Verdict
 from tests.model.state import Client, Flow, HalfOpen, Key, State
 
 PRESSURE_WINDOW_SHIFT, PRESSURE_HOLD_TICKS = 4, 150  # a second, ten seconds
-COUNTED = int(FlowState.COUNTED)
 
 
 def is_listed(state: State, number: int, address: bytes) -> bool:

@@ -1,7 +1,12 @@
-"""Executes steps on the model and on the program, and compares after each: verdict, frame, counters, entries, events."""
+"""Executes steps on the model and on the program, and compares after each: verdict, frame, counters, entries, events.
+
+After a packet only what the model used is compared; all maps follow every COMPARE_ALL_EVERY steps, around sweeps and takeovers,
+and at the end of a history. So a difference elsewhere is found some steps later, and cutting the history down finds its step.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,12 +19,26 @@ from ctl.config.model import Config
 from ctl.dataplane import planner
 from ctl.dataplane.kernel import sweeper
 from ctl.dataplane.kernel.sweeper import Sweeper
+from ctl.dataplane.slow_start import SlowStart
 from tests.bpf.bed import SEED
 from tests.model import daemon, datapath
 from tests.model.encoding import row_of
 from tests.model.kernel import BACKENDS, FARMS, Kernel
-from tests.model.state import Key, State, Table
-from tests.model.steps import ChangeNextHops, Configure, Insert, Lease, Send, Step, Sweep, TakeOver, TunnelSources, Wait
+from tests.model.state import Key, State, Table, Traffic
+from tests.model.steps import (
+    ChangeNextHops,
+    Configure,
+    Insert,
+    Lease,
+    MoveToCpu,
+    Send,
+    StallReader,
+    Step,
+    Sweep,
+    TakeOver,
+    TunnelSources,
+    Wait,
+)
 from tests.model.wiring import routes_of
 
 START_NS = 1 << 50  # thirteen days of uptime
@@ -53,7 +72,10 @@ class Machine:
         self.kernel = kernel
         kernel.enter()
         kernel.reset()
-        self.state = State(routes_of(kernel.bed.in0, kernel.bed.out0), 2 * kernel.bed.max_flows, start_ns, seed=SEED)
+        bed = kernel.bed
+        routes = routes_of(bed.in0, bed.out0)
+        self.state = State(routes, 2 * bed.max_flows, start_ns, seed=SEED, max_embryonic=bed.max_embryonic)
+        self.state.cpu = kernel.move_to_cpu(0)
         self.state.generation = int(kernel.plane._read_one("globals")["next_hop_generation"])
         kernel.set_clock(start_ns)
         self.config, self.down = Config(), frozenset[int]()
@@ -66,6 +88,7 @@ class Machine:
             kernel.bed.max_flows,
         )
         self._serving = True
+        self._slow_start = SlowStart()
         self._counters, self._executed = kernel.counters(), 0
         self.counted: Counter[str] = Counter()
         """Packets by verdict, and events."""
@@ -84,7 +107,12 @@ class Machine:
             TakeOver: self._take_over,
             Insert: self._insert,
             TunnelSources: self._tunnel_sources,
+            MoveToCpu: self._move_to_cpu,
+            StallReader: self._stall_reader,
         }
+        self._survivors: dict[str, set[Key]] = {}
+        for table in self.state.embryonic.values() if bed.evicts else ():
+            table.survivors = functools.partial(self._survivors_of, table.name)
 
     def close(self) -> None:
         self._sweeper.close()
@@ -93,10 +121,14 @@ class Machine:
         """One step on both, then compare."""
         self.state.touched.clear()
         self.state.events.clear()
+        self._survivors.clear()
+        corrects = isinstance(step, Sweep | TakeOver)  # what differed before would be made equal
+        if corrects:
+            self.compare_all()
         self._actions[type(step)](step)
         self._compare_touched()
         self._executed += 1
-        if not isinstance(step, Send) or self._executed % COMPARE_ALL_EVERY == 0:
+        if corrects or self._executed % COMPARE_ALL_EVERY == 0:
             self.compare_all()
 
     # --- steps -----------------------------------------------------------------------------------------------
@@ -116,6 +148,8 @@ class Machine:
     def _wait(self, step: Wait) -> None:
         self.state.now_ns += step.ns
         self.kernel.set_clock(self.state.now_ns)
+        if self._slow_start.next_s is not None and self._now_s() >= self._slow_start.next_s:
+            self._plan()
 
     def _lease(self, step: Lease) -> None:
         deadline = self.state.now_ns + step.deadline_ns if step.relative else step.deadline_ns
@@ -124,9 +158,13 @@ class Machine:
 
     def _configure(self, step: Configure) -> None:
         self.config, self.down = step.config, step.down
-        complete = False
+        self._plan()
+
+    def _plan(self) -> None:
+        """Bring the configuration into the maps, as the daemon does; its operations are what the model knows of it."""
+        shares, complete = self._slow_start.follow(self.config, self.down, self._now_s()), False
         while not complete:
-            plan = planner.plan(self._planned, self.config, self.down)
+            plan = planner.plan(self._planned, self.config, self.down, shares)
             self.kernel.plane.apply(plan.operations)
             for operation in plan.operations:
                 self.state.apply(operation)
@@ -162,23 +200,44 @@ class Machine:
         for key, flow in step.entries:
             tables = (self.state.flows[len(key.source)], self.state.embryonic[len(key.source)])
             table = tables[step.table == "embryonic"]
-            if not any(key in each.entries for each in tables) and table.put(key, flow):
-                self.kernel.insert(table.name, key, flow)
+            if any(key in each.entries for each in tables) or len(table.entries) >= table.capacity:
+                continue
+            self.kernel.insert(table.name, key, flow)
+            self._survivors.clear()
+            table.put(key, flow)
+
+    def _move_to_cpu(self, step: MoveToCpu) -> None:
+        self.state.cpu = self.kernel.move_to_cpu(step.number)
+
+    def _stall_reader(self, step: StallReader) -> None:
+        self.kernel.stall_reader(step.space)
+        self.state.ring_space = {} if step.space is None else {4: step.space, 16: step.space}
+
+    def _survivors_of(self, name: str) -> set[Key]:
+        if name not in self._survivors:
+            self._survivors[name] = self.kernel.keys(name)
+        return self._survivors[name]
 
     # --- comparisons -----------------------------------------------------------------------------------------
 
     def _compare_counters(self, verdict: str) -> None:
-        found = self.kernel.counters()
-        expected = self._counters
+        """Those that the model counted; compare_all compares the others."""
+        expected, same = self._counters, True
         for name, (packets, size) in self.state.counters.items():
             number = _NUMBERS[name]
             expected[number] += packets
             expected[number + 1] += size
             self.counted[name] += packets
+            same = same and self.kernel.counter(number // 2) == (expected[number], expected[number + 1])
         self.state.counters.clear()
+        if not same:
+            self._compare_all_counters(f"the model's verdict is {verdict}; ")
+
+    def _compare_all_counters(self, known: str = "") -> None:
+        found, expected = self.kernel.counters(), self._counters
         if found != expected:
             more = {name: found[n] - expected[n] for name, n in _NUMBERS.items() if found[n] != expected[n]}
-            raise Mismatch(f"the model's verdict is {verdict}; the program counted {more or 'other bytes'} more")
+            raise Mismatch(f"{known}the program counted {more or 'other bytes'} more")
 
     def _compare_touched(self) -> None:
         for name, key in self.state.touched:
@@ -201,6 +260,7 @@ class Machine:
 
     def compare_all(self) -> None:
         """Everything that packets can change."""
+        self._compare_all_counters()
         for name, table in self._tables.items():
             found = self.kernel.table(name)
             expected = {key: self._row(table, key) for key in table.entries}
@@ -217,23 +277,36 @@ class Machine:
         _compare("rates", self.kernel.rates(), self.state.rates)
         for kind, loads, count in (("farm", self.state.farm_loads, FARMS), ("backend", self.state.backend_loads, BACKENDS)):
             if self.kernel.has("loads"):
-                _compare(f"{kind} loads", self.kernel.loads(kind, count), {n: max(0, loads.get(n, 0)) for n in range(count)})
+                rows = _rows({n: (max(0, load),) for n, load in loads.items()}, count, 1)
+                _compare_rows(f"{kind} loads", self.kernel.loads(kind, count), rows, 1)
         _compare("toa", self.kernel.first_data(), self.state.toa)
         farms, backends = self.kernel.traffic()
         for what, found_rows, traffic, count in (
             ("farm", farms, self.state.farm_traffic, FARMS),
             ("backend", backends, self.state.backend_traffic, BACKENDS),
         ):
-            for number in range(1, count):
-                row = tuple(found_rows[6 * number : 6 * number + 6])
-                if row != tuple(traffic[number]):
-                    raise Mismatch(f"traffic of {what} {number}: {row}, not {traffic[number]}")
+            fields = len(Traffic._fields)
+            _compare_rows(f"traffic of {what}", found_rows, _rows(traffic, count, fields), fields)
 
 
 def _compare(what: str, found: Mapping[Any, Any], expected: Mapping[Any, Any]) -> None:
     if found != expected:
         keys = [key for key in {**found, **expected} if found.get(key) != expected.get(key)]
         raise Mismatch(f"{what}: " + ", ".join(f"{key}: {found.get(key)}, not {expected.get(key)}" for key in keys[:3]))
+
+
+def _rows(numbers: Mapping[int, tuple[int, ...]], count: int, fields: int) -> list[int]:
+    """Of ids below count, one after the other, as arrays have them."""
+    rows = [0] * (count * fields)
+    for number, row in numbers.items():
+        rows[number * fields : (number + 1) * fields] = row
+    return rows
+
+
+def _compare_rows(what: str, found: list[int], expected: list[int], fields: int) -> None:
+    if found[fields:] != expected[fields:]:  # no farm or backend has id 0
+        by_id = [dict(enumerate(zip(*[iter(each)] * fields, strict=True))) for each in (found, expected)]
+        _compare(what, *by_id)
 
 
 def _named(events: list[tuple[int, Key, tuple[object, ...]]]) -> list[tuple[str, object, object]]:

@@ -7,7 +7,9 @@ with the kernel's maps need not read them whole after each packet.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import NamedTuple
 
 from bpf.columns import address_bytes
@@ -78,15 +80,23 @@ class Flow:
         return (self.destination, self.source, self.destination_port, self.source_port) == key[:4]
 
     def copy(self) -> Flow:
-        return replace(self)
+        return Flow(*_fields(self))
+
+
+_fields = attrgetter(*(each.name for each in fields(Flow)))
 
 
 class Table:
-    """A map from keys to flows, with a capacity."""
+    """A map from keys to flows, with a capacity.
+
+    survivors: of a map that evicts, the keys that the kernel has after the step. Which entry makes space for a new one is the
+    kernel's decision, so the model takes it from there; everything else that happens to entries is its own.
+    """
 
     def __init__(self, name: str, capacity: int, touched: set[tuple[str, Key]]) -> None:
         self.name, self.capacity, self.entries = name, capacity, dict[Key, Flow]()
         self._touched = touched
+        self.survivors: Callable[[], Collection[Key]] | None = None
 
     def get(self, key: Key) -> Flow | None:
         self._touched.add((self.name, key))
@@ -95,10 +105,17 @@ class Table:
     def put(self, key: Key, flow: Flow) -> bool:
         """False: the table is full."""
         self._touched.add((self.name, key))
+        self.evict()
         if key not in self.entries and len(self.entries) >= self.capacity:
             return False
         self.entries[key] = flow.copy()
         return True
+
+    def evict(self) -> None:
+        """Remove what the kernel has evicted. It may do so whenever an entry is written, even over an old one."""
+        if self.survivors and (gone := self.entries.keys() - self.survivors()):
+            for key in gone:
+                self.delete(key)
 
     def delete(self, key: Key) -> None:
         self._touched.add((self.name, key))
@@ -184,11 +201,13 @@ class State:
     half_open: dict[Client, HalfOpen] = field(default_factory=dict)
     pressure: dict[int, Pressure] = field(default_factory=lambda: {4: Pressure(), 16: Pressure()})  # by address length
     turns: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    sent: dict[str, tuple[int, int]] = field(default_factory=dict)  # answers: tick and number by kind
+    cpu: int = 0  # that handles packets
+    sent: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)  # answers: tick and number by CPU and kind
     counters: dict[str, tuple[int, int]] = field(default_factory=lambda: defaultdict(lambda: (0, 0)))
     farm_traffic: dict[int, Traffic] = field(default_factory=lambda: defaultdict(Traffic))
     backend_traffic: dict[int, Traffic] = field(default_factory=lambda: defaultdict(Traffic))
     events: list[tuple[int, Key, Flow]] = field(default_factory=list)
+    ring_space: dict[int, int] = field(default_factory=dict)  # events until a ring is full, by address length; without: enough
     touched: set[tuple[str, Key]] = field(default_factory=set)
     flows: dict[int, Table] = field(init=False)
     embryonic: dict[int, Table] = field(init=False)

@@ -67,6 +67,20 @@ class TakeOver:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveToCpu:
+    """The packets that follow arrive on another CPU, the n-th of those that the process may use."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class StallReader:
+    """The daemon does not read its rings: only so many events of each family fit. None: it reads."""
+
+    space: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Insert:
     """Entries of other connections appear in `flows` or `embryonic`, as far as their keys are free."""
 
@@ -74,4 +88,4 @@ class Insert:
     entries: tuple[tuple[Key, Flow], ...]
 
 
-Step = Send | Wait | Lease | Configure | ChangeNextHops | Sweep | TakeOver | Insert | TunnelSources
+Step = Send | Wait | Lease | Configure | ChangeNextHops | Sweep | TakeOver | Insert | TunnelSources | MoveToCpu | StallReader

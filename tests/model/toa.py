@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from bpf.constants import TOA_KIND, FlowFlag, FlowState
+from bpf.constants import TOA_KIND
+from tests.model.bits import FORWARD, REPLICATED, TOA_DONE
 from tests.model.packet import ACK, IP, RST, SYN, Packet, Verdict, change_checksum, segment_bytes
 from tests.model.state import Flow, Key, State
-
-FLAG, DONE, REPLICATED, FORWARD = (
-    int(each) for each in (FlowFlag.TOA, FlowState.TOA_DONE, FlowState.REPLICATED, FlowFlag.FORWARD)
-)
 
 
 def handle(state: State, packet: Packet, key: Key, flow: Flow) -> None:
@@ -21,7 +18,7 @@ def handle(state: State, packet: Packet, key: Key, flow: Flow) -> None:
 
 def pending(flow: Flow) -> bool:
     """Of what the peer opened, nobody knows here which data was first: no answer is waited for."""
-    return not flow.state & (DONE if flow.flags & FORWARD else DONE | REPLICATED)
+    return not flow.state & (TOA_DONE if flow.flags & FORWARD else TOA_DONE | REPLICATED)
 
 
 def entry(state: State, key: Key) -> Flow | None:
@@ -38,9 +35,9 @@ def sequence(packet: Packet, at: int) -> int:
 
 def from_client(state: State, packet: Packet, key: Key, flow: Flow) -> None:
     if packet.is_syn:  # of the tuple's next connection
-        flow.state &= ~DONE
+        flow.state &= ~TOA_DONE
         if reply := entry(state, flow.opposite(key.protocol)):
-            reply.state &= ~DONE
+            reply.state &= ~TOA_DONE
         state.toa.pop(key, None)
         return
     if not pending(flow) or packet.is_fragment or packet.flags & (SYN | RST) or not segment_bytes(packet):
@@ -63,13 +60,13 @@ def from_server(state: State, packet: Packet, key: Key, flow: Flow) -> None:
     first = state.toa.get(client_key)
     if first is None or signed(sequence(packet, 8) - first) <= 0:
         return
-    flow.state |= DONE
+    flow.state |= TOA_DONE
     if forward := entry(state, client_key):
         finish(state, client_key, forward)
 
 
 def finish(state: State, key: Key, forward: Flow) -> None:
-    forward.state |= DONE
+    forward.state |= TOA_DONE
     state.toa.pop(key, None)
 
 
