@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
+
+import pytest
 
 from ctl.cluster.after_takeover import FIRST_CHECK_NS, GIVE_UP_NS, AnnounceAgain, Arrival, Arrived, NothingArrived
+from ctl.dataplane.kernel import sweeper as kernel_sweeper
+from tests.fakes.pair import paired_sites
+from tests.wait import wait_until
 
 SINCE_NS = 7_000_000_000
 
@@ -48,3 +54,17 @@ def test_it_gives_up_and_reports_whether_traffic_was_expected() -> None:
         assert verdict == NothingArrived(now_ns - SINCE_NS, checks - 1, expected)
         assert GIVE_UP_NS <= now_ns - SINCE_NS < GIVE_UP_NS + 2 * FIRST_CHECK_NS
         assert arrival.check_at_ns is None
+
+
+def test_a_node_that_becomes_active_sweeps_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain's deadline and a failed backend end flows there that the former active node did not end any more."""
+    with paired_sites(tmp_path) as (one, two):
+        sweeper = two.daemon.node.parts.local.sweeper
+        monkeypatch.setattr(kernel_sweeper, "MIN_PAUSE_S", 3600.0)
+        monkeypatch.setattr(kernel_sweeper, "MAX_PAUSE_S", 3600.0)
+        before = sweeper.sweeps
+        two.daemon.on_loop(sweeper.soon)
+        wait_until(lambda: sweeper.sweeps > before, "the last sweep before a long pause")
+        before = sweeper.sweeps
+        one.call("cluster.switchover")
+        wait_until(lambda: two.status["role"] == "active" and sweeper.sweeps > before, "a sweep of the active node", 5)
