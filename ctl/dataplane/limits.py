@@ -3,7 +3,7 @@
 Pure. Must not know how maps are written. Nothing is planned for farms without these settings, so that a program without the
 maps gets no operation on them.
 
-A list is in the maps under an id that follows from its content: a changed list is a new one beside the old, farms change over
+A list is in the maps under an id that follows from its content: a changed list is loaded next to the old one, farms change over
 in one map update each, and the old one is removed last.
 """
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from bpf.constants import HALF_OPEN_WINDOWS, MAX_CANDIDATES
 from bpf.dataplane import DeletePrefixes, KeepPrefixes, Operation, PutBackendLimits, PutFarmLimits, PutPrefixes
@@ -28,6 +29,15 @@ class LoadedList:
 
     prefixes: PrefixList
     id: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the maps hold: lists by name, limits by farm id of those that have any, and by backend id."""
+
+    lists: Mapping[str, LoadedList] = field(default_factory=lambda: MappingProxyType({}))
+    farms: Mapping[int, PutFarmLimits] = field(default_factory=lambda: MappingProxyType({}))
+    backends: Mapping[int, PutBackendLimits] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +133,58 @@ def backend_limits(farm: Farm, choosable: Choosable) -> list[PutBackendLimits]:
         PutBackendLimits(backend.id, max(1, weights.get(backend.id, backend.weight)), backend.max_connections)
         for backend in farm.backends
     ]
+
+
+class Round:
+    """The working copy of a state while one round of `ctl.dataplane.planner` is planned. `before`, `after`: operations for
+    before and after the services are replaced."""
+
+    def __init__(self, old: State, config: Config, adopted: bool) -> None:
+        """adopted: the content of the maps is unknown."""
+        self._config = config
+        self._lists = plan_lists(old.lists, config, adopted)
+        self._farms, self._backends = dict(old.farms), dict(old.backends)
+        self._any = adopted and any(uses(farm) for farm in config.farms.values())
+        self._puts: list[Operation] = []
+
+    @property
+    def state(self) -> State:
+        """After all operations."""
+        return State(self._lists.lists, self._farms, self._backends)
+
+    @property
+    def before(self) -> tuple[Operation, ...]:
+        return (*self._lists.before, *self._puts)
+
+    @property
+    def after(self) -> tuple[Operation, ...]:
+        return self._lists.after
+
+    def plan(self, farm: Farm, choosable: Choosable, unknown: bool) -> None:
+        """A farm has changed. unknown: the maps may hold limits of another farm of this id."""
+        for put in backend_limits(farm, choosable):
+            if self._backends.get(put.id) != put:
+                self._backends[put.id] = put
+                self._puts.append(put)
+        self._put(farm_limits(farm, choosable, self._lists.lists), unknown)
+
+    def forget(self, farm: Farm) -> None:
+        """A farm is gone, and another one may get its id."""
+        self._put(PutFarmLimits(farm.id))
+        for backend in farm.backends:
+            self._backends.pop(backend.id, None)
+
+    def follow_lists(self) -> None:
+        """Give farms whose prefix list has other prefixes now its new id."""
+        for farm in self._config.farms.values() if self._lists.moved else ():
+            if not self._lists.moved.isdisjoint((farm.allow, farm.deny)) and farm.id in self._farms:
+                self._put(with_lists(self._farms[farm.id], farm, self._lists.lists))
+
+    def _put(self, put: PutFarmLimits, unknown: bool = False) -> None:
+        none = PutFarmLimits(put.farm)
+        if (unknown and (put != none or self._any)) or self._farms.get(put.farm, none) != put:
+            self._puts.append(put)
+        if put == none:
+            self._farms.pop(put.farm, None)
+        else:
+            self._farms[put.farm] = put

@@ -19,22 +19,16 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from bpf import constants
 from bpf.columns import family_of
-from bpf.constants import MAX_SLOT_CHUNKS, BackendFlag, FarmFlag, VipFlag
+from bpf.constants import MAX_SLOT_CHUNKS, BackendFlag, FarmFlag
 from bpf.dataplane import (
     DeleteServer,
-    DeleteService,
-    DeleteVip,
     Operation,
     PutBackend,
-    PutBackendLimits,
     PutFarm,
-    PutFarmLimits,
     PutMembers,
     PutService,
     PutSlots,
-    PutVip,
     ServerKey,
     ServiceKey,
     ServiceValue,
@@ -42,7 +36,7 @@ from bpf.dataplane import (
 )
 from ctl.config import table_sizes
 from ctl.config.model import AllDown, Backend, Config, Farm, Mode, OnNoBackend, Scheduler
-from ctl.dataplane import affinity, limits, maglev, servers
+from ctl.dataplane import affinity, limits, listeners, maglev, servers
 from ctl.dataplane.slot_allocator import Run, SlotSpace, run_of
 from ctl.dataplane.slow_start import weighted
 from ctl.errors import Code, XlbError
@@ -76,9 +70,7 @@ class PlannerState:
     bound: Mapping[int, Backend] = field(default_factory=dict)  # by id; with the address and port in the maps
     marked: frozenset[int] = frozenset()  # the bound ones with BackendFlag.UNAVAILABLE
     servers: servers.Servers = field(default_factory=dict)
-    lists: Mapping[str, limits.LoadedList] = field(default_factory=dict)
-    farm_limits: Mapping[int, PutFarmLimits] = field(default_factory=dict)  # by farm id, of those that have limits
-    backend_limits: Mapping[int, PutBackendLimits] = field(default_factory=dict)  # by backend id
+    limits: limits.State = field(default_factory=limits.State)
     strays: frozenset[ServerKey] = frozenset()  # services of backends in the maps that may be of no farm
     down: frozenset[int] = frozenset()
     shares: Mapping[int, int] = field(default_factory=dict)
@@ -177,22 +169,6 @@ def unavailable_backends(farm: Farm, down: AbstractSet[int]) -> frozenset[int]:
     }
 
 
-def service_keys(farm: Farm) -> list[ServiceKey]:
-    """The keys of a farm's listeners in the maps."""
-    protocol = int(constants.Protocol[farm.protocol.name])
-    return [ServiceKey(vip, first, last, protocol) for vip in farm.vips for first, last in farm.port_ranges]
-
-
-def vip_flags(config: Config) -> dict[str, int]:
-    """Every address for the VIP map, with its VipFlag bits."""
-    flags = {address: 0 if vip.guard else int(VipFlag.OPEN) for address, vip in config.vips.items()}
-    for farm in config.farms.values():
-        if farm.enabled and any(first != last for first, last in farm.port_ranges):
-            for vip in farm.vips:
-                flags[vip] |= VipFlag.RANGES
-    return flags
-
-
 def farm_flags(farm: Farm) -> int:
     """The FarmFlag bits of a farm."""
     silent = FarmFlag.SILENT if farm.on_no_backend is OnNoBackend.DROP else FarmFlag(0)
@@ -218,11 +194,7 @@ class _Round:
         self.farm_puts: list[PutFarm] = []
         self.member_puts: list[PutMembers] = []
         self.affinity_operations: list[Operation] = []
-        self.lists = limits.plan_lists(state.lists, config, state.adopted)
-        self.farm_limits = dict(state.farm_limits)
-        self.backend_limits = dict(state.backend_limits)
-        self.any_limits = state.adopted and any(limits.uses(farm) for farm in config.farms.values())
-        self.limit_puts: list[Operation] = []
+        self.limits = limits.Round(state.limits, config, state.adopted)
         self.slot_puts: list[PutSlots] = []
         self.service_puts: list[PutService] = []
         self.new_farms: list[int] = []
@@ -237,11 +209,11 @@ class _Round:
         for name in gone_farms:
             self._unbind(name)
             self.affinity_operations += affinity.operations(self.old.farms[name].farm, None, (), self.config)
-            self._forget_limits(self.old.farms[name].farm)
+            self.limits.forget(self.old.farms[name].farm)
             del self.farms[name]
         for farm in changed:
             self._plan_farm(farm)
-        self._follow_lists()
+        self.limits.follow_lists()
         touched = [*gone_farms, *(farm.name for farm in changed)]
         stale = self._stale_services(touched)
         for key in stale:
@@ -249,14 +221,12 @@ class _Round:
         released = self._released(touched)
         if self.starved and not released:
             self._raise_full()
-        vips = dict(self.old.vips) if self.config is self.old.config else vip_flags(self.config)
+        vips = dict(self.old.vips) if self.config is self.old.config else listeners.vip_flags(self.config)
         followed, server_operations = self._follow_servers(touched)
         state = PlannerState(
             vips=vips,
             servers=followed,
-            lists=self.lists.lists,
-            farm_limits=self.farm_limits,
-            backend_limits=self.backend_limits,
+            limits=self.limits.state,
             strays=self.old.strays if self.starved else frozenset(),
             services=self.services,
             farms=self.farms,
@@ -321,7 +291,7 @@ class _Round:
         choosable = {backend.id for backend in eligible_backends(farm, self.down)} - waiting
         known = old.farm if old is not None and not is_new else None
         self.affinity_operations += affinity.operations(known, farm, choosable, self.config, again=known is None)
-        self._plan_limits(farm, waiting, is_new or self.old.adopted)
+        self.limits.plan(farm, self._choosable(farm, waiting) if limits.uses(farm) else {}, is_new or self.old.adopted)
         if not farm.enabled:
             self.farms[farm.name] = PlannedFarm(farm, not waiting)
             return
@@ -333,7 +303,7 @@ class _Round:
         services: dict[ServiceKey, ServiceValue] = {}
         for part in farm.parts:
             _, offset, count = planned[family_of(part.vip)]
-            services |= {key: _service_value(part, key.address, offset, count) for key in service_keys(part)}
+            services |= listeners.services(part, offset, count)
         for key, value in services.items():
             before = self.services.get(key)
             if self.old.adopted or before != value:
@@ -343,16 +313,25 @@ class _Round:
                     self.replaced.append(before)
         self.farms[farm.name] = PlannedFarm(farm, not waiting, services, planned)
 
+    def _choosable(self, farm: Farm, waiting: frozenset[int]) -> dict[str, list[Backend]]:
+        """By family of the VIP, the backends that may take new connections, with the weights in force at this moment."""
+        return {
+            family_of(part.vip): list(
+                weighted([each for each in eligible_backends(part, self.down) if each.id not in waiting], self.shares)
+            )
+            for part in farm.parts
+        }
+
     def _plan_slots(
         self, farm: Farm, old: PlannedFarm | None, waiting: frozenset[int]
     ) -> dict[str, tuple[_Content, int, int]] | None:
         """The slots of each part of a farm. None: there are no free ones for all of it, and none of it is written."""
         planned: dict[str, tuple[_Content, int, int]] = {}
         first_put = len(self.slot_puts)
+        choosable = self._choosable(farm, waiting)
         for part in farm.parts:
             family = family_of(part.vip)
-            allowed = [backend for backend in eligible_backends(part, self.down) if backend.id not in waiting]
-            eligible = list(weighted(allowed, self.shares))
+            eligible = choosable[family]
             content = _content(part, eligible)
             place: tuple[int, int] | None = (0, 0)
             if eligible:
@@ -366,41 +345,6 @@ class _Round:
                 return None
             planned[family] = (content, *place)
         return planned
-
-    def _plan_limits(self, farm: Farm, waiting: frozenset[int], unknown: bool) -> None:
-        """unknown: the maps may hold limits of another farm of this id."""
-        eligible: dict[str, list[Backend]] = {
-            family_of(part.vip): [
-                each for each in weighted(eligible_backends(part, self.down), self.shares) if each.id not in waiting
-            ]
-            for part in (farm.parts if limits.uses(farm) else ())
-        }
-        for put in limits.backend_limits(farm, eligible):
-            if self.backend_limits.get(put.id) != put:
-                self.backend_limits[put.id] = put
-                self.limit_puts.append(put)
-        self._put_farm_limits(limits.farm_limits(farm, eligible, self.lists.lists), unknown)
-
-    def _put_farm_limits(self, put: PutFarmLimits, unknown: bool = False) -> None:
-        none = PutFarmLimits(put.farm)
-        if (unknown and (put != none or self.any_limits)) or self.farm_limits.get(put.farm, none) != put:
-            self.limit_puts.append(put)
-        if put == none:
-            self.farm_limits.pop(put.farm, None)
-        else:
-            self.farm_limits[put.farm] = put
-
-    def _forget_limits(self, farm: Farm) -> None:
-        """A farm is gone, and another one may get its id."""
-        self._put_farm_limits(PutFarmLimits(farm.id))
-        for backend in farm.backends:
-            self.backend_limits.pop(backend.id, None)
-
-    def _follow_lists(self) -> None:
-        """Farms whose prefix list has other prefixes now."""
-        for farm in self.config.farms.values() if self.lists.moved else ():
-            if not self.lists.moved.isdisjoint((farm.allow, farm.deny)) and farm.id in self.farm_limits:
-                self._put_farm_limits(limits.with_lists(self.farm_limits[farm.id], farm, self.lists.lists))
 
     def _reusable(self, old: PlannedFarm | None, family: str, content: _Content) -> tuple[int, int] | None:
         """(offset, count) of the present slots of a farm's part if their content is equal and they still belong to it."""
@@ -487,10 +431,6 @@ class _Round:
             Code.LIMIT_EXCEEDED,
         )
 
-    def _ranges_before(self, address: str) -> int:
-        """Keep the lookup of a VIP's range listeners until they are deleted, so that their replacements exist first."""
-        return self.old.vips.get(address, 0) & VipFlag.RANGES
-
     def _operations(self, stale: list[ServiceKey], vips: dict[str, int], of_servers: list[Operation]) -> tuple[Operation, ...]:
         operations: list[Operation] = []
         new_backends = tuple(put.id for put in self.backend_puts)
@@ -500,20 +440,14 @@ class _Round:
         operations += self.member_puts
         operations += self.backend_puts
         operations += self.affinity_operations
-        operations += self.lists.before
-        operations += self.limit_puts
+        operations += self.limits.before
         operations += self.slot_puts
         operations += [each for each in of_servers if not isinstance(each, DeleteServer)]
-        first = [key for key in stale if any(_share_prefixes(key, put.key) for put in self.service_puts)]
-        operations += _vip_puts(self.old.vips, {each: flags | self._ranges_before(each) for each, flags in vips.items()})
-        operations += [DeleteService(key) for key in first]
-        operations += self.service_puts
-        operations += [DeleteService(key) for key in stale if key not in first]
+        operations += listeners.replacements(self.old.vips, vips, stale, self.service_puts)
         operations += self._marks()
         operations += [each for each in of_servers if isinstance(each, DeleteServer)]
-        operations += [PutVip(each, flags) for each, flags in vips.items() if self._ranges_before(each) & ~flags]
-        operations += [DeleteVip(address) for address in self.old.vips if address not in vips]
-        operations += self.lists.after
+        operations += listeners.removals(self.old.vips, vips)
+        operations += self.limits.after
         return tuple(operations)
 
 
@@ -531,21 +465,6 @@ def _put_backend(backend: Backend, unavailable: bool) -> PutBackend:
     return PutBackend(backend.id, backend.address, backend.port, flags)
 
 
-def _vip_puts(old: Mapping[str, int], new: Mapping[str, int]) -> list[PutVip]:
-    return [PutVip(address, flags) for address, flags in new.items() if old.get(address) != flags]
-
-
-def _share_prefixes(one: ServiceKey, other: ServiceKey) -> bool:
-    """Whether deleting one port range after writing the other could delete a prefix the other needs."""
-    return (
-        (one.address, one.protocol) == (other.address, other.protocol)
-        and one.port != one.port_last
-        and other.port != other.port_last
-        and one.port <= other.port_last
-        and other.port <= one.port_last
-    )
-
-
 def _same_server(one: Backend | None, other: Backend) -> bool:
     return one is not None and (one.address, one.port) == (other.address, other.port)
 
@@ -554,15 +473,3 @@ def _content(farm: Farm, eligible: list[Backend]) -> _Content:
     in_turn = farm.scheduler in (Scheduler.ROUNDROBIN, Scheduler.LEASTCONN)
     size = 0 if in_turn else table_sizes.size_of(farm)
     return in_turn, size, tuple(eligible)
-
-
-def _service_value(farm: Farm, vip: str, offset: int, count: int) -> ServiceValue:
-    return ServiceValue(
-        farm=farm.id,
-        slot_offset=offset,
-        slot_count=count,
-        mode=int(constants.Mode[farm.mode.name]),
-        scheduler=int(constants.Scheduler[farm.scheduler.name]),
-        port_first=farm.port,
-        snat_address=farm.sources(vip)[0],
-    )
