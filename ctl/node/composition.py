@@ -7,6 +7,7 @@ network and attacher are arguments, so that tests compose a node on fakes; the d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from ctl.api.commands import doctor
 from ctl.api.commands.backend import BackendCommands
@@ -82,38 +83,35 @@ def compose(
 
     run_probe: asks a backend. store: the configuration's, default a new one.
     """
-    store = store or Store(settings.node.state_dir)
     questions = PeerQuestions(settings.node.name)
-    parts = _parts(settings, store, plane, network, attacher, notifier or Notifier(""), questions, run_probe)
+    given = _Given(settings, store or Store(settings.node.state_dir), plane, network, attacher, run_probe)
+    parts = _parts(given, notifier or Notifier(""), questions)
     _register_commands(parts, settings, plane, network, origin, questions)
     return Node(settings, plane, network, parts)
 
 
-def _parts(
-    settings: NodeSettings,
-    store: Store,
-    plane: ReplicatedPlane,
-    network: Network,
-    attacher: Attacher,
-    notifier: Notifier,
-    questions: PeerQuestions,
-    run_probe: RunProbe | None,
-) -> NodeParts:
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a node is composed on."""
+
+    settings: NodeSettings
+    store: Store
+    plane: ReplicatedPlane
+    network: Network
+    attacher: Attacher
+    run_probe: RunProbe | None
+
+    def serving(self) -> bool:
+        """Whether the lease is open."""
+        return self.plane.lease()[0] > monotonic_ns()
+
+
+def _parts(given: _Given, notifier: Notifier, questions: PeerQuestions) -> NodeParts:
     """A part that calls one made after it does so through a function."""
+    settings, plane, network = given.settings, given.plane, given.network
     supervisor, tidier = Supervisor(), memory.Tidier()
-    program = ProgramFeatures(settings.node.name, attacher)
-    local = _local(
-        settings,
-        store,
-        plane,
-        network,
-        attacher,
-        supervisor,
-        run_probe,
-        program,
-        changed=lambda: summary.show(),
-        membership=lambda: membership,
-    )
+    program = ProgramFeatures(settings.node.name, given.attacher)
+    local = _local(given, supervisor, program, changed=lambda: summary.show(), membership=lambda: membership)
     transaction, interfaces = local.transaction, local.interfaces
     pair = PairParts(
         settings,
@@ -162,58 +160,25 @@ def _parts(
 
 
 def _local(
-    settings: NodeSettings,
-    store: Store,
-    plane: ReplicatedPlane,
-    network: Network,
-    attacher: Attacher,
+    given: _Given,
     supervisor: Supervisor,
-    run_probe: RunProbe | None,
     program: ProgramFeatures,
     changed: Callable[[], None],
     membership: Callable[[], Membership],
 ) -> LocalParts:
-    run_dir = settings.node.run_dir
+    """The parts that a single node has as well."""
+    settings, plane, network = given.settings, given.plane, given.network
 
     def config() -> Config:
         return transaction.config
 
-    def serving() -> bool:
-        return plane.lease()[0] > monotonic_ns()
-
-    addresses = VipAddresses(network, run_dir, lease_open=serving, probe=settings.data.probe_vips)
+    addresses = VipAddresses(network, settings.node.run_dir, lease_open=given.serving, probe=settings.data.probe_vips)
     sources = OwnSources(network, config)
     commands = Commands(settings.checks.command_user)
-
-    def health_changed(transition: Transition) -> None:
-        running.health_changed(transition)
-        replication.wake()
-
-    machine = HealthChecks(load_down(run_dir))
-    replication = CheckReplication(machine, lambda: running.health_adopted(), now_ms)
-    checks = CheckRunner(
-        machine,
-        run_dir,
-        health_changed,
-        run_probe or own_probe(sources, commands, settings.data.tunnel_source),
-        lambda: replication.follows,
-    )
+    checks, replication = _checks(given, sources, commands, lambda: running)
     starts = SlowStart()
-    transaction = Transaction(
-        store,
-        plane,
-        addresses,
-        down=lambda config: checks.checks.unusable(config),
-        in_force=lambda done: running.in_force(done),
-        refused=lambda: running.replan_later(),
-        shares=lambda config, down: starts.follow(config, down, monotonic_ns() / 1e9),
-        advise=lambda old, new: advice.advice(network, old, new, checks.checks.unusable(new)),
-        program=program,
-        fault=lambda message: membership().fault_changed("program", message),
-        history=History(settings.node.state_dir),
-        provenance=audit.provenance_on(settings.node.name),
-    )
-    sweeper = Sweeper(plane, config, lambda: checks.checks.down if serving() else None, settings.data.max_flows)
+    transaction = _transaction(given, addresses, checks, starts, program, lambda: running, membership)
+    sweeper = Sweeper(plane, config, lambda: checks.checks.down if given.serving() else None, settings.data.max_flows)
     next_hops = NextHopKeeper(network, config)
 
     def configured() -> None:
@@ -221,7 +186,7 @@ def _local(
         changed()
 
     running = RunningConfiguration(transaction, checks, next_hops, sweeper, supervisor, configured, lambda: starts.next_s)
-    interfaces = DataInterfaces(settings.data.interfaces, attacher, network)
+    interfaces = DataInterfaces(settings.data.interfaces, given.attacher, network)
     announcer = Announcer(addresses, settings.data.announce_interval_s)
     tunnel = TunnelSources(plane, network, settings.data.tunnel_source)
     subjects = Subjects(
@@ -252,6 +217,46 @@ def _local(
         reconciler,
         tunnel,
         announcer,
+    )
+
+
+def _checks(
+    given: _Given, sources: OwnSources, commands: Commands, running: Callable[[], RunningConfiguration]
+) -> tuple[CheckRunner, CheckReplication]:
+    """The health checks, and their results in a pair."""
+    run_dir = given.settings.node.run_dir
+
+    def health_changed(transition: Transition) -> None:
+        running().health_changed(transition)
+        replication.wake()
+
+    machine = HealthChecks(load_down(run_dir))
+    replication = CheckReplication(machine, lambda: running().health_adopted(), now_ms)
+    run_probe = given.run_probe or own_probe(sources, commands, given.settings.data.tunnel_source)
+    return CheckRunner(machine, run_dir, health_changed, run_probe, lambda: replication.follows), replication
+
+
+def _transaction(
+    given: _Given,
+    addresses: VipAddresses,
+    checks: CheckRunner,
+    starts: SlowStart,
+    program: ProgramFeatures,
+    running: Callable[[], RunningConfiguration],
+    membership: Callable[[], Membership],
+) -> Transaction:
+    """What changes the configuration, and what a change leads to."""
+    return Transaction(
+        given.store,
+        given.plane,
+        addresses,
+        down=lambda config: checks.checks.unusable(config),
+        in_force=lambda done: running().in_force(done),
+        refused=lambda: running().replan_later(),
+        shares=lambda config, down: starts.follow(config, down, monotonic_ns() / 1e9),
+        advise=lambda old, new: advice.advice(given.network, old, new, checks.checks.unusable(new)),
+        program=program,
+        fault=lambda message: membership().fault_changed("program", message),
     )
 
 
