@@ -30,7 +30,7 @@ from ctl.health.probes.replication import QUESTION as CHECK_RESULTS
 from ctl.runtime import realtime_scheduling
 from ctl.runtime.clock import monotonic_ns
 from ctl.state.cluster_file import ClusterSettings
-from ctl.state.epoch_file import EpochFile
+from ctl.state.epoch_file import EpochFile, EpochState
 from ctl.state.node_file import NodeSettings
 from sync.errors import TimingError
 from sync.failover.timing import Timing, check_timing
@@ -78,71 +78,25 @@ class PairMember:
             raise
 
     async def _prepare(self) -> None:
-        parts, cluster = self._parts, self.cluster
+        """Create the parts, in the order in which they need each other; `_undo` has their ends."""
+        parts, boot = self._parts, new_boot()
         file = EpochFile(parts.settings.node.state_dir)
         stored, warning = await asyncio.to_thread(file.load)
         if warning:
             log.warning("%s", warning)
-        granted, self._refused = realtime_scheduling.run_in_time()
-        self._undo.append(realtime_scheduling.run_ordinarily)
-        for message in self._refused:
-            log.warning("%s", message)
-        if granted:
-            resting = asyncio.get_running_loop().create_task(realtime_scheduling.rest_when_busy(), name="rests")
-            self._undo.append(resting.cancel)
-        epochs = EpochWriter(
-            file,
-            replace(
-                stored, epoch=max(stored.epoch, parts.changes.config.epoch), nodes=f"{cluster.own.name}/{cluster.peer.name}"
-            ),
+        priority = self._run_in_time()
+        epochs = self._write_epochs(file, stored)
+        self.links = PeerLinks(
+            self.cluster, parts.settings, boot, lambda: parts.changes.config.vips, self._ask_about_trailers, priority
         )
-        self._undo.append(epochs.close)
-        boot = new_boot()
-        self.links = links = PeerLinks(
-            cluster,
-            parts.settings,
-            boot,
-            lambda: parts.changes.config.vips,
-            self._ask_about_trailers,
-            realtime_scheduling.PRIORITY if granted else 0,
-        )
-        self._undo.append(links.close)
-        self.replicator = Replicator(
-            parts.plane,
-            links.send_flows,
-            boot,
-            lambda: self.pair.clock.offset_ns,
-            self._connections,
-            self._step_changed,
-            unreplicated=lambda: parts.sweeper.result.unreplicated,
-        )
-        self._undo.append(lambda: asyncio.to_thread(self.replicator.close))
-        parts.sweeper.follow_with(self.replicator)
-        self._undo.append(parts.sweeper.unfollow)
-        self.configuration = PairConfiguration(
-            parts, cluster, self.serving_epoch, links.send_configuration, lambda notice: notices.tell(notice)
-        )
-        notices = SplitNotices(self.config.node, self.config.peer, parts.questions, self.configuration.ask)
-        self._undo.append(self.configuration.close)
-        self._undo.append(notices.close)
-        self.persistence = PersistenceReplica(
-            parts.plane,
-            self.configuration.ask,
-            self.serving_epoch,
-            lambda: any(farm.persistence_s for farm in parts.changes.config.farms.values()),
-        )
-        for question, answer in (
-            ("switchover", self._switchover_asked),
-            (VERIFIES, self._verifies),
-            (persistence.QUESTION, self.persistence.take),
-            (CHECK_RESULTS, parts.check_results.receive),
-        ):
-            parts.questions.register(question, answer)
-            self._undo.append(partial(parts.questions.withdraw, question))
+        self._undo.append(self.links.close)
+        self._replicate_flows(boot)
+        notices = self._replicate_configuration()
+        self._answer_peer()
         sinks = Sinks(
             plane=parts.plane,
             addresses=parts.addresses,
-            links=links,
+            links=self.links,
             flows=self.replicator,
             epochs=epochs,
             role_changed=self._role_changed,
@@ -154,6 +108,68 @@ class PairMember:
         parts.check_results.begin(self.configuration.ask, lambda: bool(self.serving_epoch()))
         self._undo.append(parts.check_results.end)
         await self.configuration.prepare()
+
+    def _run_in_time(self) -> int:
+        """Have the loop scheduled before other work, where that is permitted; returns its priority, 0: ordinary."""
+        granted, self._refused = realtime_scheduling.run_in_time()
+        self._undo.append(realtime_scheduling.run_ordinarily)
+        for message in self._refused:
+            log.warning("%s", message)
+        if not granted:
+            return 0
+        resting = asyncio.get_running_loop().create_task(realtime_scheduling.rest_when_busy(), name="rests")
+        self._undo.append(resting.cancel)
+        return realtime_scheduling.PRIORITY
+
+    def _write_epochs(self, file: EpochFile, stored: EpochState) -> EpochWriter:
+        """No epoch is lower than one that the configuration has been changed in."""
+        known, names = max(stored.epoch, self._parts.changes.config.epoch), f"{self.cluster.own.name}/{self.cluster.peer.name}"
+        epochs = EpochWriter(file, replace(stored, epoch=known, nodes=names))
+        self._undo.append(epochs.close)
+        return epochs
+
+    def _replicate_flows(self, boot: int) -> None:
+        parts = self._parts
+        self.replicator = Replicator(
+            parts.plane,
+            self.links.send_flows,
+            boot,
+            lambda: self.pair.clock.offset_ns,
+            self._connections,
+            self._step_changed,
+            unreplicated=lambda: parts.sweeper.result.unreplicated,
+        )
+        self._undo.append(lambda: asyncio.to_thread(self.replicator.close))
+        parts.sweeper.follow_with(self.replicator)
+        self._undo.append(parts.sweeper.unfollow)
+
+    def _replicate_configuration(self) -> SplitNotices:
+        """And the backends that clients keep, by the same channel; it starts later."""
+        parts = self._parts
+        self.configuration = PairConfiguration(
+            parts, self.cluster, self.serving_epoch, self.links.send_configuration, lambda notice: notices.tell(notice)
+        )
+        notices = SplitNotices(self.config.node, self.config.peer, parts.questions, self.configuration.ask)
+        self._undo.append(self.configuration.close)
+        self._undo.append(notices.close)
+        self.persistence = PersistenceReplica(
+            parts.plane,
+            self.configuration.ask,
+            self.serving_epoch,
+            lambda: any(farm.persistence_s for farm in parts.changes.config.farms.values()),
+        )
+        return notices
+
+    def _answer_peer(self) -> None:
+        questions = self._parts.questions
+        for question, answer in (
+            ("switchover", self._switchover_asked),
+            (VERIFIES, self._verifies),
+            (persistence.QUESTION, self.persistence.take),
+            (CHECK_RESULTS, self._parts.check_results.receive),
+        ):
+            questions.register(question, answer)
+            self._undo.append(partial(questions.withdraw, question))
 
     async def _begin_hearing(self) -> None:
         for name in await asyncio.to_thread(self._without_carrier):
