@@ -32,12 +32,16 @@ _SIOCETHTOOL, _ETHTOOL_GDRVINFO = 0x8946, 3
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """How the program is attached to an interface. reason: why not in native mode, or empty; driver: "" if unknown."""
+    """How the program is attached to an interface. reason: why not in native mode, or empty; driver: "" if unknown.
+
+    device: of a VLAN device the interface below it that has the program; empty: the interface itself.
+    """
 
     interface: str
     mode: Literal["native", "generic"]
     driver: str
     reason: str
+    device: str = ""
 
 
 def attach(bpf_dir: Path, interfaces: Sequence[str], xdp_mode: Mode = "auto") -> dict[str, Attachment]:

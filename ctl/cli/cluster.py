@@ -175,10 +175,11 @@ def trust_fields(advertisements: dict[str, Any] | None) -> list[tuple[str, str]]
 
 
 def interface_message(interface: dict[str, Any]) -> str:
-    """Return XDP mode and driver of an interface, and the reason for a generic mode: "native, driver virtio_net"."""
+    """Return XDP mode and driver of an interface, and the reason for a generic mode: "native on eth0, driver virtio_net"."""
+    device = f" on {interface['device']}" if interface.get("device") else ""
     driver = f", driver {interface['driver']}" if interface["driver"] else ""
     reason = f" ({interface['reason']})" if interface["reason"] else ""
-    return f"{interface['xdp_mode'] or 'none'}{driver}{reason}"
+    return f"{interface['xdp_mode'] or 'none'}{device}{driver}{reason}"
 
 
 def peer_fields(

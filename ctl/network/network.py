@@ -26,6 +26,10 @@ class Interface:
     driver: str  # "" for those without one, e.g. loopback
     xdp_program: int = 0  # id of the XDP program on it, of any owner; 0: none
     xdp_mode: str = ""  # "native", "generic", or "other": offloaded, or several programs
+    lower: int = 0  # index of the device below it, 0: none in this namespace
+    kind: str = ""  # "vlan", "bond", …; empty for hardware
+    vlan_id: int = 0
+    vlan_protocol: int = 0  # EtherType of a VLAN device's tag; 0: it is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +190,12 @@ class Network(Protocol):
 
     def joining_frames(self, interfaces: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """Devices below these that merge received frames, and the active features."""
+
+    def keep_tags(self, devices: Collection[str]) -> Sequence[str]:
+        """Switch off receive offloads that take VLAN tags out of the frames; one message per change or failure."""
+
+    def stripping_tags(self, devices: Collection[str]) -> Mapping[str, Sequence[str]]:
+        """Those of the devices that take VLAN tags out of received frames, and the active features."""
 
     def watch(self, events: NetworkEvents) -> None:
         """Report changes on the running event loop; the first reports may come immediately."""

@@ -10,7 +10,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from bpf.dataplane import PlaneError
@@ -20,15 +20,18 @@ from bpf.kernel.plane import KernelPlane
 from bpf.loading import loader
 from bpf.loading.loader import Build
 from ctl.api.commands.status import Origin
-from ctl.dataplane.features import KEPT, REPLICATION, features_of, in_words
+from ctl.dataplane.features import KEPT, REPLICATION, VLANS, features_of, in_words
+from ctl.dataplane.kernel.vlan_attacher import VlanAttacher
 from ctl.errors import Code, XlbError
+from ctl.network import vlans
 from ctl.network.kernel.kernel_network import KernelNetwork
+from ctl.network.network import Interface
 from ctl.node.composition import compose
 from ctl.runtime import memory
 from ctl.runtime.realtime_scheduling import worker_threads
 from ctl.runtime.systemd import Notifier
 from ctl.state.cluster_file import ClusterFile
-from ctl.state.node_file import NodeSettings
+from ctl.state.node_file import NodeSettings, XdpMode
 from ctl.state.store import Store
 
 WORKER_THREADS = 8  # for what would hold the loop; mostly they wait for the disk or the kernel
@@ -42,8 +45,10 @@ def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
     _require_interfaces(settings.data.interfaces)
     cluster = ClusterFile(settings.node.state_dir).load(repair=True)
     settings = settings if cluster is None else settings.paired_as(cluster.own.name)
-    store = Store(settings.node.state_dir)
+    store, network = Store(settings.node.state_dir), KernelNetwork()
     features = features_of(store.look()) | ({REPLICATION} if cluster is not None else set())
+    if settings.data.xdp_mode is not XdpMode.GENERIC and vlans.plan(settings.data.interfaces, network.interfaces()).vlans:
+        features |= {VLANS}
     features |= KEPT & (frozenset() if replace_pins else loader.pinned_features(settings.node.bpf_dir))
     build = _build_for(settings, features)
     serving = False
@@ -52,13 +57,15 @@ def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
         nonlocal serving
         serving = True
 
-    loaded, notifier = None, Notifier()
+    loaded, notifier, before = None, Notifier(), attach.own_program(settings.node.bpf_dir)
     try:
         loaded = loader.ensure(build, replace_pins, notifier.compiling)
         log.info("data plane %s in %.0f ms", loaded.how, loaded.took_ms)
         plane = KernelPlane(settings.node.bpf_dir, loaded.layouts)
-        attacher = _KernelAttacher(settings, plane, features)
-        asyncio.run(_serve(settings, plane, attacher, store, Origin(loaded.how, loaded.took_ms), notifier, detach, started))
+        attacher = _KernelAttacher(settings, plane, network, features, before)
+        asyncio.run(
+            _serve(settings, plane, network, attacher, store, Origin(loaded.how, loaded.took_ms), notifier, detach, started)
+        )
     except (PlaneError, XlbError) as error:
         if loaded is not None and loaded.how == "built" and not serving:
             loader.remove_pins(settings.node.bpf_dir)  # there were none before this start, so it changes nothing
@@ -89,6 +96,7 @@ def _build_for(settings: NodeSettings, features: frozenset[str]) -> Build:
 async def _serve(
     settings: NodeSettings,
     plane: KernelPlane,
+    network: KernelNetwork,
     attacher: _KernelAttacher,
     store: Store,
     origin: Origin,
@@ -96,7 +104,7 @@ async def _serve(
     detach: bool,
     started: Callable[[], None],
 ) -> None:
-    node = compose(settings, plane, KernelNetwork(), attacher, origin, notifier, store=store)
+    node = compose(settings, plane, network, attacher, origin, notifier, store=store)
     memory.collect_rarely()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -128,23 +136,48 @@ async def _first(stop: asyncio.Event, failed: asyncio.Future[str]) -> str:
 class _KernelAttacher:
     """`ctl.dataplane.kernel.xdp_interfaces.Attacher` on the program this node pinned."""
 
-    def __init__(self, settings: NodeSettings, plane: KernelPlane, features: frozenset[str]) -> None:
-        """features: of the program that is pinned."""
+    def __init__(
+        self, settings: NodeSettings, plane: KernelPlane, network: KernelNetwork, features: frozenset[str], before: int
+    ) -> None:
+        """features: of the program that is pinned. before: id of the one that was pinned when the daemon started, 0: none."""
         self._settings, self._plane, self._features = settings, plane, features
-        self._bpf_dir = settings.node.bpf_dir
-        self._xdp_mode = settings.data.xdp_mode
+        self._network, self._before = network, before
+        self._bpf_dir = bpf_dir = settings.node.bpf_dir
+        self._vlans = VlanAttacher(
+            plane,
+            network,
+            lambda names, mode: attach.attach(bpf_dir, names, mode),
+            lambda names: attach.detach(bpf_dir, names),
+            settings.data.xdp_mode.value,
+            lambda: VLANS in self._features,
+        )
         self._lock = threading.Lock()  # the reconciler may attach while a change adds features
         self._replacing = False
 
     def attach(self, interfaces: Sequence[str]) -> Mapping[str, Attachment]:
-        attached = attach.attach(self._bpf_dir, interfaces, self._xdp_mode.value)
+        attached = self._vlans.attach(interfaces)
+        self._leave_others(attached)
         with self._lock:
             if not self._replacing:  # the interfaces may have the program that is being replaced
                 loader.forget_replaced(self._bpf_dir)
         return attached
 
+    def _leave_others(self, attached: Mapping[str, Attachment]) -> None:
+        """Once: detach the program of the last start from interfaces that the node file does not name any more."""
+        before, self._before = self._before, 0
+        if not before:
+            return
+        kept = {each.device or name for name, each in attached.items()}
+        programs = (before, self.program())
+        others = [link.name for link in self._network.interfaces().values() if link.xdp_program in programs]
+        for name in attach.detach(self._bpf_dir, [name for name in others if name not in kept]):
+            log.info("XDP detached from %s: data.interfaces of the node file does not need it", name)
+
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
-        return attach.detach(self._bpf_dir, interfaces)
+        return self._vlans.detach(interfaces)
+
+    def follow(self, interfaces: Sequence[str], observed: Mapping[str, Interface], programs: Collection[int]) -> None:
+        self._vlans.follow(interfaces, observed, programs)
 
     def program(self) -> int:
         return attach.own_program(self._bpf_dir)
@@ -166,7 +199,7 @@ class _KernelAttacher:
             if loaded.how != "adopted":  # by an attempt that failed to attach it
                 self._plane.reopen(self._bpf_dir, loaded.layouts)
             present = [name for name in self._settings.data.interfaces if Path("/sys/class/net", name).exists()]
-            attach.attach(self._bpf_dir, present, self._xdp_mode.value)
+            self._vlans.attach(present)
         finally:
             with self._lock:
                 self._replacing = False

@@ -242,8 +242,9 @@ class Reconciler:
     def _compare(self, desired: Desired, config: Config, neighbours: bool) -> _Found:
         """Observe and decide; set the sysctls, attach the program and have neighbours resolved. Runs in a thread."""
         of = self._of
-        observed = of.network.observe(of.interfaces.names, _vip_interfaces(config), neighbours)
-        of.interfaces.seen(observed.interfaces)
+        raw = of.network.observe(of.interfaces.names, _vip_interfaces(config), neighbours)
+        of.interfaces.seen(raw.interfaces)
+        observed = replace(raw, interfaces=of.interfaces.as_handled(raw.interfaces))
         program = of.interfaces.program()
         foreign = any(
             link.xdp_program not in (0, program)
@@ -267,13 +268,18 @@ class Reconciler:
                     f"interface {name} balances nothing: it has the XDP program {of.interfaces.described(repair.program)}, not "
                     f"xlb's; stop the process that attached it, or: ip link set dev {name} xdp off"
                 )
-        self._attach(found, [each.interface for each in repairs if isinstance(each, AttachXdp)])
+        missing = [each.interface for each in repairs if isinstance(each, AttachXdp)]
+        if missing:
+            self._attach(found, missing)
+        else:
+            try:
+                of.interfaces.follow(raw.interfaces)
+            except (PlaneError, OSError) as error:
+                found.faults["vlans"] = f"VLAN devices are not handled as they are now: {error}"
         return found
 
     def _attach(self, found: _Found, names: Sequence[str]) -> None:
         """All that may have the program: they must agree on the mode."""
-        if not names:
-            return
         interfaces = found.observed.interfaces
         free = [name for name in self._of.interfaces.names if name in interfaces and f"xdp {name}" not in found.faults]
         try:

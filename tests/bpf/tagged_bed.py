@@ -58,6 +58,8 @@ class TaggedBed(Bed):
             *(f"link add wire{n} type veth peer name far{n}" for n in (0, 1)),
             *(f"link set {end}{n} up" for end in ("wire", "far") for n in (0, 1)),
         )
+        # What asks the FIB about the interface below instead of the VLAN device is not forwarded.
+        self.namespace.sysctl({f"net.ipv{v}.conf.wire{n}.forwarding": 0 for v in (4, 6) for n in (0, 1)})
         names = ("in0", "out0", "wire0", "wire1")
         self.indexes = {name: self.namespace.interface_index(name) for name in names}
 

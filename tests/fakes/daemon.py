@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from ctl.api.commands.status import Origin
 from ctl.config.model import Config, format_endpoint
 from ctl.health.check_machine import Probe
 from ctl.health.probes.probe import ProbeFailed
+from ctl.network.network import Interface
 from ctl.node.composition import CONTROL_SOCKET, compose
 from ctl.node.node import Node
 from ctl.state import node_file
@@ -48,6 +49,7 @@ class FakeAttacher:
         self.on: dict[str, Attachment] = {}
         self.compiled: frozenset[str] = frozenset()
         self.compiler_fails = ""
+        self.followed: tuple[tuple[str, ...], frozenset[int]] = ((), frozenset())
 
     def attach(self, interfaces: Sequence[str]) -> Mapping[str, Attachment]:
         done = {name: Attachment(name, "native", "fake", "") for name in interfaces}
@@ -55,6 +57,9 @@ class FakeAttacher:
             self._put(name, PROGRAM, "native")
         self.on |= done
         return done
+
+    def follow(self, interfaces: Sequence[str], observed: Mapping[str, Interface], programs: Collection[int]) -> None:
+        self.followed = tuple(interfaces), frozenset(programs)
 
     def program(self) -> int:
         return PROGRAM

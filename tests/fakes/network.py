@@ -64,6 +64,8 @@ class FakeNetwork:
         self.carried: dict[InterfaceAddress, set[InterfaceAddress]] = {}  # by primary: what goes with it
         self.capacity = (0, 0)
         self.joining: dict[str, list[str]] = {}
+        self.stripping: dict[str, list[str]] = {}
+        self.keep_stripping: set[str] = set()  # devices whose driver does not let the feature off
         self.refuse_addresses = False
         self.strangers: dict[str, str] = {}  # addresses of other machines, to their MACs
         self.events: NetworkEvents | None = None
@@ -137,6 +139,16 @@ class FakeNetwork:
 
     def joining_frames(self, interfaces: Sequence[str]) -> Mapping[str, Sequence[str]]:
         return self.joining if interfaces else {}
+
+    def keep_tags(self, devices: Collection[str]) -> Sequence[str]:
+        found = [device for device in devices if device in self.stripping]
+        for device in found:
+            if device not in self.keep_stripping:
+                del self.stripping[device]
+        return [f"switched rx-vlan-hw-parse off on {device}" for device in found]
+
+    def stripping_tags(self, devices: Collection[str]) -> Mapping[str, Sequence[str]]:
+        return {device: self.stripping[device] for device in devices if device in self.stripping}
 
     def watch(self, events: NetworkEvents) -> None:
         self.events = events

@@ -73,3 +73,19 @@ def test_members_of_a_bridge_are_found_and_another_hosts_end_is_not() -> None:
     finally:
         here.close()
         there.close()
+
+
+def test_tags_that_a_driver_takes_out_of_frames_are_left_in() -> None:
+    """As for VLAN devices whose frames the program handles on the interface below."""
+    here = Namespace("tags")
+    try:
+        here.ip("link add p0 type veth peer name q0")
+        network = KernelNetwork()
+        before = here.call(lambda: network.stripping_tags(["p0", "q0", "gone0"]))
+        assert before == {"p0": ["rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"], "q0": before["p0"]}
+        (message,) = here.call(lambda: network.keep_tags(["p0", "gone0"]))
+        assert message.startswith("switched rx-vlan-hw-parse, rx-vlan-stag-hw-parse off on p0")
+        assert set(here.call(lambda: network.stripping_tags(["p0", "q0"]))) == {"q0"}
+        assert here.call(lambda: network.keep_tags(["p0"])) == []
+    finally:
+        here.close()

@@ -106,6 +106,19 @@ def another_version(tree: Path) -> Path:
     return tree
 
 
+def test_an_interface_that_the_node_file_names_no_more_is_left_alone(site: Serving) -> None:
+    site.node.namespace.ip("link add extra0 type veth peer name extra1", "link set extra0 up", "link set extra1 up")
+    index = site.node.namespace.interface_index("extra0")
+    before = site.node.config.read_text()
+    for text, has in ((before.replace('interfaces = ["eth0"', 'interfaces = ["extra0", "eth0"'), True), (before, False)):
+        site.node.stop()
+        site.node.config.write_text(text)
+        site.node.start()
+        assert bool(site.node.namespace.call(lambda: xdp.query(index)).program_id) is has
+        assert program_on(site)
+    site.node.namespace.ip("link delete extra0")
+
+
 @pytest.mark.parametrize("family", [4, 6])
 def test_no_flow_stays_on_a_removed_backend_after_a_crash(family: int) -> None:
     """The backend is removed and the daemon killed at once, among many flows: the next one compares flows with the farms."""

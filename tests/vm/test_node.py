@@ -111,6 +111,38 @@ def test_systemd_restarts_a_killed_daemon(lb1: Machine, client: Client) -> None:
     assert not _get(client, VIP[lb1.name], 50).failures
 
 
+def test_a_vlan_is_balanced_natively_on_the_interface_below(lb1: Machine, lb2: Machine, network: DataNetwork) -> None:
+    """From a client in VLAN 100 to backends without a VLAN: a real VLAN device, its index and tag read from rtnetlink."""
+    vip = "10.97.0.101"
+    for number, machine in ((11, lb1), (12, lb2)):
+        machine.run(
+            "modprobe 8021q; ip link add link eth1 name eth1.100 type vlan id 100; ip link set eth1.100 up; "
+            f"ip address add 10.97.0.{number}/24 dev eth1.100"
+        )
+    for backend in network.backends:
+        backend.namespace.ip(f"route replace 10.97.0.0/24 via {lb1.address}")
+    lb1.run('sed -i \'s/^interfaces = .*/interfaces = ["eth1", "eth1.100"]/\' /etc/xlb/node.toml; systemctl restart xlbd')
+    rows = {row["name"]: (row["xdp_mode"], row["device"]) for row in lb1.ask("cluster", "status")["interfaces"]}
+    assert rows == {"eth1": ("native", ""), "eth1.100": ("native", "eth1")}
+    assert "xdp" not in lb1.run("ip -details link show dev eth1.100")
+    lb1.run(f"xlbctl vip add {vip}/24 --dev eth1.100; xlbctl farm add tagged --vip {vip} --port 80")
+    for backend in network.backends:
+        lb1.run(f"xlbctl backend add tagged {backend.address4}:{HTTP_PORT}")
+    get = f"import urllib.request; [urllib.request.urlopen('http://{vip}/', timeout=30).read() for _ in range(20)]"
+    lb2.run(f'python3 -c "{get}"')
+    counters = {row["name"]: row["packets"] for row in lb1.ask("stats")["counters"]}
+    assert counters["forward_redirect"] >= 20 * 5
+    # Created again it has another index; a VLAN that is gone is the kernel's.
+    lb1.run("ip link delete eth1.100; ip link add link eth1 name eth1.100 type vlan id 100; ip link set eth1.100 up")
+    lb1.run("ip address add 10.97.0.11/24 dev eth1.100")
+    wait_until(lambda: vip in lb1.run("ip -brief address show dev eth1.100"), "the VIP is back", 30, every_s=1)
+    lb2.run(f'python3 -c "{get}"')
+    lb1.run(f"xlbctl farm delete tagged; xlbctl vip delete {vip}")
+    lb1.run("sed -i 's/^interfaces = .*/interfaces = [\"eth1\"]/' /etc/xlb/node.toml; systemctl restart xlbd")
+    for machine in (lb1, lb2):
+        machine.run("ip link delete eth1.100")
+
+
 def test_power_cut_and_reboot(lb1: Machine, client: Client) -> None:
     lb1.cut_power()
     lb1.power_on()

@@ -29,6 +29,7 @@ from ctl.diagnosis.kernel.recent_drops import packets
 from ctl.errors import XlbError
 from ctl.health.check_machine import HealthChecks
 from ctl.health.probes.source_addresses import OwnSources
+from ctl.network import vlans
 from ctl.network.neighbours import MAX_NEIGHBOURS, NextHopKeeper
 from ctl.network.network import Network
 from ctl.network.vip_addresses import VipAddresses, wanted
@@ -132,11 +133,16 @@ def _interfaces(node: ExaminedNode) -> Iterator[Finding]:
         link, attachment = links.get(name), attachments.get(name)
         seen = None
         if link is not None and attachment is not None:
-            seen = interfaces.Seen(attachment.mode, link.driver, attachment.reason, link.carrier)
+            seen = interfaces.Seen(attachment.mode, attachment.driver, attachment.reason, link.carrier, attachment.device)
         yield interfaces.examine(name, seen, generic, node.interfaces.why_not(link))
     below = [name for name, attachment in attachments.items() if attachment.mode == "generic"]
     for device, features in node.network.joining_frames(below).items():
         message = f"joins received frames ({', '.join(features)}) below XDP in generic mode, which takes them for too long"
+        remedy = f"ethtool -K {device} {' off '.join(features)} off"
+        yield Finding(f"interface {device}", Severity.FAIL, message, remedy)
+    devices = [attachment.device or name for name, attachment in attachments.items()]
+    for device, features in node.network.stripping_tags(vlans.need_tags(devices, links)).items():
+        message = f"takes VLAN tags out of received frames ({', '.join(features)}): XDP takes them for untagged ones"
         remedy = f"ethtool -K {device} {' off '.join(features)} off"
         yield Finding(f"interface {device}", Severity.FAIL, message, remedy)
 

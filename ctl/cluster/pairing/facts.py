@@ -83,6 +83,6 @@ def _interface(name: str, link: Interface | None, attachment: Attachment | None)
     return {
         "name": name,
         "mtu": link.mtu if link else 0,
-        "driver": link.driver if link else "",
+        "driver": attachment.driver if attachment else link.driver if link else "",
         "xdp_mode": attachment.mode if attachment else "",
     }

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Protocol, cast
 
 from bpf.dataplane import PlaneError
 from bpf.kernel.attach import Attachment
+from ctl.dataplane.features import VLANS
 from ctl.errors import Code, XlbError
+from ctl.network import vlans
 from ctl.network.network import Interface, Network
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,9 @@ class Attacher(Protocol):
 
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
         """Returns the detached interfaces; ignores one that is gone or has another program."""
+
+    def follow(self, interfaces: Sequence[str], observed: Mapping[str, Interface], programs: Collection[int]) -> None:
+        """Make what the program knows of VLAN devices among `interfaces` follow an observation; programs: those of xlb."""
 
     def program(self) -> int:
         """Id of the pinned program; 0: there is none."""
@@ -67,11 +72,16 @@ class DataInterfaces:
         for name, attachment in attached.items():
             if self._reasons.get(name) != attachment or name not in self.attachments():
                 reason = f": {attachment.reason}" if attachment.reason else ""
-                log.info("XDP attached to %s, mode %s%s", name, attachment.mode, reason)
+                below = f" on {attachment.device}" if attachment.device else ""
+                log.info("XDP attached to %s, mode %s%s%s", name, attachment.mode, below, reason)
         self._reasons |= attached
         for message in self._network.keep_frames_whole([name for name, each in attached.items() if each.mode == "generic"]):
             log.info("%s", message)
         self.seen(self._network.interfaces())
+
+    def follow(self, interfaces: Mapping[str, Interface]) -> None:
+        """Make what the program knows of VLAN devices follow an observation. Blocks. Raises PlaneError."""
+        self._attacher.follow(self.names, interfaces, self._programs(interfaces))
 
     # --- what is there ---------------------------------------------------------------------------------------
 
@@ -81,6 +91,18 @@ class DataInterfaces:
             return self._attacher.program()
         except (PlaneError, OSError):
             return 0
+
+    def as_handled(self, interfaces: Mapping[str, Interface]) -> Mapping[str, Interface]:
+        """An observation in which each VLAN device that the program handles on the interface below it has the program."""
+        if VLANS not in self._attacher.features():
+            return interfaces
+        return vlans.as_handled(self.names, interfaces, self._programs(interfaces))
+
+    def _programs(self, interfaces: Mapping[str, Interface]) -> frozenset[int]:
+        """Those on the data interfaces, or below them, that are builds of xlb."""
+        devices = vlans.plan(self.names, interfaces).devices
+        own, found = self.program(), {interfaces[each].xdp_program for each in (*devices, *devices.values())} - {0}
+        return frozenset(number for number in found if number == own or self._attacher.name_of(number)[1])
 
     def other_builds(self, interfaces: Mapping[str, Interface]) -> frozenset[int]:
         """Programs on data interfaces that are other builds of xlb, for example while the program is replaced."""
@@ -99,12 +121,15 @@ class DataInterfaces:
         """How the program is attached, by `interfaces` or by the last observation; without those that do not have it."""
         found = {}
         program, interfaces = self.program(), self._seen if interfaces is None else interfaces
+        handled, devices = self.as_handled(interfaces), vlans.plan(self.names, interfaces).devices
         for name in self.names:
-            link = interfaces.get(name)
+            link = handled.get(name)
             if link is not None and link.xdp_program and link.xdp_program == program and link.xdp_mode != "other":
                 known = self._reasons.get(name)
                 reason = known.reason if known is not None and known.mode == link.xdp_mode else ""
-                found[name] = Attachment(name, cast("Literal['native', 'generic']", link.xdp_mode), link.driver, reason)
+                mode = cast("Literal['native', 'generic']", link.xdp_mode)
+                device = devices[name] if not interfaces[name].xdp_program else ""
+                found[name] = Attachment(name, mode, link.driver, reason, device)
         return found
 
     def why_not(self, link: Interface | None) -> str:

@@ -18,6 +18,7 @@ from ctl.diagnosis.finding import Finding, Severity, from_problem, ok
 from ctl.diagnosis.kernel import machine as this_machine
 from ctl.diagnosis.kernel import rulesets
 from ctl.errors import XlbError
+from ctl.network import vlans
 from ctl.network.kernel.kernel_network import KernelNetwork
 from ctl.state import node_file
 from ctl.state.cluster_file import ClusterFile
@@ -66,14 +67,17 @@ def _network(settings: NodeSettings) -> Iterator[Finding]:
     names, generic = settings.data.interfaces, settings.data.xdp_mode.value == "generic"
     with closing(KernelNetwork()) as network:
         links, attached = network.interfaces(), attach.attached(settings.node.bpf_dir, names)
+        below = vlans.handled_below(names, links, {attach.own_program(settings.node.bpf_dir)})
         for name in names:
             link, attachment = links.get(name), attached.get(name)
             seen = None
             if link is not None and attachment is not None:
                 seen = interfaces.Seen(attachment.mode, link.driver, attachment.reason, link.carrier)
+            elif link is not None and name in below:
+                seen = interfaces.Seen("native", below[name].driver, "", link.carrier, below[name].name)
             yield interfaces.examine(name, seen, generic)
         problems = network.forwarding_problems(names)
-    if problems and not any(attached.values()):  # xlbd sets them before it attaches the program
+    if problems and not any(attached.values()) and not below:  # xlbd sets them before it attaches the program
         yield Finding("forwarding", Severity.INFO, f"{len(problems)} settings to change", "xlbd changes them when it starts")
         return
     yield from (from_problem("forwarding", problem) for problem in problems)

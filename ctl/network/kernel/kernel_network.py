@@ -148,6 +148,12 @@ class KernelNetwork:
     def joining_frames(self, interfaces: Sequence[str]) -> Mapping[str, Sequence[str]]:
         return offloads.joining(self._below(interfaces))
 
+    def keep_tags(self, devices: Collection[str]) -> Sequence[str]:
+        return offloads.stop_stripping(devices)
+
+    def stripping_tags(self, devices: Collection[str]) -> Mapping[str, Sequence[str]]:
+        return offloads.stripping(devices)
+
     def _below(self, interfaces: Sequence[str]) -> list[str]:
         with RouteSocket() as sock:
             links = sock.links()
@@ -166,7 +172,19 @@ class KernelNetwork:
 
 def _interface(link: Link) -> Interface:
     return Interface(
-        link.name, link.index, link.mac, link.mtu, link.up, link.carrier, driver(link.name), link.xdp_program, link.xdp_mode
+        link.name,
+        link.index,
+        link.mac,
+        link.mtu,
+        link.up,
+        link.carrier,
+        driver(link.name),
+        link.xdp_program,
+        link.xdp_mode,
+        link.below,
+        link.kind,
+        link.vlan_id,
+        link.vlan_protocol,
     )
 
 

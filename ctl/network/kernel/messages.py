@@ -30,7 +30,8 @@ _NTF_EXT_MANAGED = 0x01
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 _IFLA_LINK_NETNSID, _IFLA_XDP = 37, 43
-_IFLA_INFO_KIND = 1
+_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_IFLA_VLAN_ID, _IFLA_VLAN_PROTOCOL = 1, 5
 _IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID, _IFLA_XDP_DRV_PROG_ID, _IFLA_XDP_SKB_PROG_ID = 2, 4, 5, 6
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _NDA_DST, _NDA_LLADDR, _NDA_FLAGS_EXT = 1, 2, 15
@@ -52,7 +53,8 @@ XDP_MODES = {0: "", 1: "native", 2: "generic"}
 class Link:
     """A link that exists, or `gone`. xdp_program: id of its XDP program, 0: none; xdp_mode: see XDP_MODES.
 
-    below, above: indexes of its lower device and of its master, 0: none in this namespace.
+    below, above: indexes of its lower device and of its master, 0: none in this namespace. kind: "vlan", "bond", …, empty for
+    hardware. vlan_protocol: EtherType of the tag of a VLAN device, 0: it is none.
     """
 
     gone: bool
@@ -66,6 +68,9 @@ class Link:
     xdp_mode: str
     below: int
     above: int
+    kind: str = ""
+    vlan_id: int = 0
+    vlan_protocol: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +163,7 @@ def _link(gone: bool, data: bytes, start: int, end: int) -> Link | None:
     if family == socket.AF_BRIDGE:
         return None
     name, mac, mtu, program, mode, below, above, kind, elsewhere = str(index), "", 0, 0, "", 0, 0, "", False
+    vlan = (0, 0)
     for attribute, value in attributes(data, start + _LINK.size, end):
         if attribute == _IFLA_IFNAME:
             name = _text(value)
@@ -170,14 +176,23 @@ def _link(gone: bool, data: bytes, start: int, end: int) -> Link | None:
         elif attribute == _IFLA_MASTER:
             above = _number(value)
         elif attribute == _IFLA_LINKINFO:
-            kind = _text(dict(attributes(value)).get(_IFLA_INFO_KIND, b""))
+            information = dict(attributes(value))
+            kind = _text(information.get(_IFLA_INFO_KIND, b""))
+            vlan = _vlan(information.get(_IFLA_INFO_DATA, b"")) if kind == "vlan" else vlan
         elif attribute == _IFLA_LINK_NETNSID:
             elsewhere = True
         elif attribute == _IFLA_XDP:
             program, mode = _xdp(value)
     # A veth's IFLA_LINK is its peer, and an index of another namespace means nothing here: neither is a lower device.
     below = 0 if kind == "veth" or elsewhere else below
-    return Link(gone, index, name, bool(flags & _IFF_UP), bool(flags & _IFF_LOWER_UP), mac, mtu, program, mode, below, above)
+    up, carrier = bool(flags & _IFF_UP), bool(flags & _IFF_LOWER_UP)
+    return Link(gone, index, name, up, carrier, mac, mtu, program, mode, below, above, kind, *vlan)
+
+
+def _vlan(data: bytes) -> tuple[int, int]:
+    """Number and protocol of a VLAN device's tag."""
+    found = dict(attributes(data))
+    return _number(found.get(_IFLA_VLAN_ID, b"")[:2]), int.from_bytes(found.get(_IFLA_VLAN_PROTOCOL, b"\x81\0")[:2], "big")
 
 
 def _xdp(value: bytes) -> tuple[int, str]:

@@ -1,10 +1,13 @@
-"""Switches off GRO and LRO on the devices below an interface with XDP in generic mode.
+"""Switches off what drivers do to received frames before the program sees them: merging them, and removing VLAN tags.
 
-Decides which devices those are, and which features merge frames; sets them by ethtool's ioctl. Must not know farms or XDP.
+Decides which features do that, and which devices are below an interface; sets them by ethtool's ioctl. Must not know farms or
+XDP.
 
 Linux disables merging on the interface with a generic program (it skips GRO and disables LRO and hardware GRO), but not on its
 lower devices: the port of a VLAN or macvlan, the members of a bond or bridge. A frame that they merge is longer than the MTU
 when it reaches the program, which would answer it as too big. In native mode the program receives frames before any merging.
+
+A driver that removes the tag of a VLAN hands it on beside the frame, where the program does not see it.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ import errno
 import fcntl
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ctl.network.kernel.messages import Link
 
 JOINING = ("rx-gro", "rx-gro-hw", "rx-lro")
+STRIPPING = ("rx-vlan-hw-parse", "rx-vlan-stag-hw-parse")
 
 _SIOCETHTOOL = 0x8946
 _GSTRINGS, _GSSET_INFO, _GFEATURES, _SFEATURES = 0x1B, 0x37, 0x3A, 0x3B
@@ -44,37 +48,53 @@ def devices_below(interface: str, links: Iterable[Link]) -> list[str]:
     return [link.name for link in found]
 
 
-def joining(devices: Sequence[str]) -> dict[str, list[str]]:
+def joining(devices: Collection[str]) -> dict[str, list[str]]:
     """Devices that merge received frames, and the active features."""
+    return _active(devices, JOINING)
+
+
+def stop_joining(devices: Collection[str]) -> list[str]:
+    """Switch the features off; one message per change or failure."""
+    return _stop(devices, JOINING, "XDP in generic mode must see frames as they were sent")
+
+
+def stripping(devices: Collection[str]) -> dict[str, list[str]]:
+    """Devices that remove VLAN tags from received frames, and the active features."""
+    return _active(devices, STRIPPING)
+
+
+def stop_stripping(devices: Collection[str]) -> list[str]:
+    """Switch the features off; one message per change or failure."""
+    return _stop(devices, STRIPPING, "the program must see VLAN tags in the frames")
+
+
+def _active(devices: Collection[str], names: Collection[str]) -> dict[str, list[str]]:
     found = {}
     for device in devices:
-        active = [feature for feature, (_, on) in _features(device).items() if on]
+        active = [feature for feature, (_, on) in _features(device, names).items() if on]
         if active:
             found[device] = active
     return found
 
 
-def stop_joining(devices: Sequence[str]) -> list[str]:
-    """Switch the features off; one message per change or failure."""
+def _stop(devices: Collection[str], names: Collection[str], why: str) -> list[str]:
     messages = []
-    for device, features in joining(devices).items():
+    for device, features in _active(devices, names).items():
         try:
             _switch_off(device, features)
-            left = joining([device]).get(device, [])
+            left = _active([device], names).get(device, [])
         except OSError as error:
             messages.append(f"could not switch {', '.join(features)} off on {device}: {error.strerror}")
             continue
         if done := [feature for feature in features if feature not in left]:
-            messages.append(
-                f"switched {', '.join(done)} off on {device}: XDP in generic mode must see frames as they were sent"
-            )
+            messages.append(f"switched {', '.join(done)} off on {device}: {why}")
         if left:
             messages.append(f"could not switch {', '.join(left)} off on {device}: its driver keeps it on")
     return messages
 
 
-def _features(device: str) -> Mapping[str, tuple[int, bool]]:
-    """(number, active) of the device's features that merge frames; empty if the device is gone."""
+def _features(device: str, wanted: Collection[str]) -> Mapping[str, tuple[int, bool]]:
+    """(number, active) of those of the wanted features that the device knows; empty if the device is gone."""
     try:
         count = _feature_count(device)
         names = _ask(device, struct.pack("=III", _GSTRINGS, _SS_FEATURES, count), count * _STRING_BYTES)[12:]
@@ -87,14 +107,14 @@ def _features(device: str) -> Mapping[str, tuple[int, bool]]:
     found = {}
     for number in range(count):
         name = names[number * _STRING_BYTES :][:_STRING_BYTES].split(b"\0")[0].decode(errors="replace")
-        if name in JOINING:
+        if name in wanted:
             _, _, active, _ = _BLOCK.unpack_from(states, number // 32 * _BLOCK.size)
             found[name] = number, bool(active >> number % 32 & 1)
     return found
 
 
 def _switch_off(device: str, features: Sequence[str]) -> None:
-    known = _features(device)
+    known = _features(device, features)
     blocks = -(-_feature_count(device) // 32)
     valid = [0] * blocks
     for feature in features:

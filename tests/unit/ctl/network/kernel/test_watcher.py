@@ -131,7 +131,7 @@ def test_messages_are_decoded() -> None:
         RouteChanged(),
         Address(False, 3, "10.0.0.1", 24, True),
         Address(True, 3, "::1", 64, False),
-        Link(False, 4, "eth0", True, True, "", 0, 9, "native", 0, 0),
+        Link(False, 4, "eth0", True, True, "", 0, 9, "native", 0, 0, "veth"),
         NeighbourEntry(False, 3, "10.0.0.2", "", False, False),
         SettingChanged(),
         RouteChanged(),
