@@ -316,10 +316,9 @@ class _Round:
     def _choosable(self, farm: Farm, waiting: frozenset[int]) -> dict[str, list[Backend]]:
         """By family of the VIP, the backends that may take new connections, with the weights in force at this moment."""
         return {
-            family_of(part.vip): list(
-                weighted([each for each in eligible_backends(part, self.down) if each.id not in waiting], self.shares)
-            )
+            family: list(weighted([each for each in eligible_backends(part, self.down) if each.id not in waiting], self.shares))
             for part in farm.parts
+            for family in {family_of(vip) for vip in part.vips}
         }
 
     def _plan_slots(

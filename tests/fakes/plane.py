@@ -257,7 +257,7 @@ class FakePlane:
         for number in np.unique(run):
             _require(int(number) in self.backends, f"slots of {key} name backend {number}, which was never put")
             _require(
-                (":" in self.backends[int(number)][0]) == (":" in key.address),
+                value.mode == constants.Mode.IPIP or (":" in self.backends[int(number)][0]) == (":" in key.address),
                 f"backend {number} is of another family than {key}",
             )
         self.listeners[key] = value

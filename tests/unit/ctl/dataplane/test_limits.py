@@ -28,7 +28,7 @@ def prefix_list(name: str, *lines: str) -> Command:
 
 
 def farm(name: str = "web", port: int = 80, **settings: object) -> Command:
-    return "farm.add", {"name": name, "vip": "10.0.0.1", "port": port, **settings}
+    return "farm.add", {"name": name, "vip": "10.0.0.1", "port": port} | settings
 
 
 def backend(last: int, name: str = "web", **settings: object) -> Command:
@@ -93,6 +93,18 @@ def test_backends_that_are_counted() -> None:
     assert node.limits().backends_limited
     node.follow(node.config, frozenset({first.id}))
     assert node.limits().candidates_v4 == (second.id,), "a backend that is down is no candidate"
+
+
+def test_the_candidates_of_a_farm_on_vips_of_both_families() -> None:
+    """Mode ipip reaches the backends of both from either; the other modes those of the client's family."""
+    second: Command = ("vip.add", {"address": "fd00::1/64", "device": "eth0"})
+    backends = [backend(1), backend(2), ("backend.add", {"farm": "web", "address": "fd01::3", "port": 80})]
+    for mode, expected in (("ipip", ((1, 2, 3), (1, 2, 3))), ("snat", ((1, 2), (3,)))):
+        node = Node()
+        node.follow(made(VIP, second, farm(vip="10.0.0.1,fd00::1", mode=mode, scheduler="leastconn"), *backends))
+        first = node.config.farms["web"].backends[0].id - 1
+        candidates = node.limits().candidates_v4, node.limits().candidates_v6
+        assert tuple(tuple(each - first for each in ids) for ids in candidates) == expected
 
 
 def test_many_backends_are_chosen_from_the_slots() -> None:
@@ -189,3 +201,15 @@ def test_conn_show_finds_the_least_loaded() -> None:
         ({first: 0, second: 9, third: 1}, "10.0.1.1:80"),
     ):
         assert explained(config, explain.Loads({}, loads))["backend"] == expected
+
+
+def test_conn_show_of_roundrobin_follows_what_is_full() -> None:
+    """The only backend that is not full is certain; without one the connection is refused."""
+    config = made(VIP, farm(scheduler="roundrobin"), *(backend(last, max_connections=1) for last in (1, 2, 3)))
+    arriving = FlowTuple("198.51.100.7", "10.0.0.1", 40000, 80, 6)
+    for full, verdict in (((), "either"), ((1,), "either"), ((1, 3), "forward"), ((1, 2, 3), "drop_backend_full")):
+        ids = [each.id for each in config.farms["web"].backends]
+        loads = explain.Loads(backends={ids[number - 1]: 1 for number in full})
+        answer = explain.explain(arriving, None, config, frozenset(), 7, loads=loads)
+        assert answer["verdict"] == verdict, answer["steps"]
+        assert answer["backend"] == ("10.0.1.2:80" if verdict == "forward" else None)
