@@ -23,7 +23,7 @@ from ctl.dataplane.affinity import Remembered
 from ctl.dataplane.flow_hash import client_hash, flow_hash, snat_sources
 from ctl.dataplane.flow_selection import PROTOCOL_NUMBERS
 from ctl.dataplane.limits import counts
-from ctl.dataplane.planner import eligible_backends
+from ctl.dataplane.planner import eligible_backends, unavailable_backends
 from ctl.dataplane.slow_start import WHOLE, weighted
 
 SHOWN_CANDIDATES = 4
@@ -35,8 +35,9 @@ _REASONS = {counter.name: counter.reason for counter in COUNTERS}
 
 @dataclass(slots=True)
 class _Trace:
-    """The answer under construction."""
+    """The answer under construction. connection: the entry of the tuple; None: it has none."""
 
+    connection: Mapping[str, Any] | None = None
     steps: list[str] = field(default_factory=list)
     farm: str | None = None
     backend: str | None = None
@@ -46,9 +47,9 @@ class _Trace:
     slots: int | None = None
     why: str = ""
 
-    def end(self, verdict: str, exists: bool, connection: Mapping[str, Any] | None) -> dict[str, Any]:
+    def end(self, verdict: str) -> dict[str, Any]:
         return {
-            "exists": exists,
+            "exists": self.connection is not None,
             "verdict": verdict,
             "why": self.why or _REASONS.get(verdict, ""),
             "farm": self.farm,
@@ -58,7 +59,7 @@ class _Trace:
             "slot": self.slot,
             "slots": self.slots,
             "steps": self.steps,
-            "connection": connection,
+            "connection": self.connection,
         }
 
 
@@ -80,27 +81,34 @@ def explain(
     shares: Mapping[int, int] = MappingProxyType({}),
     error_of: Callable[[int], str] = lambda backend_id: "",
     loads: Loads | None = None,
+    answered: bool = True,
 ) -> dict[str, Any]:
     """Explain the verdict on a packet that arrives with this tuple.
 
     found: the connection as `conn list` shows it, if the flow maps have an entry for the tuple. down: ids of backends whose
     check failed. remembered: the persistence entry of the client in a farm. shares: of `ctl.dataplane.slow_start`. error_of:
-    why a backend is down. loads: where connections are counted. The answer's `verdict` is "forward", "either" (round-robin: not
+    why a backend is down. loads: where connections are counted. answered: whether the client's next packet establishes the
+    connection that was found. The answer's `verdict` is "forward", "either" (round-robin: not
     predictable) or a counter's name.
     """
-    trace = _Trace()
-    if found is not None:
+    trace = _Trace(found)
+    if found is None:
+        trace.steps.append("no entry in the flow maps: a new connection")
+    elif answered or not _must_move(arriving, found, config, down):
         return _existing(found, trace)
-    trace.steps.append("no entry in the flow maps: a new connection")
+    else:
+        trace.steps.append(
+            f"{_state_of(found)}: {found['backend']} takes no packets, so the next one opens the connection again"
+        )
     vip = config.vips.get(arriving.destination)
     if vip is None:
         trace.steps.append(f"{arriving.destination} is not a VIP")
         return _explain_transit(arriving, config, trace)
     farm = _listener(config, arriving)
-    reason = _martian(arriving, config, farm) if farm or vip.guard else ""
+    reason = _martian(arriving, config, farm) if not found and (farm or vip.guard) else ""
     if reason:
         trace.steps.append(f"no client has this source: {reason}")
-        return trace.end("drop_martian", False, None)
+        return trace.end("drop_martian")
     if farm is None:
         guard = "on" if vip.guard else "off"
         stopped = _listener(config, arriving, running=False)
@@ -108,20 +116,20 @@ def explain(
             trace.farm, trace.why = stopped.name, f"farm {stopped.name} is stopped"
             trace.steps.append(f"{trace.why}; xlbctl farm start {stopped.name}")
         trace.steps.append(f"no running farm listens on port {arriving.destination_port}; the VIP's guard is {guard}")
-        return trace.end("drop_vip_guard" if vip.guard else "pass_vip_open", False, None)
+        return trace.end("drop_vip_guard" if vip.guard else "pass_vip_open")
     trace.farm = farm.name
     trace.mode = farm.mode.value
     trace.steps.append(f"farm {farm.name} listens there")
     farm = next(part for part in farm.parts if arriving.destination in part.vips)
     loads = loads or Loads()
-    refused = _refused(arriving.source, farm, config, loads, trace)
+    refused = _refused(arriving.source, farm, config, loads, trace) if not found else ""
     if refused:
-        return trace.end(refused, False, None)
+        return trace.end(refused)
     eligible = eligible_backends(farm, down)
     trace.steps.append(_eligible_message(farm, eligible, down, error_of))
     if not eligible:
         trace.steps[-1] += f"; {_refusal_message(farm)}"
-        return trace.end("drop_no_backend", False, None)
+        return trace.end("drop_no_backend")
     if starting := [f"{_endpoint(each)} {shares[each.id] / WHOLE:.0%}" for each in eligible if each.id in shares]:
         trace.steps.append(f"slow start: of its weight has {', '.join(starting)}")
     entry = remembered(farm) if farm.persistence_s else None
@@ -215,13 +223,13 @@ def with_next_hop(answer: dict[str, Any], address: str, hop: NextHop | None) -> 
 def _explain_transit(arriving: FlowTuple, config: Config, trace: _Trace) -> dict[str, Any]:
     farm = _server(arriving, config, (Mode.DNAT,))
     if farm is None:
-        return trace.end("pass_not_ours", False, None)
+        return trace.end("pass_not_ours")
     trace.farm = farm.name
     trace.steps.append(
         f"{format_endpoint(arriving.source, arriving.source_port)} is a backend of farm {farm.name}, mode dnat: a reply "
         "without a flow, unless it is for the node itself, or its client came here without a VIP"
     )
-    return trace.end("drop_no_flow", False, None)
+    return trace.end("drop_no_flow")
 
 
 def _martian(arriving: FlowTuple, config: Config, farm: Farm | None) -> str:
@@ -250,6 +258,25 @@ def _server(arriving: FlowTuple, config: Config, modes: Collection[Mode]) -> Far
     return None
 
 
+def _state_of(found: Mapping[str, Any]) -> str:
+    return f"the existing flow entry ({found['state']}, idle for {found['idle_s']} s, {found['direction']} direction)"
+
+
+def _must_move(arriving: FlowTuple, found: Mapping[str, Any], config: Config, down: AbstractSet[int]) -> bool:
+    """Does a UDP client without an answer get another backend, because its own is down or removed?
+
+    The same is true of a SYN; other segments stay with the backend of their connection (pipeline.family.h, is_retry).
+    """
+    if found["state"] != "opening" or found["direction"] != "forward" or arriving.protocol != PROTOCOL_NUMBERS[Protocol.UDP]:
+        return False
+    if not found["backend_known"]:
+        return True
+    farm = config.farms.get(found["farm"])
+    lost = unavailable_backends(farm, down) if farm else ()
+    offset = arriving.destination_port - farm.port if farm else 0
+    return any(_endpoint(each, offset) == found["backend"] and each.id in lost for each in (farm.backends if farm else ()))
+
+
 def _existing(found: Mapping[str, Any], trace: _Trace) -> dict[str, Any]:
     trace.farm, trace.backend, trace.mode = found["farm"], found["backend"], found["mode"]
     if found["mode"] in ONE_WAY:
@@ -258,10 +285,8 @@ def _existing(found: Mapping[str, Any], trace: _Trace) -> dict[str, Any]:
         trace.rewrite = f"{found['client']} -> {found['vip']} becomes {found['backend_sees']} -> {found['backend']}"
     else:
         trace.rewrite = f"{found['backend']} -> {found['backend_sees']} becomes {found['vip']} -> {found['client']}"
-    trace.steps.append(
-        f"an existing flow entry decides: {found['state']}, idle for {found['idle_s']} s, {found['direction']} direction"
-    )
-    return trace.end("forward", True, found)
+    trace.steps.append(f"{_state_of(found)} decides")
+    return trace.end("forward")
 
 
 def _persistent(
@@ -310,23 +335,31 @@ def _select(
         chosen = eligible[0]
         trace.steps.append("only one backend is eligible")
     elif farm.scheduler is Scheduler.ROUNDROBIN:
-        turns = [_endpoint(each) for each in eligible]
-        trace.steps.append(f"roundrobin: the next backend in turn, one of {', '.join(turns)}")
-        return trace.end("either", False, None)
+        turns = [each for each in eligible if not _is_full(each, loads)]
+        if len(turns) > 1:
+            names = [_endpoint(each) for each in turns]
+            trace.steps.append(f"roundrobin: the next backend in turn, one of {', '.join(names)}")
+            return trace.end("either")
+        trace.steps.append("roundrobin: all backends in turn are full" + (f" but {_endpoint(turns[0])}" if turns else ""))
+        chosen = (turns or eligible)[0]
     else:
         chosen = _by_hash(arriving, farm, eligible, seed, trace)
     if counts(farm):
         if len(eligible) > MAX_CANDIDATES and farm.scheduler is Scheduler.LEASTCONN and not kept:
             trace.steps.append(f"leastconn: the least loaded of {MAX_CANDIDATES} of {len(eligible)} backends")
-            return trace.end("either", False, None)
+            return trace.end("either")
         wanted = None if _is_least(farm, kept) else chosen
         chosen = _with_capacity(wanted, eligible, flow_hash(arriving, seed), loads, trace)
         if chosen is None:
             trace.steps.append(f"every backend has its max_connections; {_refusal_message(farm)}")
-            return trace.end("drop_backend_full", False, None)
+            return trace.end("drop_backend_full")
     trace.backend = _endpoint(chosen, arriving.destination_port - farm.port)
     trace.rewrite = _rewrite(arriving, farm, trace.backend, seed, trace)
-    return trace.end("forward", False, None)
+    return trace.end("forward")
+
+
+def _is_full(backend: Backend, loads: Loads) -> bool:
+    return bool(backend.max_connections) and loads.backends.get(backend.id, 0) >= backend.max_connections
 
 
 def _is_least(farm: Farm, kept: bool) -> bool:
@@ -337,14 +370,10 @@ def _with_capacity(
     chosen: Backend | None, eligible: tuple[Backend, ...], hash_value: int, loads: Loads, trace: _Trace
 ) -> Backend | None:
     """As bpf/program/load.h: the chosen backend unless it is full, then another; without one, the least loaded."""
-
-    def is_full(backend: Backend) -> bool:
-        return bool(backend.max_connections) and loads.backends.get(backend.id, 0) >= backend.max_connections
-
-    if chosen is not None and not is_full(chosen):
+    if chosen is not None and not _is_full(chosen, loads):
         return chosen
     start = hash_value % len(eligible)
-    free = [each for each in (*eligible[start:], *eligible[:start]) if not is_full(each)]
+    free = [each for each in (*eligible[start:], *eligible[:start]) if not _is_full(each, loads)]
     if chosen is not None:
         trace.steps.append(f"{_endpoint(chosen)} has its max_connections of {chosen.max_connections}: another one")
         return free[0] if free else None

@@ -88,9 +88,10 @@ class ConnectionCommands:
         )
         if validation.is_ipv6(arriving.source) != validation.is_ipv6(arriving.destination):
             raise InvalidInput(f"{arriving.source} and {arriving.destination} are of different address families", "destination")
-        entry = await self.sweeper.ask(lambda: flow_maps.find(self.plane, arriving))
+        entry, other = await self.sweeper.ask(lambda: self._find(arriving))
         names, now_tick = Names(self.config()), self.plane.now_tick()
         found = connection_view(entry, names, now_tick) if entry is not None else None
+        answered = entry is not None and is_answered(entry, other, now_tick)
         down, seed = self.health.unusable(self.config()), self.config().hash_seed
         standing = self.standing()
 
@@ -99,13 +100,18 @@ class ConnectionCommands:
 
         def explained() -> dict[str, Any]:
             known = (remembered, self.shares(), self._check_error, self._loads())
-            answer = explain.explain(arriving, found, self.config(), down, seed, *known)
+            answer = explain.explain(arriving, found, self.config(), down, seed, *known, answered)
             address = explain.destination(answer)
             if address and standing.node == standing.serving:
                 answer = explain.with_next_hop(answer, address, self._next_hop(address))
             return explain.at_node(answer, standing)
 
         return await asyncio.to_thread(explained)
+
+    def _find(self, arriving: FlowTuple) -> tuple[FlowEntry | None, FlowEntry | None]:
+        """The entry of the tuple, and that of the other direction."""
+        entry = flow_maps.find(self.plane, arriving)
+        return entry, flow_maps.find(self.plane, opposite(entry.leaves)) if entry is not None and not entry.mode else None
 
     def _check_error(self, backend_id: int) -> str:
         """Why a backend is down."""
@@ -198,6 +204,22 @@ def connection_view(entry: FlowEntry, names: Names, now_tick: int) -> dict[str, 
         "state": flow_state(entry),
         "idle_s": round(max(0, now_tick - entry.last_seen_tick) * TICK_S, 1),
     }
+
+
+def opposite(leaves: FlowTuple) -> FlowTuple:
+    """The tuple of the answers to packets that leave with `leaves`."""
+    return FlowTuple(leaves.destination, leaves.source, leaves.destination_port, leaves.source_port, leaves.protocol)
+
+
+def is_answered(entry: FlowEntry, other: FlowEntry | None, now_tick: int) -> bool:
+    """Does the next packet of the client establish the connection? One way, a later packet is the sign of an answer.
+
+    other: the entry of the other direction.
+    """
+    if entry.mode:
+        return now_tick != entry.last_seen_tick
+    seen, reset = constants.FlowState.SEEN, constants.FlowState.RST
+    return other is not None and other.leaves == opposite(entry.arrives) and other.state & (seen | reset) == seen
 
 
 def flow_state(entry: FlowEntry) -> str:

@@ -61,6 +61,36 @@ def test_a_reply_without_a_flow(family: str, mode: str, port: int, expected: str
     assert verdict(configured(mode), SERVERS[family], client, port, 40000) == expected
 
 
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_a_datagram_leaves_a_backend_that_is_down_before_it_has_answered(family: str) -> None:
+    """Of an exchange with an answer, the entry decides; and so it does for the segments of TCP."""
+    config, farm = configured("snat"), f"web-{family}"
+    config = change(config, "backend.add", {"farm": farm, "address": SERVERS[family][:-1] + "2", "port": 8000})
+    first, second = config.farms[farm].backends
+    bracketed = "[{}]" if family == "v6" else "{}"
+    servers = [f"{bracketed.format(each.address)}:8005" for each in (first, second)]
+    found: dict[str, object] = {
+        "farm": farm,
+        "backend": servers[0],
+        "mode": "snat",
+        "client": "c",
+        "vip": "v",
+        "backend_sees": "s",
+    }
+    found |= {"state": "opening", "direction": "forward", "idle_s": 1.0, "backend_known": True}
+    client = "192.0.2.1" if family == "v4" else "2001:db8::1"
+    for protocol, answered, down, expected in (
+        (Protocol.UDP, False, first.id, servers[1]),
+        (Protocol.UDP, False, second.id, servers[0]),
+        (Protocol.UDP, True, first.id, servers[0]),
+        (Protocol.TCP, False, first.id, servers[0]),
+    ):
+        arriving = FlowTuple(client, VIPS[family], 40000, 85, protocol)
+        answer = explain(arriving, found, config, frozenset({down}), 7, answered=answered)
+        assert (answer["verdict"], answer["backend"], answer["exists"]) == ("forward", expected, True)
+        assert ("takes no packets" in answer["steps"][0]) == (expected == servers[1])
+
+
 def test_each_vip_and_port_of_a_farm() -> None:
     config = Config()
     for command, arguments in (
