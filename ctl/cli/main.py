@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "ctl.cli.config:export",
     "history": "ctl.cli.config:history",
     "rollback": "ctl.cli.config:rollback",
+    "import": "ctl.cli.migration.importing:import_",
     "cluster": "ctl.cli.cluster:cluster",
     "conn": "ctl.cli.conn:conn",
     "stats": "ctl.cli.stats:stats",

@@ -24,6 +24,7 @@ from ctl.state.node_file import parse
 from docs import make_tables
 from tests.fakes.cli import run
 from tests.fakes.daemon import running_daemon
+from tests.fakes.other_balancers import write_samples
 from tests.tree import TREE
 
 LONGEST_LINE = 100
@@ -120,6 +121,7 @@ def test_xlbctl_commands_in_documents_are_valid(document: Path, monkeypatch: pyt
     monkeypatch.setattr(Session, "call", call)
     monkeypatch.chdir(tmp_path)
     Path("farms.toml").write_text("")
+    write_samples(Path())
     for command in (each for each in typed(document.read_text()) if "…" not in each):
         assert run(*shlex.split(command))[0] != InvalidInput.exit_code, command
     for command in quoted(document.read_text()):

@@ -17,6 +17,7 @@ from ctl.cli.base import Session, XlbCommand, XlbGroup
 from ctl.cli.main import main
 from ctl.errors import XlbError
 from tests.fakes.cli import run
+from tests.fakes.other_balancers import SAMPLES, write_samples
 from tests.tree import TREE
 
 
@@ -82,11 +83,14 @@ def test_examples_parse_and_reach_the_daemon(example: str, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     for name in ("farms.toml", "blocked.txt"):
         Path(name).write_text("")
+    write_samples(Path())
     program, *words = shlex.split(example.split(" > ")[0].split(" < ")[0].split(" | ")[0].split(" && ")[0])
     assert program == "xlbctl"
-    code, out, err = run(*words)
+    code, out, err = run(*words, input=SAMPLES["ipvsadm"])
     if words[0] == "completion":
         assert (code, err) == (0, "") and out
+    elif words[0] == "import":
+        assert code == 0 and out
     elif words[-1] == "--check":
         assert (code, out, err) == (3, "UNKNOWN: was asked\n", "")
     else:

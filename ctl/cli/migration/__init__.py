@@ -1,0 +1,1 @@
+"""Commands that take over the configuration of another load balancer."""

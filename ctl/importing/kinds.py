@@ -1,0 +1,52 @@
+"""The kinds of configuration that can be imported, and the import of one.
+
+Decides which reader a kind has. Must not know files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from ctl.errors import InvalidInput
+from ctl.importing import haproxy, ipvsadm, keepalived, nftlb, zevenet
+from ctl.importing.addresses import Choices
+from ctl.importing.farms import Result, make
+from ctl.importing.form import Imported, Source, one_line
+
+READERS: Mapping[str, Callable[[Source], Imported]] = MappingProxyType(
+    {
+        "keepalived": keepalived.read,
+        "ipvsadm": ipvsadm.read,
+        "haproxy": haproxy.read,
+        "nftlb": nftlb.read,
+        "zevenet": zevenet.read,
+    }
+)
+
+
+class NothingToImport(InvalidInput):
+    """Nothing of the input can be carried over; `findings` say why."""
+
+    def __init__(self, message: str, key: str, imported: Imported) -> None:
+        super().__init__(message, key)
+        self.findings = tuple(imported.notes.findings)
+
+
+def import_from(kind: str, source: Source, choices: Choices) -> Result:
+    """The farms file of a configuration.
+
+    Raises InvalidInput naming the line where the input is not of this kind, NothingToImport where a farms file would be empty.
+    """
+    try:
+        imported = READERS[kind](source)
+    except InvalidInput as error:
+        raise InvalidInput(one_line(error.detail), one_line(error.key), error.code) from None
+    try:
+        result = make(kind, source.name, imported, choices) if imported.services or imported.addresses else None
+    except InvalidInput as error:  # a limit of the whole
+        raise InvalidInput(one_line(str(error)), source.name, error.code) from None
+    if result is None or not (result.document["vip"] or result.document["farm"]):
+        why = "the lines above say why" if imported.notes.findings else f"is it a configuration of {kind}?"
+        raise NothingToImport(f"has nothing that a farms file can have; {why}", source.name, imported)
+    return result

@@ -1,0 +1,1 @@
+"""Configurations of other load balancers as farms files."""
