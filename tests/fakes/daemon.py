@@ -9,13 +9,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bpf.dataplane import PlaneError
-from bpf.kernel.attach import Attachment
+from bpf.kernel.attach import Attachment, Mode
 from ctl.api.client import Client
 from ctl.api.commands.status import Origin
 from ctl.config.model import Config, format_endpoint
+from ctl.dataplane.features import VLANS
+from ctl.dataplane.kernel.vlan_attacher import VlanAttacher
 from ctl.health.check_machine import Probe
 from ctl.health.probes.probe import ProbeFailed
 from ctl.network.network import Interface
@@ -42,24 +44,39 @@ interfaces = ["eth0"]
 
 
 class FakeAttacher:
-    """Implements `ctl.dataplane.kernel.xdp_interfaces.Attacher`."""
+    """Implements `ctl.dataplane.kernel.xdp_interfaces.Attacher`. VLAN devices, and `generic_only`, have no native mode."""
 
-    def __init__(self, network: FakeNetwork) -> None:
+    def __init__(self, network: FakeNetwork, plane: FakePlane | None = None, mode: Mode = "auto") -> None:
         self._network = network
+        self.generic_only: set[str] = set()
+        self.refusing: set[str] = set()
         self.on: dict[str, Attachment] = {}
         self.compiled: frozenset[str] = frozenset()
         self.compiler_fails = ""
-        self.followed: tuple[tuple[str, ...], frozenset[int]] = ((), frozenset())
+
+        self._vlans = VlanAttacher(
+            plane or FakePlane(), network, self._attach, self._detach, mode, lambda: VLANS in self.compiled
+        )
 
     def attach(self, interfaces: Sequence[str]) -> Mapping[str, Attachment]:
-        done = {name: Attachment(name, "native", "fake", "") for name in interfaces}
-        for name in interfaces:
-            self._put(name, PROGRAM, "native")
-        self.on |= done
-        return done
+        return self._vlans.attach(interfaces)
 
     def follow(self, interfaces: Sequence[str], observed: Mapping[str, Interface], programs: Collection[int]) -> None:
-        self.followed = tuple(interfaces), frozenset(programs)
+        self._vlans.follow(interfaces, observed, programs)
+
+    def _attach(self, interfaces: Sequence[str], mode: Mode) -> Mapping[str, Attachment]:
+        """As `bpf.kernel.attach.attach`: all in one mode, or none."""
+        links = {name: self._network.links.get(name) for name in interfaces}
+        no_native = sorted(name for name, link in links.items() if name in self.generic_only or (link and link.vlan_protocol))
+        if refusing := sorted(self.refusing & links.keys()) or (no_native if mode == "native" else []):
+            raise PlaneError(f"native XDP on interface {refusing[0]} failed")
+        keeps = mode == "auto" and any(link and link.xdp_mode == "generic" for link in links.values())
+        word: Literal["native", "generic"] = "generic" if mode == "generic" or no_native or keeps else "native"
+        for name in interfaces:
+            self.put(name, PROGRAM, word)
+        done = {name: Attachment(name, word, "fake", "") for name in interfaces}
+        self.on |= done
+        return done
 
     def program(self) -> int:
         return PROGRAM
@@ -69,9 +86,9 @@ class FakeAttacher:
 
     def remove(self, name: str, by: int = 0) -> None:
         """Another program removes xlb's from an interface and attaches itself, or none (0)."""
-        self._put(name, by, "native" if by else "")
+        self.put(name, by, "native" if by else "")
 
-    def _put(self, name: str, program: int, mode: str) -> None:
+    def put(self, name: str, program: int, mode: str) -> None:
         if name in self._network.links:
             self._network.links[name] = replace(self._network.links[name], xdp_program=program, xdp_mode=mode)
 
@@ -84,9 +101,14 @@ class FakeAttacher:
         self.compiled |= features
 
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
-        detached = [name for name in interfaces if self.on.pop(name, None)]
+        return self._vlans.detach(interfaces)
+
+    def _detach(self, interfaces: Sequence[str]) -> Sequence[str]:
+        links = self._network.links
+        detached = [name for name in interfaces if name in links and links[name].xdp_program == PROGRAM]
         for name in detached:
-            self._put(name, 0, "")
+            self.on.pop(name, None)
+            self.put(name, 0, "")
         return detached
 
 
@@ -158,16 +180,19 @@ def running_daemon(
     network: FakeNetwork | None = None,
     detach: bool = False,
     servers: FakeServers | None = None,
+    compiled: frozenset[str] = frozenset(),
 ) -> Iterator[RunningDaemon]:
     """Start a daemon whose files are in `directory`; stop it at the end.
 
-    Given the plane of an earlier one, it is a restart that adopts pins. Raises what the node raises when it cannot start.
+    compiled: features of its program. Given the plane of an earlier one, it is a restart that adopts pins. Raises what the node
+    raises when it cannot start.
     """
     settings = write_node_file(directory)
     cluster = ClusterFile(settings.node.state_dir).load(repair=True)
     settings = settings if cluster is None else settings.paired_as(cluster.own.name)
     plane, network = plane or FakePlane(), network or FakeNetwork()
-    attacher, probed = FakeAttacher(network), servers or FakeServers()
+    attacher, probed = FakeAttacher(network, plane), servers or FakeServers()
+    attacher.compiled = compiled
     started: Future[tuple[Node, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def serve() -> None:
