@@ -16,6 +16,7 @@ from bpf.constants import FlowFlag
 from bpf.dataplane import Array, FlowEntry, FlowTuple
 
 Family = Literal["v4", "v6"]
+FAMILIES: tuple[Family, ...] = ("v4", "v6")
 
 PORT_BITS = 16
 ADDRESS_BYTES: dict[str, int] = {"v4": 4, "v6": 16}

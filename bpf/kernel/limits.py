@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from bpf import columns
+from bpf.columns import FAMILIES
 from bpf.constants import MAX_CANDIDATES
 from bpf.dataplane import (
     Array,
@@ -24,7 +25,6 @@ from bpf.dataplane import (
 from bpf.maps.mapped_array import MappedArray
 from bpf.maps.pinned_map import PinnedMap
 
-FAMILIES = ("v4", "v6")
 BATCH = 4096
 _SAME_NAMES = (
     "max_connections",
