@@ -69,7 +69,7 @@ static __always_inline bool is_reply_to_FAM(struct flow_FAM *reply, struct flow_
 static __always_inline void forget_load_FAM(struct flow_FAM *forward)
 {
 	if (!is_closed(forward->state))
-		subtract_load(forward->farm, forward->backend);
+		count_load(forward->farm, forward->backend, LOAD_CLOSED);
 }
 
 /* Delete the entries of a connection, and nothing of another one that has its reply key. The peer has the established ones. */
@@ -420,7 +420,7 @@ static __always_inline u32 open_FAM(struct packet *packet, struct flow_key_FAM *
 #ifdef PERSISTENCE
 	remember_client_FAM(packet, key, connection->forward.farm, connection->forward.backend);
 #endif
-	add_load(connection->forward.farm, connection->forward.backend);
+	count_load(connection->forward.farm, connection->forward.backend, LOAD_OPENED);
 	add_pressure(packet, FAMILY_FAM);
 	return CONTINUE;
 }
@@ -445,7 +445,7 @@ static __always_inline void promote_FAM(struct packet *packet, struct flow_key_F
 		return;
 	}
 	count(packet, COUNTER_EVENT_PROMOTED);
-	note_promotion(forward->farm, forward->backend);
+	count_load(forward->farm, forward->backend, LOAD_PROMOTED);
 	relieve_pressure(FAMILY_FAM);
 	report_FAM(packet, key, forward, EVENT_TYPE_ESTABLISHED);
 	embryonic_FAM.delete(reply_key);
@@ -471,9 +471,9 @@ static __always_inline void count_change_FAM(struct packet *packet, struct addr_
 
 	if (closed != is_closed(before)) {
 		if (closed)
-			subtract_load(forward->farm, forward->backend);
+			count_load(forward->farm, forward->backend, LOAD_CLOSED);
 		else
-			add_load(forward->farm, forward->backend);
+			count_load(forward->farm, forward->backend, LOAD_OPENED);
 	}
 	if (closed || packet->protocol == IPPROTO_UDP)
 		leave_half_open_FAM(packet, client, forward);
@@ -543,7 +543,7 @@ static __always_inline void promote_one_way_FAM(struct packet *packet, struct fl
 		return;
 	}
 	count(packet, COUNTER_EVENT_PROMOTED);
-	note_promotion(forward->farm, forward->backend);
+	count_load(forward->farm, forward->backend, LOAD_PROMOTED);
 	relieve_pressure(FAMILY_FAM);
 	report_FAM(packet, key, forward, EVENT_TYPE_ESTABLISHED);
 	embryonic_FAM.delete(key);

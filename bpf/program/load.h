@@ -59,41 +59,19 @@ static __always_inline void choose_candidate(struct choice *choice, struct farm_
 }
 #endif
 
-/* A connection begins, or one that seemed to have ended goes on. */
-static __always_inline void add_load(u32 farm, u32 backend)
+/* What happens to a connection; the counters of struct load are in the same order. */
+enum { LOAD_OPENED, LOAD_CLOSED, LOAD_PROMOTED };
+
+/* Count it for the farm and the backend: it begins, or seemed to have ended and continues; it ends; it moves to `flows`. */
+static __always_inline void count_load(u32 farm, u32 backend, u32 what)
 {
 #ifdef LOADS
-	struct load *of_farm = farm_loads.lookup(&farm), *of_backend = backend_loads.lookup(&backend);
+	u64 *of_farm = (u64 *)farm_loads.lookup(&farm), *of_backend = (u64 *)backend_loads.lookup(&backend);
 
 	if (of_farm)
-		__sync_fetch_and_add(&of_farm->opened, 1);
+		__sync_fetch_and_add(&of_farm[what], 1);
 	if (of_backend)
-		__sync_fetch_and_add(&of_backend->opened, 1);
-#endif
-}
-
-static __always_inline void subtract_load(u32 farm, u32 backend)
-{
-#ifdef LOADS
-	struct load *of_farm = farm_loads.lookup(&farm), *of_backend = backend_loads.lookup(&backend);
-
-	if (of_farm)
-		__sync_fetch_and_add(&of_farm->closed, 1);
-	if (of_backend)
-		__sync_fetch_and_add(&of_backend->closed, 1);
-#endif
-}
-
-/* A connection moves to `flows`. */
-static __always_inline void note_promotion(u32 farm, u32 backend)
-{
-#ifdef LOADS
-	struct load *of_farm = farm_loads.lookup(&farm), *of_backend = backend_loads.lookup(&backend);
-
-	if (of_farm)
-		__sync_fetch_and_add(&of_farm->promoted, 1);
-	if (of_backend)
-		__sync_fetch_and_add(&of_backend->promoted, 1);
+		__sync_fetch_and_add(&of_backend[what], 1);
 #endif
 }
 

@@ -230,7 +230,9 @@ class Bed:
         plane.apply([KeepPrefixes(frozenset()), *(PutFarmLimits(farm) for farm in range(1, 16))])
         for name in self.layouts.maps.keys() & {"rates_v4", "rates_v6", "half_open_v4", "half_open_v6"}:
             self._empty(name)
-        plane._maps["pressures"].put(np.arange(2, dtype=np.uint32), np.zeros(2, plane._maps["pressures"].value))
+        for name in ("pressures", "error_budget"):
+            rows = plane._maps[name].max_entries
+            plane._maps[name].put(np.arange(rows, dtype=np.uint32), np.zeros(rows, plane._maps[name].value))
         if "test_clock" in self.layouts.maps:
             self.set_clock(1000.0)
         for kind in ("farm", "backend"):
