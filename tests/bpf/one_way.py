@@ -9,7 +9,6 @@ import pytest
 from bpf.constants import Mode, Protocol
 from tests.bpf.bed import V4, V6, Bed, Family
 
-SOURCES = {"v4": "10.2.0.1", "v6": "fd02::1"}
 PROTOCOLS = pytest.mark.parametrize("protocol", list(Protocol), ids=lambda protocol: protocol.name.lower())
 KINDS = pytest.mark.parametrize("kind", ["dsr", "ipip", "ipip to the other family"])
 

@@ -12,7 +12,7 @@ from ctl.dataplane.loads import loads_of
 from tests.bpf.bed import Bed, Family
 from tests.bpf.counted import FARM, FIRST
 from tests.bpf.limited import SERVED, opens, other_client, put_list
-from tests.bpf.one_way import PROTOCOLS, SOURCES, farm
+from tests.bpf.one_way import PROTOCOLS, farm
 from tests.bpf.packets import from_backend, from_client
 
 MODES = pytest.mark.parametrize("mode", ["dnat", "dsr", "ipip", "ipip to the other family"])
@@ -20,7 +20,6 @@ MODES = pytest.mark.parametrize("mode", ["dnat", "dsr", "ipip", "ipip to the oth
 
 @pytest.fixture
 def bed(limited_bed: Bed) -> Bed:
-    limited_bed.plane.set_tunnel_sources(*SOURCES.values())
     return limited_bed
 
 

@@ -24,7 +24,6 @@ SOURCES = {
 @pytest.fixture
 def any_bed(one_way_bed: Bed) -> Bed:
     """The program with all modes."""
-    one_way_bed.plane.set_tunnel_sources("10.2.0.1", "fd02::1")
     return one_way_bed
 
 

@@ -35,7 +35,8 @@ from tests.bpf.bed import (
     backend_mac,
     near_mac,
 )
-from tests.bpf.one_way import KINDS, PROTOCOLS, SOURCES, behind, farm
+from tests.bpf.beds import TUNNEL_SOURCES
+from tests.bpf.one_way import KINDS, PROTOCOLS, behind, farm
 from tests.bpf.packets import PAYLOAD, cut, from_client, icmp_error, network, transport
 from tests.bpf.rings import kinds, ring
 
@@ -45,7 +46,6 @@ TUNNELS = pytest.mark.parametrize("kind", ["ipip", "ipip to the other family"])
 
 @pytest.fixture
 def bed(one_way_bed: Bed) -> Bed:
-    one_way_bed.plane.set_tunnel_sources(*SOURCES.values())
     return one_way_bed
 
 
@@ -77,7 +77,7 @@ def expected(packet: Packet, family: Family, kind: str, number: int = 11, near: 
     ethernet = Ether(dst=macs[0], src=macs[1], type=0x800 if of is V4 else 0x86DD)
     if kind == "dsr":
         return bytes(ethernet) + inner
-    return bytes(ethernet) + outer_header(inner, SOURCES[of.name], (of.near if near else of.far)(number)) + inner
+    return bytes(ethernet) + outer_header(inner, TUNNEL_SOURCES[of.name], (of.near if near else of.far)(number)) + inner
 
 
 def state(bed: Bed, family: Family, flow_map: str) -> FlowState:
@@ -189,7 +189,7 @@ def test_without_an_outer_source_the_client_is_refused(bed: Bed, family: Family,
     bed.plane.set_tunnel_sources("", "")
     out = bed.send(bytes(from_client(family)))
     assert out.verdict == "drop_no_tunnel_source" and "event_unreachable_sent" in out.moved
-    bed.plane.set_tunnel_sources(*SOURCES.values())
+    bed.plane.set_tunnel_sources(*TUNNEL_SOURCES.values())
     packet = from_client(family)
     assert bed.send(bytes(packet)).frame == expected(packet, family, kind)
 

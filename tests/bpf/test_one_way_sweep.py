@@ -13,13 +13,12 @@ from ctl.config.model import Backend, Config, DrainThen, Farm, OnBackend
 from ctl.dataplane import placement
 from ctl.dataplane.kernel.sweeper import Sweeper, SweepResult
 from tests.bpf.bed import Bed, Family
-from tests.bpf.one_way import KINDS, PROTOCOLS, SOURCES, behind, farm
+from tests.bpf.one_way import KINDS, PROTOCOLS, behind, farm
 from tests.bpf.packets import from_client
 
 
 @pytest.fixture
 def bed(one_way_bed: Bed) -> Bed:
-    one_way_bed.plane.set_tunnel_sources(*SOURCES.values())
     return one_way_bed
 
 

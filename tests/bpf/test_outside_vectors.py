@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from scapy.layers.l2 import Ether
 
 from bpf.constants import Mode, VipFlag
 from tests.bpf.bed import GATEWAY_MAC, Bed
+from tests.bpf.beds import Beds
 
 PLACE = Path(os.environ.get("XLB_VECTORS") or Path(__file__).resolve().parents[3] / "shared" / "vectors")
 VECTORS = PLACE / "katran_ipip.json"
@@ -65,10 +65,9 @@ def test_the_vectors_are_there() -> None:
 
 
 @pytest.fixture(scope="module")
-def fresh(_one_way_bed: Bed) -> Iterator[dict[str, Bed]]:
-    """The bed of the set whose cases run now: they run in order on one state."""
-    yield {}
-    _one_way_bed.reset()
+def configured(beds: Beds) -> dict[str, Bed]:
+    """The bed by the name of the set whose cases run now: they run in order on one state."""
+    return {"": beds("replication", "dsr", "ipip")}
 
 
 def configure(bed: Bed, config: dict[str, Any]) -> None:
@@ -91,12 +90,12 @@ def configure(bed: Bed, config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("name", "case"), CASES, ids=[f"{name}-{case['n']}" for name, case in CASES])
 @pytest.mark.may_skip
-def test_a_packet_from_outside(_one_way_bed: Bed, fresh: dict[str, Bed], name: str, case: dict[str, Any]) -> None:
-    bed = _one_way_bed
-    if name not in fresh:
-        fresh.clear()
+def test_a_packet_from_outside(configured: dict[str, Bed], name: str, case: dict[str, Any]) -> None:
+    ((of, bed),) = configured.items()
+    if name != of:
+        configured.clear()
         configure(bed, SETS[name]["config"])
-        fresh[name] = bed
+        configured[name] = bed
     if reason := why_skip(name, case):
         pytest.skip(f"{case['description']}: {reason}")
     frame, wanted = bytes.fromhex(case["input_hex"]), bytes.fromhex(case["expected_output_hex"])

@@ -222,10 +222,10 @@ def test_the_maps_have_what_was_written_last(tagged_bed: TaggedBed) -> None:
     assert bed.run(packet, index["wire0"]).verdict == "pass_not_ours"
 
 
-def test_a_build_without_vlans_has_none(_single_bed: Bed) -> None:
-    assert _single_bed.plane.vlans() == frozenset()
+def test_a_build_without_vlans_has_none(bed: Bed) -> None:
+    assert bed.plane.vlans() == frozenset()
     with pytest.raises(PlaneError, match="built without VLANs"):
-        _single_bed.plane.set_vlans([], [])
+        bed.plane.set_vlans([], [])
 
 
 def test_an_interface_with_a_large_index_is_balanced_as_it_is(tagged_bed: TaggedBed) -> None:
