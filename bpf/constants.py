@@ -47,7 +47,7 @@ TICK_SHIFT = 26
 
 PORT_REST_TICKS = 895
 """60 s: the source port of a connection that both ends have closed is not given to another client before, unless no other is
-free. Its server may be in TIME-WAIT for so long."""
+free. Its server may be in TIME-WAIT until then."""
 EMBRYONIC_REST_TICKS = 75
 """5 s: the silence after which an embryonic connection loses its port if no other is free."""
 

@@ -1,6 +1,6 @@
 """The maps of limits, lists and loads, in a build that has them: `KernelPlane` passes the operations on to here.
 
-Decides nothing. Must not know who asks.
+Decides nothing.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ static __always_inline void leave_half_open_FAM(struct packet *packet, struct ad
 }
 
 /* CONTINUE, or the verdict on the first packet of a connection. `old`: the forward entry that its tuple has already: what is
- * open goes on. */
+ * open continues. */
 static __always_inline u32 admit_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *old)
 {
 #ifdef LIMITS

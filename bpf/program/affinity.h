@@ -48,7 +48,7 @@ static __always_inline bool is_open(u32 farm, u32 backend_id)
 /* The backend of a client. */
 struct persistent {
 	u32 home;      /* the first one, to which the client returns if the farm wants it */
-	u32 backend;   /* the one it used last, which stands in while `home` takes no connections */
+	u32 backend;   /* the one it used last; in use while `home` takes no connections */
 	u32 last_used; /* ticks; up to 1/16 of the time to live old while it is used (PERSISTENCE_SLACK_SHIFT) */
 };
 

@@ -463,7 +463,7 @@ static __always_inline bool is_answer_FAM(struct packet *packet, struct flow_FAM
 #endif
 }
 
-/* A connection has ended, has an answer, or goes on after it seemed to have ended: count it so. `forward`: its forward entry. */
+/* Count a connection that ends, has an answer, or continues after it seemed to have ended. `forward`: its forward entry. */
 static __always_inline void count_change_FAM(struct packet *packet, struct addr_FAM *client, struct flow_FAM *forward,
 					     u8 before)
 {
@@ -479,7 +479,7 @@ static __always_inline void count_change_FAM(struct packet *packet, struct addr_
 		leave_half_open_FAM(packet, client, forward);
 }
 
-/* Record what a packet says about the state in both entries; report to the peer a connection that ends, or has not ended. */
+/* Record what a packet shows of the state in both entries; report to the peer a connection that ends, or has not ended. */
 static __always_inline void update_state_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
 {
 	u8 before = flow->state, state = next_state(packet, before);

@@ -68,7 +68,7 @@ static __always_inline u32 segment_bytes(struct packet *packet)
 	return packet->ip_bytes - (packet->transport - packet->network) - tcp->doff * 4;
 }
 
-/* The state of a flow after one of its packets. A FIN or RST is a hint: a sender that goes on after it has not sent it, or its
+/* The state of a flow after one of its packets. A FIN or RST is a hint: a sender that continues has not sent it, or its
  * receiver has ignored it (RFC 5961). So any later segment but another client's SYN revokes a RST, payload after a FIN
  * revokes that FIN, and the answer to a SYN starts it again.
  */

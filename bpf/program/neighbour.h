@@ -21,7 +21,7 @@ struct arp_ipv4 {
 };
 _Static_assert(sizeof(struct arp_ipv4) == 28, "arp_ipv4");
 
-/* Turn a gratuitous request into the gratuitous reply that says the same (RFC 5227 section 3). */
+/* Turn a gratuitous request into the gratuitous reply with the same content (RFC 5227 section 3). */
 static __always_inline void make_reply(struct arp_ipv4 *arp)
 {
 	arp->operation = ARP_REPLY;

@@ -1,6 +1,6 @@
 /* TOA: the client's address and port as a TCP option, for servers behind mode snat. Compiled only if a farm wants it.
  *
- * The option goes on the client's first segment with data and on its retransmissions, until the server has acknowledged it.
+ * The option is put on the client's first segment with data and on its retransmissions, until the server has acknowledged it.
  * Kind 254 (RFC 4727: for experiments), the port, and the address: 8 bytes for IPv4, 20 for IPv6, as the kernel modules read
  * it. It is put in front of the segment's other options, so that a fixed number of bytes moves. A segment that has no space
  * for it, or would exceed the MTU, passes without it.
@@ -105,7 +105,7 @@ static __always_inline void finish_toa_FAM(struct flow_key_FAM *key, struct flow
 	toa_FAM.delete(key);
 }
 
-/* A packet from the client. Of a connection that the peer opened, nobody knows which data was first: one segment has it. */
+/* A packet from the client. Of a connection that the peer opened, it is not known which data was first: one segment has it. */
 static __always_inline u32 handle_toa_client_FAM(struct packet *packet, struct flow_key_FAM *key, struct flow_FAM *flow)
 {
 	struct flow_key_FAM *reply_key;

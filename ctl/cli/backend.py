@@ -27,7 +27,7 @@ from ctl.errors import Code, XlbError
 MAX_DEADLINE_S = 30 * 24 * 3600
 POLL_S = 0.5
 SWEPT_AFTER_S = 6.0
-"""Connections are counted by sweeps; so long after a cut they no longer count those that it ended."""
+"""Sweeps count the connections; this time after a cut they no longer count those that it ended."""
 LOST_S = 120.0
 """A daemon that does not answer for longer is not waited for: a restart takes a minute on a slow machine."""
 

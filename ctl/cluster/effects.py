@@ -82,7 +82,7 @@ class Flows(Protocol):
 class Sinks:
     """Where effects go. The functions are called in the loop's next turn.
 
-    split_ended: this node was active beside its peer, and is not any more.
+    split_ended: this node and its peer were both active, and are not any more.
     """
 
     plane: DataPlane

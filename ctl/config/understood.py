@@ -1,8 +1,8 @@
 """Which settings a version of xlb understands in a record, and which ones a configuration needs.
 
 A peer of an earlier version refuses a whole record for one setting that it does not know, and keeps its old configuration. The
-nodes therefore tell each other what they understand, and a change that the peer would refuse is refused. Pure. Must not know
-how the nodes tell each other.
+nodes therefore send each other what they understand, and a change that the peer would refuse is refused. Pure. Must not know
+how the nodes send it.
 """
 
 from __future__ import annotations

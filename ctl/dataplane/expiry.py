@@ -170,7 +170,7 @@ def is_current(values: Array) -> Mask:
 def lasting(values: Array, found: Mask, opposite: Array) -> Mask:
     """Which embryonic forward entries have a connection that lasted. found, opposite: the entries of the other direction.
 
-    Its client spoke after an answer, or the answers to a datagram went on for LASTING_S. It is not in the map of established
+    Its client sent after an answer, or the answers to a datagram continued for LASTING_S. It is not in the map of established
     flows because that is full, or because its next packet moves it there; until then no peer has it.
     """
     forward, reply = values["last_seen"].astype(np.int64), opposite["last_seen"].astype(np.int64)

@@ -1,7 +1,7 @@
 """What a change of the configuration does to clients: the shares of the backends, and who gets another backend.
 
 Compares the tables that `ctl.dataplane.planner` writes before and after the change, and, where the connections of each backend
-are given, tells what happens to them (`ctl.dataplane.placement`). Pure. Must not know maps or who asks.
+are given, decides what happens to them (`ctl.dataplane.placement`). Pure. Must not know maps.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How much of its weight a backend has that came up a short time ago, in farms with `slow_start_s`.
 
 The share grows in steps; a step rebuilds the farm's table with other weights, and so moves clients to this backend only.
-Decides from configuration, health and a given time. Must not know clocks, tables or who asks.
+Decides from configuration, health and a given time. Must not know clocks or tables.
 
 A backend comes up when it becomes usable: its check succeeds, it is added, its drain ends, or it gets a weight. What is usable
 when a farm is seen for the first time (the daemon starts, the farm is new, or slow start is switched on) has its full weight.

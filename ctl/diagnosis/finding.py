@@ -69,7 +69,7 @@ def worst(findings: Iterable[Finding]) -> Severity:
 
 
 def from_view(view: Any) -> Finding | None:
-    """What a peer's `view` says; None for anything that is not one."""
+    """The finding of a peer's `view`; None for anything that is not one."""
     if not isinstance(view, dict) or view.get("status") not in _ORDER:
         return None
     name, message, remedy = (str(view.get(key, ""))[:500] for key in ("name", "message", "remedy"))

@@ -1,7 +1,7 @@
 """Whether a rule set of other software drops what xlb leaves to the kernel to forward. Pure.
 
 The program forwards by itself; the kernel gets, already rewritten, the packets whose next hop is unresolved and those that must
-be fragmented. A chain of the forward hook that drops them makes connections fail now and then, and nobody suspects a firewall.
+be fragmented. A chain of the forward hook that drops them makes connections fail now and then, which is hard to find.
 
 The rules are followed for a new packet from each data interface to each. Known conditions are the interfaces and the state
 of connection tracking; a rule with any other condition may or may not match. So the outcome is accept, drop, or "perhaps": the

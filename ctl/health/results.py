@@ -16,7 +16,7 @@ BATCH = 256
 """Results per message."""
 SAY_MS = 1000
 FOLLOW_MS = 5000
-"""Without a message for so long, a backup asks the backends itself."""
+"""Without a message for this time, a backup asks the backends itself."""
 MAX_ERROR = 200
 """Maximum length of an error, in characters."""
 MAX_AGE_MS = 1 << 53

@@ -1,8 +1,8 @@
 """Announces the VIPs slowly for as long as this node serves them, and at once when something changed.
 
 Decides when. A switch or a neighbour that missed the announcements of a takeover sends to a dead node until its cache entry
-expires, and nobody else can tell it; RFC 9568 lets a router announce again at any time. The rate is bounded: BATCH addresses
-(`ctl.network.vip_addresses`) per SPACING_S, however many VIPs there are.
+expires, and only this node can repair it; RFC 9568 lets a router announce again at any time. The rate is bounded: BATCH
+addresses (`ctl.network.vip_addresses`) per SPACING_S, however many VIPs there are.
 """
 
 from __future__ import annotations

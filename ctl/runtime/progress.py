@@ -1,4 +1,4 @@
-"""What a request is doing while it takes long: its client waits as long as work goes on, and shows what it is.
+"""What a request is doing while it takes long: its client waits as long as work continues, and shows what it is.
 
 Decides nothing. A handler writes `with working("compiling the program"):` around a step that may take longer than a client
 waits; the step must have a bound of its own.

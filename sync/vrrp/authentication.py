@@ -9,7 +9,7 @@ what an earlier incarnation sent. So the key of an advertisement is derived from
 the receiver's: no other incarnation of either node ever had it, and within one the counter only grows.
 
 An incarnation of the peer counts once it is known to live: its heartbeats came over the cluster link, or it has greeted with
-the number of this incarnation, which nobody can have known earlier. It then replaces the one before it for good.
+the number of this incarnation, which was not known earlier. It then replaces the one before it for good.
 """
 
 from __future__ import annotations

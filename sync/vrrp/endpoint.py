@@ -12,7 +12,7 @@ came from, and a node whose address is another than the pair was made with greet
 
 A peer of version 0.1.0 cannot verify anything, and takes no advertisement with a trailer. It is known by its answer on the
 cluster link; then, and only then, it gets a copy without a trailer too. What it sends is shown, and has no more effect than any
-other advertisement that nobody can verify.
+other advertisement that cannot be verified.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class Endpoint:
         return _NOTHING
 
     def _reject(self, verdict: Verdict, sender: str, now_ns: int) -> Taken:
-        """Count what only claims to be the peer's; an alarm at once, and then once an hour while it goes on."""
+        """Count what only claims to be the peer's; an alarm at once, and then once an hour while it continues."""
         if sender != self.peer:
             return self._foreign()
         counts = self.counts

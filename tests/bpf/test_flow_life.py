@@ -80,7 +80,7 @@ def test_a_sender_that_goes_on_after_a_fin_has_not_sent_it(farm: Bed, family: Fa
     end(farm, family, "FA")
     other(farm, family, "PA")
     end(farm, family, "A", payload=b"")
-    assert sorted(states(farm, family)) == [SEEN | FIN_HERE, SEEN | FIN_THERE], "half-closed: acknowledgements go on"
+    assert sorted(states(farm, family)) == [SEEN | FIN_HERE, SEEN | FIN_THERE], "half-closed: acknowledgements continue"
     end(farm, family, "PA")
     assert states(farm, family) == (SEEN, SEEN)
 

@@ -1,6 +1,6 @@
 """Packets of mode ipip from outside: what another balancer makes of each, where the feature is one of ours.
 
-The file is no part of the project: XLB_VECTORS names its directory, else it is looked for beside the checkout. Another
+The file is no part of the project: XLB_VECTORS names its directory, else it is looked for next to the checkout. Another
 balancer selects other backends and has other outer sources, so these are not compared.
 """
 

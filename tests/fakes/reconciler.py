@@ -17,7 +17,7 @@ from tests.fakes.plane import FakePlane
 
 
 class FixedTransaction:
-    """Implements `ctl.node.reconciler.Transaction` with a configuration that nobody changes."""
+    """Implements `ctl.node.reconciler.Transaction` with a configuration that does not change."""
 
     def __init__(self, config: Config, addresses: VipAddresses) -> None:
         self.config, self._addresses = config, addresses

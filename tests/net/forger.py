@@ -1,4 +1,4 @@
-"""Somebody on the data network who advertises in the name of a node: new words without the keys, and old words of that node."""
+"""A machine on the data network that advertises as if it were a node: new words without the keys, and old words of the node."""
 
 from __future__ import annotations
 

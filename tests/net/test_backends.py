@@ -70,7 +70,7 @@ def test_a_drain_cuts_live_connections_at_its_deadline(site: Serving) -> None:
     answer = site.node.xlbctl("backend", "drain", "tcp4", address, "--deadline", "2", "--then", "cut", "--wait")
     assert "drained" in answer.stdout and "connections left" in answer.stderr
     assert site.rig.client.run(held.confirm()) == on_first
-    assert len(held.broken) == on_first and all("reset" in why.lower() for why in held.broken), "told by a RST"
+    assert len(held.broken) == on_first and all("reset" in why.lower() for why in held.broken), "ended by a RST"
     site.rig.client.run(held.close())
 
 
@@ -208,7 +208,7 @@ def test_a_backend_whose_cable_is_cut_times_out_of_the_farm(site: Serving) -> No
 
 
 def test_changes_of_a_farm_bring_no_connection_to_a_dead_backend(site: Serving) -> None:
-    """A changed check, or a dead server that is added beside healthy ones, costs no request."""
+    """A changed check, or a dead server that is added to healthy ones, costs no request."""
     farm = site.add_farm("http", health=QUICK_HTTP)
     wait_until(lambda: all(site.state(farm, name) == "up" for name in ("b1", "b2", "b3")), "all backends up")
     site.rig.backend("b2").kill()

@@ -1,4 +1,4 @@
-"""The kernel of a node that lost the VIPs says nothing in their name: every frame it sends, captured at the switch."""
+"""The kernel of a node that lost the VIPs sends nothing in their name: every frame it sends, captured at the switch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Said:
     frame: bytes
 
 
-def says(frame: bytes) -> bool:
+def sends_as_vip(frame: bytes) -> bool:
     """Whether a frame's sender claims or uses a VIP: ARP sender, IP source, target of a neighbour advertisement."""
     start, kind = 14, frame[12:14]
     if kind == b"\x81\x00":
@@ -88,7 +88,7 @@ class Ears:
                     frame, controls, _, address = link.recvmsg(2048, 128)
                 except OSError:
                     continue  # the port is down
-                if address[2] == _PACKET_OUTGOING or not says(frame):
+                if address[2] == _PACKET_OUTGOING or not sends_as_vip(frame):
                     continue
                 seconds, nanoseconds = struct.unpack("qq", controls[0][2][:16])
                 self.said.append(Said(seconds * 10**9 + nanoseconds, links[link], frame))

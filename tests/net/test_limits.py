@@ -1,4 +1,4 @@
-"""Limits, prefix lists and leastconn on a real kernel, by real sockets, and a flood of SYNs beside them."""
+"""Limits, prefix lists and leastconn on a real kernel, by real sockets, and during a flood of SYNs."""
 
 from __future__ import annotations
 

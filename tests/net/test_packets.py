@@ -80,7 +80,7 @@ def _error(one: socket.socket) -> bytes:
 
 @both_families
 def test_a_connection_that_the_node_has_lost_is_reset(site: Serving, family: int) -> None:
-    """The client learns it from its next segment, the backend from its own; nobody sees the backend's address."""
+    """The client learns it from its next segment, the backend from its own; the backend's address is never seen."""
 
     async def talk() -> None:
         reader, writer = await asyncio.open_connection(VIPS[family], PORTS["tcp"])
@@ -104,7 +104,7 @@ def test_a_connection_that_the_node_has_lost_is_reset(site: Serving, family: int
 
 
 async def _provoke(site: Serving, family: int) -> None:
-    """The backend goes on sending on a connection that the node has lost."""
+    """The backend continues to send on a connection that the node has lost."""
     reader, writer = await asyncio.open_connection(VIPS[family], PORTS["tcp"])
     await reader.readline()
     writer.write(b"x" * 8_000_000)  # more than fits in the buffers on the way; the client does not read the echo

@@ -23,7 +23,7 @@ from tests.wait import wait_until
 TIMES = {"heartbeat_ms": 40, "lease_ms": 120, "takeover_ms": 140}
 HELD = 20
 LATE_S = 1.5
-"""A cut takes milliseconds, and the next segment of the client tells it; the rest is for a machine that runs other tests."""
+"""A cut takes milliseconds, and the client learns it with its next segment; the rest is for a machine that runs other tests."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A node that lost its lease says nothing as the VIP, in no form and to nobody, although its kernel still owns the address."""
+"""A node that lost its lease sends nothing as the VIP, in any form, although its kernel still owns the address."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def logged(site: Serving, before: str) -> str:
 
 
 def addresses(node: Namespace, device: str = "eth0") -> list[str]:
-    """What `ip -o address` says, one line per address."""
+    """The output of `ip -o address`, one line per address."""
     return node.run("ip", "-o", "address", "show", "dev", device).stdout.splitlines()
 
 

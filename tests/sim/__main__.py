@@ -1,4 +1,4 @@
-"""`python -m tests.sim SEEDS` plays histories; `python -m tests.sim --replay SEED` plays one and tells it."""
+"""`python -m tests.sim SEEDS` plays histories; `python -m tests.sim --replay SEED` plays one and prints it."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ TIMES_MS = ((10, 30, 36), (10, 60, 70), (20, 90, 104), (30, 120, 135))
 """heartbeat, lease, takeover: which of them a node file has may change whenever its daemon is away."""
 QUIET = 150 * MS
 FLAPPING, MOST_MOVES = 450 * MS, 4
-"""So few moves of the VIPs do carriers cause that flap in turn for so long, ten times and more."""
+"""So few moves of the VIPs do carriers cause that flap in turn for this time, ten times and more."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def timing_of(times_ms: tuple[int, int, int]) -> Timing:
 
 
 class Violation(AssertionError):
-    """A rule was broken; the text says which, when, and how to replay it."""
+    """A rule was broken; the message names it, the time, and how to replay it."""
 
 
 class Sight(logging.Handler):

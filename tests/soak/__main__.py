@@ -253,7 +253,7 @@ def _all_run(site: PairSite) -> bool:
 
 
 def _restart_the_dead(site: PairSite) -> list[str]:
-    """One message per daemon that ended though nobody stopped it; as systemd would, start it again."""
+    """One message per daemon that ended without having been stopped; as systemd would, start it again."""
     dead = [node for node in site.rig.nodes if not node.running]
     causes = [f"xlbd of {node.name} died, exit status {node.wait(1)}" for node in dead]
     for node in dead:

@@ -1,4 +1,4 @@
-"""What the peer says of itself for `status`: asked at most once a second, however many ask here, and never waited for long.
+"""What the peer reports of itself for `status`: asked at most once a second, however many ask here, and never waited for long.
 
 Decides how fresh a report must be. A peer that is silent has none, one of version 0.1.0 only that it is older; `status` then
 shows what its heartbeats say.

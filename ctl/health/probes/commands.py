@@ -43,7 +43,7 @@ class Commands:
             except ConnectionError:
                 if last:
                     raise CommandFailed("the helper process for commands has ended twice") from None
-                continue  # what ended the helper says nothing about the backend
+                continue  # what ended the helper is no result for the backend
             if error:
                 raise CommandFailed(error)
             return

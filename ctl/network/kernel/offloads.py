@@ -7,7 +7,7 @@ Linux disables merging on the interface with a generic program (it skips GRO and
 lower devices: the port of a VLAN or macvlan, the members of a bond or bridge. A frame that they merge is longer than the MTU
 when it reaches the program, which would answer it as too big. In native mode the program receives frames before any merging.
 
-A driver that removes the tag of a VLAN hands it on beside the frame, where the program does not see it.
+A driver that removes the tag of a VLAN passes it on next to the frame, where the program does not see it.
 """
 
 from __future__ import annotations

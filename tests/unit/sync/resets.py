@@ -1,7 +1,7 @@
 """A process whose incoming connections are reset while its queue of received messages is full; exits 0 if it survives.
 
 Run as `python -m tests.unit.sync.resets`. With ZMTP heartbeats on the channel's sockets libzmq ends it by SIGABRT: the next
-heartbeat is due on a connection that failed while nobody was reading (zeromq/libzmq issues 3937, 4364 and 4767).
+heartbeat is due on a connection that failed while it was not read (zeromq/libzmq issues 3937, 4364 and 4767).
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_a_pair_is_ok_until_the_peer_is_gone(tmp_path: Path) -> None:
         assert [line.split()[:2] for line in table.splitlines()[1:3]] == [["lb1", "active"], ["lb2", "backup"]]
 
         two.daemon.attacher.remove("eth0", by=99)
-        wait_until(lambda: check(one.daemon.config)[0] == 1, "what lb2 says of itself")
+        wait_until(lambda: check(one.daemon.config)[0] == 1, "what lb2 reports of itself")
         assert "lb2 is in fault and cannot take over" in check(one.daemon.config)[1]
 
         two.cut_links()

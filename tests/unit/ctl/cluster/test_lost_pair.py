@@ -1,4 +1,4 @@
-"""A node whose cluster.json is lost does not serve beside its peer, until an operator says so."""
+"""A node whose cluster.json is lost serves nothing, so that its peer serves alone, until an operator decides it."""
 
 from __future__ import annotations
 

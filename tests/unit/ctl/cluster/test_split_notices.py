@@ -26,7 +26,7 @@ CONFLICT = {
 
 
 def scene(test: Callable[[SplitNotices, list[str]], Awaitable[None]], refuse: list[str]) -> None:
-    """lb1 tells lb2; the first questions are refused with these codes."""
+    """lb1 notifies lb2; the first questions are refused with these codes."""
 
     async def run() -> None:
         questions = PeerQuestions("lb2")

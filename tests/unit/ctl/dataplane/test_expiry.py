@@ -199,7 +199,7 @@ def test_no_rows_at_all() -> None:
         ((SEEN, 5), (SEEN, 5), False),  # a question and its answer, or a SYN and its SYN-ACK
         ((SEEN, 5), (SEEN, 1), False),
         ((SEEN, 40), (SEEN, 1), True),  # one datagram, and a stream of answers
-        ((SEEN, 1), (SEEN, 3), True),  # the client went on; the map of established flows is full
+        ((SEEN, 1), (SEEN, 3), True),  # the client continued; the map of established flows is full
         ((SEEN, 40), (0, 1), False),
         ((RST, 1), (RST, 3), False),
     ],

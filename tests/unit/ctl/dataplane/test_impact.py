@@ -1,4 +1,4 @@
-"""What a change does to clients, told before or with it."""
+"""What a change does to clients, reported before or with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What doctor says about farms in the modes dsr and ipip."""
+"""What doctor reports of farms in the modes dsr and ipip."""
 
 from __future__ import annotations
 

@@ -392,7 +392,7 @@ def two_farms(silent: int) -> Config:
 
 
 def detection_ms(config: Config, slots: int, web_takes_ms: int) -> int:
-    """Simulated ms until a failure of farm "other" is found, while every probe of "web" takes so long."""
+    """Simulated ms until a failure of farm "other" is found, while every probe of "web" takes this time."""
     checks = HealthChecks(max_probes=slots)
     checks.configure(config, 0)
     ends: list[tuple[int, Probe]] = []

@@ -90,7 +90,7 @@ def test_an_advertisement_counts_once_and_in_its_order() -> None:
 
 def test_what_is_not_signed_with_the_keys_of_both_incarnations_does_not_count() -> None:
     one, two, stranger = Session(SECRET, 1), Session(SECRET, 2), Session(bytes(32), 1)
-    assert two.judge(MESSAGE, one.sign(MESSAGE, OURS), OURS) is Verdict.FORGED, "nobody is known yet"
+    assert two.judge(MESSAGE, one.sign(MESSAGE, OURS), OURS) is Verdict.FORGED, "no sender is known yet"
     known(one, two)
     stranger.lives(2)
     assert two.judge(MESSAGE, b"", OURS) is Verdict.UNSIGNED

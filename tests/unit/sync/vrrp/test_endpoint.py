@@ -1,4 +1,4 @@
-"""Two ends of the advertisements with their cluster link cut, and somebody who sends in their names."""
+"""Two ends of the advertisements with their cluster link cut, and a third machine that sends in their names."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Wire:
         return taken
 
     def carry(self, receiver: Endpoint, packets: list[tuple[bytes, str]]) -> None:
-        """Deliver, and the answers in the other direction, until nobody answers."""
+        """Deliver, and the answers in the other direction, until neither answers."""
         for packet, target in packets:
             assert target == receiver.own
             self.captured[receiver.own].append(packet)
@@ -111,7 +111,7 @@ def test_what_strangers_send_is_counted_and_reported_once(family: int) -> None:
     counts = wire.two.counts
     assert (counts.replayed, counts.unsigned, counts.forged) == (20, 20, 20)
     wire.now_ns += REMIND_NS
-    assert wire.give(wire.two, forged[1]).alarm == "unsigned", "it goes on"
+    assert wire.give(wire.two, forged[1]).alarm == "unsigned", "it continues"
 
 
 def test_advertisements_for_an_earlier_incarnation_alarm_nobody_for_a_while() -> None:

@@ -1,4 +1,4 @@
-"""TCP servers on loopback for probes, and what a probe says of them."""
+"""TCP servers on loopback for probes, and what a probe finds."""
 
 from __future__ import annotations
 
