@@ -19,11 +19,11 @@ from ctl.api.commands.farm import FarmCommands
 from ctl.api.commands.gauges import Gauges
 from ctl.api.commands.history import HistoryCommands
 from ctl.api.commands.impact import ImpactCommand
-from ctl.api.commands.own_addresses import OwnAddresses
-from ctl.api.commands.peer_report import PeerReport
 from ctl.api.commands.prefixes import PrefixCommands
 from ctl.api.commands.status import Origin, StatusCommands
 from ctl.api.commands.vip import VipCommands
+from ctl.api.peer.own_addresses import OwnAddresses
+from ctl.api.peer.report import PeerReport
 from ctl.api.server import ApiServer
 from ctl.cluster.flows.source import ReplicatedPlane
 from ctl.cluster.membership import Membership

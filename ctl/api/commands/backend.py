@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ctl.api.commands import views
 from ctl.api.commands.dispatcher import Arguments, Commit, Dispatcher, Result, take_flag
 from ctl.api.commands.gauges import Gauges
-from ctl.api.commands.own_addresses import OwnAddresses
+from ctl.api.peer.own_addresses import OwnAddresses
 from ctl.api.server import Noted
 from ctl.config import changes, validation
 from ctl.config.model import Backend, Config, Farm

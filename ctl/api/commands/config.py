@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctl.api.commands.dispatcher import Arguments, Commit, Dispatcher, ReadConfig, Result, take_flag
-from ctl.api.commands.own_addresses import OwnAddresses
+from ctl.api.peer.own_addresses import OwnAddresses
 from ctl.api.server import Noted
 from ctl.config import changes, diff, farms_file
 from ctl.errors import InvalidInput

@@ -15,7 +15,7 @@ from bpf import libbpf
 from bpf.constants import ABI_VERSION, COUNTERS, LEASE_FOREVER_NS
 from bpf.dataplane import DataPlane
 from ctl.api.commands.dispatcher import Arguments, Dispatcher, ReadConfig, Result
-from ctl.api.commands.peer_report import PeerReport, Report
+from ctl.api.peer.report import PeerReport, Report
 from ctl.api.server import ApiCounts
 from ctl.cluster.membership import Membership
 from ctl.cluster.peer_questions import PeerQuestions

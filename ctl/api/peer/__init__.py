@@ -1,0 +1,1 @@
+"""What the commands know of the peer: its answers, and what it may ask here."""
