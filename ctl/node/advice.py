@@ -6,7 +6,7 @@ import logging
 from collections.abc import Set as AbstractSet
 
 from ctl.config.model import Config
-from ctl.dataplane import impact
+from ctl.explanation import impact
 from ctl.network import neighbours
 from ctl.network.network import Network
 

@@ -15,14 +15,15 @@ from bpf.dataplane import PERSISTENT, DataPlane, FlowEntry, FlowTuple
 from ctl.api.commands.dispatcher import Arguments, Dispatcher, ReadConfig, take_flag
 from ctl.config import changes, validation
 from ctl.config.model import Config, Farm, Protocol, format_endpoint
-from ctl.dataplane import affinity, explain
+from ctl.dataplane import affinity
 from ctl.dataplane.affinity import Remembered
-from ctl.dataplane.explain import NextHop, Standing
 from ctl.dataplane.flow_selection import EVERYTHING, PROTOCOL_NUMBERS, FlowSelection
 from ctl.dataplane.kernel import flow_maps
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.loads import loads_of
 from ctl.errors import Code, InvalidInput, XlbError
+from ctl.explanation import explain
+from ctl.explanation.explain import NextHop, Standing
 from ctl.health.check_machine import HealthChecks
 from ctl.network.network import Network
 
@@ -74,7 +75,7 @@ class ConnectionCommands:
         return {"removed": await self.sweeper.flush(self._selection(arguments))}
 
     async def show(self, arguments: Arguments) -> dict[str, Any]:
-        """What happens to a packet with this 5-tuple, and why; see `ctl.dataplane.explain`."""
+        """What happens to a packet with this 5-tuple, and why; see `ctl.explanation.explain`."""
         missing = SHOW_ARGUMENTS - {"protocol"} - arguments.keys()
         if missing:
             raise InvalidInput("is missing", min(missing), Code.MISSING_ARGUMENT)

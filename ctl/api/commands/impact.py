@@ -13,10 +13,10 @@ from bpf.dataplane import DataPlane
 from ctl.api.commands.dispatcher import Arguments, Dispatcher, ReadConfig, Result
 from ctl.config import changes
 from ctl.config.model import Config
-from ctl.dataplane import impact
 from ctl.dataplane.kernel import flow_maps
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.errors import InvalidInput
+from ctl.explanation import impact
 from ctl.health.check_machine import HealthChecks
 
 FATES = ("stay", "move", "end")

@@ -19,11 +19,11 @@ from ctl.api.peer.report import PeerReport, Report
 from ctl.api.server import ApiCounts
 from ctl.cluster.membership import Membership
 from ctl.cluster.peer_questions import PeerQuestions
-from ctl.dataplane.explain import Standing
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.diagnosis import redundancy
 from ctl.diagnosis.finding import Finding, Severity, from_view, worst
+from ctl.explanation.explain import Standing
 from ctl.health.check_machine import HealthChecks
 from ctl.network.network import Network
 from ctl.runtime.loop_lag import LoopLag

@@ -13,8 +13,8 @@ from ctl.config.changes import change
 from ctl.config.model import Config, Farm
 from ctl.dataplane.affinity import Remembered, client_prefix, quic_scheme
 from ctl.dataplane.expiry import to_ticks
-from ctl.dataplane.explain import explain
 from ctl.dataplane.planner import PlannerState, plan
+from ctl.explanation.explain import explain
 from tests.fakes.plane import FakePlane
 
 AFFINITY = (PutAffinity, PutBackendAffinity, PutQuicServers)

@@ -8,8 +8,9 @@ from bpf.dataplane import DeletePrefixes, FlowTuple, Operation, PutBackendLimits
 from ctl.config import prefixes
 from ctl.config.changes import change
 from ctl.config.model import Config
-from ctl.dataplane import explain, limits
+from ctl.dataplane import limits
 from ctl.dataplane.planner import PlannerState, plan, replan_everything
+from ctl.explanation import explain
 from tests.fakes.plane import FakePlane
 
 Command = tuple[str, Mapping[str, object]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctl.config.changes import change
 from ctl.config.model import Config
-from ctl.dataplane import impact
+from ctl.explanation import impact
 
 
 def config(scheduler: str = "maglev", backends: int = 4) -> Config:

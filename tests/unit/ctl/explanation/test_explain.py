@@ -8,7 +8,7 @@ from bpf.constants import Protocol
 from bpf.dataplane import FlowTuple
 from ctl.config.changes import change
 from ctl.config.model import Config
-from ctl.dataplane.explain import explain
+from ctl.explanation.explain import explain
 
 VIPS = {"v4": "10.0.0.1", "v6": "fd00::1"}
 SERVERS = {"v4": "10.0.1.1", "v6": "fd00:1::1"}

@@ -21,8 +21,8 @@ from ctl.api.commands.conn import Names, connection_view, is_answered, opposite
 from ctl.config.model import Config, Farm, format_endpoint
 from ctl.dataplane import planner
 from ctl.dataplane.affinity import Remembered
-from ctl.dataplane.explain import Loads, NextHop, destination, explain, with_next_hop
 from ctl.dataplane.slow_start import SlowStart
+from ctl.explanation.explain import Loads, NextHop, destination, explain, with_next_hop
 from tests.model import frames
 from tests.model.affinity import client
 from tests.model.bits import DSR, FORWARD, IPIP, TOA
