@@ -22,6 +22,7 @@ COMMANDS = {
     "stats": "ctl.cli.stats:stats",
     "top": "ctl.cli.top:top",
     "doctor": "ctl.cli.system:doctor",
+    "why": "ctl.cli.system:why",
     "version": "ctl.cli.system:version",
     "completion": "ctl.cli.system:completion",
 }

@@ -79,6 +79,11 @@ def parse_server(text: str) -> tuple[str, int | None]:
     return parse_endpoint(text)
 
 
+def parse_client(text: str) -> tuple[str, int | None]:
+    """Return address and port of a client; without brackets, an IPv6 address has no port."""
+    return (parse_address(text), None) if text.count(":") > 1 and "]" not in text else parse_server(text)
+
+
 class _Parsed(ParamType):
     """A parameter that a function parses; the message of its ValueError is shown to the user."""
 
@@ -156,6 +161,7 @@ ADDRESS_OR_DEFAULT = _Parsed("ADDR", lambda text: text and parse_address(text))
 ADDRESSES = _Parsed("ADDR[,ADDR…]", lambda text: ",".join(parse_address(each.strip()) for each in text.split(",")))
 ADDRESS_WITH_PREFIX = _Parsed("ADDR/PREFIX", _parse_prefix)
 ENDPOINT = _Parsed("ADDR:PORT", parse_endpoint)
+CLIENT = _Parsed("ADDR[:PORT]", parse_client)
 SERVER = _Parsed("ADDR[:PORT]", parse_server)
 PORTS = _Parsed("PORT[-LAST][,…]", _parse_ports)
 PORT = _Parsed("PORT", parse_port)

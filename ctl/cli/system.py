@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ctl.cli.base import Session, XlbCommand, pass_session
+from ctl.cli.options import CLIENT, ENDPOINT
 from ctl.cli.output import print_fields, print_table, show
 from ctl.cli.terminal.tables import Column
 from ctl.errors import Code, InvalidInput, XlbError
@@ -34,6 +35,51 @@ def doctor(ctx: click.Context) -> None:
         checks = _without_daemon(session, error)
     show(session.json, checks, _print_checks)
     ctx.exit(0 if all(check["ok"] for check in checks) else 1)
+
+
+@click.command(
+    "why",
+    cls=XlbCommand,
+    examples=[
+        "xlbctl why 192.0.2.7 10.77.0.100:80",
+        "xlbctl why 192.0.2.7:40000 10.77.0.100:80",
+        "xlbctl why --udp 2001:db8::7 [2001:db8::100]:53",
+    ],
+)
+@click.argument("client", type=CLIENT, metavar="CLIENT")
+@click.argument("vip", type=ENDPOINT, metavar="VIP:PORT")
+@click.option("--udp", is_flag=True, help="A UDP client; TCP otherwise.")
+@click.pass_context
+def why(ctx: click.Context, client: tuple[str, int | None], vip: tuple[str, int], udp: bool) -> None:
+    """Explain why a client cannot connect: the first reason, and what to do; exits 0 if it can connect, else 1.
+
+    Looks at lease, interfaces, VIP, farm, lists, limits, backends, routes and neighbours, and at drops of the last minute. In
+    a pair the active node answers, whichever is asked. CLIENT is an address, or ADDR:PORT for one connection: without a port
+    every backend that the client may get must be reachable.
+    """
+    session = ctx.find_object(Session)
+    assert session is not None
+    (source, source_port), (destination, port) = client, vip
+    answer = session.call(
+        "conn.why",
+        source=source,
+        source_port=source_port,
+        destination=destination,
+        destination_port=port,
+        protocol="udp" if udp else "tcp",
+    )
+    show(session.json, answer, _print_reason)
+    ctx.exit(0 if answer["connects"] else 1)
+
+
+def _print_reason(answer: dict[str, Any]) -> None:
+    """The reason first, then the way to it."""
+    outcome = {True: "can connect", False: "cannot connect", None: "not known"}[answer["connects"]]
+    fields = [("client", f"{answer['connection']} ({answer['protocol']})"), ("outcome", outcome)]
+    fields += [(name, answer[name]) for name in ("reason", "remedy", "farm", "backend") if answer[name]]
+    print_fields(fields)
+    click.echo()
+    _print_checks(answer["findings"])
 
 
 def _without_daemon(session: Session, error: XlbError) -> list[dict[str, Any]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
-from bpf.constants import COUNTERS
+from bpf.constants import COUNTERS, Kind
 from ctl.diagnosis.finding import Finding, Severity, ok
 
 NOTABLE = ("drop_internal", "drop_snat_exhausted", "drop_no_backend", "drop_no_route", "drop_fenced")
+DROPS = tuple(counter.name for counter in COUNTERS if counter.kind is Kind.DROP)
 WINDOW_S = 60.0
 INTERVAL_S = 5.0
 _READINGS = round(WINDOW_S / INTERVAL_S) + 1

@@ -22,6 +22,7 @@ from ctl.api.commands.impact import ImpactCommand
 from ctl.api.commands.prefixes import PrefixCommands
 from ctl.api.commands.status import Origin, StatusCommands
 from ctl.api.commands.vip import VipCommands
+from ctl.api.commands.why import WhyCommand
 from ctl.api.peer.own_addresses import OwnAddresses
 from ctl.api.peer.report import PeerReport
 from ctl.api.server import ApiServer
@@ -326,7 +327,11 @@ def _register_commands(
     ConfigCommands(config, commit, local.transaction.foresee, own).register(dispatcher)
     HistoryCommands(config, History(settings.node.state_dir)).register(dispatcher)
     ImpactCommand(config, plane, local.sweeper, health, shares).register(dispatcher)
-    ConnectionCommands(config, plane, local.sweeper, health, network, status.standing, shares).register(dispatcher)
+    connections = ConnectionCommands(config, plane, local.sweeper, health, network, status.standing, shares)
+    connections.register(dispatcher)
+    why = WhyCommand(connections, local.interfaces, local.addresses, local.drops.recent, lambda: parts.membership)
+    why.register(dispatcher)
+    why.answer(questions)
     status.register(dispatcher)
     doctor.register(dispatcher, examined)
     ClusterCommands(parts.membership, parts.pairing, parts.cluster_check, status).register(dispatcher)

@@ -11,10 +11,11 @@ from ctl.api.client import Client
 from ctl.config.record_codec import decode
 from ctl.errors import XlbError
 from tests.net.paired import DEFAULT_TIMING, PairSite, paired
-from tests.rig import VIP4, Node
+from tests.rig import CLIENT4, VIP4, Node
 from tests.wait import wait_until
 
 CHANGES_BEFORE_THE_CRASH = 5
+ASKED = {"source": CLIENT4, "destination": VIP4, "destination_port": 80}
 FATES = ("stay", "move", "end")
 
 
@@ -105,3 +106,17 @@ def test_after_kill_9_amid_changes_the_successor_and_then_the_node_itself_go_bac
         decode(path.read_bytes())
     own = [each["generation"] for each in active.json("history")["generations"]]
     assert own[0] == done["generation"] and first in own, "both from before the crash and from after it"
+
+
+def test_the_backup_has_the_active_node_say_why(site: PairSite) -> None:
+    site.settle()
+    asked = ("why", CLIENT4, f"{VIP4}:80")
+    wait_until(lambda: site.node.call("conn.why", **ASKED)["connects"], "a next hop of the backend that answers")
+    own, passed_on = site.node.json(*asked), site.other.json(*asked)
+    assert passed_on["connects"] and (passed_on["node"], passed_on["asked"]) == (site.node.name, site.other.name)
+    same = [[each["name"] for each in answer["findings"]] for answer in (own, passed_on)]
+    assert same[1] == ["peer", *same[0]]
+    site.node.xlbctl("farm", "stop", "web")
+    for node in (site.node, site.other):
+        node.xlbctl(*asked, expect=1)
+    site.node.xlbctl("farm", "start", "web")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from ctl.errors import Code
 from tests.net.serving import Serving, drops, program, serving
 from tests.refusals import refused
-from tests.rig import TCP_PORT, UDP_PORT, VIP4, VIP6, HeldConnections, Layout, tcp_connect, udp_exchange
+from tests.rig import CLIENT4, CLIENT6, TCP_PORT, UDP_PORT, VIP4, VIP6, HeldConnections, Layout, tcp_connect, udp_exchange
 from tests.wait import wait_until
 
 SECOND4 = "10.77.0.101"
@@ -136,3 +137,34 @@ def test_a_farm_on_all_ports(site: Serving) -> None:
     wait_until(lambda: site.node.call("cluster.status")["role"] in ("active", "single"), "the node serves again")
     assert site.rig.client.run(tcp_connect(SECOND4, TCP_PORT)).backend == "b1", "the running maps are adopted"
     assert not any(path.name.startswith("toa") for path in site.node.bpf_dir.iterdir()), "a start has what its farms need"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_why_agrees_with_a_real_client(site: Serving, family: int) -> None:
+    """The reason names what the kernel really does: routes and neighbours are its own, and so is the verdict."""
+    client, vip = (CLIENT4, VIP4) if family == 4 else (CLIENT6, VIP6)
+    backend = site.rig.backends[0].address4 if family == 4 else site.rig.backends[0].address6
+
+    def why(reason: str) -> dict[str, Any]:
+        answer: dict[str, Any] = site.node.call("conn.why", source=client, destination=vip, destination_port=TCP_PORT)
+        failing = [each["name"] for each in answer["findings"] if not each["ok"]]
+        assert (answer["connects"], failing) == (not reason, [reason] if reason else [])
+        assert bool(site.tcp(family, timeout_s=0.3).error) is bool(reason)
+        return answer
+
+    try:
+        why("farm")
+        name = site.add_farm("tcp", family)
+        wait_until(lambda: site.tcp(family, timeout_s=0.3).error == "", "the next hop of the backend")
+        why("")
+        site.node.xlbctl("prefixes", "set", "clients", "-f", "-", stdin=client)
+        site.node.call("farm.set", name=name, deny="clients")
+        assert why("lists")["verdict"] == "drop_denied"
+        site.node.call("farm.set", name=name, deny="")
+        site.node.namespace.run("ip", "route", "add", "unreachable", backend)
+        assert why("route")["remedy"] == f"ip route get {backend}"
+        site.node.namespace.run("ip", "route", "delete", "unreachable", backend)
+        site.node.call("backend.drain", farm=name, address=backend, port=TCP_PORT)
+        assert "--no-drain" in why("backends")["remedy"]
+    finally:
+        site.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,41 +76,35 @@ class ConnectionCommands:
 
     async def show(self, arguments: Arguments) -> dict[str, Any]:
         """What happens to a packet with this 5-tuple, and why; see `ctl.explanation.explain`."""
-        missing = SHOW_ARGUMENTS - {"protocol"} - arguments.keys()
-        if missing:
-            raise InvalidInput("is missing", min(missing), Code.MISSING_ARGUMENT)
-        protocol = _protocol(arguments.get("protocol", "tcp"))
-        arriving = FlowTuple(
-            validation.canonical_address(str(arguments["source"]), "source"),
-            validation.canonical_address(str(arguments["destination"]), "destination"),
-            _integer(arguments, "source_port", 1, 65535),
-            _integer(arguments, "destination_port", 1, 65535),
-            PROTOCOL_NUMBERS[protocol],
-        )
-        if validation.is_ipv6(arriving.source) != validation.is_ipv6(arriving.destination):
-            raise InvalidInput(f"{arriving.source} and {arriving.destination} are of different address families", "destination")
-        entry, other = await self.sweeper.ask(lambda: self._find(arriving))
-        names, now_tick = Names(self.config()), self.plane.now_tick()
-        found = connection_view(entry, names, now_tick) if entry is not None else None
-        answered = entry is not None and is_answered(entry, other, now_tick)
-        down, seed = self.health.unusable(self.config()), self.config().hash_seed
-        standing = self.standing()
-
-        def remembered(farm: Farm) -> Remembered | None:
-            return find_remembered(self.plane, farm, arriving.source)
+        arriving, standing = flow_tuple(arguments), self.standing()
+        found = await self.look_up(arriving)
 
         def explained() -> dict[str, Any]:
-            known = (remembered, self.shares(), self._check_error, self._loads())
-            answer = explain.explain(arriving, found, self.config(), down, seed, *known, answered)
+            answer = self.explained(arriving, *found)
             address = explain.destination(answer)
             if address and standing.node == standing.serving:
-                answer = explain.with_next_hop(answer, address, self._next_hop(address))
+                answer = explain.with_next_hop(answer, address, self.next_hops([address])[address])
             return explain.at_node(answer, standing)
 
         return await asyncio.to_thread(explained)
 
-    def _find(self, arriving: FlowTuple) -> tuple[FlowEntry | None, FlowEntry | None]:
+    async def look_up(self, arriving: FlowTuple) -> tuple[FlowEntry | None, FlowEntry | None]:
         """The entry of the tuple, and that of the other direction."""
+        return await self.sweeper.ask(lambda: self._find(arriving))
+
+    def explained(self, arriving: FlowTuple, entry: FlowEntry | None = None, other: FlowEntry | None = None) -> dict[str, Any]:
+        """What the configuration and the maps say about a packet; entry, other: of `look_up`. Blocks."""
+        config, now_tick = self.config(), self.plane.now_tick()
+        found = connection_view(entry, Names(config), now_tick) if entry is not None else None
+        answered = entry is not None and is_answered(entry, other, now_tick)
+
+        def remembered(farm: Farm) -> Remembered | None:
+            return find_remembered(self.plane, farm, arriving.source)
+
+        known = (remembered, self.shares(), self._check_error, self._loads())
+        return explain.explain(arriving, found, config, self.health.unusable(config), config.hash_seed, *known, answered)
+
+    def _find(self, arriving: FlowTuple) -> tuple[FlowEntry | None, FlowEntry | None]:
         entry = flow_maps.find(self.plane, arriving)
         return entry, flow_maps.find(self.plane, opposite(entry.leaves)) if entry is not None and not entry.mode else None
 
@@ -126,15 +120,17 @@ class ConnectionCommands:
             return None
         return explain.Loads(*(dict(enumerate(loads_of(each).tolist())) for each in found if each is not None))
 
-    def _next_hop(self, address: str) -> NextHop | None:
-        """As the kernel has it at this moment. Blocks."""
-        (route,) = self.network.routes([address])
-        if route is None:
-            return None
-        hop = route.gateway or address
+    def next_hops(self, addresses: Sequence[str]) -> dict[str, NextHop | None]:
+        """Towards each address, as the kernel has it at this moment; None: there is no route. Blocks."""
+        routes = self.network.routes(addresses)
         names = {link.index: link.name for link in self.network.interfaces().values()}
-        known = any((each.index, each.address) == (route.index, hop) and each.resolved for each in self.network.neighbours())
-        return NextHop(names.get(route.index, f"interface {route.index}"), hop, known)
+        resolved = {(each.index, each.address) for each in self.network.neighbours() if each.resolved}
+        found: dict[str, NextHop | None] = dict.fromkeys(addresses)
+        for address, route in zip(addresses, routes, strict=True):
+            if route is not None:
+                hop, name = route.gateway or address, names.get(route.index, f"interface {route.index}")
+                found[address] = NextHop(name, hop, (route.index, hop) in resolved)
+        return found
 
     def _selection(self, arguments: Arguments) -> FlowSelection:
         """Raises InvalidInput or XlbError naming the farm or backend there is not."""
@@ -152,6 +148,24 @@ class ConnectionCommands:
             where = f"farm {name}" if name is not None else "any farm"
             raise XlbError(f"backend {endpoint} is not in {where}; see 'xlbctl farm show'", Code.UNKNOWN_BACKEND)
         return FlowSelection(backends=chosen)
+
+
+def flow_tuple(arguments: Arguments) -> FlowTuple:
+    """The 5-tuple that SHOW_ARGUMENTS name. Raises InvalidInput."""
+    missing = SHOW_ARGUMENTS - {"protocol"} - arguments.keys()
+    if missing:
+        raise InvalidInput("is missing", min(missing), Code.MISSING_ARGUMENT)
+    protocol = _protocol(arguments.get("protocol", "tcp"))
+    arriving = FlowTuple(
+        validation.canonical_address(str(arguments["source"]), "source"),
+        validation.canonical_address(str(arguments["destination"]), "destination"),
+        _integer(arguments, "source_port", 1, 65535),
+        _integer(arguments, "destination_port", 1, 65535),
+        PROTOCOL_NUMBERS[protocol],
+    )
+    if validation.is_ipv6(arriving.source) != validation.is_ipv6(arriving.destination):
+        raise InvalidInput(f"{arriving.source} and {arriving.destination} are of different address families", "destination")
+    return arriving
 
 
 def find_remembered(plane: DataPlane, farm: Farm, client: str) -> Remembered | None:

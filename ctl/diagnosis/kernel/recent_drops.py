@@ -7,7 +7,7 @@ import logging
 import time
 
 from bpf.dataplane import DataPlane, PlaneError
-from ctl.diagnosis.drops import INTERVAL_S, NOTABLE, RecentCounters
+from ctl.diagnosis.drops import DROPS, INTERVAL_S, RecentCounters
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,6 @@ class DropSampler:
 
 
 def packets(plane: DataPlane) -> dict[str, int]:
-    """Packets of each notable drop since the counters were created."""
+    """Packets of each kind of drop since the counters were created."""
     counters = plane.counters()
-    return {name: counters.get(name, (0, 0))[0] for name in NOTABLE}
+    return {name: counters.get(name, (0, 0))[0] for name in DROPS}
