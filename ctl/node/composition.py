@@ -258,6 +258,8 @@ def _transaction(
         advise=lambda old, new: advice.advice(given.network, old, new, checks.checks.unusable(new)),
         program=program,
         fault=lambda message: membership().fault_changed("program", message),
+        history=History(given.settings.node.state_dir),
+        provenance=audit.provenance_on(given.settings.node.name),
     )
 
 
