@@ -318,6 +318,11 @@ COUNTERS: tuple[Counter, ...] = (
         Kind.DROP,
         "Mode ipip: this node has no address of the backend's family to send from; see tunnel_source in xlbd(8).",
     ),
+    Counter(
+        "drop_not_compiled",
+        Kind.DROP,
+        "The farm's mode is not in the program yet, which xlbd compiles: no answer, so that the client repeats.",
+    ),
     Counter("drop_denied", Kind.DROP, "A list of the farm denies the client, or its list of allowed clients does not have it."),
     Counter("drop_rate", Kind.DROP, "The client opens connections faster than the farm's max_rate."),
     Counter("drop_half_open", Kind.DROP, "The client has max_half_open connections of the farm that are not established."),

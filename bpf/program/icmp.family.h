@@ -46,6 +46,8 @@ static __always_inline struct flow_FAM *compute_flow_FAM(struct packet *packet, 
 
 	if (!global || !connection || !service || !service->slot_count || !is_hash(service->scheduler))
 		return NULL;
+	if (!is_compiled_mode(service->mode))
+		return NULL;
 	hash = flow_hash_FAM(key, global->hash_seed);
 	backend_id = select_FAM(key, service, hash, global->hash_seed);
 	backend = backend_id ? backends.lookup(&backend_id) : NULL;

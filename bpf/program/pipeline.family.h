@@ -80,6 +80,8 @@ static __always_inline u32 accept_FAM(struct packet *packet, struct flow_key_FAM
 	service = find_service_FAM(key, vip);
 	if (!service && vip->flags & VIP_FLAG_OPEN)
 		return COUNTER_PASS_VIP_OPEN;
+	if (service && !is_compiled_mode(service->mode)) /* also of a connection whose entry the daemon holds back */
+		return COUNTER_DROP_NOT_COMPILED;
 	if (!match->old) {
 		verdict = check_client_FAM(packet, key, service);
 		if (verdict != CONTINUE)

@@ -39,6 +39,12 @@ static __always_inline u8 flags_of_mode(u8 mode)
 	return 0;
 }
 
+/* Can this program forward connections of a mode? The maps follow the configuration before the compiler has ended. */
+static __always_inline bool is_compiled_mode(u8 mode)
+{
+	return mode == MODE_SNAT || mode == MODE_DNAT || flags_of_mode(mode);
+}
+
 #define MIN_MTU_v4 68   /* RFC 791 */
 #define MIN_MTU_v6 1280 /* RFC 8200: a sender ignores a smaller one */
 

@@ -196,6 +196,15 @@ def test_too_big_about_an_unknown_connection_goes_where_the_hash_leads(
     assert bed.send(other).verdict == "pass_vip_icmp", "only too big"
 
 
+@pytest.mark.parametrize("mode", [Mode.DSR, Mode.IPIP], ids=["dsr", "ipip"])
+def test_too_big_is_not_translated_for_a_mode_that_the_program_does_not_have(bed: Bed, family: Family, mode: Mode) -> None:
+    """It would reach the backend with other addresses than the connection has there."""
+    bed.farm(family.vip, (family.far(11), 8080), mode=mode)
+    reply = network(family, family.vip, family.client) / transport(Protocol.TCP, 80, 40000) / Raw(PAYLOAD)
+    error = error_about(family, reply, ERRORS[family.name][1], 20, (GATEWAY_MAC, NODE_IN_MAC))
+    assert bed.send(error).verdict == "pass_vip_icmp"
+
+
 @pytest.mark.parametrize("extensions", ["hop-by-hop", "destination options", "first fragment", "all"])
 def test_a_quote_with_extension_headers_is_understood(bed: Bed, extensions: str) -> None:
     bed.farm(V6.vip, (V6.far(11), 8080), snat=V6.snat)

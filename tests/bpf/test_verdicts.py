@@ -237,6 +237,21 @@ def farm_without_backends(bed: Bed, family: Family) -> Outcome:
     return bed.send(bytes(from_client(family)))
 
 
+@case("drop_not_compiled")
+def mode_that_the_program_does_not_have(bed: Bed, family: Family) -> Outcome:
+    serve(bed, family, mode=Mode.DSR)
+    return bed.send(bytes(from_client(family)))
+
+
+@case("drop_not_compiled")
+def midstream_in_a_mode_that_the_program_does_not_have(bed: Bed, family: Family) -> Outcome:
+    """Its connection may be held back until the program has the mode, so it gets no reset."""
+    serve(bed, family, mode=Mode.IPIP, scheduler=Scheduler.ROUNDROBIN)
+    outcome = bed.send(bytes(from_client(family, flags="A")))
+    assert not outcome.moved.keys() - {"drop_not_compiled"} and bed.flows("embryonic", family) == {}
+    return outcome
+
+
 @case("drop_no_flow")
 def midstream_of_a_round_robin_farm(bed: Bed, family: Family) -> Outcome:
     serve(bed, family, scheduler=Scheduler.ROUNDROBIN)
