@@ -138,6 +138,7 @@ class PairMember:
             self._connections,
             self._step_changed,
             unreplicated=lambda: parts.sweeper.result.unreplicated,
+            unreadable=parts.unreadable_flags,
         )
         self._undo.append(lambda: asyncio.to_thread(self.replicator.close))
         parts.sweeper.follow_with(self.replicator)
@@ -204,6 +205,11 @@ class PairMember:
         if name in self._parts.settings.cluster.track:
             self.carriers[name] = state in ("up", "new")
             self.fault_changed(f"carrier {name}", "" if self.carriers[name] else f"no carrier on {name}", disables=True)
+
+    async def program_replaced(self) -> None:
+        """The program has more features than before: what was held back for it goes into the maps."""
+        await self.replicator.release()
+        await self.persistence.release()
 
     def fault_changed(self, name: str, message: str, disables: bool) -> None:
         """See `FaultChanged`. The caller has logged it."""
@@ -329,6 +335,7 @@ class PairMember:
                 "protected": round(flows.protected, 4),
                 "lag_ms": round(flows.lag_ms, 1),
                 "resyncs": flows.resyncs,
+                "held": flows.held_flows,
             },
             "can_serve": seen.can_serve,
             "faults": list(seen.faults),
@@ -347,7 +354,8 @@ class PairMember:
 
     def _standing(self) -> Standing:
         version, heard = self.configuration.replica.version, self.pair.heard
-        return self.replicator.complete and (heard is None or version >= heard.version), version
+        newest = heard is None or version >= heard.version
+        return self.replicator.complete and newest and not self._parts.changes.awaits_program, version
 
     def _role_changed(self, role: Role) -> None:
         self._parts.changed()

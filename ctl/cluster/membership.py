@@ -126,6 +126,11 @@ class Membership:
             self._member.fault_changed(name, message, disables)
         self._parts.changed()
 
+    async def program_replaced(self) -> None:
+        """The program has more features than before."""
+        if self._member is not None:
+            await self._member.program_replaced()
+
     # --- start and stop ------------------------------------------------------------------------------------------
 
     def open_lease(self) -> None:

@@ -31,6 +31,9 @@ class Changes(Host, Protocol):
     @property
     def config(self) -> Config: ...
 
+    @property
+    def awaits_program(self) -> bool: ...
+
     async def commit(self, make: MakeConfig) -> Committed: ...
 
     async def prepare(self, features: frozenset[str]) -> None: ...
@@ -44,7 +47,7 @@ class Changes(Host, Protocol):
 class PairParts:
     """run_change: makes a change the peer forwards, as a control command. give_up: ends the daemon for a reason.
 
-    changed: the role may be another one.
+    changed: the role may be another one. unreadable_flags: of flow entries that the program would misread at this moment.
     """
 
     settings: NodeSettings
@@ -58,3 +61,4 @@ class PairParts:
     questions: PeerQuestions
     give_up: Callable[[str], None]
     changed: Callable[[], None]
+    unreadable_flags: Callable[[], int]

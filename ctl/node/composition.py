@@ -111,7 +111,13 @@ def _parts(given: _Given, notifier: Notifier, questions: PeerQuestions) -> NodeP
     """A part that calls one made after it does so through a function."""
     settings, plane, network = given.settings, given.plane, given.network
     supervisor, tidier = Supervisor(), memory.Tidier()
-    program = ProgramFeatures(settings.node.name, given.attacher)
+
+    async def replaced() -> None:
+        await membership.program_replaced()
+        local.sweeper.soon()  # connections that exist are not counted yet
+        local.configuration.replan_soon()
+
+    program = ProgramFeatures(settings.node.name, given.attacher, replaced=replaced)
     local = _local(given, supervisor, program, changed=lambda: summary.show(), membership=lambda: membership)
     transaction, interfaces = local.transaction, local.interfaces
     pair = PairParts(
@@ -126,6 +132,7 @@ def _parts(given: _Given, notifier: Notifier, questions: PeerQuestions) -> NodeP
         questions=questions,
         give_up=supervisor.give_up,
         changed=lambda: summary.show(),
+        unreadable_flags=lambda: features.unreadable_flags(given.attacher.features()),
     )
     membership = Membership(
         pair, local.configuration.follow_addresses, lambda: program.require(frozenset({features.REPLICATION}))

@@ -57,10 +57,12 @@ class RunningConfiguration:
         self._retry: asyncio.TimerHandle | None = None
         self._next_step_s = next_step_s
         self._step: asyncio.TimerHandle | None = None
+        self._program_wanted = asyncio.Event()
 
     async def begin(self) -> None:
         """Make the kernel's maps follow the loaded configuration. Raises XlbError when it refuses."""
         self._checks.configure(self._transaction.config)
+        await self._transaction.complete_program()
         await self._transaction.replan()
 
     # --- changes ---------------------------------------------------------------------------------------------
@@ -70,8 +72,10 @@ class RunningConfiguration:
         checks = self._checks.checks
         before = checks.unusable(done.new), checks.to_remember
         await self._checks.follow(done.new)
-        if (checks.unusable(done.new), checks.to_remember) != before or self._transaction.awaits_program:
+        if (checks.unusable(done.new), checks.to_remember) != before:
             self._replan_wanted.set()
+        if self._transaction.awaits_program:
+            self._program_wanted.set()
         before_change, after_change = changed_backends(done.old, done.new)
         if before_change or after_change:
             self._next_hops.wake()
@@ -110,7 +114,12 @@ class RunningConfiguration:
         self._replan_wanted.set()
 
     async def run(self) -> None:
-        """Make the maps follow the backends' health, until cancelled."""
+        """Make program and maps follow the configuration and the backends' health, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_with_maps())
+            group.create_task(self._follow_with_program())
+
+    async def _follow_with_maps(self) -> None:
         while True:
             await self._replan_wanted.wait()
             self._replan_wanted.clear()
@@ -118,10 +127,23 @@ class RunningConfiguration:
                 await self._transaction.replan()
                 await asyncio.to_thread(self._checks.save_down)
             except XlbError as error:
-                delay_s = PROGRAM_RETRY_S if self._transaction.awaits_program else REPLAN_RETRY_S
-                log.error("configuration and health are not in the maps yet, trying again in %g s: %s", delay_s, error)
-                self.replan_later(delay_s)
+                log.error("configuration and health are not in the maps yet, trying again in %g s: %s", REPLAN_RETRY_S, error)
+                self.replan_later()
             self._plan_step()
+
+    async def _follow_with_program(self) -> None:
+        """Meanwhile the maps follow as far as the present program can."""
+        loop, retry = asyncio.get_running_loop(), None
+        while True:
+            await self._program_wanted.wait()
+            self._program_wanted.clear()
+            if retry is not None:
+                retry.cancel()
+            try:
+                await self._transaction.complete_program()
+            except XlbError as error:
+                log.error("farms are not served as configured, trying again in %g s: %s", PROGRAM_RETRY_S, error)
+                retry = loop.call_later(PROGRAM_RETRY_S, self._program_wanted.set)
 
     def _plan_step(self) -> None:
         """A backend in slow start gets more of its weight later."""
@@ -131,11 +153,15 @@ class RunningConfiguration:
         if (when := self._next_step_s()) is not None:
             self._step = asyncio.get_running_loop().call_later(max(0.0, when - time.monotonic()), self._replan_wanted.set)
 
-    def replan_later(self, delay_s: float = REPLAN_RETRY_S) -> None:
+    def replan_soon(self) -> None:
+        """The program can run more of the configuration in force than the maps have."""
+        self._replan_wanted.set()
+
+    def replan_later(self) -> None:
         """The kernel refused the maps of the configuration in force; try again."""
         if self._retry is not None:
             self._retry.cancel()
-        self._retry = asyncio.get_running_loop().call_later(delay_s, self._replan_wanted.set)
+        self._retry = asyncio.get_running_loop().call_later(REPLAN_RETRY_S, self._replan_wanted.set)
 
     def _remove_flows(self, selection: FlowSelection) -> None:
         self._supervisor.run(self._flush(selection), "flow removal")

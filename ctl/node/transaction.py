@@ -22,7 +22,7 @@ from ctl.config.changes import Committed, MakeConfig
 from ctl.config.model import Config, Provenance
 from ctl.config.record_codec import Encoder, Put, Record
 from ctl.dataplane import planner
-from ctl.dataplane.features import features_of
+from ctl.dataplane.features import features_of, runnable
 from ctl.errors import Code, XlbError, code_of
 from ctl.network.reconcile import VipRepair
 from ctl.network.vip_addresses import VipAddresses
@@ -164,6 +164,7 @@ class Transaction:
         self._down, self._in_force, self._refused, self._advise = down, in_force, refused, advise
         self._program, self._fault = program, fault
         self._needed: tuple[Config, frozenset[str]] = self._config, frozenset()
+        self._run: tuple[Config, frozenset[str], Config] = self._config, frozenset(), self._config
         self._shares = shares
         self._history, self._provenance = history, provenance
         self._encoder = Encoder()
@@ -322,13 +323,22 @@ class Transaction:
 
     @property
     def awaits_program(self) -> bool:
-        """Whether the configuration in force needs a program that is not compiled yet; `replan` has it compiled."""
+        """Whether the configuration in force needs a program that is not compiled yet; `complete_program` has it compiled."""
         return bool(self._program.missing(self._needs(self._config)))
+
+    def _runnable(self, config: Config) -> Config:
+        """What the program can run of a configuration; the same object while neither changes."""
+        missing = self._program.missing(self._needs(config))
+        of, without, found = self._run
+        if of is not config or without != missing:
+            found = runnable(config, missing)
+            self._run = config, missing, found
+        return found
 
     async def adopt(self, config: Config) -> None:
         """Run with a configuration of the peer that is on disk. What this kernel refuses is logged and tried again.
 
-        Where the program lacks a feature for it, the maps stay as they are until `replan`: the peer waits for no compiler.
+        Where the program lacks a feature for it, the maps follow as far as they can: the peer waits for no compiler.
         """
         async with self._kernel:
             old, self._config = self._config, config
@@ -344,8 +354,7 @@ class Transaction:
     def _follow(self, old: Config, config: Config) -> None:
         if config.hash_seed != old.hash_seed:
             self._plane.set_hash_seed(config.hash_seed)
-        if not self._program.missing(self._needs(config)):
-            self._replan(config, self._down(config))
+        self._replan(config, self._down(config))
         self._addresses.follow(config)
 
     # --- single node or pair -------------------------------------------------------------------------------------
@@ -373,21 +382,24 @@ class Transaction:
 
     # --- the kernel follows --------------------------------------------------------------------------------------
 
-    async def replan(self) -> None:
-        """Make the maps follow the configuration and the backends' health; they are read first when they are not known.
-
-        The program is replaced first where it lacks a feature for it. Raises XlbError when the kernel refuses.
-        """
+    async def complete_program(self) -> None:
+        """Have the program compiled, where it lacks a feature for the configuration; `replan` then uses it. Raises XlbError."""
         try:
             await self._program.require(await asyncio.to_thread(self._needs, self._config), patiently=True)
         except XlbError as error:
             self._fault(str(error))
             raise
         self._fault("")
+
+    async def replan(self) -> None:
+        """Make the maps follow the configuration and the backends' health; they are read first when they are not known.
+
+        As far as the program can: see `awaits_program`. Raises XlbError when the kernel refuses.
+        """
         async with self._kernel:
-            if self.awaits_program:  # of a configuration that came meanwhile, and has its own turn
-                return
             await uninterrupted(lambda: self._replan(self._config, self._down(self._config)))
+        if not self.awaits_program:
+            self._fault("")  # of an earlier attempt
 
     async def follow_addresses(self) -> list[VipRepair]:
         """Make the interfaces carry the VIPs; returns what was done, which no change or move of VIPs had asked for."""
@@ -395,7 +407,7 @@ class Transaction:
             return await uninterrupted(lambda: self._addresses.follow(self._config))
 
     def _replan(self, config: Config, down: frozenset[int]) -> None:
-        plane, shares = self._plane, self._shares(config, down)
+        plane, shares, config = self._plane, self._shares(config, down), self._runnable(config)
         for _ in range(MAX_PLANNING_ROUNDS):
             if self._known:
                 plan = planner.plan(self._state, config, down, shares)

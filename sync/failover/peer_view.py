@@ -173,7 +173,7 @@ class PeerView:
             return f"{self.name} is {beat.role.value} and cannot become active"
         if not beat.can_serve:
             return f"{self.name} reports a fault: see xlbctl doctor on {self.name}"
-        return "" if beat.in_step else f"{self.name}'s flow map is not in step yet"
+        return "" if beat.in_step else f"{self.name} is not in step yet: it lacks flows, or its program is not compiled yet"
 
     def can_become_active(self, now_ns: int, timing: Timing) -> bool:
         """Whether the peer would take the VIPs, in step or not."""

@@ -75,6 +75,15 @@ class Receiver:
         self.in_step = self.in_step or serving
         self.serving = serving
 
+    def lost_flows(self, why: str) -> list[Effect]:
+        """Flows that were applied are lost here: have the peer send a new snapshot, unless this node serves."""
+        if self.serving or not self._known:
+            return []
+        self._known = False
+        out: list[Effect] = [StepChanged(False, why)] if self.in_step else []
+        self.in_step = False
+        return [*out, SendAcknowledgement(Acknowledgement(self._boot, self._session, 0, 1, unknown=True))]
+
     def block(self, block: Block, now_ns: int) -> list[Effect]:
         """A block arrived."""
         if block.layout != self.layout:

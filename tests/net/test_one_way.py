@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +14,14 @@ import pytest
 from tests import rig as rig_package
 from tests.net.paired import PairSite, paired
 from tests.net.serving import PORTS, VIPS
-from tests.rig import CLIENT4, CLIENT6, VIP6, Backend, transfer, udp_exchange
+from tests.rig import CLIENT4, CLIENT6, VIP6, Backend, HeldConnections, transfer, udp_exchange
 from tests.wait import wait_until
 
 TIMES = {"heartbeat_ms": 40, "lease_ms": 120, "takeover_ms": 140}
 CLIENTS = {4: CLIENT4, 6: CLIENT6}
 ECHO_PORT = 7002
 HELD = 30
+NAT_VIP = "10.77.0.101"
 TRANSFER_BYTES = 1_000_000
 UNWRAP = Path(rig_package.__file__).with_name("decapsulate.py")
 
@@ -50,6 +52,59 @@ def pair() -> Iterator[PairSite]:
         yield site
 
 
+@contextlib.contextmanager
+def held(pair: PairSite, address: str, port: int) -> Iterator[HeldConnections]:
+    connections = HeldConnections(address, port, HELD)
+    pair.rig.client.run(connections.open())
+    assert pair.rig.client.run(connections.confirm()) == 0
+    yield connections
+    assert connections.broken == [] and connections.wrong_bytes == 0
+    pair.rig.client.run(connections.close())
+
+
+def test_a_takeover_before_the_backup_has_compiled_the_modes(pair: PairSite) -> None:
+    """Their connections wait, and nothing of them is forwarded; those of mode snat go on at once. Then a restart with pins."""
+    active, backup, backends = pair.node, pair.other, pair.rig.backends
+    active.call("vip.add", address=f"{NAT_VIP}/24", device="eth0")
+    document, port = active.call("config.export"), PORTS["tcp"]
+    for mode, vip in (("snat", NAT_VIP), ("dsr", VIPS[4]), ("ipip", VIP6)):  # no backend has the first VIP
+        addresses = [backend.address6 if vip == VIP6 else backend.address4 for backend in backends]
+        farm = {"name": mode, "vip": vip, "port": port, "mode": mode, "scheduler": "roundrobin", "health": {"kind": "none"}}
+        document.setdefault("farm", []).append(farm | {"backend": [{"address": each, "port": port} for each in addresses]})
+    backup.break_compiler()
+    active.call("config.apply", document=document)
+    with (
+        held(pair, NAT_VIP, PORTS["tcp"]) as nat,
+        held(pair, VIPS[4], PORTS["tcp"]) as dsr,
+        held(pair, VIP6, PORTS["tcp"]) as ipip,
+    ):
+        wait_until(lambda: pair.status(backup)["sync"]["held"] >= 2 * HELD, "the connections to be held back")
+        active.kill()
+        wait_until(lambda: pair.status(backup)["role"] == "active", "the takeover", 10)
+        pair.node = backup
+        assert pair.rig.client.run(nat.confirm()) == 0
+        before = pair.counters()
+        wait_until(lambda: pair.counters()["drop_not_compiled"] > before["drop_not_compiled"] + HELD, "what is not forwarded")
+        assert backup.call("conn.list", farm="dsr")["connections"] == []
+        backup.repair_compiler()
+        assert (
+            "compiled the program for mode dsr, mode ipip"
+            in backup.xlbctl("farm", "set", "snat", "--idle-timeout", "600").stderr
+        )
+        for each in (dsr, ipip, nat):
+            assert pair.rig.client.run(each.confirm()) == 0
+        assert pair.counters()["event_reset_sent"] == before["event_reset_sent"]
+        active.start()
+        pair.settle()
+        backup.xlbctl("cluster", "switchover")
+        pair.settle()
+        assert pair.node is active
+        for each in (dsr, ipip, nat):
+            assert pair.rig.client.run(each.confirm()) == 0
+    for name in ("snat", "dsr", "ipip"):
+        active.call("farm.delete", name=name)
+
+
 @pytest.fixture(scope="module", params=["dsr", "ipip", "ipip to the other family"])
 def site(request: pytest.FixtureRequest, pair: PairSite) -> Iterator[PairSite]:
     pair.settle()
@@ -62,7 +117,9 @@ def site(request: pytest.FixtureRequest, pair: PairSite) -> Iterator[PairSite]:
             for backend in pair.rig.backends:
                 address = backend.address4 if (family == 4) is not bool(other) else backend.address6
                 pair.node.call("backend.add", farm=f"{service}{family}", address=address, port=port)
-    wait_until(lambda: all(f"compiled for mode {mode}" in node.tail(1000) for node in pair.rig.nodes), f"mode {mode}", 30)
+    wait_until(
+        lambda: all(re.search(f"compiled for .*mode {mode}", node.tail(1000)) for node in pair.rig.nodes), f"mode {mode}", 30
+    )
     pair.settle()
     yield pair
     pair.settle()

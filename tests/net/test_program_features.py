@@ -39,7 +39,7 @@ def test_a_feature_is_added_on_both_nodes(site: PairSite) -> None:
 
 
 def test_what_does_not_compile_is_refused_by_the_active_node_and_a_fault_of_the_backup(site: PairSite) -> None:
-    """Refused, nothing changes on either node. On the backup its maps stay as they were until it can compile."""
+    """Refused, nothing changes on either node. On the backup its maps follow as far as its program can."""
     active, backup, change = site.node, site.other, ("farm", "set", "tcp4", "--max-rate", "10000")
     with site.holding(HELD) as held:
         dropped, before = drops(site), site.node.call("config.export")

@@ -63,10 +63,11 @@ class ReplicationEngine:
         clock_offset_ns: Callable[[], int | None],
         outlets: Outlets,
         limits: Limits = LIMITS,
+        unreadable: Callable[[], int] = lambda: 0,
     ) -> None:
         self._codec = make_codec(plane)
         self._source = FlowSource(plane, self._codec)
-        self.maps = ReplicaMaps(plane, self._codec)
+        self.maps = ReplicaMaps(plane, self._codec, unreadable)
         self.sender = Sender(boot, self._codec.layout, limits)
         self.receiver = Receiver(self._codec.layout, limits)
         self.counts = EngineCounts()
@@ -165,6 +166,15 @@ class ReplicationEngine:
         """
         self._sweep = None
         self._work.append(done)
+
+    def release(self, now_ns: int) -> None:
+        """The program can read more flows than before: those that were held back for it go into the maps, and to the peer."""
+        lost = self.maps.held.lost
+        released = self._attempt(self.maps.release)
+        for family, keys, values in released if isinstance(released, list) else ():
+            self.still_alive(family, keys, values, now_ns)
+        if lost:
+            self._do(self.receiver.lost_flows(f"{lost} flows were too many to hold back"), now_ns)
 
     def removed(self, family: str, keys: Array, now_ns: int) -> None:
         """These forward entries were deleted on purpose."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bpf.constants import MAX_BACKENDS, MAX_FARMS
+from bpf.constants import MAX_BACKENDS, MAX_FARMS, MAX_PERSISTENT
 from bpf.dataplane import PERSISTENT, Array, PlaneError
 from ctl.cluster.flows.source import FAMILIES, ReplicatedPlane
 from ctl.errors import Code, InvalidInput, XlbError
@@ -48,6 +48,7 @@ class PersistenceReplica:
         self._since: int | None = None  # entries used since this tick are sent; None: all
         self._peer_knows = True
         self._failed = False
+        self._held: dict[str, list[Array]] = {}  # by family, until the program has the map; last_used in this node's ticks
         self.sent_rows = self.taken_rows = 0
 
     def new_peer(self) -> None:
@@ -106,14 +107,34 @@ class PersistenceReplica:
         family, entries = arguments.get("family"), arguments.get("entries")
         if family not in FAMILIES or not isinstance(entries, bytes) or len(entries) % PERSISTENT[family].itemsize:
             raise InvalidInput("expected the entries of an address family", "entries")
-        if not self._plane.keeps_clients():
-            raise XlbError("the program of this node has no persistence yet", Code.BUSY)
         rows = np.frombuffer(entries, PERSISTENT[family])
         if len(rows) > BATCH_ROWS:
             raise InvalidInput(f"expected at most {BATCH_ROWS} entries, got {len(rows)}", "entries")
+        if not self._plane.keeps_clients():
+            return self._hold(family, rows)
         written = await asyncio.to_thread(self._write, family, rows)
         self.taken_rows += written
         return written
+
+    def _hold(self, family: str, rows: Array) -> int:
+        """A takeover may come before the compiler has ended. Beyond the limit the peer sends them again."""
+        held = self._held.setdefault(family, [])
+        if sum(map(len, held)) + len(rows) > MAX_PERSISTENT:
+            raise XlbError("the program of this node has no persistence yet", Code.BUSY)
+        rows = rows.copy()
+        rows["last_used"] = np.uint32(self._plane.now_tick() & 0xFFFFFFFF) - rows["last_used"]
+        held.append(rows)
+        return len(rows)
+
+    async def release(self) -> None:
+        """Write what was held back, if the program has the map now. Raises PlaneError."""
+        if not self._plane.keeps_clients():
+            return
+        held, self._held = self._held, {}
+        for family, batches in held.items():
+            for rows in batches:
+                rows["last_used"] = _age(np.uint32(self._plane.now_tick() & 0xFFFFFFFF), rows["last_used"])
+                self.taken_rows += await asyncio.to_thread(self._write, family, rows)
 
     def _write(self, family: str, rows: Array) -> int:
         now = np.uint32(self._plane.now_tick() & 0xFFFFFFFF)

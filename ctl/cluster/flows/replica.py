@@ -6,24 +6,31 @@ How the end of a snapshot finds stale entries without a list of a million keys: 
 of the stream in `interface`. That field means nothing to the program while `next_hop_generation` is 0, as it is in every
 entry from the peer; the first packet fills both in. Marks are no interface's number, so what has not the
 mark was not named since the stream began.
+
+What the program cannot read is held back (`ctl.cluster.flows.held`). Nothing of the same connection stays in the maps then: the
+program would go by it.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from bpf.constants import TICK_SHIFT
 from bpf.dataplane import Array
+from ctl.cluster.flows.held import HeldFlows
 from ctl.cluster.flows.source import FAMILIES, ReplicatedPlane
 from sync.flows.codec import FlowCodec, Flows
 
 SWEEP_ENTRIES = 4096
 _FIRST_MARK = 1 << 31
 """Interfaces are numbered by positive 32-bit integers."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -36,10 +43,14 @@ class ReplicaCounts:
 
 
 class ReplicaMaps:
-    """One per plane; used by one thread."""
+    """One per plane; used by one thread.
 
-    def __init__(self, plane: ReplicatedPlane, codec: FlowCodec) -> None:
-        self._plane, self._codec = plane, codec
+    unreadable: flags of entries that the program would misread at this moment (`ctl.dataplane.features`).
+    """
+
+    def __init__(self, plane: ReplicatedPlane, codec: FlowCodec, unreadable: Callable[[], int] = lambda: 0) -> None:
+        self._plane, self._codec, self._unreadable = plane, codec, unreadable
+        self.held = HeldFlows()
         # The marks of an earlier incarnation must not pass for ours.
         self._mark = _FIRST_MARK + secrets.randbelow(_FIRST_MARK)
         self.counts = ReplicaCounts()
@@ -52,6 +63,7 @@ class ReplicaMaps:
         """Write all records in order. offset_ns: what to add to the peer's clock to get ours."""
         for removal, flows in self._codec.decode(family, count, payload):
             if removal:
+                self.held.remove(family, flows.keys, flows.forward)
                 self._remove(family, flows)
             else:
                 self._write(family, self._localised(flows, offset_ns))
@@ -64,15 +76,35 @@ class ReplicaMaps:
             if removal:
                 continue
             found, _ = self._plane.lookup_flows("flows", family, flows.keys)
-            absent = self._localised(flows.chosen(np.flatnonzero(~found)), offset_ns)
+            absent = self._write(family, self._localised(flows.chosen(np.flatnonzero(~found)), offset_ns))
             if len(absent.keys):
-                self._write(family, absent)
                 added.append((absent.keys, absent.forward))
                 self.counts.applied_records += len(absent.keys)
         return added
 
+    def release(self) -> list[tuple[str, Array, Array]]:
+        """Write what was held back and the program can read now; returns the forward entries, by family.
+
+        A connection that has an entry by now keeps it.
+        """
+        if not self.held.count:
+            return []
+        lost, added = self.held.lost, []
+        for family, keys, values in self.held.take(self._unreadable()):
+            for at in range(0, len(keys), SWEEP_ENTRIES):
+                part = slice(at, at + SWEEP_ENTRIES)
+                found, _ = self._plane.lookup_flows("flows", family, keys[part])
+                written = keys[part][~found], values[part][~found]
+                self.counts.unwritten_records += len(written[0]) - self._put(family, *written)
+                added.append((family, *written))
+        if added:
+            count = sum(len(keys) for _, keys, _ in added)
+            log.info("flows that were held back are in the maps: %d; %d more were too many", count, lost)
+        return added
+
     def sweep(self) -> Iterator[None]:
         """Delete what has not been named since `begin_mark`; one step per slice."""
+        self.held.keep_named(self._mark)
         for family in FAMILIES:
             for keys, values in self._plane.flow_batches("flows", family, SWEEP_ENTRIES):
                 unnamed = values["interface"] != self._mark
@@ -88,8 +120,21 @@ class ReplicaMaps:
             values["interface"] = self._mark
         return flows
 
-    def _write(self, family: str, flows: Flows) -> None:
-        """The entries of each connection; when the map is full, none of a new one."""
+    def _write(self, family: str, flows: Flows) -> Flows:
+        """The entries of each connection; when the map is full, none of a new one. Returns what was not held back."""
+        if (foreign := (flows.forward["flags"] & self._unreadable()) != 0).any():
+            self._hold(family, flows.chosen(foreign))
+            flows = flows.chosen(~foreign)
+        self._write_readable(family, flows)
+        return flows
+
+    def _hold(self, family: str, flows: Flows) -> None:
+        if not self.held.count:
+            log.warning("flows are held back until the program is compiled for their mode: %d at first", len(flows.keys))
+        self._remove(family, flows)
+        self.held.put(family, flows.keys, flows.forward)
+
+    def _write_readable(self, family: str, flows: Flows) -> None:
         if flows.one_way.any():
             alone, flows = flows.chosen(flows.one_way), flows.chosen(~flows.one_way)
             self.counts.unwritten_records += len(alone.keys) - self._put(family, alone.keys, alone.forward)

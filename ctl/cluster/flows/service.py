@@ -36,6 +36,7 @@ RESEND_S = 0.002
 RESENDS = 100
 """As long as the sending machine waits before it sends again by itself."""
 COMMANDS_PER_STEP = 32
+RELEASE_BOUND_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class ReplicationStatus:
     lost_events: int = 0  # the kernel's ring was full
     bad_messages: int = 0  # dropped: not a message of ours
     dropped_messages: int = 0  # dropped: more than a peer may send at once
+    held_flows: int = 0  # the program cannot read them yet
 
 
 class Replicator:
@@ -96,13 +98,15 @@ class Replicator:
         make_worker: MakeWorker | None = None,
         now_ns: Clock = monotonic_ns,
         unreplicated: Callable[[], int] = lambda: 0,
+        unreadable: Callable[[], int] = lambda: 0,
     ) -> None:
         """boot: random number of this incarnation. clock_offset_ns: what to add to the peer's clock to get ours, None while
         unknown.
 
         connections: how many this node has, e.g. the last sweep's count; unreplicated: those of them that have lasted and that
         the kernel does not report. step_changed(in_step, why): the maps of both nodes are
-        or are no longer in step, with the reason for the log. make_worker: a thread by default.
+        or are no longer in step, with the reason for the log. make_worker: a thread by default. unreadable: see
+        `ReplicaMaps`; called in any thread.
         """
         self._loop = asyncio.get_running_loop()
         self._send, self._connections, self._step_changed = send, connections, step_changed
@@ -120,7 +124,7 @@ class Replicator:
             flushed=lambda number: self._on_loop(self._flushed, number),
             failed=lambda why: self._on_loop(self._failed, why),
         )
-        self._engine = ReplicationEngine(plane, boot, clock_offset_ns, outlets)
+        self._engine = ReplicationEngine(plane, boot, clock_offset_ns, outlets, unreadable=unreadable)
         self._now_ns = now_ns
         self._closed = False
         self._worker = (make_worker or EngineThread)(self._engine, self._worker_failed, now_ns)
@@ -181,6 +185,24 @@ class Replicator:
         if self._engine.sender.running:
             self._worker.put(lambda now_ns: self._engine.still_alive(family, keys, values, now_ns))
 
+    async def release(self) -> None:
+        """The program can read more flows: return once those that were held back for it are in the maps."""
+        released: asyncio.Future[None] = self._loop.create_future()
+
+        def finish() -> None:
+            if not released.done():
+                released.set_result(None)
+
+        def release(now_ns: int) -> None:
+            self._engine.release(now_ns)
+            self._on_loop(finish)
+
+        self._worker.put(release)
+        try:
+            await asyncio.wait_for(released, RELEASE_BOUND_S)
+        except TimeoutError:
+            log.error("flows that were held back are not in the maps after %g s", RELEASE_BOUND_S)
+
     def status(self) -> ReplicationStatus:
         """How far the peer is, as of now."""
         engine = self._engine
@@ -190,8 +212,8 @@ class Replicator:
             self._protected = sender.protected(self._connections(), self._unreplicated())
         serving = receiver.serving
         return ReplicationStatus(
-            in_step=sender.in_step if serving else receiver.in_step,
-            protected=self._protected if serving else float(receiver.in_step),
+            in_step=sender.in_step if serving else self.complete,
+            protected=self._protected if serving else float(self.complete),
             lag_ms=self._lag_ms if serving else 0.0,
             resyncs=sender.resyncs,
             sent_records=counts.sent_records,
@@ -201,12 +223,13 @@ class Replicator:
             lost_events=counts.lost_events,
             bad_messages=counts.bad_messages,
             dropped_messages=self._dropped_messages,
+            held_flows=engine.maps.held.count,
         )
 
     @property
     def complete(self) -> bool:
-        """Whether this node's own maps have every flow: it is active, or in step with the active node."""
-        return self._engine.receiver.in_step
+        """Whether this node's own maps have every flow: it is active, or in step with the active node. None is held back."""
+        return self._engine.receiver.in_step and not self._engine.maps.held.count
 
     def close(self) -> None:
         """End the worker; work in progress is finished, queued work is dropped."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 from bpf.dataplane import PlaneError
 from ctl.dataplane.features import in_words
@@ -21,17 +22,31 @@ RETRY_NS = 60_000_000_000
 """The compiler needs all of a core, so that what failed is not tried again at once unless an operator asks for it."""
 
 
+async def _nothing() -> None: ...
+
+
 class ProgramFeatures:
     """Create on a running loop. node: its name, for messages."""
 
-    def __init__(self, node: str, attacher: Attacher, now_ns: Clock = monotonic_ns) -> None:
+    def __init__(
+        self,
+        node: str,
+        attacher: Attacher,
+        now_ns: Clock = monotonic_ns,
+        replaced: Callable[[], Awaitable[None]] = _nothing,
+    ) -> None:
+        """replaced: called when the program has more features than before, and before they are used: what was held back for
+        it must be in the maps first.
+        """
         self._node, self._attacher, self._now_ns = node, attacher, now_ns
+        self._replaced = replaced
+        self._usable = attacher.features()
         self._lock = asyncio.Lock()
         self._failure: tuple[int, frozenset[str], XlbError] | None = None  # when, what was missing, why
 
     def missing(self, wanted: frozenset[str]) -> frozenset[str]:
-        """What the program on the interfaces does not have."""
-        return wanted - self._attacher.features()
+        """What the program on the interfaces does not have, or what may not be used yet."""
+        return wanted - self._usable
 
     async def require(self, wanted: frozenset[str], patiently: bool = False) -> str:
         """Have the program compiled and replaced, unless it has these features. Maps, and so connections, are kept.
@@ -52,11 +67,12 @@ class ProgramFeatures:
             try:
                 with working(doing):
                     await self._add(wanted)
+                await self._replaced()
             except (PlaneError, OSError) as error:
                 refusal = XlbError(f"the program for {names} cannot be used on {self._node}: {error}", Code.KERNEL_REFUSED)
                 self._failure = self._now_ns(), missing, refusal
                 raise refusal from error
-            self._failure = None
+            self._failure, self._usable = None, self._attacher.features()
             return f"compiled the program for {names}: {time.monotonic() - began_s:.1f} s"
 
     async def _add(self, wanted: frozenset[str]) -> None:

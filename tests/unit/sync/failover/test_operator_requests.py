@@ -63,7 +63,10 @@ def test_a_hand_over_waits_for_the_flows_and_gives_up_in_time() -> None:
     ("prepare", "why"),
     [
         (lambda pair: pair.cut.update(("cluster", "data")) or pair.pass_ms(40), "lb2 is not heard on the cluster link"),
-        (lambda pair: pair.hear(pair.two, types.StandingChanged(False, (1, 1))), "lb2's flow map is not in step yet"),
+        (
+            lambda pair: pair.hear(pair.two, types.StandingChanged(False, (1, 1))),
+            "lb2 is not in step yet: it lacks flows, or its program is not compiled yet",
+        ),
         (lambda pair: pair.hear(pair.two, types.MaintenanceRequested(True)), "lb2 is maintenance and cannot become active"),
         (lambda pair: pair.hear(pair.two, NO_CARRIER), "lb2 is fault and cannot become active"),
         (lambda pair: pair.hear(pair.two, FULL), "lb2 reports a fault: see xlbctl doctor on lb2"),

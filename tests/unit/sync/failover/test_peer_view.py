@@ -116,7 +116,7 @@ def test_the_timer_fires_when_listening_starts_and_when_silence_counts() -> None
     [
         ({}, 101, "", True),
         ({}, 136, "lb2 is not heard on the cluster link", False),
-        ({"in_step": False}, 101, "lb2's flow map is not in step yet", True),
+        ({"in_step": False}, 101, "lb2 is not in step yet: it lacks flows, or its program is not compiled yet", True),
         ({"can_serve": False}, 101, "lb2 reports a fault: see xlbctl doctor on lb2", False),
         ({"role": Role.FAULT}, 101, "lb2 is fault and cannot become active", False),
         ({"role": Role.ACTIVE}, 101, "lb2 is active and cannot become active", False),
