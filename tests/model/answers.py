@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from bpf.constants import LEASE_FOREVER_NS, MAX_ERRORS_PER_TICK
+from bpf.constants import MAX_ERRORS_PER_TICK
 from tests.model.bits import FARM_SILENT
 from tests.model.connections import is_impossible
 from tests.model.packet import ACK, FIN, ICMPV6, IP, RST, SYN, TCP, UDP, Packet, checksum, segment_bytes
@@ -19,8 +19,7 @@ V6_ERRORS = {NO_PORT: (1, 4), NO_ROUTE: (1, 0), TOO_BIG: (2, 0), TIME_EXCEEDED: 
 def answer(state: State, packet: Packet, verdict: str) -> str:
     """The verdict to count. Turns packet.frame into the answer, if there is one."""
     kind = choose(state, packet, verdict)
-    is_open = state.deadline_ns == LEASE_FOREVER_NS or state.now_ns < state.deadline_ns
-    if not kind or packet.frame[0] & 1 or is_impossible(packet.source) or not is_open:
+    if not kind or packet.frame[0] & 1 or is_impossible(packet.source) or not state.is_open:
         return verdict
     if not within_budget(state, "resets" if kind == RESET else "errors"):
         return verdict

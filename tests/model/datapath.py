@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from bpf.constants import (
     FRAGMENT_TICKS,
-    LEASE_FOREVER_NS,
     LEASE_HANDED_OVER_NS,
     MAX_PRIORITY_TAGS,
 )
@@ -15,7 +14,7 @@ from tests.model import answers, icmp_errors, toa
 from tests.model.bits import SERVER_DNAT, TOA, VIP_OPEN
 from tests.model.connections import advance, match, server, touch
 from tests.model.forwarding import forward
-from tests.model.packet import FRAGMENT, IP, TCP, UDP, Packet, Verdict, parse_v4, parse_v6
+from tests.model.packet import IP, TCP, UDP, Packet, Verdict, parse_v4, parse_v6
 from tests.model.state import Flow, Key, State
 
 DROP, PASS, TX, REDIRECT = 1, 2, 3, 4  # XDP actions
@@ -79,7 +78,7 @@ def remove_priority_tags(state: State, packet: Packet) -> None:
             raise Verdict("pass_not_ip")
         at, tags = at + 4, tags + 1
     if packet.word(at) in VLANS:
-        raise Verdict("pass_not_ip" if is_open(state) else "drop_fenced")
+        raise Verdict("pass_not_ip" if state.is_open else "drop_fenced")
     if tags and packet.word(at) in (IPV4, IPV6, ARP):
         del packet.frame[12:at]
         packet.size -= 4 * tags
@@ -106,13 +105,9 @@ def handle_ip(state: State, packet: Packet, parse: Callable[[Packet], None]) -> 
 # --- the fence -----------------------------------------------------------------------------------------------
 
 
-def is_open(state: State) -> bool:
-    return state.deadline_ns == LEASE_FOREVER_NS or state.now_ns < state.deadline_ns
-
-
 def fence(state: State, destination: bytes) -> None:
     """Ends the path of a packet that arrives without the lease; after a hand-over the kernel forwards what is for a VIP."""
-    if is_open(state):
+    if state.is_open:
         return
     handed_over = state.deadline_ns == LEASE_HANDED_OVER_NS and destination in state.vips
     raise Verdict("pass_handed_over" if handed_over else "drop_fenced")
@@ -128,7 +123,7 @@ def handle_arp(state: State, packet: Packet) -> str:
     sender, target = bytes(frame[IP + 14 : IP + 18]), bytes(frame[IP + 24 : IP + 28])
     if target not in state.vips:
         return "pass_not_ip"
-    if is_open(state):
+    if state.is_open:
         return "pass_neighbour"
     if sender != target:
         return "drop_fenced_neighbour"
@@ -146,7 +141,7 @@ def handle_icmp(state: State, packet: Packet) -> str:
     if not packet.is_v4 and kind == 135 and packet.within(packet.transport + 24):
         target = bytes(packet.frame[packet.transport + 8 : packet.transport + 24])
         if target in state.vips:
-            return "pass_neighbour" if is_open(state) else "drop_fenced_neighbour"
+            return "pass_neighbour" if state.is_open else "drop_fenced_neighbour"
     return handle_other(state, packet, "pass_vip_icmp")
 
 
@@ -158,7 +153,7 @@ def handle_other(state: State, packet: Packet, verdict: str) -> str:
     destination = packet.destination
     if destination not in state.vips:
         link_multicast = len(destination) == 16 and destination[0] == 0xFF and destination[1] & 15 == 2
-        if verdict == "drop_ipv6_extension" and link_multicast and not is_open(state):
+        if verdict == "drop_ipv6_extension" and link_multicast and not state.is_open:
             return "drop_fenced_neighbour"  # it may be a neighbour solicitation
         raise Verdict("pass_not_ours")
     fence(state, destination)
@@ -183,20 +178,14 @@ def handle_transit(state: State, packet: Packet) -> str:
     if packet.is_later:
         if not routed:
             return "pass_not_ours"
-        return "drop_fragment" if is_open(state) else "drop_fenced"
+        return "drop_fragment" if state.is_open else "drop_fenced"
     opened = Key(key.destination, key.source, key.destination_port, key.source_port, key.protocol)
     if not flags & SERVER_DNAT or direct.get(opened) or not routed:
         if packet.is_fragment:  # the fragments that follow are the kernel's too
             kernels = Flow(bytes(size), bytes(size), 0, 0, last_seen=state.tick)
-            state.fragments[size].put(fragment_key(packet, key), kernels)
+            state.fragments[size].put(packet.fragment_key, kernels)
         return "pass_not_ours"
-    return "drop_no_flow" if is_open(state) else "drop_fenced"
-
-
-def fragment_key(packet: Packet, key: Key) -> Key:
-    """The identification takes the place of the ports."""
-    one, two = int.from_bytes(packet.fragment_id[:2]), int.from_bytes(packet.fragment_id[2:])
-    return Key(key.source, key.destination, one, two, key.protocol if len(key.source) == 4 else FRAGMENT)
+    return "drop_no_flow" if state.is_open else "drop_fenced"
 
 
 # --- packets with a flow -------------------------------------------------------------------------------------
@@ -213,13 +202,13 @@ def handle_flow(state: State, packet: Packet) -> str:
     if flow.flags & TOA:
         toa.handle(state, packet, key, flow)
     if packet.is_fragment:
-        state.fragments[len(key.source)].put(fragment_key(packet, key), flow)
+        state.fragments[len(key.source)].put(packet.fragment_key, flow)
     return forward(state, packet, flow)
 
 
 def handle_later_fragment(state: State, packet: Packet) -> str:
     """It follows the first fragment of its datagram."""
-    flow = state.fragments[len(packet.source)].get(fragment_key(packet, packet.key))
+    flow = state.fragments[len(packet.source)].get(packet.fragment_key)
     if flow is None or state.age(flow) > FRAGMENT_TICKS:
         return handle_other(state, packet, "pass_vip_icmp" if packet.protocol == packet.icmp_protocol else "drop_fragment")
     if not flow.farm:

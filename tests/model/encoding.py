@@ -49,9 +49,3 @@ def encode_flow(key: Key, flow: Flow) -> bytes:
     row = row_of(flow)
     numbers = (int.from_bytes(each, "little") for each in deltas)
     return FLOWS[len(key.source)].pack(*row[:4], *numbers, *row[4:])
-
-
-def decode_flow(raw: bytes) -> Flow:
-    """Not for a one-way connection."""
-    source, destination, source_port, destination_port, *rest = decode_row(raw)
-    return Flow(source, destination, int.from_bytes(source_port), int.from_bytes(destination_port), *rest)

@@ -161,12 +161,6 @@ class Kernel:
                 ring._consumed[0] = seen
         return found
 
-    def keys(self, name: str) -> set[Key]:
-        """Of a flow map."""
-        table, family = name.split("_")
-        batches = self.plane.flow_batches(table, family, 4096)
-        return {decode_key(key.tobytes()) for keys, _ in batches for key in keys}
-
     def table(self, name: str) -> dict[Key, tuple[object, ...]]:
         """All entries of a flow map."""
         table, family = name.split("_")

@@ -71,7 +71,7 @@ class Packet:
 
     @property
     def fragment_key(self) -> Key:
-        """Of the packet's fragments: the identification takes the place of the ports."""
+        """Of all fragments of the datagram: the identification takes the place of the ports."""
         one, two = struct.unpack(">HH", self.fragment_id)
         return Key(self.source, self.destination, one, two, self.protocol if self.is_v4 else FRAGMENT)
 

@@ -7,7 +7,7 @@ with the kernel's maps need not read them whole after each packet.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import NamedTuple
@@ -89,17 +89,21 @@ _fields = attrgetter(*(each.name for each in fields(Flow)))
 class Table:
     """A map from keys to flows, with a capacity.
 
-    survivors: of a map that evicts, the keys that the kernel has after the step. Which entry makes space for a new one is the
-    kernel's decision, so the model takes it from there; everything else that happens to entries is its own.
+    missing: of a map that evicts, which of the entries the kernel does not have after the step. Which one makes space for a new
+    one is the kernel's decision, so the model takes it from there; everything else that happens to entries is its own. When in
+    the step the kernel evicted what is gone cannot be known: `doubt` is set if an entry that is gone was looked up after the
+    first time that it may have been evicted. Then the model cannot predict the step.
     """
 
     def __init__(self, name: str, capacity: int, touched: set[tuple[str, Key]]) -> None:
         self.name, self.capacity, self.entries = name, capacity, dict[Key, Flow]()
         self._touched = touched
-        self.survivors: Callable[[], Collection[Key]] | None = None
+        self.missing: Callable[[dict[Key, Flow]], set[Key]] | None = None
+        self.gone, self.doubt = set[Key](), False
 
     def get(self, key: Key) -> Flow | None:
         self._touched.add((self.name, key))
+        self.doubt = self.doubt or key in self.gone
         return self.entries.get(key)
 
     def put(self, key: Key, flow: Flow) -> bool:
@@ -109,13 +113,19 @@ class Table:
         if key not in self.entries and len(self.entries) >= self.capacity:
             return False
         self.entries[key] = flow.copy()
+        self.gone.discard(key)
         return True
 
     def evict(self) -> None:
-        """Remove what the kernel has evicted. It may do so whenever an entry is written, even over an old one."""
-        if self.survivors and (gone := self.entries.keys() - self.survivors()):
+        """Remove what the kernel has evicted. It may do so with each attempt to write an entry, be it there already or not."""
+        if self.missing and (gone := self.missing(self.entries)):
+            self.gone |= gone
             for key in gone:
                 self.delete(key)
+
+    def begin(self) -> None:
+        """A step begins."""
+        self.gone, self.doubt = set(), False
 
     def delete(self, key: Key) -> None:
         self._touched.add((self.name, key))
@@ -224,6 +234,11 @@ class State:
     @property
     def tick(self) -> int:
         return self.now_ns >> TICK_SHIFT & 0xFFFFFFFF
+
+    @property
+    def is_open(self) -> bool:
+        """Has this node the lease?"""
+        return self.deadline_ns == LEASE_FOREVER_NS or self.now_ns < self.deadline_ns
 
     def age(self, flow: Flow) -> int:
         """Ticks since the last packet."""

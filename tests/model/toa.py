@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bpf.constants import TOA_KIND
 from tests.model.bits import FORWARD, REPLICATED, TOA_DONE
+from tests.model.connections import find
+from tests.model.forwarding import next_hop
 from tests.model.packet import ACK, IP, RST, SYN, Packet, Verdict, change_checksum, segment_bytes
 from tests.model.state import Flow, Key, State
 
@@ -21,10 +23,6 @@ def pending(flow: Flow) -> bool:
     return not flow.state & (TOA_DONE if flow.flags & FORWARD else TOA_DONE | REPLICATED)
 
 
-def entry(state: State, key: Key) -> Flow | None:
-    return state.flows[len(key.source)].get(key) or state.embryonic[len(key.source)].get(key)
-
-
 def signed(number: int) -> int:
     return (number & 0xFFFFFFFF ^ 0x80000000) - 0x80000000
 
@@ -36,7 +34,7 @@ def sequence(packet: Packet, at: int) -> int:
 def from_client(state: State, packet: Packet, key: Key, flow: Flow) -> None:
     if packet.is_syn:  # of the tuple's next connection
         flow.state &= ~TOA_DONE
-        if reply := entry(state, flow.opposite(key.protocol)):
+        if reply := find(state, flow.opposite(key.protocol)):
             reply.state &= ~TOA_DONE
         state.toa.pop(key, None)
         return
@@ -61,7 +59,7 @@ def from_server(state: State, packet: Packet, key: Key, flow: Flow) -> None:
     if first is None or signed(sequence(packet, 8) - first) <= 0:
         return
     flow.state |= TOA_DONE
-    if forward := entry(state, client_key):
+    if forward := find(state, client_key):
         finish(state, client_key, forward)
 
 
@@ -76,8 +74,6 @@ def option_bytes(packet: Packet) -> int:
 
 def fits(state: State, packet: Packet, flow: Flow) -> bool:
     """Towards the backend."""
-    from tests.model.forwarding import next_hop
-
     packet.ip_bytes += option_bytes(packet)
     try:
         return next_hop(state, packet, flow) == "" and packet.hop_limit > 1
