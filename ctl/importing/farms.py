@@ -73,6 +73,8 @@ class _Farm:
     table: dict[str, Any]
     servers: list[Server]
     listeners: list[Listener]
+    checked: Farm | None = None
+    """The farm as the validation has read it."""
 
     @property
     def name(self) -> str:
@@ -308,7 +310,7 @@ def _is_valid(farm: _Farm, making: _Making) -> bool:
     error: InvalidInput | None = None
     for _ in range(MAX_REPAIRS):
         try:
-            _parsed(farm, making)
+            farm.checked = _parsed(farm)
             return True
         except InvalidInput as caught:
             error = caught
@@ -319,7 +321,7 @@ def _is_valid(farm: _Farm, making: _Making) -> bool:
     return False
 
 
-def _parsed(farm: _Farm, making: _Making) -> Farm:
+def _parsed(farm: _Farm) -> Farm:
     vips = [{"address": f"{each}/{128 if ':' in each else 32}", "device": DEFAULT_DEVICE} for each in _vips_of(farm)]
     return farms_file.parse({"vip": vips, "farm": [farm.table]}).farms[0]
 
@@ -370,7 +372,8 @@ def _leave_out_overlaps(making: _Making) -> None:
     kept: list[_Farm] = []
     accepted: dict[tuple[str, str], list[Farm]] = {}
     for each in making.farms:
-        farm = _parsed(each, making)
+        farm = each.checked
+        assert farm is not None
         try:
             for address in farm.vips:
                 check_listener(accepted.get((address, farm.protocol), []), farm)
@@ -407,6 +410,7 @@ def _take_from_all(making: _Making) -> None:
             ]
         if others and 0 < len(free) <= MAX_PORTS_PER_FARM:
             each.table["port"] = format_ports(free)
+            each.checked = _parsed(each)
 
 
 def _config(making: _Making) -> Config:

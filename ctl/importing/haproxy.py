@@ -6,7 +6,6 @@ that a server sees the balancer: that is mode snat. Must not know how a farms fi
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -183,7 +182,23 @@ BIND_VALUES = (
     ),
     *("uid", "user", "verify", "guid-prefix", "label", "default-crt", "client-sigalgs", "ocsp-update"),
 )
-HASHES = {"source": "source", "hash": "source"}
+BIND_FLAGS = (
+    *("accept-proxy", "accept-netscaler-cip", "allow-0rtt", "defer-accept", "force-sslv3", "force-tlsv10", "force-tlsv11"),
+    *("force-tlsv12", "force-tlsv13", "generate-certificates", "no-ca-names", "no-sslv3", "no-tls-tickets", "no-tlsv10"),
+    *(
+        "no-tlsv11",
+        "no-tlsv12",
+        "no-tlsv13",
+        "prefer-client-ciphers",
+        "ssl",
+        "strict-sni",
+        "tfo",
+        "transparent",
+        "v4v6",
+        "v6only",
+    ),
+    *("quic-force-retry", "no-alpn", "default"),
+)
 MAX_PRIORITY = 255
 
 
@@ -194,6 +209,8 @@ class _Reading:
     sections: list[Section]
     backends: dict[str, Section] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    defaults: set[Place] = field(default_factory=set)
+    """The sections of defaults that proxies use."""
 
     @property
     def notes(self) -> Notes:
@@ -215,6 +232,8 @@ def read(source: Source) -> Imported:
     for section in reading.sections:
         if section.kind == "backend" and section.name not in reading.used:
             _unused(section, reading)
+        elif section.kind == "defaults" and section.place not in reading.defaults and section.statements:
+            out.notes.lost(section.place, section.text, "no proxy that is carried over has these defaults", "nothing to do")
     return out
 
 
@@ -242,6 +261,9 @@ def _proxy(section: Section, reading: _Reading) -> None:
     if len(reading.out.services) >= MAX_SERVICES:
         raise InvalidInput(f"more than {MAX_SERVICES} proxies", str(section.place))
     target = _target(section, reading)
+    _extra_words(section, notes)
+    if target is not None:
+        _extra_words(target, notes)
     parts = [section] if target in (None, section) else [section, target]
     service = Service(section.place, f"{section.kind} {section.name}", section.name or "service", one_port=True)
     service.listeners = list(_listeners(section, reading))
@@ -249,6 +271,10 @@ def _proxy(section: Section, reading: _Reading) -> None:
         service.settings["enabled"] = False
     for part in parts:
         assert part is not None
+        above = part.defaults
+        while above is not None:
+            reading.defaults.add(above.place)
+            above = above.defaults
         _settings(part, service, reading)
     if target is not None:
         reading.used.add(target.name)
@@ -266,6 +292,22 @@ def _proxy(section: Section, reading: _Reading) -> None:
         notes.lost(section.place, section.text, why, "add the farm with xlbctl farm add")
         return
     reading.out.services.append(service)
+
+
+def _extra_words(section: Section, notes: Notes) -> None:
+    """What the head of a section has besides its name, its defaults and, in old versions, an address."""
+    words = list(section.words[2:])
+    if words and words[0] != "from" and section.kind in ("listen", "frontend"):
+        words.pop(0)
+    if words[:1] == ["from"]:
+        words = words[2:]
+    if words:
+        notes.lost(
+            section.place,
+            " ".join(section.words),
+            f"{words[0][:40]} is not known there",
+            "nothing to do, if HAProxy ignores it",
+        )
 
 
 def _rules_of_backend(section: Section, service: Service, reading: _Reading) -> None:
@@ -337,6 +379,9 @@ def _bind_options(each: Statement, reading: _Reading) -> bool:
         )
     if "maxconn" in options:
         notes.lost(each.place, f"bind {each.word(1)} maxconn", "a limit is that of the farm", "set farm.max_connections")
+    for name in options.keys() - {*BIND_VALUES, *BIND_FLAGS}:
+        why = "xlb has nothing like it, or the word is misspelled"
+        notes.lost(each.place, f"bind {each.word(1)} {name}", why, "nothing to do, if HAProxy ignores it too")
     for text in each.word(1).split(","):
         address = host_address(cut_last_colon(re.sub(r"^(ipv4|ipv6|tcp|tcp4|tcp6)@", "", text))[0])
         if address is not None and (device := options.get("interface")):
@@ -385,9 +430,11 @@ def _settings(section: Section, service: Service, reading: _Reading) -> None:
     notes = reading.notes
     _timeouts(section, service, notes)
     most = section.last("maxconn") if section.kind != "backend" else None
-    if most is not None and (number := whole(most.word(1), 1)):
-        service.settings["max_connections"] = number
-        why = "HAProxy lets more connections wait, xlb refuses them"
+    if most is not None and most.word(1) != "0":
+        why = "expected a number of connections"
+        if (number := whole(most.word(1), 1)) is not None:
+            service.settings["max_connections"] = number
+            why = "HAProxy lets more connections wait, xlb refuses them"
         notes.changed(most.place, most.text, why, "raise max_connections if clients waited")
     for each in section.all():
         if each.negated or each.name in (*CARRIED, *IGNORED) or each.name.startswith(("tcp-request", "tcp-response", "http-")):
@@ -444,23 +491,14 @@ def _seconds(section: Section, name: str, notes: Notes) -> int:
 def _servers(section: Section, service: Service, notes: Notes) -> None:
     backups = 0
     together = section.last("option allbackups") is not None
-    slow, cut = 0, False
     for each in section.statements:
         if each.name != "server":
             continue
-        server = read_server(each, section, -1 if together else backups, notes)
+        server = read_server(each, section, service, -1 if together else backups, notes)
         if server is None:
             continue
         service.servers.append(server)
         backups += server.priority > 0
-        words = [*(word for other in section.all() if other.name == "default-server" for word in other.words), *each.words]
-        pairs = dict(itertools.pairwise(words))
-        slow = max(slow, ceil((milliseconds(pairs.get("slowstart", "")) or 0) / 1000))
-        cut = cut or pairs.get("on-marked-down") == "shutdown-sessions"
-    if slow:
-        service.settings["slow_start_s"] = min(slow, 3600)
-    if cut:
-        service.settings["on_backend_down"] = "reset"
     _balance(section, service, notes)
 
 

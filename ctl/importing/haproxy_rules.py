@@ -155,6 +155,9 @@ def _connection(
         if action == "reject":
             clients.only([])
         return
+    if words[0] not in ("if", "unless"):
+        notes.lost(each.place, each.text, "expected if or unless, and a condition", "correct it and import again")
+        return
     condition = list(_terms(each, words, acls, source))
     acl, wanted = condition[0] if len(condition) == 1 else (Acl(each, why="xlb does not combine conditions"), True)
     for used, _ in condition:
@@ -246,6 +249,9 @@ def _stick(each: Statement, section: Section, service: Service, notes: Notes) ->
             length = mask_length(expression.partition("ipmask(")[2].partition(")")[0].partition(",")[0])
             if length is not None:
                 persistence_prefix(service, length, each.place, each.text, notes)
+        elif "," in expression:
+            why = "xlb keeps each client prefix, or client, at its backend"
+            notes.changed(each.place, each.text, why, "set farm.persistence_prefix_v4 if clients are grouped")
     else:
         why = "xlb keeps a client at a backend by its address only"
         notes.lost(each.place, each.text, why, "use persistence_s if that is enough")

@@ -9,8 +9,10 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import ceil
 
-from ctl.importing.form import Notes, Place, Server, Settings, cut_last_colon, host_address, port_number, whole
+from ctl.config.settings import MAX_SLOW_START_S
+from ctl.importing.form import Notes, Place, Server, Service, Settings, cut_last_colon, host_address, port_number, whole
 from ctl.importing.haproxy_syntax import Section, Statement, milliseconds
 
 WITH_VALUE = (
@@ -129,6 +131,7 @@ DIALOGUES: Mapping[str, str] = {
     "external-check": "command",
     "tcp-check": "send and expect",
 }
+HEADER_REMEDY = "use a program if the servers need it: farm.health.kind = command"
 _PLAIN_TEXT = re.compile(r"[^\x00-\x1f\x7f]{1,1024}")
 
 
@@ -158,8 +161,8 @@ def read_parameters(statement: Statement, start: int, into: Parameters) -> None:
         into.of[name] = (statement, value)
 
 
-def read_server(statement: Statement, section: Section, backups: int, notes: Notes) -> Server | None:
-    """backups: the number of backup servers before it, -1 if all of them serve together."""
+def read_server(statement: Statement, section: Section, service: Service, backups: int, notes: Notes) -> Server | None:
+    """A server; settings of the whole farm go to `service`. backups: those before it, -1 if all of them serve together."""
     parameters = Parameters()
     for each in section.all():
         if each.name == "default-server" and not each.negated:
@@ -180,6 +183,7 @@ def read_server(statement: Statement, section: Section, backups: int, notes: Not
     port, offset = _port(port_text, statement, short, notes)
     server = Server(statement.place, short, address, port, offset)
     _apply(server, short, parameters, backups, notes)
+    _apply_to_farm(service, short, parameters, notes)
     if parameters.has("check"):
         server.check = _check(section, parameters, notes)
     return server
@@ -213,11 +217,13 @@ def _apply(server: Server, short: str, parameters: Parameters, backups: int, not
         if number is None:
             notes.lost(server.place, f"{short} weight {weight}", "a weight is from 0 to 256", "1 is written; correct it")
         server.weight = 1 if number is None else number
-    if (most := parameters.value("maxconn")) is not None and (number := whole(most, 1)):
-        server.max_connections = number
+    if (most := parameters.value("maxconn")) is not None and most != "0":
         place, shown = _where(parameters, "maxconn", short)
-        why = "HAProxy queues more connections, xlb gives them to other backends or refuses them"
-        notes.changed(place, f"{shown} maxconn {most}", why, "raise max_connections if the queue was used")
+        server.max_connections = whole(most, 1) or 0
+        why = "expected a number of connections"
+        if server.max_connections:
+            why = "HAProxy queues more connections, xlb gives them to other backends or refuses them"
+        notes.changed(place, f"{shown} maxconn {most}", why, "set max_connections of the backend, higher if the queue was used")
     if parameters.has("backup"):
         server.priority = 1 if backups < 0 else min(255, 1 + backups)
     server.draining = parameters.has("disabled") and not parameters.has("enabled")
@@ -244,6 +250,26 @@ def _apply(server: Server, short: str, parameters: Parameters, backups: int, not
         elif name not in known and name not in IGNORED and name not in TLS:
             why = "xlb has nothing like it, or the word is misspelled"
             notes.lost(statement.place, f"{shown} {name} {value}".rstrip(), why, "nothing to do, if HAProxy ignores it too")
+
+
+def _apply_to_farm(service: Service, short: str, parameters: Parameters, notes: Notes) -> None:
+    """Parameters of a server that are settings of the farm: what one server has holds for all."""
+    if (text := parameters.value("slowstart")) is not None:
+        time = milliseconds(text)
+        place, shown = _where(parameters, "slowstart", short)
+        if time is None:
+            notes.lost(place, f"{shown} slowstart {text}", "expected a time such as 60s", "set farm.slow_start_s")
+        else:
+            before = service.settings.get("slow_start_s", 0)
+            assert isinstance(before, int)
+            service.settings["slow_start_s"] = min(MAX_SLOW_START_S, max(before, ceil(time / 1000)))
+    if (text := parameters.value("on-marked-down")) is not None:
+        place, shown = _where(parameters, "on-marked-down", short)
+        if text == "shutdown-sessions":
+            service.settings["on_backend_down"] = "reset"
+        else:
+            why = 'expected "shutdown-sessions"'
+            notes.lost(place, f"{shown} on-marked-down {text}", why, "set farm.on_backend_down")
 
 
 def _where(parameters: Parameters, name: str, short: str) -> tuple[Place, str]:
@@ -293,7 +319,10 @@ def _timing(section: Section, parameters: Parameters, check: Settings, notes: No
         return value
 
     interval = max(10, min(3_600_000, time("inter") or 2000))
-    limit = milliseconds(section.value("timeout check"))
+    statement = section.last("timeout check")
+    limit = milliseconds(statement.word(2)) if statement is not None else None
+    if statement is not None and limit is None:
+        notes.lost(statement.place, statement.text, "expected a time such as 3s", "set farm.health.timeout_ms")
     check["interval_ms"], check["timeout_ms"] = interval, max(1, min(interval, limit or interval))
     for name in ("rise", "fall"):
         if (text := parameters.value(name)) is not None:
@@ -309,14 +338,30 @@ def _timing(section: Section, parameters: Parameters, check: Settings, notes: No
             place = parameters.of["downinter"][0].place
             why = f"interval_down_ms is at least interval_ms ({interval})"
             notes.lost(place, f"downinter {parameters.value('downinter')}", why, "shorten interval_ms instead")
-    if (text := parameters.value("port")) is not None and (port := port_number(text)):
-        check["port"] = port
+    _target(section, parameters, check, notes)
+
+
+def _target(section: Section, parameters: Parameters, check: Settings, notes: Notes) -> None:
+    """Where a check connects to, if not to the server's own address and port."""
     for each in section.all():
-        if each.name == "tcp-check" and each.word(1) == "connect" and "port" in each.words[:-1]:
-            port = port_number(each.words[each.words.index("port") + 1])
-            check |= {"port": port} if port else {}
-    if (text := parameters.value("addr")) is not None and (address := host_address(text)):
-        check["address"] = address
+        if each.name == "tcp-check" and each.word(1) == "connect":
+            pairs = dict(itertools.pairwise(each.words))
+            if (port := port_number(pairs.get("port", ""))) is not None:
+                check["port"] = port
+            elif len(each.words) > 2:
+                why = "a check of kind tcp connects to a port, and nothing else"
+                notes.lost(each.place, each.text, why, "set farm.health.port")
+    if (text := parameters.value("port")) is not None:
+        if (port := port_number(text)) is not None:
+            check["port"] = port
+        else:
+            where = parameters.of["port"][0].place
+            notes.lost(where, f"port {text}", "expected a port from 1 to 65535", "set farm.health.port")
+    if (text := parameters.value("addr")) is not None:
+        if (address := host_address(text)) is not None:
+            check["address"] = address
+        else:
+            notes.lost(parameters.of["addr"][0].place, f"addr {text}", "expected an address", "set farm.health.address")
 
 
 def _tls(parameters: Parameters, check: Settings) -> None:
@@ -335,13 +380,16 @@ def _http(statement: Statement, section: Section, check: Settings, notes: Notes)
         method = words.pop(0)
     if words:
         check["path"] = words.pop(0)
-    headers = " ".join(words[1:])
-    if found := re.search(r"[Hh]ost:\s*([^\s\\]+)", headers):
-        check["host"] = found[1]
+    headers = [each for each in re.split(r"\\r\\n", " ".join(words[1:])) if each.strip()]
+    for header in headers:
+        if found := re.fullmatch(r"\s*host:\s*(\S+)\s*", header, re.IGNORECASE):
+            check["host"] = found[1]
+        else:
+            notes.lost(statement.place, statement.text, f"a check sends no header {header.strip()[:40]}", HEADER_REMEDY)
     sender = statement
     for each in (each for each in section.all() if each.name == "http-check"):
         if each.word(1) == "send":
-            method, sender = _http_send(each, method, check), each
+            method, sender = _http_send(each, method, check, notes), each
         elif each.word(1) == "expect":
             _http_expect(each, check, notes)
         elif each.word(1) == "connect":
@@ -360,7 +408,7 @@ def _http(statement: Statement, section: Section, check: Settings, notes: Notes)
         notes.lost(statement.place, statement.text, 'a path begins with "/"', "set farm.health.path")
 
 
-def _http_send(each: Statement, method: str, check: Settings) -> str:
+def _http_send(each: Statement, method: str, check: Settings, notes: Notes) -> str:
     words = list(each.words[2:])
     while words:
         name = words.pop(0)
@@ -372,6 +420,13 @@ def _http_send(each: Statement, method: str, check: Settings) -> str:
             header, value = words.pop(0), words.pop(0)
             if header.lower() == "host":
                 check["host"] = value
+            else:
+                notes.lost(each.place, each.text, f"a check sends no header {header[:40]}", HEADER_REMEDY)
+        elif name == "ver" and words:
+            words.pop(0)
+        elif name != "comment":
+            notes.lost(each.place, each.text, f"a check of xlb has no {name[:40]}", HEADER_REMEDY)
+            break
     return method
 
 

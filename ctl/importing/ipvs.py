@@ -46,6 +46,8 @@ FLAGS_WITHOUT_MEANING = ("sh-fallback", "mh-fallback")
 def set_scheduler(service: Service, name: str, flags: Collection[str], place: Place, statement: str, notes: Notes) -> None:
     """The scheduler of a service whose servers are known; flags: those of -b, such as "sh-port"."""
     algorithm = name.lower()
+    if unknown := [each for each in flags if each not in (*FULL_HASH, *FLAGS_WITHOUT_MEANING)]:
+        notes.lost(place, statement, f"no flag {unknown[0][:20]} is known", "compare the farm with ipvsadm -Ln")
     if algorithm in ("sh", "mh"):
         service.settings["scheduler"] = "maglev" if set(flags) & set(FULL_HASH) else "source"
     elif algorithm == "fo":

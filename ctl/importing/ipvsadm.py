@@ -182,7 +182,11 @@ def _listed_service(place: Place, found: re.Match[str], reading: _Reading) -> No
         word = words.pop(0)
         value = words[0] if words else ""
         if word == "persistent":
-            persistence(virtual.service, whole(value) or DEFAULT_PERSISTENCE_S, place, statement, reading.notes)
+            seconds = whole(value, 1)
+            if seconds is None:
+                reading.notes.lost(place, statement, "expected a number of seconds after persistent", "set farm.persistence_s")
+            else:
+                persistence(virtual.service, seconds, place, statement, reading.notes)
         elif word == "mask":
             _mask(virtual.service, value, place, statement, reading.notes)
         elif word in ("pe", "ops"):

@@ -120,6 +120,22 @@ VIRTUAL_IGNORED = (
     "virtualhost",
     "nat_mask",
 )
+ONE_VALUE = (
+    *(
+        *TIMING,
+        "path",
+        "digest",
+        "virtualhost",
+        "weight",
+        "lb_algo",
+        "lvs_sched",
+        "protocol",
+        "quorum",
+        "uthreshold",
+        "lthreshold",
+    ),
+    *("persistence_timeout", "persistence_granularity", "connect_port", "sni_name", "misc_timeout", "helo_name"),
+)
 FLAGS = ("sh-port", "sh-fallback", "mh-port", "mh-fallback", "flag-1", "flag-2", "flag-3")
 
 
@@ -146,10 +162,22 @@ def read(source: Source) -> Imported:
             _global(each, context)
     for each in statements:
         _top(each, context)
+        if each.key == "virtual_server":
+            _one_value_each(each, context.notes)
     for name, group in context.groups.items():
         if name not in context.used_groups:
             context.notes.lost(group.place, group.text, "no virtual_server uses the group", "nothing to do")
     return context.out
+
+
+def _one_value_each(block: Statement, notes: Notes) -> None:
+    """Several statements on one line: keepalived reads the first."""
+    for each in block.block or []:
+        if each.key in ONE_VALUE and len(each.words) > 2:
+            notes.changed(
+                each.place, each.text, f"only {each.key} is read of this line", "write the others on lines of their own"
+            )
+        _one_value_each(each, notes)
 
 
 def _top(each: Statement, context: _Context) -> None:
@@ -381,13 +409,16 @@ def _real_server(each: Statement, service: Service, inherited: Inherited, notes:
     method = next((inner for inner in block if inner.key in ("lb_kind", "lvs_method")), None)
     if method is not None and (mode := _mode(method, notes)) != service.mode:
         why = f"all backends of a farm have one mode, and that of this one is {service.mode}"
-        notes.lost(each.place, f"{each.head} with {method.text}", why, f"add a farm of mode {mode} for it")
+        notes.lost(each.place, f"{each.text} with {method.text}", why, f"add a farm of mode {mode} for it")
         return
     for inner in block:
         if inner.key == "weight":
             server.weight = _weight(inner, notes)
         elif inner.key == "uthreshold":
-            server.max_connections = whole(inner.value()) or 0
+            limit = whole(inner.value())
+            server.max_connections = limit or 0
+            if limit is None:
+                notes.lost(inner.place, inner.text, "expected a number of connections", "set max_connections of the backend")
         elif inner.key in VIRTUAL_LOST:
             notes.lost(inner.place, inner.text, *VIRTUAL_LOST[inner.key])
         elif inner.key not in (*CHECKERS, *TIMING, *VIRTUAL_IGNORED, "lb_kind", "lvs_method"):

@@ -73,6 +73,8 @@ BACKEND_IGNORED = (
     "name",
     "newname",
 )
+ADDRESS_KEYS = ("name", "family", "ip-addr", "ports", "protocol", "verdict", "log-prefix", "log-rtlimit", "used")
+STATES = ("up", "down", "off", "available", "config_error")
 BACKEND_READ = ("ip-addr", "port", "weight", "priority", "state", "est-connlimit")
 
 
@@ -88,6 +90,7 @@ class _Policy:
 class _Reading:
     out: Imported
     addresses: dict[str, Node] = field(default_factory=dict)
+    used_addresses: set[str] = field(default_factory=set)
     policies: dict[str, _Policy] = field(default_factory=dict)
 
     @property
@@ -106,7 +109,8 @@ def read(source: Source) -> Imported:
             for each in node.items():
                 _policy(each, reading)
         elif name == "addresses":
-            reading.addresses |= {found.text: each for each in node.items() if (found := each.get("name")) is not None}
+            for each in node.items():
+                _address(each, reading)
         elif name != "farms":
             reading.notes.lost(
                 node.place, f'"{name}"', "nftlb has no such section, or xlb has nothing like it", "nothing to do"
@@ -114,10 +118,28 @@ def read(source: Source) -> Imported:
     farms = top.get("farms")
     for each in farms.items() if farms is not None else []:
         _farm(each, reading)
+    for name, address in reading.addresses.items():
+        if name not in reading.used_addresses:
+            reading.notes.lost(address.place, f"address {name}", "no farm that is carried over uses it", "nothing to do")
     for name, policy in reading.policies.items():
         if not policy.used:
             reading.notes.lost(policy.place, f"policy {name}", "no farm that is carried over uses it", "nothing to do")
     return reading.out
+
+
+def _address(node: Node, reading: _Reading) -> None:
+    name = _member(node, "name")
+    reading.addresses[name] = node
+    for key, found in node.members():
+        if key not in ADDRESS_KEYS:
+            _lost(
+                reading.notes,
+                found,
+                key,
+                f"address {name}",
+                "xlb has nothing like it, or the word is misspelled",
+                "nothing to do",
+            )
 
 
 def _member(node: Node, name: str, default: str = "") -> str:
@@ -141,7 +163,9 @@ def _farm(node: Node, reading: _Reading) -> None:
     mode = _member(node, "mode", "snat")
     if mode not in MODES:
         why = "its service runs on the balancer itself" if mode == "local" else f'xlb has no mode "{mode[:20]}"'
-        notes.lost(node.place, of, why, "run it on servers, and add the farm with xlbctl farm add")
+        named = node.get("mode")
+        place = named.place if named is not None else node.place
+        notes.lost(place, f'{of}: "mode": "{mode}"', why, "run it on servers, and add the farm with xlbctl farm add")
         return
     protocols = _protocols(node, of, notes)
     listeners = _listeners(node, of, reading)
@@ -189,6 +213,7 @@ def _listeners(node: Node, of: str, reading: _Reading) -> list[tuple[Listener, s
     own = node.get("addresses")
     for each in own.items() if own is not None else []:
         full = each if each.get("ip-addr") is not None else reading.addresses.get(_member(each, "name"))
+        reading.used_addresses.add(_member(each, "name"))
         where = full.get("ip-addr") if full is not None else None
         if full is None or where is None:
             notes.lost(
@@ -243,8 +268,11 @@ def _settings(node: Node, service: Service, of: str, reading: _Reading) -> None:
     notes = reading.notes
     _scheduler(node, service, of, notes)
     _persistence(node, service, of, notes)
-    if (state := node.get("state")) is not None and state.text in ("down", "off"):
-        service.settings["enabled"] = False
+    if (state := node.get("state")) is not None:
+        if state.text in ("down", "off"):
+            service.settings["enabled"] = False
+        elif state.text not in ("up", "config_error"):
+            _lost(notes, state, "state", of, "expected up, down or off", "the farm is written as enabled")
     if (seen := node.get("source-addr")) is not None and seen.text:
         _source_address(seen, service, of, reading)
     if (rate := node.get("new-rtlimit")) is not None and rate.text not in SAME:
@@ -368,6 +396,8 @@ def _backend(node: Node, service: Service, of: str, notes: Notes) -> None:
         elif key == "est-connlimit" and found.text not in SAME:
             server.max_connections = _number(found, key, statement, 0, 2**31 - 1, notes)
         elif key == "state":
+            if found.text not in STATES:
+                _lost(notes, found, key, statement, f"expected one of {', '.join(STATES)}", "the backend is written as up")
             server.draining = found.text in ("off", "down")
             if found.text == "down":
                 why = "it is down by a check or by hand: it is drained, so that a check does not bring it back"
@@ -416,6 +446,9 @@ def _priorities(service: Service) -> None:
 def _policy(node: Node, reading: _Reading) -> None:
     name, kind = _member(node, "name"), _member(node, "type", "blacklist")
     policy = _Policy(node.place, kind in ("blacklist", "denylist"))
+    if kind not in ("blacklist", "denylist", "whitelist", "allowlist"):
+        why = "expected the type blacklist or whitelist; it is read as a whitelist"
+        reading.notes.changed(node.place, f'policy {name}: "type": "{kind}"', why, "correct it and import again")
     elements = node.get("elements")
     for each in elements.items() if elements is not None else []:
         data = each.get("data")

@@ -198,6 +198,8 @@ def _backend(place: Place, text: str, reading: _Reading) -> None:
             notes.lost(
                 place, statement, f'"{given[:20]}" is no {name}', f"set the {name} with xlbctl backend set; 1 is written"
             )
+    if most is None and cells[8] not in ("", "none"):
+        notes.lost(place, statement, f'"{cells[8][:20]}" is no number of connections', "set max_connections of the backend")
     port = None if cells[3] in ("", "0", "*") else whole(cells[3], 1, 65535)
     if port is None and cells[3] not in ("", "0", "*"):
         notes.lost(place, statement, f'"{cells[3][:20]}" is not a port', "set it with xlbctl backend add")

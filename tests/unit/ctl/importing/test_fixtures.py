@@ -6,6 +6,7 @@ a change that is meant, run this file with XLB_WRITE_EXPECTED=1 and read the dif
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tomllib
@@ -18,9 +19,10 @@ from ctl.config.address_rules import problems
 from ctl.config.changes import replace_from_document
 from ctl.config.model import Config
 from ctl.config.validation import check_config
+from ctl.errors import InvalidInput
 from ctl.importing.addresses import Choices
 from ctl.importing.farms import Result
-from ctl.importing.form import Source
+from ctl.importing.form import Finding, Source
 from ctl.importing.kinds import READERS, import_from
 from tests.fakes.cli import run
 
@@ -79,3 +81,39 @@ def test_the_command_prints_both(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(path.parent)
     code, out, err = run("import", path.parent.name, path.name)
     assert (code, out, err) == (0, Path(f"{path.name}.toml").read_text(), Path(f"{path.name}.findings").read_text())
+
+
+UNKNOWN = {"keepalived": "frobnicate yes", "haproxy": "  frobnicate yes", "ipvsadm": "--frobnicate yes"}
+ATTRIBUTE = re.compile(r'\s*"[^"]+"\s*:\s*"[^"]*",')
+PROCESS_ONLY = re.compile(r"^global$(\n[ \t]+.*|\n$)*|^\$\w+=.*$", re.MULTILINE)
+"""Where an unknown statement has no effect on farms: HAProxy's section global, and parameters before they are used."""
+
+
+def is_named(findings: tuple[Finding, ...], line: int) -> bool:
+    """Whether a finding is about a line, or about the block that has it."""
+    for each in findings:
+        last = re.search(r" to line (\d+)", each.statement)
+        if each.place.line == line or (last and each.place.line <= line <= int(last[1])):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_statement_is_named_wherever_it_is(name: str) -> None:
+    path = FIXTURES / name
+    kind, text = path.parent.name, path.read_text()
+    lines = text.split("\n")
+    exempt = {
+        text.count("\n", 0, found.start()) + number
+        for found in PROCESS_ONLY.finditer(text)
+        for number in range(1, found[0].count("\n") + 2)
+    }
+    tried = 0
+    for number, line in list(enumerate(lines, 1))[:: 1 if len(lines) < 60 else 3]:
+        if number in exempt or (kind not in UNKNOWN and not ATTRIBUTE.fullmatch(line)):
+            continue
+        changed = "\n".join([*lines[:number], UNKNOWN.get(kind, '"frobnicate" : "yes",'), *lines[number:]])
+        with contextlib.suppress(InvalidInput):  # names the line, too: see test_any_text.py
+            assert is_named(import_from(kind, Source("in", changed), Choices()).findings, number + 1), (number, line)
+        tried += 1
+    assert tried >= 3 or ";" in text
