@@ -89,8 +89,8 @@ class _Making:
     names: set[str] = field(default_factory=set)
 
 
-def make(kind: str, source: str, imported: Imported, choices: Choices) -> Result:
-    """The farms file of what was read from `source`. Raises InvalidInput where the whole exceeds a limit of xlb."""
+def make(kind: str, sources: Sequence[str], imported: Imported, choices: Choices) -> Result:
+    """The farms file of what was read from files of these names. Raises InvalidInput where the whole exceeds a limit of xlb."""
     making = _Making(imported, Addresses(imported, choices))
     making.addresses.resolve()
     for service in imported.services:
@@ -101,10 +101,11 @@ def make(kind: str, source: str, imported: Imported, choices: Choices) -> Result
     config = _config(making)
     _general_findings(making)
     origins = tuple(_origins(making))
-    findings = tuple(sorted(imported.notes.findings, key=lambda each: (each.place.file != source, each.place)))
+    order = {name: number for number, name in enumerate(sources)}
+    findings = tuple(sorted(imported.notes.findings, key=lambda each: (order.get(each.place.file, len(order)), each.place)))
     body = farms_file.to_text(farms_file.to_document(config))
-    text = _header(kind, source, config, origins, findings) + body
-    _verify(text, config, source)
+    text = _header(kind, sources, config, origins, findings) + body
+    _verify(text, config, sources[0])
     return Result(text, farms_file.readable(farms_file.to_document(config)), origins, findings)
 
 
@@ -507,13 +508,13 @@ def _origins(making: _Making) -> Iterator[Origin]:
         yield Origin("farm", farm.name, farm.service.place, brief(farm.service.statement))
 
 
-def _header(kind: str, source: str, config: Config, origins: Sequence[Origin], findings: Sequence[Finding]) -> str:
+def _header(kind: str, sources: Sequence[str], config: Config, origins: Sequence[Origin], findings: Sequence[Finding]) -> str:
     backends = sum(len(farm.backends) for farm in config.farms.values())
     of = Counter(each.kind for each in findings)
     left = ", ".join(f"{of[each]} {each}" for each in Kind if of[each]) or "everything is carried over"
     width = max((len(f"{each.what} {each.name}") for each in origins), default=0)
     lines = [
-        f"Made of {brief(source)} by xlbctl import {kind}.",
+        f"Made of {brief(_named(sources))} by xlbctl import {kind}.",
         f"It has {_number(len(config.vips), 'VIP')}, {_number(len(config.farms), 'farm')} and {_number(backends, 'backend')}.",
         f"Statements: {left}.",
         "Look at it with: xlbctl apply --dry-run -f FILE",

@@ -78,6 +78,11 @@ class Notes:
         """The farms file has something that the input does not name."""
         self._add(place, Kind.ASSUMED, statement, why, remedy)
 
+    def take(self, other: Notes) -> None:
+        """Add the findings of another file."""
+        for each in other.findings:
+            self._add(each.place, each.kind, each.statement, each.why, each.remedy)
+
     def _add(self, place: Place, kind: Kind, statement: str, why: str, remedy: str) -> None:
         if (place, statement, why) in self._seen:
             return  # a default is used by many proxies
@@ -153,6 +158,19 @@ class Imported:
     prefixes: dict[str, list[str]] = field(default_factory=dict)
     notes: Notes = field(default_factory=Notes)
 
+    def add(self, other: Imported) -> None:
+        """Add what was read of another file; a prefix list of the same name gets another one."""
+        for name, prefixes in other.prefixes.items():
+            unique = name
+            while self.prefixes.get(unique, prefixes) != prefixes:
+                unique = f"{unique}-2"
+            self.prefixes[unique] = prefixes
+            for service in other.services:
+                service.settings |= {key: unique for key in ("allow", "deny") if service.settings.get(key) == name}
+        self.services += other.services
+        self.addresses += other.addresses
+        self.notes.take(other.notes)
+
 
 @dataclass(frozen=True, slots=True)
 class Included:
@@ -170,10 +188,13 @@ class Source:
     text: str
     include: Callable[[str, str], Included] = lambda _pattern, _within: Included()
     path: str = ""
+    more: Sequence[Source] = ()
+    """Files that are read as if they followed."""
 
     def lines(self) -> list[tuple[Place, str]]:
         """Each line with its place, without its end."""
-        return [(Place(self.name, number), line.rstrip("\r")) for number, line in enumerate(self.text.split("\n"), 1)]
+        own = [(Place(self.name, number), line.rstrip("\r")) for number, line in enumerate(self.text.split("\n"), 1)]
+        return [*own, *(line for each in self.more for line in each.lines())]
 
 
 def one_line(text: str) -> str:

@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import ceil
 
 from ctl.config.model import QueryType
 from ctl.importing.form import Notes, Server, Settings, host_address, port_number, whole
@@ -40,7 +41,7 @@ TIMING = (
 """Settings of a virtual server that its real servers inherit, and those of a real server that its checkers inherit."""
 IGNORED = ("warmup", "alpha", "fast_recovery", "http_protocol", "log_all_failures", "inhibit_on_failure", "tls_compliant")
 DEFAULT_INTERVAL_S, DEFAULT_TIMEOUT_S, DEFAULT_RETRIES = 60, 5, 1
-DEFAULT_RETRY_DELAY_S = 1
+DEFAULT_RETRY_DELAYS_S: Mapping[str, int] = {"HTTP_GET": 3, "SSL_GET": 3}
 RETRIES: Mapping[str, int] = {"DNS_CHECK": 3, "MISC_CHECK": 0}
 MAX_INTERVAL_MS = 3_600_000
 MAX_FALL = 100
@@ -126,9 +127,12 @@ def seconds(text: str | None) -> float | None:
 
 
 def _timing(checker: Statement, check: Settings, inherited: Inherited, notes: Notes) -> None:
-    """delay_loop is from one check to the next, connect_timeout the limit of one, retry the checks after the first failure."""
+    """delay_loop is from one check to the next, connect_timeout the limit of one, retry the checks after the first failure.
 
-    def number(name: str, default: int) -> float:
+    A server that fails for as long as keepalived repeats the check is down in xlb, too, and not before.
+    """
+
+    def number(name: str, default: float) -> float:
         found = inherited.of.get(name)
         value = seconds(found.value()) if found else default
         if value is None and found:
@@ -139,12 +143,15 @@ def _timing(checker: Statement, check: Settings, inherited: Inherited, notes: No
     timeout = max(1, round(1000 * number("connect_timeout", DEFAULT_TIMEOUT_S)))
     name = "nb_get_retry" if "nb_get_retry" in inherited.of and "retry" not in inherited.of else "retry"
     check["interval_ms"], check["timeout_ms"] = interval, min(timeout, interval)
-    check["fall"] = max(1, min(MAX_FALL, int(number(name, RETRIES.get(checker.key, DEFAULT_RETRIES))) + 1))
+    default_delay = interval / 1000 if checker.key == "DNS_CHECK" else DEFAULT_RETRY_DELAYS_S.get(checker.key, 1)
+    retries = int(number(name, RETRIES.get(checker.key, DEFAULT_RETRIES)))
+    failing_ms = 1000 * retries * number("delay_before_retry", default_delay)
+    fall = max(1, min(MAX_FALL, 1 + ceil(failing_ms / interval)))
+    check["fall"] = fall
     between = inherited.of.get("delay_before_retry")
-    fall = check["fall"]
-    if between and fall != 1 and number("delay_before_retry", DEFAULT_RETRY_DELAY_S) * 1000 != interval:
-        why = f"xlb repeats a failed check after interval_ms ({interval} ms): a server is down after {fall} of them"
-        notes.lost(between.place, between.text, why, "lower interval_ms or fall if that is too slow")
+    if between and retries and fall != retries + 1:
+        why = f"xlb repeats a failed check after interval_ms ({interval}): {fall} failures (fall) take at least as long"
+        notes.changed(between.place, between.text, why, "lower interval_ms to find a dead server sooner")
 
 
 def _connection(each: Statement, check: Settings, notes: Notes) -> bool:

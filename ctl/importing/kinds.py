@@ -5,7 +5,8 @@ Decides which reader a kind has. Must not know files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from ctl.errors import InvalidInput
@@ -25,6 +26,10 @@ READERS: Mapping[str, Callable[[Source], Imported]] = MappingProxyType(
 )
 
 
+ONE_WHOLE = ("haproxy",)
+"""Several files are one configuration: sections of a later file have the defaults of an earlier one."""
+
+
 class NothingToImport(InvalidInput):
     """Nothing of the input can be carried over; `findings` say why."""
 
@@ -33,20 +38,26 @@ class NothingToImport(InvalidInput):
         self.findings = tuple(imported.notes.findings)
 
 
-def import_from(kind: str, source: Source, choices: Choices) -> Result:
-    """The farms file of a configuration.
+def import_from(kind: str, sources: Sequence[Source], choices: Choices) -> Result:
+    """The farms file of a configuration in one file or several.
 
     Raises InvalidInput naming the line where the input is not of this kind, NothingToImport where a farms file would be empty.
     """
+    first = sources[0]
+    if kind in ONE_WHOLE:
+        sources = [replace(first, more=sources[1:])]
+    imported = Imported()
     try:
-        imported = READERS[kind](source)
+        for source in sources:
+            imported.add(READERS[kind](source))
     except InvalidInput as error:
         raise InvalidInput(one_line(error.detail), one_line(error.key), error.code) from None
+    names = [each.name for source in sources for each in (source, *source.more)]
     try:
-        result = make(kind, source.name, imported, choices) if imported.services or imported.addresses else None
+        result = make(kind, names, imported, choices) if imported.services or imported.addresses else None
     except InvalidInput as error:  # a limit of the whole
-        raise InvalidInput(one_line(str(error)), source.name, error.code) from None
+        raise InvalidInput(one_line(str(error)), first.name, error.code) from None
     if result is None or not (result.document["vip"] or result.document["farm"]):
         why = "the lines above say why" if imported.notes.findings else f"is it a configuration of {kind}?"
-        raise NothingToImport(f"has nothing that a farms file can have; {why}", source.name, imported)
+        raise NothingToImport(f"has nothing that a farms file can have; {why}", first.name, imported)
     return result

@@ -25,3 +25,4 @@ def write_samples(directory: Path) -> None:
     """Write the samples under the names that examples in help and documents use."""
     for kind, name in FILES.items():
         (directory / name).write_text(SAMPLES[kind])
+    (directory / "mail_l4xnat.cfg").write_text(SAMPLES["zevenet"].replace("web", "mail").replace(";80;", ";25;"))

@@ -54,11 +54,11 @@ def _vips(_ctx: click.Context, _parameter: click.Parameter, values: Sequence[str
         "xlbctl import ipvsadm - --dev eth0 < ipvsadm.rules > farms.toml",
         "xlbctl import haproxy haproxy.cfg --vip 10.77.0.100/24 --dev eth0 > farms.toml",
         "xlbctl import nftlb nftlb.json -o json",
-        "xlbctl import zevenet web_l4xnat.cfg > farms.toml",
+        "xlbctl import zevenet web_l4xnat.cfg mail_l4xnat.cfg > farms.toml",
     ],
 )
 @click.argument("kind", type=click.Choice(list(READERS)))
-@click.argument("path", metavar="FILE|-", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("paths", metavar="FILE|-...", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
 @click.option(
     "--dev",
     callback=_device,
@@ -76,17 +76,18 @@ def _vips(_ctx: click.Context, _parameter: click.Parameter, values: Sequence[str
     help="VIP of services that listen on all addresses; also the prefix length of a VIP. May be repeated.",
 )
 @pass_session
-def import_(session: Session, kind: str, path: Path, dev: str, vips: tuple[tuple[str, int | None], ...]) -> None:
+def import_(session: Session, kind: str, paths: tuple[Path, ...], dev: str, vips: tuple[tuple[str, int | None], ...]) -> None:
     """Print a farms file made of the configuration of another load balancer.
 
     KIND is keepalived (keepalived.conf), ipvsadm (ipvsadm-save -n, ipvsadm -S -n or ipvsadm -Ln), haproxy (haproxy.cfg, proxies
-    of mode tcp), nftlb (its JSON) or zevenet (a L4xNAT farm of Zevenet or SKUDONET, NAME_l4xnat.cfg).
+    of mode tcp), nftlb (its JSON) or zevenet (L4xNAT farms of Zevenet or SKUDONET, NAME_l4xnat.cfg).
 
-    The file is valid for 'xlbctl apply'. Standard error has a line for each statement that is not carried over, carried over
+    'xlbctl apply' removes what its file does not name, so name all files of the old balancer: one farms file is made of them.
+    The result is valid for it. Standard error has a line for each statement that is not carried over, carried over
     differently, or assumed: where it is, why, and what to do. No daemon is needed and nothing is changed.
     """
     try:
-        result = import_from(kind, read_source(path), Choices(dev, vips))
+        result = import_from(kind, [read_source(path) for path in paths], Choices(dev, vips))
     except NothingToImport as error:
         _print_findings(error.findings)
         raise

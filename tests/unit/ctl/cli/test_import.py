@@ -77,6 +77,23 @@ def test_included_files_are_read_relative_to_the_file(tmp_path: Path) -> None:
     assert f"{tmp_path}/conf.d/web.conf:1" in out
 
 
+def test_several_files_become_one_farms_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`apply` removes what its file does not name. HAProxy reads several files as one, with the defaults of the first."""
+    monkeypatch.chdir(tmp_path)
+    write_samples(tmp_path)
+    code, out, err = run("import", "zevenet", "web_l4xnat.cfg", "mail_l4xnat.cfg", "-o", "json")
+    answer = json.loads(out)
+    assert code == 0 and [(each["file"], each["name"]) for each in answer["origins"]] == [
+        ("web_l4xnat.cfg", "web"),
+        ("mail_l4xnat.cfg", "mail"),
+    ]
+    assert answer["farms_file"].startswith("# Made of web_l4xnat.cfg, mail_l4xnat.cfg by xlbctl import zevenet.")
+    Path("a.cfg").write_text("defaults\n  mode tcp\n  timeout client 7s\n")
+    Path("b.cfg").write_text("listen x\n  bind 192.0.2.1:80\n  frobnicate\n  server s 192.0.2.2:80\n")
+    code, out, err = run("import", "haproxy", "a.cfg", "b.cfg")
+    assert code == 0 and "idle_timeout_s = 7" in out and "b.cfg:3: not carried over: frobnicate: " in err
+
+
 def test_a_file_that_includes_itself_ends(tmp_path: Path) -> None:
     path = tmp_path / "loop.conf"
     path.write_text(SAMPLES["keepalived"] + "include loop.conf\n")

@@ -110,7 +110,7 @@ def changed(text: str, operation: str, where: float, piece: str) -> str:
 def check(kind: str, text: str) -> None:
     source = Source("input", text, lambda pattern, within: Included([Source("other", text[:200])] if len(pattern) % 2 else []))
     try:
-        result = import_from(kind, source, Choices())
+        result = import_from(kind, [source], Choices())
     except NothingToImport as error:
         assert error.key == "input"
         return

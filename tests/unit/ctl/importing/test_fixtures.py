@@ -35,7 +35,7 @@ NAMES = sorted(
 
 def imported(name: str) -> Result:
     path = FIXTURES / name
-    return import_from(path.parent.name, Source(path.name, path.read_text()), Choices())
+    return import_from(path.parent.name, [Source(path.name, path.read_text())], Choices())
 
 
 def test_each_kind_has_four_fixtures() -> None:
@@ -114,6 +114,6 @@ def test_an_unknown_statement_is_named_wherever_it_is(name: str) -> None:
             continue
         changed = "\n".join([*lines[:number], UNKNOWN.get(kind, '"frobnicate" : "yes",'), *lines[number:]])
         with contextlib.suppress(InvalidInput):  # names the line, too: see test_any_text.py
-            assert is_named(import_from(kind, Source("in", changed), Choices()).findings, number + 1), (number, line)
+            assert is_named(import_from(kind, [Source("in", changed)], Choices()).findings, number + 1), (number, line)
         tried += 1
     assert tried >= 3 or ";" in text
