@@ -32,6 +32,7 @@ from ctl.importing.form import (
     Service,
     as_name,
     brief,
+    cut_ports,
     with_port,
 )
 
@@ -401,14 +402,8 @@ def _take_from_all(making: _Making) -> None:
             and other.table["proto"] == each.table["proto"]
             and set(other.table["vip"]) & set(each.table["vip"])
         ]
-        free = [(1, MAX_PORT)]
-        for first, last in (found for other in others for found in other.listeners[0].ports):
-            free = [
-                part
-                for low, high in free
-                for part in ((low, min(high, first - 1)), (max(low, last + 1), high))
-                if part[0] <= part[1]
-            ]
+        taken = tuple(ports for other in others for ports in other.listeners[0].ports)
+        _, free = cut_ports(ALL_PORTS, taken)
         if others and 0 < len(free) <= MAX_PORTS_PER_FARM:
             each.table["port"] = format_ports(free)
             each.checked = _parsed(each)

@@ -336,6 +336,25 @@ def persistence_prefix(service: Service, length: int, place: Place, statement: s
 MAX_PERSISTENCE_S = 30 * 24 * 3600
 
 
-def with_port(listener: Listener, ports: tuple[tuple[int, int], ...]) -> Listener:
+Ports = tuple[tuple[int, int], ...]
+"""(first, last), ascending."""
+
+
+def cut_ports(ports: Ports, by: Ports) -> tuple[Ports, Ports]:
+    """The ports that are in `by`, and those that are not."""
+    inside: list[tuple[int, int]] = []
+    outside = list(ports)
+    for first, last in by:
+        inside += [(max(low, first), min(high, last)) for low, high in outside if low <= last and first <= high]
+        outside = [
+            part
+            for low, high in outside
+            for part in ((low, min(high, first - 1)), (max(low, last + 1), high))
+            if part[0] <= part[1]
+        ]
+    return tuple(sorted(inside)), tuple(outside)
+
+
+def with_port(listener: Listener, ports: Ports) -> Listener:
     """The listener on other ports."""
     return replace(listener, ports=ports)

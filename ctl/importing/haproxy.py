@@ -21,12 +21,15 @@ from ctl.importing.form import (
     Listener,
     Notes,
     Place,
+    Ports,
     Service,
     Source,
     cut_last_colon,
+    cut_ports,
     host_address,
     port_number,
     whole,
+    with_port,
 )
 from ctl.importing.haproxy_rules import read_rules
 from ctl.importing.haproxy_servers import DIALOGUES, read_server
@@ -260,16 +263,25 @@ def _proxy(section: Section, reading: _Reading) -> None:
         return
     if len(reading.out.services) >= MAX_SERVICES:
         raise InvalidInput(f"more than {MAX_SERVICES} proxies", str(section.place))
-    target = _target(section, reading)
     _extra_words(section, notes)
-    if target is not None:
-        _extra_words(target, notes)
-    parts = [section] if target in (None, section) else [section, target]
-    service = Service(section.place, f"{section.kind} {section.name}", section.name or "service", one_port=True)
-    service.listeners = list(_listeners(section, reading))
+    listeners = list(_listeners(section, reading))
+    if not listeners:
+        why = "it has no address that can be carried over"
+        notes.lost(section.place, section.text, why, "add the farm with xlbctl farm add")
+    used_acls: set[str] = set()
+    routes = list(_routes(section, listeners, reading, used_acls))
+    for target, part in routes:
+        name = section.name if len(routes) == 1 or target is None else f"{section.name}-{target.name}"
+        service = Service(section.place, f"{section.kind} {section.name}", name or "service", one_port=True, listeners=part)
+        _serve(section, target, service, used_acls, reading)
+
+
+def _serve(section: Section, target: Section | None, service: Service, used_acls: set[str], reading: _Reading) -> None:
+    """A service of a frontend and the section with its servers."""
+    notes = reading.notes
     if section.last("disabled") is not None:
         service.settings["enabled"] = False
-    for part in parts:
+    for part in [section] if target in (None, section) else [section, target]:
         assert part is not None
         above = part.defaults
         while above is not None:
@@ -279,19 +291,15 @@ def _proxy(section: Section, reading: _Reading) -> None:
     if target is not None:
         reading.used.add(target.name)
         _servers(target, service, notes)
-    read_rules(section, service, reading.out, reading.source)
+    read_rules(section, service, reading.out, reading.source, used_acls)
     if target is not None and target is not section:
+        _extra_words(target, notes)
         _rules_of_backend(target, service, reading)
-    if not service.listeners:
-        notes.lost(
-            section.place, section.text, "it has no address that can be carried over", "add the farm with xlbctl farm add"
-        )
-        return
     if target is None:
         why = "it has no servers, and no default_backend that could be carried over"
         notes.lost(section.place, section.text, why, "add the farm with xlbctl farm add")
-        return
-    reading.out.services.append(service)
+    elif service.listeners:
+        reading.out.services.append(service)
 
 
 def _extra_words(section: Section, notes: Notes) -> None:
@@ -315,33 +323,72 @@ def _rules_of_backend(section: Section, service: Service, reading: _Reading) -> 
     own = Section(
         section.place, section.words, [each for each in section.all() if each.name.startswith(("stick", "tcp-", "acl"))]
     )
-    read_rules(own, service, reading.out, reading.source)
+    read_rules(own, service, reading.out, reading.source, set())
 
 
-def _target(section: Section, reading: _Reading) -> Section | None:
-    """The section with the servers."""
+def _routes(
+    section: Section, listeners: list[Listener], reading: _Reading, used_acls: set[str]
+) -> Iterator[tuple[Section | None, list[Listener]]]:
+    """The sections with servers, each with the listeners whose connections go there: rules about the port choose them."""
     notes = reading.notes
-    chosen = section.last("default_backend")
+    chosen, rest = section.last("default_backend"), listeners
     for each in section.all():
-        if each.name == "use_backend" and len(each.words) == 2:
+        if each.name != "use_backend":
+            continue
+        if len(each.words) == 2 or each.words[2:] in (("if", "TRUE"), ("if", "always_true")):
             chosen = each
             break
-        if each.name == "use_backend":
+        ports = _ports_of_condition(each, section, used_acls)
+        if ports is None:
             why = "xlb does not choose a backend by the content of a connection"
             notes.lost(each.place, each.text, why, "make a farm with another VIP or port, or leave this frontend on HAProxy")
+            continue
+        cut = [(listener, *cut_ports(listener.ports, ports)) for listener in rest]
+        inside = [with_port(listener, found) for listener, found, _ in cut if found]
+        rest = [with_port(listener, left) for listener, _, left in cut if left]
+        if inside:
+            yield _backend(each, reading), inside
+        else:
+            notes.lost(each.place, each.text, "the frontend does not listen on that port", "nothing to do")
     if any(each.name == "server" for each in section.statements):
-        return section
-    if chosen is None:
-        return None
+        yield section, rest
+    elif rest or not listeners:
+        yield None if chosen is None else _backend(chosen, reading), rest
+    elif chosen is not None:
+        notes.lost(chosen.place, chosen.text, "the rules before it leave no port", "nothing to do")
+
+
+def _backend(chosen: Statement, reading: _Reading) -> Section | None:
+    """The section that `default_backend` or `use_backend` names, if it can be carried over."""
     found = reading.backends.get(chosen.word(1))
     if found is None:
-        notes.lost(chosen.place, chosen.text, "there is no such section", "correct the name and import again")
-        return None
-    if _mode(found) != "tcp":
-        notes.lost(found.place, f"{found.text} (mode {_mode(found)})", LAYER_7, LAYER_7_REMEDY)
+        reading.notes.lost(chosen.place, chosen.text, "there is no such section", "correct the name and import again")
+    elif _mode(found) != "tcp":
+        reading.notes.lost(found.place, f"{found.text} (mode {_mode(found)})", LAYER_7, LAYER_7_REMEDY)
         reading.used.add(found.name)
         return None
     return found
+
+
+def _ports_of_condition(each: Statement, section: Section, used_acls: set[str]) -> Ports | None:
+    """The ports of `if ACL` or `if { dst_port … }`; None for any other condition."""
+    words = each.words[2:]
+    if words[0] != "if" or len(words) < 2:
+        return None
+    if len(words) == 2:
+        of_acl = [acl.words[2:] for acl in section.all() if acl.name == "acl" and acl.word(1) == words[1]]
+    else:
+        of_acl = [words[2:-1]] if words[1] == "{" and words[-1] == "}" else []
+    ranges: list[tuple[int, int]] = []
+    for criterion in of_acl:
+        for text in criterion[1:]:
+            found = _ports(text.replace(":", "-"))
+            if found is None or criterion[0] != "dst_port":
+                return None
+            ranges += found
+    if ranges and len(words) == 2:
+        used_acls.add(words[1])
+    return tuple(ranges) or None
 
 
 # --- listeners --------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -43,8 +43,8 @@ class _Clients:
         self.allow = [*(self.allow or []), *prefixes]
 
 
-def read_rules(section: Section, service: Service, out: Imported, source: Source) -> None:
-    """The rules of a frontend or listen section, in their order. source: reads the files of addresses."""
+def read_rules(section: Section, service: Service, out: Imported, source: Source, used: Collection[str]) -> None:
+    """The rules of a frontend or listen section, in their order. source: reads the files of addresses. used: ACLs of others."""
     notes = out.notes
     acls = _acls(section, source)
     clients = _Clients()
@@ -59,8 +59,8 @@ def read_rules(section: Section, service: Service, out: Imported, source: Source
             _connection(each, section, source, acls, clients, service, notes)
         elif each.name.startswith(("tcp-request", "tcp-response")):
             notes.lost(each.place, each.text, "it is about the content of the connection", NO_ACL_REMEDY)
-    for acl in acls.values():
-        if not acl.used:
+    for name, acl in acls.items():
+        if not acl.used and name not in used:
             notes.lost(
                 acl.statement.place, acl.statement.text, acl.why or "no rule that is carried over uses it", NO_ACL_REMEDY
             )

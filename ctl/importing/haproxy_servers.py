@@ -74,9 +74,9 @@ LOST: Mapping[str, tuple[str, str]] = {
     "maxqueue": ("xlb does not queue connections", "nothing to do"),
     "track": ("a backend is checked for each farm", "give this farm a check"),
     "on-marked-up": ("a backend that comes up ends no connections of others", "use priority and drain"),
-    "observe": ("xlb does not watch the traffic for errors", "nothing; shorten the check's interval"),
-    "on-error": ("xlb does not watch the traffic for errors", "nothing; shorten the check's interval"),
-    "error-limit": ("xlb does not watch the traffic for errors", "nothing; shorten the check's interval"),
+    "observe": ("xlb does not watch the traffic for errors", "shorten the interval of the check"),
+    "on-error": ("xlb does not watch the traffic for errors", "shorten the interval of the check"),
+    "error-limit": ("xlb does not watch the traffic for errors", "shorten the interval of the check"),
     "agent-check": ("xlb asks no agent", "use a check of kind command"),
     "agent-port": ("xlb asks no agent", "use a check of kind command"),
     "agent-addr": ("xlb asks no agent", "use a check of kind command"),
@@ -380,11 +380,11 @@ def _http(statement: Statement, section: Section, check: Settings, notes: Notes)
         method = words.pop(0)
     if words:
         check["path"] = words.pop(0)
-    headers = [each for each in re.split(r"\\r\\n", " ".join(words[1:])) if each.strip()]
+    _version, *headers = re.split(r"\r?\n", " ".join(words))
     for header in headers:
         if found := re.fullmatch(r"\s*host:\s*(\S+)\s*", header, re.IGNORECASE):
             check["host"] = found[1]
-        else:
+        elif header.strip() and not re.match(r"\s*(connection|user-agent|accept):", header, re.IGNORECASE):
             notes.lost(statement.place, statement.text, f"a check sends no header {header.strip()[:40]}", HEADER_REMEDY)
     sender = statement
     for each in (each for each in section.all() if each.name == "http-check"):

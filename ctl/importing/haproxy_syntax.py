@@ -20,6 +20,7 @@ SECTIONS = (
 )
 _WORD = re.compile(r"""\s+|\#.*|(?:\\.|"(?:\\.|[^"\\])*"|'[^']*'|[^\s\#\\"']|["'\\])+""")
 _PART = re.compile(r"""\\(.)|"((?:\\.|[^"\\])*)"|'([^']*)'""")
+_ESCAPES = {"r": "\r", "n": "\n", "t": "\t"}
 _TIME = re.compile(r"([0-9]{1,12})(us|ms|s|m|h|d)?")
 _UNITS_MS = {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -147,8 +148,8 @@ def _words(place: Place, line: str) -> tuple[str, ...]:
 def _unquoted(found: re.Match[str]) -> str:
     escaped, double, single = found.groups()
     if escaped is not None:
-        return str(escaped)
-    return str(single) if double is None else re.sub(r"\\(.)", r"\1", double)
+        return _ESCAPES.get(escaped, escaped)
+    return str(single) if double is None else re.sub(r"\\(.)", lambda each: _ESCAPES.get(each[1], each[1]), double)
 
 
 def milliseconds(text: str) -> int | None:
