@@ -1,9 +1,10 @@
 /* The forward and the reply entry of a connection: found, created, promoted and closed.
  *
  * Invariants. A reply key belongs to one connection: it is claimed by inserting it into `embryonic` without overwriting
- * and then finding it absent from `flows`. A connection that is one way (tunnel.h) has no reply key. Promotion writes `flows` before it deletes from `embryonic`, so that a claim
- * sees the key in one of them. `flows` holds both entries of a connection or neither. From `embryonic` the kernel may have
- * evicted one: a forward hit there looks up its reply entry, and repairs it with the same backend if it is missing.
+ * and then finding it absent from `flows`. A connection that is one way (tunnel.h) has no reply key. Promotion writes `flows`
+ * before it deletes from `embryonic`, so that a claim sees the key in one of them. `flows` holds both entries of a connection
+ * or neither. From `embryonic` the kernel may have evicted one: a forward hit there looks up its reply entry, and repairs it
+ * with the same backend if it is missing.
  */
 
 /* What is known of a packet's connection. */
