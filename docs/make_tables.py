@@ -19,6 +19,7 @@ from ctl.config import fields, settings, validation
 from ctl.config.model import CheckKind, Mode, Protocol
 from ctl.diagnosis import redundancy
 from ctl.errors import Code
+from ctl.events import catalogue, thresholds
 from ctl.state import cluster_file
 from sync.failover.transitions import TRANSITIONS
 
@@ -94,6 +95,32 @@ def transitions() -> Iterator[str]:
         ("State", "Cause", "Next state", "Message", "Level"),
         *((", ".join(names), *rest) for rest, names in states.items()),
     )
+
+
+# --- events -------------------------------------------------------------------------------------------------------------------
+
+
+def events() -> Iterator[str]:
+    """Every type of event: ctl/events/catalogue.py."""
+    rows = ((f"`{each.name}`", each.severity.value, each.meaning, _fields_of(each)) for each in catalogue.TYPES.values())
+    return table(("Event", "Severity", "Meaning", "Fields"), *rows)
+
+
+def _fields_of(kind: catalogue.EventType) -> str:
+    units = (f" ({each.unit})" if each.unit else "" for each in kind.fields)
+    return (
+        "; ".join(f"`{each.name}`{unit}: {each.meaning}" for each, unit in zip(kind.fields, units, strict=True))
+        or "\N{EN DASH}"
+    )
+
+
+def limits_watched() -> Iterator[str]:
+    """Every value that is watched: ctl/events/thresholds.py."""
+    rows = (
+        (f"`{each.value}`", each.meaning, f"{each.limit:g} {each.unit}", f"{each.ended:g} {each.unit}", each.remedy)
+        for each in thresholds.THRESHOLDS
+    )
+    return table(("Value", "Meaning", "Exceeded from", "Ended below", "Remedy"), *rows)
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -235,8 +262,10 @@ TABLES: Mapping[str, Callable[[], Iterable[str]]] = {
     "check-codes": check_codes,
     "counters": counters,
     "error-codes": error_codes,
+    "events": events,
     "farm-settings": farm_settings,
     "limits": limits,
+    "limits-watched": limits_watched,
     "node-settings": node_settings,
     "ports": ports,
     "transitions": transitions,

@@ -30,6 +30,9 @@ from ctl.runtime.progress import PROGRESS, Progress
 
 MAX_QUEUED_MESSAGES = 128
 MAX_REQUESTS_IN_FLIGHT = 32
+MAX_WAITING = 64
+"""Requests that wait for something to happen, besides those."""
+LAST_ANSWERS_S = 0.05
 MAX_COMMAND_LENGTH = 64
 MAX_ELEMENTS = 1_000_000
 BIG_MESSAGE_BYTES = 256 * 1024
@@ -82,6 +85,13 @@ class Noted:
 
     result: Any
     note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A result that waits for something to happen, for a time that its command bounds: no request in progress meanwhile."""
+
+    result: Coroutine[Any, Any, Any]
 
 
 class MalformedRequest(Exception):
@@ -215,6 +225,7 @@ class ApiServer:
         self._socket: zmq.asyncio.Socket | None = None
         self._slots = asyncio.Semaphore(MAX_REQUESTS_IN_FLIGHT)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Task[Any]] = set()  # those of them that wait for something to happen
         self._running: dict[tuple[bytes, int], Progress] = {}  # by client and number of the request
         self._reader: asyncio.Task[None] | None = None
         self._next_complaint = 0.0
@@ -247,6 +258,10 @@ class ApiServer:
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
+        if self._waiting:  # for the last events, not for more
+            await asyncio.wait(self._waiting, timeout=LAST_ANSWERS_S)
+        for task in self._waiting:
+            task.cancel()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=1.0)
             for task in late:
@@ -284,7 +299,10 @@ class ApiServer:
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._slots.release()
+        if task in self._waiting:
+            self._waiting.discard(task)
+        else:
+            self._slots.release()
 
     async def _answer(self, server: zmq.asyncio.Socket, frames: list[bytes], caller: Caller) -> None:
         CALLER.set(caller)  # of this task and those it starts
@@ -324,7 +342,10 @@ class ApiServer:
 
     async def _dispatched(self, request: Request) -> bytes:
         try:
-            answer = await result_answer(request.id, await self._dispatch(request.command, request.arguments))
+            result = await self._dispatch(request.command, request.arguments)
+            if isinstance(result, Later):
+                result = await self._later(result)
+            answer = await result_answer(request.id, result)
         except XlbError as error:
             self.counts.failed += 1
             return error_answer(request.id, error)
@@ -338,6 +359,17 @@ class ApiServer:
             return error_answer(request.id, XlbError(too_long, Code.ANSWER_TOO_LONG))
         self.counts.answered += 1
         return answer
+
+    async def _later(self, later: Later) -> Any:
+        """Wait for a result; another request may have the place of this one. Raises XlbError."""
+        task = asyncio.current_task()
+        assert task is not None
+        if len(self._waiting) >= MAX_WAITING:
+            later.result.close()
+            raise XlbError(f"{MAX_WAITING} clients watch this node already; stop one of them", Code.BUSY)
+        self._waiting.add(task)
+        self._slots.release()
+        return await later.result
 
     def _complain(self, message: str) -> None:
         """Count a malformed message and log one per interval, so that a faulty client cannot fill the disk."""

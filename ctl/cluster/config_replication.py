@@ -20,7 +20,9 @@ from ctl.config import diff, understood
 from ctl.config.model import Config, Farm
 from ctl.config.record_codec import DamagedRecord, Decoder, NewerRecord, Put, Record
 from ctl.errors import Code, XlbError
+from ctl.events.catalogue import CONFIG_CONFLICT
 from ctl.runtime.clock import Clock, monotonic_ns
+from ctl.runtime.event_hub import Report, log_only
 from ctl.state.durable_files import Files
 from sync.config import config_sync
 from sync.config.config_sync import ConfigSync, Document, Version, Why
@@ -84,13 +86,14 @@ class ConfigReplica:
         now_ns: Clock = monotonic_ns,
         kept: Callable[[Discarded], None] = lambda _: None,
         prepare: Callable[[frozenset[str]], Awaitable[str]] = _no_preparation,
+        report: Report = log_only,
     ) -> None:
         """kept: called on the loop when this node's configuration lost, and is saved. prepare: as `Turn.prepare`."""
         self.peer = peer
         self.pair_id = pair_id
         self._host = host
         self._state_dir, self._files, self._now_ns = state_dir, files or Files(), now_ns
-        self._kept = kept
+        self._kept, self._report = kept, report
         self.prepare = prepare
         self._serving_epoch = serving_epoch
         self._decoder = Decoder()
@@ -321,10 +324,11 @@ class ConfigReplica:
             return None
         what = self._differences(document, winner)
         text = (
-            "split brain: this node's configuration %s and %s's %s have a common origin only: %s is in force, "
-            "this node's is saved as %s; discarded: %s"
+            f"split brain: this node's configuration {document.version} and {self.peer}'s {winner} have a common origin only: "
+            f"{winner} is in force, this node's is saved as {path}; discarded: {what}"
         )
-        log.warning(text, document.version, self.peer, winner, winner, path, what)
+        lost, won = str(document.version), str(winner)
+        self._report(log, CONFIG_CONFLICT(text, version=lost, winner=won, file=str(path), changes=what))
         return Discarded(document.version, winner, str(path), what)
 
     def _differences(self, document: Document, winner: Version) -> str:

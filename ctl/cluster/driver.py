@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from ctl.cluster.effects import Performer, Sinks
 from ctl.cluster.operator_requests import Requests
+from ctl.events import catalogue
 from ctl.runtime.clock import Clock, monotonic_ns
 from sync.failover.clock import ClockEstimator
 from sync.failover.machine import Failover
@@ -86,6 +87,8 @@ class FailoverDriver:
         self._wake_ns = 0
         self._decided_ns = 0
         self._peer_alive, self._peer_boot = False, 0
+        self._peer_role, self._peer_advertises = "", False
+        self._report = sinks.report
         self._standing: Standing = (False, (0, 0))
         self._alive = True
 
@@ -224,6 +227,7 @@ class FailoverDriver:
             self._set_alarm()
 
     def _watch_peer(self) -> None:
+        self._watch_what_peer_says()
         alive, boot = self.machine.peer_alive, self.machine.peer_boot
         if (alive, boot) == (self._peer_alive, self._peer_boot):
             return
@@ -233,9 +237,23 @@ class FailoverDriver:
         self._peer_alive, self._peer_boot = alive, boot
         self._flows.peer_present(alive, boot)
         if lost:
-            log.warning("%s is not heard on the cluster link any more", self.config.peer)
+            text = f"{self.config.peer} is not heard on the cluster link any more"
+            self._report(log, catalogue.PEER_LOST(text, peer=self.config.peer))
         elif alive:
-            log.info("%s is heard on the cluster link", self.config.peer)
+            self._report(log, catalogue.PEER_HEARD(f"{self.config.peer} is heard on the cluster link", peer=self.config.peer))
+
+    def _watch_what_peer_says(self) -> None:
+        """Its role, and whether the data network brings its advertisements: only an active peer sends them."""
+        peer, heard = self.config.peer, self.machine.peer_heartbeat
+        if heard is not None and heard.role.value != self._peer_role:
+            self._peer_role = heard.role.value
+            text = f"{peer} reports the role {heard.role.value}, epoch {heard.epoch}"
+            self._report(log, catalogue.PEER_ROLE(text, peer=peer, role=heard.role.value, epoch=heard.epoch))
+        advertises = self.machine.peer_advertises
+        if advertises != self._peer_advertises:
+            self._peer_advertises = advertises
+            text = f"advertisements of {peer} {'arrive' if advertises else 'do not arrive any more'} on the data network"
+            self._report(log, catalogue.PATH_CHANGED(text, path="data", alive=advertises))
 
 
 def new_boot() -> int:

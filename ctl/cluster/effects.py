@@ -17,8 +17,11 @@ from bpf.constants import LEASE_HANDED_OVER_NS
 from bpf.dataplane import DataPlane, PlaneError
 from ctl.cluster.epoch_writer import EpochWriter
 from ctl.cluster.operator_requests import Requests
+from ctl.events import catalogue
+from ctl.events.catalogue import Severity
 from ctl.network.vip_addresses import VipAddresses
 from ctl.runtime.clock import Clock
+from ctl.runtime.event_hub import Report, log_only
 from sync.failover.types import (
     Announce,
     ApplyReplicated,
@@ -49,6 +52,10 @@ APPLY_BOUND_S = 0.02
 """Bound on how long a takeover waits for flows that were received and are not in the maps yet."""
 HANDED_OVER_S = 2.0
 """How long the kernel of a node that handed over forwards what still arrives, while neighbours learn of the new active node."""
+NEARLY_LOST = 4
+"""An extension with less than a fourth of the lease left is an event,"""
+NEARLY_LOST_QUIET_NS = 10_000_000_000
+"""and so long after one no other is."""
 LAST_FLUSH_BOUND_S = 0.1
 """How long a node that stepped down still sends its last flow changes to the new active node."""
 
@@ -82,7 +89,7 @@ class Flows(Protocol):
 class Sinks:
     """Where effects go. The functions are called in the loop's next turn.
 
-    split_ended: this node and its peer were both active, and are not any more.
+    split_ended: this node and its peer were both active, and are not any more. report: takes events in.
     """
 
     plane: DataPlane
@@ -93,6 +100,7 @@ class Sinks:
     role_changed: Callable[[Role], None] = lambda role: None
     served: Callable[[], None] = lambda: None
     split_ended: Callable[[], None] = lambda: None
+    report: Report = log_only
 
 
 class Performer:
@@ -121,6 +129,7 @@ class Performer:
         self._stop_flows: asyncio.TimerHandle | None = None
         self._close: asyncio.TimerHandle | None = None
         self._deadline_ns = 0
+        self._nearly_lost, self._quiet_until_ns = 0, 0
         self._unserved: Serve | None = None  # to be carried out once the lease is open
 
     @property
@@ -156,11 +165,29 @@ class Performer:
         # A process that was stopped since the decision must not open what the peer may have taken meanwhile.
         late_ns = self._now_ns() - effect.void_after_ns
         if late_ns > 0:
-            log.warning("lease extension discarded: %.1f ms late", late_ns / 1e6)
+            text = f"lease extension discarded: {late_ns / 1e6:.1f} ms late"
+            self._report(catalogue.LEASE_DISCARDED(text, late_ms=round(late_ns / 1e6, 3)))
             return
+        self._watch_lease(effect)
         self._write_lease(effect.deadline_ns, effect.epoch)
         if self._unserved is not None:
             self._serve(self._unserved)
+
+    def _watch_lease(self, effect: ExtendLease) -> None:
+        """An extension that comes when little is left shows how near the node came to losing service."""
+        now_ns = self._now_ns()
+        left_ns = self._deadline_ns - now_ns
+        if not 0 < left_ns < (effect.deadline_ns - now_ns) // NEARLY_LOST:
+            return
+        self._nearly_lost += 1
+        if now_ns < self._quiet_until_ns:
+            return
+        times, self._nearly_lost, self._quiet_until_ns = self._nearly_lost, 0, now_ns + NEARLY_LOST_QUIET_NS
+        text = f"lease nearly lost: extended with {left_ns / 1e6:.0f} ms left, {times} times"
+        self._report(catalogue.LEASE_NEARLY_LOST(text, left_ms=round(left_ns / 1e6, 1), times=times))
+
+    def _report(self, event: catalogue.Event) -> None:
+        self._sinks.report(log, event)
 
     @property
     def _lease_open(self) -> bool:
@@ -198,8 +225,17 @@ class Performer:
         self._sinks.epochs.save_leases(effect.leases, lambda: self._happened(LeasesPersisted(effect.leases)))
 
     def _role_changed(self, effect: RoleChanged) -> None:
-        level = logging.getLevelNamesMapping()[effect.attention.value]
-        log.log(level, "%s is %s, epoch %d: %s", self._node, effect.role.value, effect.epoch, effect.why)
+        role, epoch, why = effect.role.value, effect.epoch, effect.why
+        self._report(
+            catalogue.ROLE_CHANGED(
+                f"{self._node} is {role}, epoch {epoch}: {why}",
+                Severity[effect.attention.value],
+                role=role,
+                epoch=epoch,
+                cause=effect.cause,
+                why=why,
+            )
+        )
         self._sinks.epochs.set_maintenance(effect.role is Role.MAINTENANCE)
         self._loop.call_soon(self._sinks.role_changed, effect.role)
         if effect.attention is Attention.HARM:
@@ -223,7 +259,8 @@ class Performer:
         if self._waiting is None:
             return
         if late:
-            log.warning("flows not applied in time: active %g s after the decision without all received flows", APPLY_BOUND_S)
+            text = f"flows not applied in time: active {APPLY_BOUND_S:g} s after the decision without all received flows"
+            self._report(catalogue.TAKEOVER_LATE(text))
         self._waiting.cancel()
         self._waiting = None
         self._applied_ns = self._now_ns()
@@ -239,10 +276,18 @@ class Performer:
         self._move(self._sinks.addresses.serve(), effect)
         done_ns = self._now_ns()
         self._sinks.flows.serve(effect.epoch)
-        spent = (done_ns - self._opening_ns, self._applied_ns - self._opening_ns, leased_ns - self._applied_ns)
-        log.info(
-            "took over in %.2f ms: flows applied %.2f, lease open %.2f, addresses announced %.2f",
-            *(each / 1e6 for each in (*spent, done_ns - leased_ns)),
+        took, flows = done_ns - self._opening_ns, self._applied_ns - self._opening_ns
+        lease, addresses = leased_ns - self._applied_ns, done_ns - leased_ns
+        self._report(
+            catalogue.TAKEOVER_DONE(
+                f"took over in {took / 1e6:.2f} ms: flows applied {flows / 1e6:.2f}, lease open {lease / 1e6:.2f}, "
+                f"addresses announced {addresses / 1e6:.2f}",
+                epoch=effect.epoch,
+                took_ms=round(took / 1e6, 3),
+                flows_ms=round(flows / 1e6, 3),
+                lease_ms=round(lease / 1e6, 3),
+                addresses_ms=round(addresses / 1e6, 3),
+            )
         )
         self._loop.call_soon(self._sinks.served)
 

@@ -26,6 +26,8 @@ from ctl.cluster.pair_configuration import PairConfiguration
 from ctl.cluster.parts import PairParts
 from ctl.cluster.split_notices import SplitNotices
 from ctl.errors import Code, InvalidInput, XlbError
+from ctl.events import catalogue
+from ctl.events.catalogue import Severity
 from ctl.health.probes.replication import QUESTION as CHECK_RESULTS
 from ctl.runtime import realtime_scheduling
 from ctl.runtime.clock import monotonic_ns
@@ -102,6 +104,7 @@ class PairMember:
             role_changed=self._role_changed,
             served=self._served,
             split_ended=lambda: notices.tell({"kind": "role"}),
+            report=parts.report,
         )
         self.pair = FailoverDriver(self.config, sinks, self._standing, parts.give_up, boot)
         self._undo.append(self.pair.stop)
@@ -150,7 +153,7 @@ class PairMember:
         self.configuration = PairConfiguration(
             parts, self.cluster, self.serving_epoch, self.links.send_configuration, lambda notice: notices.tell(notice)
         )
-        notices = SplitNotices(self.config.node, self.config.peer, parts.questions, self.configuration.ask)
+        notices = SplitNotices(self.config.node, self.config.peer, parts.questions, self.configuration.ask, parts.report)
         self._undo.append(self.configuration.close)
         self._undo.append(notices.close)
         self.persistence = PersistenceReplica(
@@ -301,6 +304,11 @@ class PairMember:
         """The epoch in which this node is active; 0: it is not."""
         return self.pair.machine.epoch if self.pair.machine.serving else 0
 
+    @property
+    def lag_ms(self) -> float:
+        """Age of the oldest flow change that the peer has not applied."""
+        return self.replicator.status().lag_ms
+
     def status(self) -> dict[str, Any]:
         """The pair's part of `cluster status`."""
         seen, flows = self.pair.machine.status(monotonic_ns()), self.replicator.status()
@@ -349,7 +357,8 @@ class PairMember:
         return sum(self._parts.sweeper.result.connections.values())
 
     def _step_changed(self, in_step: bool, why: str) -> None:
-        log.info("flow maps %s: %s", "in step" if in_step else "not in step", why)
+        text = f"flow maps {'in step' if in_step else 'not in step'}: {why}"
+        self._parts.report(log, catalogue.SYNC_CHANGED(text, in_step=in_step, why=why))
         self.pair.update_standing()
 
     def _standing(self) -> Standing:
@@ -382,13 +391,17 @@ class PairMember:
                 case AnnounceAgain():
                     self.pair.announce_again()
                 case Arrived(count, after_ns, again):
-                    text = "client traffic confirmed: %d packets within %d ms, announced %d times more"
-                    log.info(text, count, after_ns // 1_000_000, again)
+                    after_ms = after_ns // 1_000_000
+                    text = f"client traffic confirmed: {count} packets within {after_ms} ms, announced {again} times more"
+                    confirmed = catalogue.TAKEOVER_CONFIRMED(text, packets=count, after_ms=after_ms, announced_again=again)
+                    self._parts.report(log, confirmed)
                 case verdict:
-                    level = logging.WARNING if verdict.expected else logging.INFO
                     remedy = "; there are connections: look at the switch and at the clients' ARP" if verdict.expected else ""
-                    text = "no client traffic within %d s of becoming active, announced %d times more%s"
-                    log.log(level, text, verdict.after_ns // 1_000_000_000, verdict.again, remedy)
+                    after_s, again = verdict.after_ns // 1_000_000_000, verdict.again
+                    text = f"no client traffic within {after_s} s of becoming active, announced {again} times more{remedy}"
+                    severity = Severity.WARNING if verdict.expected else Severity.INFO
+                    missing = catalogue.TAKEOVER_UNCONFIRMED(text, severity, after_s=after_s, announced_again=again)
+                    self._parts.report(log, missing)
 
     def _client_packets(self) -> int:
         return int(self._parts.plane.farm_traffic()["packets_in"].sum())

@@ -16,6 +16,7 @@ from ctl.cluster.pair_configuration import PairConfiguration
 from ctl.cluster.parts import PairParts
 from ctl.config.record_codec import Record
 from ctl.errors import Code, XlbError
+from ctl.events import catalogue
 from ctl.state.cluster_file import ClusterSettings
 
 if TYPE_CHECKING:
@@ -118,10 +119,10 @@ class Membership:
             return
         if message:
             self._faults[name] = (message, disables)
-            log.error("node fault: %s", message)
+            self._parts.report(log, catalogue.FAULT_BEGAN(f"node fault: {message}", fault=name, why=message))
         else:
             del self._faults[name]
-            log.info("fault ended: %s", name)
+            self._parts.report(log, catalogue.FAULT_ENDED(f"fault ended: {name}", fault=name))
         if self._member is not None:
             self._member.fault_changed(name, message, disables)
         self._parts.changed()
@@ -193,6 +194,8 @@ class Membership:
             await self._become_single()
             raise
         self._parts.changed()
+        pair = f"{cluster.own.name} and {cluster.peer.name} are a pair"
+        self._parts.report(log, catalogue.PAIR_CHANGED(pair, paired=True))
 
     async def leave(self) -> None:
         """Become single in the running daemon: a lease that never runs out, addresses on the interfaces.
@@ -202,6 +205,7 @@ class Membership:
         if self._member is not None:
             await self._become_single()
             self._parts.changed()
+            self._parts.report(log, catalogue.PAIR_CHANGED("this node is single", paired=False))
 
     async def _become_single(self) -> None:
         member, self._member = self._member, None

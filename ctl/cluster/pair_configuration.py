@@ -68,6 +68,7 @@ class PairConfiguration:
             serving_epoch,
             kept=self._conflict_kept,
             prepare=self._prepare_peer,
+            report=parts.report,
         )
         self._notices = notices
         self._questions.register(UNDERSTANDS, self._understands)

@@ -16,6 +16,7 @@ from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.health.probes.replication import CheckReplication
 from ctl.network.network import Network
 from ctl.network.vip_addresses import VipAddresses
+from ctl.runtime.event_hub import Report, log_only
 from ctl.state.node_file import NodeSettings
 
 
@@ -48,6 +49,7 @@ class PairParts:
     """run_change: makes a change the peer forwards, as a control command. give_up: ends the daemon for a reason.
 
     changed: the role may be another one. unreadable_flags: of flow entries that the program would misread at this moment.
+    changed: the role may be another one. report: takes events in.
     """
 
     settings: NodeSettings
@@ -62,3 +64,4 @@ class PairParts:
     give_up: Callable[[str], None]
     changed: Callable[[], None]
     unreadable_flags: Callable[[], int]
+    report: Report = log_only

@@ -13,6 +13,8 @@ from typing import Any
 
 from ctl.cluster.peer_questions import PeerQuestions
 from ctl.errors import Code, XlbError
+from ctl.events import catalogue
+from ctl.runtime.event_hub import Report, log_only
 
 QUESTION = "pair.split"
 TRIES = 10
@@ -27,7 +29,8 @@ log = logging.getLogger(__name__)
 class SplitNotices:
     """Create on a running loop; `close` once. ask: puts a question to the peer."""
 
-    def __init__(self, node: str, peer: str, questions: PeerQuestions, ask: Ask) -> None:
+    def __init__(self, node: str, peer: str, questions: PeerQuestions, ask: Ask, report: Report = log_only) -> None:
+        self._report = report
         self._node, self._peer, self._questions, self._ask = node, peer, questions, ask
         self._tasks: set[asyncio.Task[None]] = set()
         questions.register(QUESTION, self._told)
@@ -63,14 +66,16 @@ class SplitNotices:
     async def _told(self, notice: dict[str, Any]) -> None:
         """The peer gave way to this node."""
         if notice.get("kind") == "role":
-            log.warning("split brain: %s was active too until now; %s stays active", self._peer, self._node)
+            text = f"split brain: {self._peer} was active too until now; {self._node} stays active"
+            self._report(log, catalogue.SPLIT_BRAIN(text, peer=self._peer))
             return
         version, winner, path, what = self._texts(notice, "version", "winner", "path", "what")
+        peer = self._peer
         text = (
-            "split brain: %s's configuration %s and this node's %s have a common origin only: this node's is in force, "
-            "%s saved its own as %s on %s; discarded: %s"
+            f"split brain: {peer}'s configuration {version} and this node's {winner} have a common origin only: this node's is "
+            f"in force, {peer} saved its own as {path} on {peer}; discarded: {what}"
         )
-        log.warning(text, self._peer, version, winner, self._peer, path, self._peer, what)
+        self._report(log, catalogue.CONFIG_CONFLICT(text, version=version, winner=winner, file=path, changes=what))
 
     def _texts(self, notice: dict[str, Any], *keys: str) -> list[str]:
         """The peer's values, fit for one line of the log."""

@@ -160,11 +160,11 @@ def check_health(check: HealthCheck, place: str) -> None:
     if check.address:
         canonical_address(check.address, f"{place}.address")
     _check_settings(check, CHECK_SETTINGS, place)
-    _check_command(check.command, f"{place}.command")
+    check_command(check.command, f"{place}.command")
     _check_kind(check, place)
 
 
-def _check_command(command: tuple[str, ...], key: str) -> None:
+def check_command(command: tuple[str, ...], key: str) -> None:
     if not all(isinstance(each, str) and len(each) <= MAX_TEXT and _ARGUMENT.fullmatch(each) for each in command):
         raise InvalidInput(f"expected arguments of at most {MAX_TEXT} characters, without NUL", key)
     if len(command) > MAX_ARGUMENTS:

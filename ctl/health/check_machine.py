@@ -71,6 +71,14 @@ class BackendHealth:
     checked_ms: int | None  # when the last check ended
 
 
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """What the peer's results have changed: whether any backend's state is another one, and which went up or down."""
+
+    changed: bool
+    transitions: tuple[Transition, ...]
+
+
 MAX_ADOPTED = 65536
 SKIPPED_PER_PROBE = 16
 """A backup skips so many probes in the time in which it would start one."""
@@ -285,9 +293,10 @@ class HealthChecks:
             if (entry := self._checked.get(number)) and entry.check.kind is not CheckKind.NONE
         ]
 
-    def adopt(self, results: Iterable[Result], now_ms: int) -> bool:
-        """Take over what the peer's checks have found. Returns whether any backend's state is another one."""
+    def adopt(self, results: Iterable[Result], now_ms: int) -> Adopted:
+        """Take over what the peer's checks have found."""
         changed: dict[str, Farm] = {}
+        transitions: list[Transition] = []
         for result in results:
             if len(self._adopted) < MAX_ADOPTED or result.backend_id in self._adopted:
                 self._adopted[result.backend_id] = result
@@ -296,10 +305,12 @@ class HealthChecks:
                 continue
             if entry.state is not result.state:
                 changed[entry.farm.name] = entry.farm
+                if entry.active and State.DOWN in (entry.state, result.state):  # a first success is nothing new to people
+                    transitions.append(_adopted_transition(entry, result))
             self._apply(entry, result)
         for farm in changed.values():
             self._settle(farm)
-        return bool(changed)
+        return Adopted(bool(changed), tuple(transitions))
 
     def _apply(self, entry: _Checked, result: Result) -> None:
         entry.state, entry.changed_ms = result.state, result.changed_ms
@@ -463,6 +474,12 @@ def _same_check(old: HealthCheck, new: HealthCheck) -> bool:
     """Whether earlier results remain valid: only timing and thresholds may differ."""
     same = {name: getattr(old, name) for name in ("interval_ms", "interval_down_ms", "timeout_ms", "rise", "fall")}
     return replace(new, **same) == old
+
+
+def _adopted_transition(entry: _Checked, result: Result) -> Transition:
+    up, backend = result.state is State.UP, entry.backend
+    reason = "its check succeeded on the active node" if up else result.last_error
+    return Transition(backend.id, entry.farm.name, backend.address, backend.port, up, reason)
 
 
 def _in_a_row(streak: int) -> str:

@@ -1,4 +1,4 @@
-"""Who changed the configuration, and what: recorded with each generation, and one log line for each.
+"""Who changed the configuration, and what: recorded with each generation, and one event for each.
 
 Decides what the record and the line have and how long they may be.
 """
@@ -14,6 +14,8 @@ from ctl.api.commands.dispatcher import Commit
 from ctl.config import diff
 from ctl.config.changes import Committed, MakeConfig
 from ctl.config.model import Config, Provenance
+from ctl.events.catalogue import CONFIG_CHANGED, Event
+from ctl.runtime.event_hub import Report, log_only
 
 MAX_LENGTH = 2000
 MAX_NAME = 200
@@ -37,22 +39,24 @@ def provenance_on(node: str, now_s: Callable[[], float] = time.time) -> Callable
     return provenance
 
 
-def audited(commit: Commit) -> Commit:
-    """The same commit, which logs each change that came into force."""
+def audited(commit: Commit, report: Report = log_only) -> Commit:
+    """The same commit, which reports each change that came into force."""
 
     async def run(make: MakeConfig) -> Committed:
         done = await commit(make)
         if done.new is not done.old and done.new.provenance is not None:
-            log.info("%s", line(done.new.generation, done.new.provenance))
+            report(log, event(done.new.generation, done.new.provenance))
         return done
 
     return run
 
 
-def line(generation: int, made: Provenance) -> str:
+def event(generation: int, made: Provenance) -> Event:
     """E.g. "configuration 12 changed by root on lb1 (farm.set): farm web scheduler maglev → source"."""
     by = f"{made.user} on {made.node}" + (f" ({made.command})" if made.command else "")
-    return f"configuration {generation} changed by {by}: {made.changes}"
+    text = f"configuration {generation} changed by {by}: {made.changes}"
+    user, node, command, changes = made.user, made.node, made.command, made.changes
+    return CONFIG_CHANGED(text, generation=generation, user=user, node=node, command=command, changes=changes)
 
 
 def _plain(text: str, most: int) -> str:

@@ -23,6 +23,7 @@ from ctl.api.commands.prefixes import PrefixCommands
 from ctl.api.commands.status import Origin, StatusCommands
 from ctl.api.commands.vip import VipCommands
 from ctl.api.commands.why import WhyCommand
+from ctl.api.monitoring.watch import WatchCommand
 from ctl.api.peer.own_addresses import OwnAddresses
 from ctl.api.peer.report import PeerReport
 from ctl.api.server import ApiServer
@@ -41,7 +42,6 @@ from ctl.dataplane.kernel.xdp_interfaces import Attacher, DataInterfaces
 from ctl.dataplane.slow_start import SlowStart
 from ctl.diagnosis.kernel.recent_drops import DropSampler
 from ctl.health.check_machine import HealthChecks, Transition
-from ctl.health.probes.commands import Commands
 from ctl.health.probes.replication import CheckReplication
 from ctl.health.probes.runner import CheckRunner, RunProbe, load_down, now_ms, own_probe
 from ctl.health.probes.source_addresses import OwnSources
@@ -51,14 +51,18 @@ from ctl.network.network import Network
 from ctl.network.vip_addresses import VipAddresses
 from ctl.node import advice, audit
 from ctl.node.node import Node
+from ctl.node.notify import Notify
 from ctl.node.parts import LocalParts, NodeParts
 from ctl.node.reconciler import Reconciler, Subjects
 from ctl.node.running_configuration import RunningConfiguration
+from ctl.node.sampling import Sampling
 from ctl.node.state_watch import StateWatch
 from ctl.node.summary import Summary
 from ctl.node.transaction import Transaction
 from ctl.runtime import memory
 from ctl.runtime.clock import monotonic_ns
+from ctl.runtime.commands import Commands
+from ctl.runtime.event_hub import EventHub
 from ctl.runtime.loop_lag import LoopLag
 from ctl.runtime.startup import Startup
 from ctl.runtime.supervisor import Supervisor
@@ -85,7 +89,8 @@ def compose(
     run_probe: asks a backend. store: the configuration's, default a new one.
     """
     questions = PeerQuestions(settings.node.name)
-    given = _Given(settings, store or Store(settings.node.state_dir), plane, network, attacher, run_probe)
+    hub = EventHub(settings.node.name)
+    given = _Given(settings, store or Store(settings.node.state_dir), plane, network, attacher, run_probe, hub)
     parts = _parts(given, notifier or Notifier(""), questions)
     _register_commands(parts, settings, plane, network, origin, questions)
     return Node(settings, plane, network, parts)
@@ -101,6 +106,7 @@ class _Given:
     network: Network
     attacher: Attacher
     run_probe: RunProbe | None
+    hub: EventHub
 
     def serving(self) -> bool:
         """Whether the lease is open."""
@@ -109,8 +115,8 @@ class _Given:
 
 def _parts(given: _Given, notifier: Notifier, questions: PeerQuestions) -> NodeParts:
     """A part that calls one made after it does so through a function."""
-    settings, plane, network = given.settings, given.plane, given.network
-    supervisor, tidier = Supervisor(), memory.Tidier()
+    settings, plane, network, hub = given.settings, given.plane, given.network, given.hub
+    supervisor, tidier, lag = Supervisor(), memory.Tidier(), LoopLag()
 
     async def replaced() -> None:
         await membership.program_replaced()
@@ -133,6 +139,7 @@ def _parts(given: _Given, notifier: Notifier, questions: PeerQuestions) -> NodeP
         give_up=supervisor.give_up,
         changed=lambda: summary.show(),
         unreadable_flags=lambda: features.unreadable_flags(given.attacher.features()),
+        report=hub.report,
     )
     membership = Membership(
         pair, local.configuration.follow_addresses, lambda: program.require(frozenset({features.REPLICATION}))
@@ -149,11 +156,14 @@ def _parts(given: _Given, notifier: Notifier, questions: PeerQuestions) -> NodeP
     pairing.answer(questions)
     check.answer(questions)
     startup = Startup()
-    dispatcher = Dispatcher(startup, lambda: membership.configuration)
+    dispatcher = Dispatcher(startup, lambda: membership.configuration, hub.report)
     return NodeParts(
+        hub=hub,
+        notify=Notify(settings.notify.command, Commands(settings.notify.user, "notify.user"), hub.report),
+        sampling=Sampling(hub, plane, local.sweeper, settings.data.max_flows, lag, lambda: membership.member),
         supervisor=supervisor,
         startup=startup,
-        lag=LoopLag(),
+        lag=lag,
         tidier=tidier,
         notifier=notifier,
         summary=summary,
@@ -193,7 +203,9 @@ def _local(
         reconciler.changed()  # what the kernel and the program should have may be other than before
         changed()
 
-    running = RunningConfiguration(transaction, checks, next_hops, sweeper, supervisor, configured, lambda: starts.next_s)
+    running = RunningConfiguration(
+        transaction, checks, next_hops, sweeper, supervisor, configured, lambda: starts.next_s, given.hub.report
+    )
     interfaces = DataInterfaces(settings.data.interfaces, given.attacher, network)
     announcer = Announcer(addresses, settings.data.announce_interval_s)
     tunnel = TunnelSources(plane, network, settings.data.tunnel_source)
@@ -208,6 +220,7 @@ def _local(
         fault=lambda name, message, disables: membership().fault_changed(name, message, disables),
         announce=announcer.soon,
         renew_next_hops=plane.bump_next_hops,
+        report=given.hub.report,
     )
     reconciler = Reconciler(subjects, level=settings.data.xdp_mode is XdpMode.AUTO)
     return LocalParts(
@@ -239,9 +252,10 @@ def _checks(
         replication.wake()
 
     machine = HealthChecks(load_down(run_dir))
-    replication = CheckReplication(machine, lambda: running().health_adopted(), now_ms)
+    replication = CheckReplication(machine, lambda transitions: running().health_adopted(transitions), now_ms)
     run_probe = given.run_probe or own_probe(sources, commands, given.settings.data.tunnel_source)
-    return CheckRunner(machine, run_dir, health_changed, run_probe, lambda: replication.follows), replication
+    follows, report = lambda: replication.follows, given.hub.report
+    return CheckRunner(machine, run_dir, health_changed, run_probe, follows, report), replication
 
 
 def _transaction(
@@ -267,6 +281,7 @@ def _transaction(
         fault=lambda message: membership().fault_changed("program", message),
         history=History(given.settings.node.state_dir),
         provenance=audit.provenance_on(given.settings.node.name),
+        report=given.hub.report,
     )
 
 
@@ -281,7 +296,7 @@ def _register_commands(
     """Give each group of control commands what it uses."""
 
     local, dispatcher = parts.local, parts.dispatcher
-    commit, health = audit.audited(local.transaction.commit), local.checks.checks
+    commit, health = audit.audited(local.transaction.commit, parts.hub.report), local.checks.checks
 
     def config() -> Config:
         return local.transaction.config
@@ -342,5 +357,6 @@ def _register_commands(
     why.register(dispatcher)
     why.answer(questions)
     status.register(dispatcher)
+    WatchCommand(parts.hub).register(dispatcher)
     doctor.register(dispatcher, examined)
     ClusterCommands(parts.membership, parts.pairing, parts.cluster_check, status).register(dispatcher)

@@ -11,6 +11,8 @@ import logging
 
 from bpf.dataplane import DataPlane, PlaneError
 from ctl.errors import XlbError
+from ctl.events import catalogue
+from ctl.events.catalogue import Severity
 from ctl.network.network import Network, NetworkEvents
 from ctl.node.parts import NodeParts
 from ctl.runtime.systemd import watchdog_interval_s
@@ -18,6 +20,7 @@ from ctl.state.cluster_file import ClusterFile
 from ctl.state.epoch_file import EpochFile
 from ctl.state.lost_pair import why_orphaned
 from ctl.state.node_file import NodeSettings
+from ctl.version import package_version
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +47,9 @@ class Node:
         Raises XlbError when the node cannot do its work.
         """
         parts, settings = self.parts, self._settings
+        if settings.notify.command:
+            parts.hub.listen(parts.notify.put)
+            parts.supervisor.run(parts.notify.run(), "notify")
         await parts.local.transaction.load()
         cluster = await asyncio.to_thread(ClusterFile(settings.node.state_dir).load)
         parts.api.start()
@@ -64,7 +70,11 @@ class Node:
         parts.local.next_hops.wake()
         parts.startup.complete()
         parts.notifier.ready(parts.summary.line())
-        log.info("ready: %s", parts.summary.line())
+        role, generation = parts.membership.role, parts.local.transaction.config.generation
+        ready = catalogue.NODE_READY(
+            f"ready: {parts.summary.line()}", role=role, version=package_version(), generation=generation
+        )
+        parts.hub.report(log, ready)
 
     def _why_orphaned(self) -> str:
         """Of a node without a cluster.json. Blocks."""
@@ -84,6 +94,7 @@ class Node:
             ("flow expiry", parts.local.sweeper.run()),
             ("planning", parts.local.configuration.run()),
             ("state directory", parts.state_watch.run()),
+            ("sampling", parts.sampling.run()),
             ("reading of drops", parts.local.drops.run()),
         ):
             parts.supervisor.run(job, name, vital=True)
@@ -101,6 +112,10 @@ class Node:
         parts = self.parts
         parts.notifier.stopping()
         await parts.membership.shut_down()
+        role = parts.membership.role
+        parts.hub.report(log, catalogue.NODE_STOPPING(f"xlbd stops as {role} node", role=role))
+        parts.hub.wake()
+        await parts.notify.finish()
         await parts.api.close()
         await parts.pairing.close()
         await parts.supervisor.close()
@@ -149,7 +164,9 @@ class Node:
         if parts.membership.member is not None:
             parts.membership.member.link_changed(name, state)
         if name in self._settings.data.interfaces:
-            log.log(logging.INFO if state in ("up", "new") else logging.WARNING, "interface %s is %s", name, state)
+            severity = Severity.INFO if state in ("up", "new") else Severity.WARNING
+            changed = catalogue.INTERFACE_CHANGED(f"interface {name} is {state}", severity, interface=name, state=state)
+            parts.hub.report(log, changed)
 
     def _overrun(self) -> None:
         """The kernel dropped notifications."""

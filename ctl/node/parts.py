@@ -13,18 +13,21 @@ from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.tunnel_sources import TunnelSources
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.diagnosis.kernel.recent_drops import DropSampler
-from ctl.health.probes.commands import Commands
 from ctl.health.probes.replication import CheckReplication
 from ctl.health.probes.runner import CheckRunner
 from ctl.health.probes.source_addresses import OwnSources
 from ctl.network.announcer import Announcer
 from ctl.network.neighbours import NextHopKeeper
 from ctl.network.vip_addresses import VipAddresses
+from ctl.node.notify import Notify
 from ctl.node.reconciler import Reconciler
 from ctl.node.running_configuration import RunningConfiguration
+from ctl.node.sampling import Sampling
 from ctl.node.state_watch import StateWatch
 from ctl.node.summary import Summary
 from ctl.node.transaction import Transaction
+from ctl.runtime.commands import Commands
+from ctl.runtime.event_hub import EventHub
 from ctl.runtime.loop_lag import LoopLag
 from ctl.runtime.memory import Tidier
 from ctl.runtime.startup import Startup
@@ -56,6 +59,9 @@ class LocalParts:
 class NodeParts:
     """Everything. No part knows this class: each has only what it was given."""
 
+    hub: EventHub
+    notify: Notify
+    sampling: Sampling
     supervisor: Supervisor
     startup: Startup
     lag: LoopLag

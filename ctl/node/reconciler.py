@@ -21,6 +21,8 @@ from ctl.config.model import Config
 from ctl.dataplane.kernel.tunnel_sources import TunnelSources
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
 from ctl.errors import XlbError
+from ctl.events import catalogue
+from ctl.events.catalogue import Severity
 from ctl.network.network import Interface, Network, Observed, Setting
 from ctl.network.opposition import TIMES, WINDOW_S, Opposition
 from ctl.network.reconcile import (
@@ -41,6 +43,7 @@ from ctl.network.reconcile import (
 )
 from ctl.network.vip_addresses import VipAddresses
 from ctl.node.transaction import uninterrupted
+from ctl.runtime.event_hub import Report, log_only
 
 PERIOD_S = 0.5
 """Nothing reports that an address of IPv6, XDP by a link (bpf_link) or most sysctls changed: it is noticed within this time."""
@@ -114,6 +117,7 @@ class Subjects:
     fault: Callable[[str, str, bool], None]
     announce: Callable[[], None]
     renew_next_hops: Callable[[], None]
+    report: Report = log_only
 
 
 @dataclass(slots=True)
@@ -314,7 +318,7 @@ class Reconciler:
         """Log a repair of what another program seems to have changed; its persistence is a fault of this node, named `name`."""
         link = interfaces.get(interface)
         if link is not None and self._indexes.get(interface) != link.index:
-            log.info("%s", text)  # a new interface lacks everything, and no program is to blame
+            self._repaired(name, text, Severity.INFO)  # a new interface lacks everything, and no program is to blame
             return
         persistent = self._opposition.repaired(key, asyncio.get_running_loop().time())
         if name in self._opposed:
@@ -325,7 +329,10 @@ class Reconciler:
                 name, f"another program undoes it again and again ({TIMES} times within {WINDOW_S:g} s): {text}", False
             )
         else:
-            log.warning("%s", text)
+            self._repaired(name, text)
+
+    def _repaired(self, what: str, text: str, severity: Severity = Severity.WARNING) -> None:
+        self._of.report(log, catalogue.KERNEL_REPAIRED(text, severity, what=what))
 
     def _tell_faults(self, found: _Found) -> None:
         for name, message in found.faults.items():
@@ -350,11 +357,13 @@ class Reconciler:
                 text = f"vip {address.address} was missing on {address.device}: added again"
                 self._restored(f"vip {address.address}", address, address.device, observed.interfaces, text)
             case RemoveVip(address):
-                log.warning("vip %s was on %s of a node that is not active: removed", address.address, address.device)
+                text = f"vip {address.address} was on {address.device} of a node that is not active: removed"
+                self._repaired(f"vip {address.address}", text)
             case DemoteVips(own, addresses):
                 log.info("%s is the primary address of %s again, not a VIP; %d moved", own.address, own.device, len(addresses))
             case RestoreAddress(address):
-                log.warning("address %s went from %s with a VIP: added again", address.address, address.device)
+                text = f"address {address.address} went from {address.device} with a VIP: added again"
+                self._repaired(f"address {address.address}", text)
 
     def _log_overrun(self, repairs: int) -> None:
         """One line per burst; more only if something had to be repaired, or after a while."""
@@ -362,7 +371,8 @@ class Reconciler:
         self._last_overrun = {"unix_s": round(time.time(), 3), "repairs": repairs}
         if repairs or now_s - self._overrun_logged_s >= LOG_OVERRUN_S:
             self._overrun_logged_s = now_s
-            log.warning("netlink notifications were lost: everything compared with the kernel, %d repairs", repairs)
+            text = f"netlink notifications were lost: everything compared with the kernel, {repairs} repairs"
+            self._of.report(log, catalogue.KERNEL_OVERRUN(text, repairs=repairs))
 
     # --- what others see -------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bpf.dataplane import PlaneError
 from ctl.config.changes import Committed
@@ -18,11 +18,14 @@ from ctl.dataplane.flow_selection import FlowSelection
 from ctl.dataplane.kernel import program_features
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.errors import XlbError
+from ctl.events.catalogue import FARM_DOWN, FARM_UP
+from ctl.health.availability import Availability
 from ctl.health.check_machine import Transition
 from ctl.health.probes.runner import CheckRunner
 from ctl.network.neighbours import NextHopKeeper
 from ctl.node.transaction import Transaction
 from ctl.runtime import memory
+from ctl.runtime.event_hub import Report, log_only
 from ctl.runtime.supervisor import Supervisor
 
 REPLAN_RETRY_S = 5.0
@@ -48,6 +51,7 @@ class RunningConfiguration:
         supervisor: Supervisor,
         changed: Callable[[], None],
         next_step_s: Callable[[], float | None] = lambda: None,
+        report: Report = log_only,
     ) -> None:
         """next_step_s: on the monotonic clock, when the maps are to be planned again without a change; None: never."""
         self._transaction = transaction
@@ -58,6 +62,7 @@ class RunningConfiguration:
         self._next_step_s = next_step_s
         self._step: asyncio.TimerHandle | None = None
         self._program_wanted = asyncio.Event()
+        self._availability, self._report = Availability(), report
 
     async def begin(self) -> None:
         """Make the kernel's maps follow the loaded configuration. Raises XlbError when it refuses."""
@@ -92,6 +97,8 @@ class RunningConfiguration:
         ):
             self._sweeper.soon()
         self._plan_step()
+        if self._availability.down:
+            self._tell_availability()
         self._changed()
 
     # --- health ----------------------------------------------------------------------------------------------
@@ -99,6 +106,7 @@ class RunningConfiguration:
     def health_changed(self, transition: Transition) -> None:
         """A backend went up or down."""
         self._replan_wanted.set()
+        self._tell_availability(transition.farm)
         if not transition.up:
             # A UDP client would send to the dead backend until its flow expires. TCP notices and reconnects, and an
             # established connection may survive a failed check.
@@ -109,9 +117,21 @@ class RunningConfiguration:
             elif policy is not OnBackend.KEEP:  # which backends are to be left depends on the others
                 self._sweeper.soon()
 
-    def health_adopted(self) -> None:
+    def health_adopted(self, transitions: Sequence[Transition]) -> None:
         """The active node's checks have found other backends up or down. Flows of dead ones are removed there."""
         self._replan_wanted.set()
+        for each in transitions:
+            self._checks.tell(each)
+        for farm in dict.fromkeys(each.farm for each in transitions):
+            self._tell_availability(farm)
+
+    def _tell_availability(self, farm: str = "") -> None:
+        config = self._transaction.config
+        for name, up in self._availability.judge(config, self._checks.checks.unusable(config), farm):
+            if up:
+                self._report(log, FARM_UP(f"farm {name}: a backend is up", farm=name))
+            else:
+                self._report(log, FARM_DOWN(f"farm {name}: no backend is up; see xlbctl farm show {name}", farm=name))
 
     async def run(self) -> None:
         """Make program and maps follow the configuration and the backends' health, until cancelled."""

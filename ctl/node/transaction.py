@@ -18,14 +18,17 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from bpf.dataplane import DataPlane, PlaneError
+from ctl.config import diff
 from ctl.config.changes import Committed, MakeConfig
 from ctl.config.model import Config, Provenance
 from ctl.config.record_codec import Encoder, Put, Record
 from ctl.dataplane import planner
 from ctl.dataplane.features import features_of, runnable
 from ctl.errors import Code, XlbError, code_of
+from ctl.events.catalogue import CONFIG_ADOPTED, Event
 from ctl.network.reconcile import VipRepair
 from ctl.network.vip_addresses import VipAddresses
+from ctl.runtime.event_hub import Report, log_only
 from ctl.state.store import Store
 
 MAX_WAITING_CHANGES = 256
@@ -158,11 +161,12 @@ class Transaction:
         fault: Callable[[str], None] = lambda message: None,
         history: Generations = NO_HISTORY,
         provenance: Callable[[Config, Config], Provenance | None] = lambda old, new: None,
+        report: Report = log_only,
     ) -> None:
         self._config = Config()
         self._store, self._plane, self._addresses = store, plane, addresses
         self._down, self._in_force, self._refused, self._advise = down, in_force, refused, advise
-        self._program, self._fault = program, fault
+        self._program, self._fault, self._report = program, fault, report
         self._needed: tuple[Config, frozenset[str]] = self._config, frozenset()
         self._run: tuple[Config, frozenset[str], Config] = self._config, frozenset(), self._config
         self._shares = shares
@@ -350,6 +354,7 @@ class Transaction:
         if not self.awaits_program:
             self._fault("")  # of an earlier attempt
         await self._in_force(Committed(old, config))
+        self._report(log, await asyncio.to_thread(_adopted, old, config))
 
     def _follow(self, old: Config, config: Config) -> None:
         if config.hash_seed != old.hash_seed:
@@ -444,6 +449,14 @@ class Transaction:
                 step()
             except (XlbError, PlaneError, OSError) as error:
                 log.error("%s not restored, restart xlbd when the cause is removed: %s", what, error)
+
+
+def _adopted(old: Config, new: Config) -> Event:
+    """Blocks. By whom is known of the last change only, where several came at once."""
+    generation, changes, made = new.generation, diff.compact(old, new), new.provenance
+    text = f"configuration {generation} of the peer is in force: {changes}"
+    user, node, command = (made.user, made.node, made.command) if made is not None else ("", "", "")
+    return CONFIG_ADOPTED(text, generation=generation, user=user, node=node, command=command, changes=changes)
 
 
 async def uninterrupted(work: Callable[[], T]) -> T:

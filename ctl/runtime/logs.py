@@ -1,14 +1,18 @@
-"""Format of the daemon's log lines: `LEVEL message` on a terminal, `<priority>message` for the journal.
+"""Format of the daemon's log lines: `LEVEL message` on a terminal, entries with fields for the journal.
 
-Decides the format only. Must not know what is logged. sd-daemon(3) names the priority prefixes, systemd.exec(5) the
-JOURNAL_STREAM test.
+Where the journal does not take an entry, the line goes to stderr as `<priority>message`. Decides the format only. Must not know
+what is logged. sd-daemon(3) names the priority prefixes, systemd.exec(5) the JOURNAL_STREAM test.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+from pathlib import Path
+
+from ctl.runtime import journal
 
 LEVELS = ("debug", "info", "warning", "error")
 OURS = ("ctl", "bpf", "sync")
@@ -20,14 +24,36 @@ class _JournalFormatter(logging.Formatter):
     """One journal entry per record; the journal adds time and unit itself."""
 
     def format(self, record: logging.LogRecord) -> str:
-        priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
-        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+        return "\n".join(f"<{_priority(record)}>{line}" for line in super().format(record).splitlines())
 
 
-def set_up_logging(level: str) -> None:
+class _JournalHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """To the journal with fields, else to the stream."""
+
+    def __init__(self, connection: journal.Journal) -> None:
+        super().__init__(sys.stderr)
+        self._journal = connection
+        self._message = logging.Formatter("%(message)s")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._journal.send(record, self._message.format(record), _priority(record)):
+            super().emit(record)
+
+    def close(self) -> None:
+        self._journal.close()
+        super().close()
+
+
+def _priority(record: logging.LogRecord) -> int:
+    return next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
+
+
+def set_up_logging(level: str, journal_socket: Path = journal.SOCKET) -> None:
     """Log to stderr: xlb's loggers from `level` (one of LEVELS) on, libraries from warning on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if stderr_is_journal():
+        with contextlib.suppress(OSError):
+            handler = _JournalHandler(journal.Journal(journal_socket))
         handler.setFormatter(_JournalFormatter("%(message)s"))
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from itertools import islice
 
 INTERVAL_S = 0.05
 WINDOW = 1200  # one minute
@@ -25,6 +26,10 @@ class LoopLag:
             lag_ms = max(0.0, (loop.time() - due) * 1000)
             self._lags.append(lag_ms)
             self.worst_ms = max(self.worst_ms, lag_ms)
+
+    def worst_ms_of(self, seconds: float) -> float:
+        """The worst of the last seconds."""
+        return max(islice(reversed(self._lags), round(seconds / INTERVAL_S)), default=0.0)
 
     def view(self) -> dict[str, float]:
         """The last minute's median and worst, and the worst since the start."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ctl.config import toml_text
 from ctl.config.fields import Fields
-from ctl.config.validation import MAX_PRIORITY, canonical_address, check_device, check_name
+from ctl.config.validation import MAX_PRIORITY, canonical_address, check_command, check_device, check_name
 from ctl.errors import Code, InvalidInput, XlbError, storage_code
 
 DEFAULT_PATH = Path("/etc/xlb/node.toml")
@@ -90,6 +90,14 @@ class ChecksSection:
 
 
 @dataclass(frozen=True, slots=True)
+class NotifySection:
+    """The command that gets each event of this node."""
+
+    command: tuple[str, ...]  # a program and its arguments; empty: none
+    user: str  # the account that runs it; default: checks.command_user
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSettings:
     """A checked node file."""
 
@@ -98,6 +106,7 @@ class NodeSettings:
     data: DataSection
     cluster: ClusterSection
     checks: ChecksSection
+    notify: NotifySection
 
     @property
     def control_endpoint(self) -> str:
@@ -117,6 +126,7 @@ _SECTIONS = {
     "data": tuple(DataSection.__slots__),
     "cluster": tuple(name for name in ClusterSection.__slots__ if name != "priority_given"),
     "checks": tuple(ChecksSection.__slots__),
+    "notify": tuple(NotifySection.__slots__),
 }
 
 
@@ -155,10 +165,12 @@ def parse(text: str, source: str, hostname: str) -> NodeSettings:
 
 def _parse(document: Mapping[str, object], source: str, hostname: str) -> NodeSettings:
     top = Fields(document, "", tuple(_SECTIONS))
-    node, data, cluster, checks = (top.section(name, known) for name, known in _SECTIONS.items())
+    node, data, cluster, checks, notify = (top.section(name, known) for name, known in _SECTIONS.items())
     data_section = _data(data)
     cluster_section = _cluster(cluster, data_section.interfaces)
-    return NodeSettings(source, _node(node, hostname), data_section, cluster_section, _checks(checks))
+    checks_section = _checks(checks)
+    notify_section = _notify(notify, checks_section.command_user)
+    return NodeSettings(source, _node(node, hostname), data_section, cluster_section, checks_section, notify_section)
 
 
 def _node(fields: Fields, hostname: str) -> NodeSection:
@@ -243,7 +255,17 @@ def _cluster(fields: Fields, interfaces: tuple[str, ...]) -> ClusterSection:
 
 
 def _checks(fields: Fields) -> ChecksSection:
-    user = fields.text("command_user", "nobody")
+    return ChecksSection(_user(fields, "command_user", "nobody"))
+
+
+def _notify(fields: Fields, command_user: str) -> NotifySection:
+    command = fields.texts("command", ())
+    check_command(command, fields.key("command"))
+    return NotifySection(command, _user(fields, "user", command_user))
+
+
+def _user(fields: Fields, name: str, default: str) -> str:
+    user = fields.text(name, default)
     if _USER.fullmatch(user) is None or user == "root":
-        raise InvalidInput(f'expected the name of a user other than root, got "{user[:80]}"', fields.key("command_user"))
-    return ChecksSection(user)
+        raise InvalidInput(f'expected the name of a user other than root, got "{user[:80]}"', fields.key(name))
+    return user

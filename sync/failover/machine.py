@@ -149,6 +149,16 @@ class Failover:
         return self._peer.is_alive(self._now, self.timing)
 
     @property
+    def peer_heartbeat(self) -> Heartbeat | None:
+        """The peer's last heartbeat that counted."""
+        return self._peer.heartbeat
+
+    @property
+    def peer_advertises(self) -> bool:
+        """Whether the data network has brought an advertisement of the peer within takeover_ns, as of the last event."""
+        return self._peer.is_advertising(self._now, self.timing)
+
+    @property
     def peer_boot(self) -> int:
         """The peer's present incarnation, 0 before it was heard: flows and requests of any other are late."""
         return self._peer.boot
@@ -349,7 +359,7 @@ class Failover:
         if State.CANDIDATE not in (before, row.next):  # a candidate hears as well as a backup does
             self._peer.stop_looking()
         self._state, self.why, self._settled_since_ns = row.next, message, self._now
-        self._report(message, row.attention)
+        self._report(message, row.attention, cause)
         if leaves:
             self._reserve()
             self._send()
@@ -362,10 +372,10 @@ class Failover:
         config = self.config
         return message.format(node=config.node, peer=config.peer, epoch=self.epoch, claim=self._claim.epoch, **facts)
 
-    def _report(self, message: str, attention: Attention = Attention.NONE) -> None:
+    def _report(self, message: str, attention: Attention = Attention.NONE, cause: Cause | None = None) -> None:
         """Have people read it; an empty message is none."""
         if message:
-            self._do(RoleChanged(self.role, self.epoch, message, attention))
+            self._do(RoleChanged(self.role, self.epoch, message, attention, cause.name.lower() if cause else ""))
 
     def _do(self, effect: Effect | None) -> None:
         if effect is not None:

@@ -289,12 +289,16 @@ class AskVote:
 
 @dataclass(frozen=True, slots=True)
 class RoleChanged:
-    """The node's role, state or epoch changed, or people should know something; `why` is the message."""
+    """The node's role, state or epoch changed, or people should know something; `why` is the message.
+
+    cause: name of the transition's cause (`sync.failover.transitions.Cause`); empty: no transition.
+    """
 
     role: Role
     epoch: int
     why: str
     attention: Attention = Attention.NONE
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)

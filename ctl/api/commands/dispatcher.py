@@ -17,6 +17,8 @@ from ctl.api.caller import CALLER
 from ctl.config.changes import Committed, MakeConfig
 from ctl.config.model import Config
 from ctl.errors import Code, InvalidInput
+from ctl.events import catalogue
+from ctl.runtime.event_hub import Report, log_only
 from ctl.runtime.startup import Startup
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,8 @@ class Pair(Protocol):
 class Dispatcher:
     """Runs the commands of one node. pair: None on a single node."""
 
-    def __init__(self, startup: Startup, pair: Callable[[], Pair | None]) -> None:
+    def __init__(self, startup: Startup, pair: Callable[[], Pair | None], report: Report = log_only) -> None:
+        self._report = report
         self._startup, self._pair = startup, pair
         self._commands: dict[str, Command] = {}
 
@@ -96,7 +99,8 @@ class Dispatcher:
             names = ", ".join(sorted(command.arguments or ())) or "no arguments"
             raise InvalidInput(f"{name} takes {names}", min(unknown)[:64], Code.UNKNOWN_ARGUMENT)
         if command.acts:
-            log.info("%s requested by %s", name, await asyncio.to_thread(CALLER.get().name))
+            user = await asyncio.to_thread(CALLER.get().name)
+            self._report(log, catalogue.REQUESTED(f"{name} requested by {user}", command=name, user=user))
         return await command.run(arguments)
 
 

@@ -1,7 +1,7 @@
 """One health probe: asks a backend as its check says, and reports the failure.
 
 Does I/O only; `ctl.health.check_machine` decides when to probe and what a result means. Every read is bounded, and every probe
-ends at its timeout. Commands are run by `ctl.health.probes.commands`.
+ends at its timeout. Commands are run by `ctl.runtime.commands`.
 """
 
 from __future__ import annotations

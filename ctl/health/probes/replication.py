@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ctl.errors import Code, InvalidInput, XlbError
-from ctl.health.check_machine import HealthChecks
+from ctl.health.check_machine import HealthChecks, Transition
 from ctl.health.results import BATCH, SAY_MS, Inbox, Outbox
 
 QUESTION = "health.results"
@@ -25,16 +25,19 @@ OLD_PEER_S = 10.0
 
 log = logging.getLogger(__name__)
 
+Tell = Callable[[Sequence[Transition]], None]
 Ask = Callable[[str, dict[str, Any], float], Awaitable[Any]]
 
 
 class CheckReplication:
-    """Create once; `begin` and `end` with each membership in a pair. adopted: called when a backend's state is another one.
+    """Create once; `begin` and `end` with each membership in a pair.
+
+    adopted: called when a backend's state is another one, with those that went up or down.
 
     now_ms: the clock of the checks.
     """
 
-    def __init__(self, checks: HealthChecks, adopted: Callable[[], None], now_ms: Callable[[], int]) -> None:
+    def __init__(self, checks: HealthChecks, adopted: Tell, now_ms: Callable[[], int]) -> None:
         self._checks, self._adopted, self._now_ms = checks, adopted, now_ms
         self._is_active: Callable[[], bool] = lambda: True
         self._inbox, self._outbox = Inbox(), Outbox()
@@ -75,8 +78,9 @@ class CheckReplication:
             raise InvalidInput(str(error)) from None
         if results is None:
             return {"again": True}
-        if self._checks.adopt(results, self._now_ms()):
-            self._adopted()
+        adopted = self._checks.adopt(results, self._now_ms())
+        if adopted.changed:
+            self._adopted(adopted.transitions)
         return {"again": False}
 
     async def _send(self, ask: Ask) -> None:

@@ -15,11 +15,13 @@ from pathlib import Path
 
 from ctl.config.model import CheckKind, Config, format_endpoint
 from ctl.errors import XlbError
+from ctl.events.catalogue import BACKEND_CHANGED, Severity
 from ctl.health.check_machine import HealthChecks, Probe, Transition
-from ctl.health.probes.commands import CommandFailed, Commands
 from ctl.health.probes.probe import ProbeFailed, probe
 from ctl.health.probes.source_addresses import OwnSources
 from ctl.health.probes.vip_connect import Path as VipPath
+from ctl.runtime.commands import CommandFailed, Commands
+from ctl.runtime.event_hub import Report, log_only
 
 PROBES_PER_TURN = 16  # started before the loop gets a turn
 FARMS_PER_TURN = 32
@@ -41,13 +43,14 @@ class CheckRunner:
         changed: Callable[[Transition], None],
         run_probe: RunProbe | None = None,
         follows: Callable[[], bool] = lambda: False,
+        report: Report = log_only,
     ) -> None:
         """follows: whether the peer checks, and this node adopts its results."""
         self.checks = checks
         self._path = run_dir / FILE_NAME
         self._changed = changed
         self._run_probe = run_probe or _probe
-        self._follows = follows
+        self._follows, self._report = follows, report
         self._wake = asyncio.Event()
         self._following = asyncio.Lock()
         self._probes: set[asyncio.Task[None]] = set()
@@ -106,20 +109,16 @@ class CheckRunner:
             error = f"internal error of the check ({type(failure).__name__})"
         transition = self.checks.finish(due, not error, error, now_ms())
         if transition is not None:
-            self._report(transition)
+            self.tell(transition)
+            self._changed(transition)
 
-    def _report(self, transition: Transition) -> None:
-        level = logging.INFO if transition.up else logging.WARNING
-        state = "up" if transition.up else "down"
-        log.log(
-            level,
-            "farm %s: backend %s is %s: %s",
-            transition.farm,
-            format_endpoint(transition.address, transition.port),
-            state,
-            transition.reason,
-        )
-        self._changed(transition)
+    def tell(self, transition: Transition) -> None:
+        """Report that a backend went up or down, here or on the active node."""
+        farm, backend = transition.farm, format_endpoint(transition.address, transition.port)
+        state, why = "up" if transition.up else "down", transition.reason
+        text = f"farm {farm}: backend {backend} is {state}: {why}"
+        severity = Severity.INFO if transition.up else Severity.WARNING
+        self._report(log, BACKEND_CHANGED(text, severity, farm=farm, backend=backend, state=state, why=why))
 
     def save_down(self) -> None:
         """Save which backends must get no connections for the next incarnation. Blocks briefly; logs errors."""

@@ -95,6 +95,6 @@ def test_what_is_recorded_fits_into_a_line_and_into_a_message(monkeypatch: pytes
 
 def test_a_big_change_is_counted_not_listed() -> None:
     vips = {f"10.0.0.{number}": Vip(f"10.0.0.{number}", 24, "eth0", True) for number in range(100, 250)}
-    line = audit.line(2, audit.provenance_on("lb1")(Config(), Config(generation=2, vips=vips)))
+    line = audit.event(2, audit.provenance_on("lb1")(Config(), Config(generation=2, vips=vips))).message
     assert line.count(" added (") == 10 and line.endswith("; and 140 more") and len(line) < audit.MAX_LENGTH
     assert compact(Config(vips=vips), Config(vips=vips)) == ""

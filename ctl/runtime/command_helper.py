@@ -1,11 +1,11 @@
-"""The process that runs the commands of checks: without privileges, each command bounded and killed with all it started.
+"""The process that runs commands of the operator: without privileges, each command bounded and killed with all it started.
 
-Reads one JSON object per line from standard input: {"id", "command", "environment", "timeout_ms"}, or {"id"} alone to kill that
-command; answers {"id", "error"}, empty for success. Ends, and kills what runs, when its input closes. Process trees: a command
-is a session; what leaves the session becomes a child of this process (PR_SET_CHILD_SUBREAPER, prctl(2)) when its parent ends,
-and a child that is not a command is killed.
+Reads one JSON object per line from standard input: {"id", "command", "environment", "timeout_ms", "input"}, or {"id"} alone to
+kill that command; answers {"id", "error"}, empty for success. Ends, and kills what runs, when its input closes. Process trees:
+a command is a session; what leaves the session becomes a child of this process (PR_SET_CHILD_SUBREAPER, prctl(2)) when its
+parent ends, and a child that is not a command is killed.
 
-Usage: python -m ctl.health.probes.command_helper USER
+Usage: python -m ctl.runtime.command_helper USER SETTING, the key of the node file that names the user
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_OUTPUT = 65536
+MAX_INPUT = 65536
+"""Bytes that a command gets on standard input: they fit in a pipe, so that nothing waits for the command to read them."""
 MAX_PROCESSES = 512
 """Of the user, all commands together (RLIMIT_NPROC)."""
 MAX_FILES = 256
@@ -63,16 +65,19 @@ class Helper:
         await asyncio.gather(*running, return_exceptions=True)
 
     async def _answer(self, number: int, request: Mapping[str, Any]) -> None:
-        error = self._problem or await self._run(request["command"], request["environment"], request["timeout_ms"])
+        error = self._problem or await self._run(
+            request["command"], request["environment"], request["timeout_ms"], request["input"]
+        )
         os.write(1, json.dumps({"id": number, "error": error}).encode() + b"\n")
 
-    async def _run(self, command: list[str], environment: Mapping[str, str], timeout_ms: int) -> str:
+    async def _run(self, command: list[str], environment: Mapping[str, str], timeout_ms: int, given: str) -> str:
         """Why it failed; empty: it did not."""
         reading_end, writing_end = os.pipe()
+        stdin = _filled_pipe(given.encode()[:MAX_INPUT])
         try:
             process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=writing_end,
                 stderr=writing_end,
                 env=_ENVIRONMENT | dict(environment),
@@ -84,6 +89,7 @@ class Helper:
             return f"cannot start {command[0]}: {(error.strerror or str(error)).lower()}"
         finally:
             os.close(writing_end)
+            os.close(stdin)
         self._sessions.add(process.pid)
         output = bytearray()
         loop = asyncio.get_running_loop()
@@ -140,6 +146,16 @@ class Helper:
         return found
 
 
+def _filled_pipe(data: bytes) -> int:
+    """A descriptor from which these bytes can be read, then the end."""
+    reading_end, writing_end = os.pipe()
+    os.set_blocking(writing_end, False)
+    with contextlib.suppress(BlockingIOError):  # a user with very many pipes gets small ones
+        os.write(writing_end, data)
+    os.close(writing_end)
+    return reading_end
+
+
 async def _exit(pid: int) -> None:
     """Until this process ends; it is not reaped."""
     descriptor = os.pidfd_open(pid)
@@ -170,7 +186,7 @@ def _first_line(output: bytearray) -> str:
     return ": " + "".join(each if each.isprintable() else "?" for each in line) if line else ""
 
 
-def prepare(user: str) -> str:
+def prepare(user: str, setting: str) -> str:
     """Give up every privilege; return why that is not possible, or empty."""
     for limit, value in (
         (resource.RLIMIT_CORE, 0),
@@ -190,17 +206,17 @@ def prepare(user: str) -> str:
     try:
         account = pwd.getpwnam(user)
         if account.pw_uid == 0:
-            return f"commands do not run as {user}; set checks.command_user to an account without privileges"
+            return f"commands do not run as {user}; set {setting} to an account without privileges"
         if os.geteuid() == 0:
             os.setgroups([])
             os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
             os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
     except KeyError:
-        return f"there is no user {user}; create it, or set checks.command_user in the node file"
+        return f"there is no user {user}; create it, or set {setting} in the node file"
     except OSError as error:
         return f"cannot become user {user}: {(error.strerror or '').lower()}"
     return ""
 
 
 if __name__ == "__main__":
-    asyncio.run(Helper(prepare(sys.argv[1])).serve())
+    asyncio.run(Helper(prepare(*sys.argv[1:])).serve())

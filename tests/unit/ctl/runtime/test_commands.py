@@ -1,4 +1,4 @@
-"""Commands of checks in their real helper process: result, bounds, and that nothing they start is left."""
+"""Commands of the operator in their real helper process: result, bounds, and that nothing they start is left."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 
 from ctl.config.model import CheckKind, HealthCheck
 from ctl.health.check_machine import Probe
-from ctl.health.probes.commands import CommandFailed, Commands
 from ctl.health.probes.probe import ProbeFailed
 from ctl.health.probes.runner import own_probe
+from ctl.runtime.commands import CommandFailed, Commands
 from tests.wait import wait_until_async
 
 USER = "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name

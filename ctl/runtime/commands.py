@@ -1,4 +1,4 @@
-"""Runs the commands of checks through one helper process, `ctl.health.probes.command_helper`, which is not privileged.
+"""Runs commands of the operator through one helper process, `ctl.runtime.command_helper`, which is not privileged.
 
 The daemon starts the helper when the first command is due and again when it has ended. It never forks for a command itself,
 and never signals one: the helper ends, with all commands, when its input closes. Does I/O only.
@@ -29,14 +29,18 @@ class CommandFailed(Exception):
 class Commands:
     """user: the account that runs commands. Create on any thread, use on the loop; `close` once."""
 
-    def __init__(self, user: str) -> None:
-        self._user = user
+    def __init__(self, user: str, setting: str = "checks.command_user") -> None:
+        """setting: the key of the node file that names the user, for messages."""
+        self._user, self._setting = user, setting
         self._helper: _Helper | None = None
         self._starting = asyncio.Lock()
 
-    async def run(self, command: tuple[str, ...], environment: Mapping[str, str], timeout_ms: int) -> None:
-        """Run to the end. Raises CommandFailed. Cancelled: the command is killed."""
-        request = {"command": command, "environment": dict(environment), "timeout_ms": timeout_ms}
+    async def run(self, command: tuple[str, ...], environment: Mapping[str, str], timeout_ms: int, given: str = "") -> None:
+        """Run to the end. Raises CommandFailed. Cancelled: the command is killed.
+
+        given: what it reads from its standard input, at most MAX_INPUT bytes.
+        """
+        request = {"command": command, "environment": dict(environment), "timeout_ms": timeout_ms, "input": given}
         for last in (False, True):
             try:
                 error = await (await self._running()).ask(request, timeout_ms / 1000 + GRACE_S)
@@ -58,7 +62,7 @@ class Commands:
             if self._helper is None or self._helper.ended:
                 if self._helper is not None:
                     await self._helper.close()
-                self._helper = await _Helper.start(self._user)
+                self._helper = await _Helper.start(self._user, self._setting)
             return self._helper
 
 
@@ -70,10 +74,10 @@ class _Helper:
         self._reading = asyncio.get_running_loop().create_task(self._read(), name="command helper")
 
     @staticmethod
-    async def start(user: str) -> _Helper:
+    async def start(user: str, setting: str) -> _Helper:
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "ctl.health.probes.command_helper", user),
+                *(sys.executable, "-m", "ctl.runtime.command_helper", user, setting),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=MAX_LINE,

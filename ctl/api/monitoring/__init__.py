@@ -1,0 +1,1 @@
+"""What programs that watch a node ask for: events and metrics."""

@@ -1,0 +1,1 @@
+"""The commands that programs and people use to monitor a node."""
