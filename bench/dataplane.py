@@ -47,7 +47,7 @@ from bpf.loading.headers import compiler_flags, make_header_tree
 from tests.bpf.bed import V4, V6, Bed, Family, why_not
 from tests.bpf.packets import from_backend, from_client, icmp_error, network, transport
 
-REPEAT = 100_000
+REPEAT = 10_000
 MAX_FLOWS = 1 << 20
 HIT = "TCP4 snat, known flow"
 """What the other lines are compared with."""
@@ -358,7 +358,7 @@ def compare(other: Path, rounds: int, options: list[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--runs", type=int, default=15, help="runs of which the fastest counts (default 15)")
+    parser.add_argument("--runs", type=int, default=150, help="runs of which the fastest counts (default 150)")
     parser.add_argument("--flows", default="100000,1000000", help="numbers of flows for the cold lines, with commas")
     parser.add_argument("--no-maps", action="store_true", help="omit the comparison of map types")
     parser.add_argument("--against", type=Path, metavar="DIR", help="compare with the program of another checkout")

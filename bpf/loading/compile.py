@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bpf import constants, libbpf
+from bpf.clock import coarse_step_ns
 from bpf.loading.flatten import flatten
 from bpf.loading.headers import compiler_flags, make_header_tree
 from bpf.maps.layout import MapLayout
@@ -56,6 +57,7 @@ def c_constants() -> list[str]:
     flags += [f"-DCOUNTER_{counter.name.upper()}={number}" for number, counter in enumerate(constants.COUNTERS)]
     flags.append(f"-DCOUNTER_COUNT={len(constants.COUNTERS)}")
     flags.append(f"-DHANDLER_COUNT={len(constants.Handler)}")
+    flags.append(f"-DCLOCK_LAG_NS={3 * coarse_step_ns()}ULL")
     return flags
 
 

@@ -19,6 +19,12 @@ struct globals {
 	u32 hash_seed;           /* one per cluster: both nodes compute the same slots */
 };
 
+/* What a CPU knows of the time; see read_clock. */
+struct clock {
+	u64 jiffy; /* in which it was read */
+	u64 coarse_ns;
+};
+
 struct counter {
 	u64 packets;
 	u64 bytes;

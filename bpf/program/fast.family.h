@@ -17,8 +17,7 @@ static __always_inline u32 forward_known_FAM(struct packet *packet)
 		return CONTINUE;
 	if (packet->transport + sizeof(struct udphdr) > packet->end) /* for the verifier: parse_transport has checked it */
 		return CONTINUE;
-	key.source_port = ((struct ports *)packet->transport)->source;
-	key.destination_port = ((struct ports *)packet->transport)->destination;
+	copy_ports(&key.source_port, packet->transport);
 	flow = flows_FAM.lookup(&key);
 	if (!flow || is_syn(packet)) /* a SYN may begin the connection again, and does if its own RST has closed it here */
 		return CONTINUE;

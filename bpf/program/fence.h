@@ -14,7 +14,7 @@ static __always_inline u32 check_lease(struct packet *packet)
 	if (!held)
 		return COUNTER_DROP_FENCED;
 	deadline_ns = *(volatile u64 *)&held->deadline_ns; /* one read: the daemon may change it meanwhile */
-	if (deadline_ns == LEASE_FOREVER_NS || now_ns(packet) < deadline_ns)
+	if (deadline_ns == LEASE_FOREVER_NS || is_before(packet, deadline_ns))
 		return CONTINUE;
 	return deadline_ns == LEASE_HANDED_OVER_NS ? COUNTER_PASS_HANDED_OVER : COUNTER_DROP_FENCED;
 }

@@ -19,7 +19,8 @@ static __always_inline u32 parse_v4(struct packet *packet, struct flow_key_v4 *k
 		return COUNTER_DROP_MALFORMED;
 	key->source.word[0] = ip->saddr;
 	key->destination.word[0] = ip->daddr;
-	key->protocol = packet->protocol = ip->protocol;
+	packet->protocol = ip->protocol;
+	set_protocol(&key->protocol, packet->protocol);
 	header_bytes = ip->ihl * 4;
 	packet->ip_bytes = ntohs(ip->tot_len);
 	if (ip->version != 4 || header_bytes < sizeof(*ip) || packet->ip_bytes < header_bytes ||

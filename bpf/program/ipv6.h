@@ -110,7 +110,7 @@ static __always_inline u32 parse_v6(struct packet *packet, struct flow_key_v6 *k
 	if (ip->version != 6 || packet->ip_bytes + sizeof(struct ethhdr) > packet->frame_bytes)
 		return COUNTER_DROP_MALFORMED;
 	verdict = skip_extensions(packet, ip);
-	key->protocol = packet->protocol;
+	set_protocol(&key->protocol, packet->protocol);
 	if (verdict != CONTINUE)
 		return verdict;
 	header_bytes = packet->transport - packet->network;

@@ -171,8 +171,7 @@ static __always_inline u32 dispatch_FAM(struct packet *packet, struct flow_key_F
 	switch (packet->protocol) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
-		key->source_port = ((struct ports *)packet->transport)->source;
-		key->destination_port = ((struct ports *)packet->transport)->destination;
+		copy_ports(&key->source_port, packet->transport);
 		return handle_flow_FAM(packet, key);
 	case ICMP_PROTOCOL_FAM:
 		if (packet->transport + sizeof(struct icmp_header) > packet->end)

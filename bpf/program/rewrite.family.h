@@ -3,7 +3,6 @@
 /* The lengths were checked by parse_transport; the verifier needs the check repeated. */
 static __always_inline void rewrite_transport_FAM(struct packet *packet, struct flow_FAM *flow)
 {
-	struct ports *ports = packet->transport;
 	struct tcphdr *tcp = packet->transport;
 	struct udphdr *udp = packet->transport;
 
@@ -11,14 +10,12 @@ static __always_inline void rewrite_transport_FAM(struct packet *packet, struct 
 		tcp->check = changed_transport_checksum(tcp->check, flow->l4_delta, IPPROTO_TCP);
 	else
 		udp->check = changed_transport_checksum(udp->check, flow->l4_delta, IPPROTO_UDP);
-	ports->source = flow->source_port;
-	ports->destination = flow->destination_port;
+	copy_ports(packet->transport, &flow->source_port);
 }
 
 static __always_inline void write_macs_FAM(struct packet *packet, struct flow_FAM *flow)
 {
-	__builtin_memcpy(packet->ethernet->h_dest, flow->destination_mac, sizeof(flow->destination_mac));
-	__builtin_memcpy(packet->ethernet->h_source, flow->source_mac, sizeof(flow->source_mac));
+	copy_macs(packet->ethernet->h_dest, flow->destination_mac);
 	packet->egress_ifindex = flow->interface;
 }
 

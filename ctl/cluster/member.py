@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from bpf.clock import coarse_step_ns
 from ctl.cluster.after_takeover import AnnounceAgain, Arrival, Arrived
 from ctl.cluster.driver import FailoverDriver, Standing, new_boot
 from ctl.cluster.effects import Sinks
@@ -39,7 +39,6 @@ from sync.failover.timing import Timing, check_timing
 from sync.failover.types import FailoverConfig, FaultChanged, MaintenanceRequested, Role, SwitchoverRequested, Vote
 from sync.vrrp.endpoint import VrrpCounts
 
-CLOCK_MONOTONIC_COARSE = 6  # clock_gettime(2): the clock the lease is compared with
 REQUEST_BOUND_S = 10.0
 VERIFIES = "vrrp.verifies"
 """The question whether the peer verifies advertisements; version 0.1.0 does not know it."""
@@ -412,7 +411,7 @@ def failover_config(node: NodeSettings, cluster: ClusterSettings) -> FailoverCon
     section = node.cluster
     timing = Timing.from_ms(section.heartbeat_ms, section.lease_ms, section.takeover_ms)
     try:
-        check_timing(timing, tick_ns=coarse_tick_ns())
+        check_timing(timing, tick_ns=coarse_step_ns())
     except TimingError as error:
         raise InvalidInput(f"{error.detail} (in {node.source})", error.key) from None
     if node.node.name != cluster.own.name:
@@ -424,8 +423,3 @@ def failover_config(node: NodeSettings, cluster: ClusterSettings) -> FailoverCon
     priority = section.priority if section.priority_given else cluster.own.priority
     vote = Vote.GATEWAY if section.gateway else Vote.NONE
     return FailoverConfig(cluster.own.name, cluster.peer.name, timing, priority, section.failback, vote)
-
-
-def coarse_tick_ns() -> int:
-    """Step of this kernel's coarse clock, by which the data plane judges the lease."""
-    return round(time.clock_getres(CLOCK_MONOTONIC_COARSE) * 1e9)

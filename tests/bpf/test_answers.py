@@ -12,14 +12,13 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6TimeExceeded, IPv6, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
+from bpf.clock import CLOCK_MONOTONIC_COARSE
 from bpf.constants import LEASE_HANDED_OVER_NS, MAX_ERRORS_PER_TICK, TICK_SHIFT, FarmFlag, Protocol, Scheduler, VipFlag
 from bpf.dataplane import PutFarm
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, TX, UNRESOLVED, V4, V6, Bed, Family, Outcome
 from tests.bpf.packets import PAYLOAD, from_client, network
 from tests.wait import wait_until
 
-COARSE = 6
-"""CLOCK_MONOTONIC_COARSE, which the program reads; the module time does not name it."""
 OWN_ADDRESS = {"v4": "10.1.0.1", "v6": "fd01::1"}
 """The node's address towards the clients; before Linux 6.7 the program does not know it."""
 
@@ -208,8 +207,8 @@ def test_an_open_vip_leaves_answers_to_the_kernel(bed: Bed, family: Family) -> N
 
 def begin_a_tick() -> None:
     """Wait until the answers of other tests no longer count against the limit."""
-    tick = time.clock_gettime_ns(COARSE) >> TICK_SHIFT
-    wait_until(lambda: time.clock_gettime_ns(COARSE) >> TICK_SHIFT > tick, "a tick to begin", 5, every_s=0)
+    tick = time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE) >> TICK_SHIFT
+    wait_until(lambda: time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE) >> TICK_SHIFT > tick, "a tick to begin", 5, every_s=0)
 
 
 def test_resets_and_errors_have_a_limit_each(bed: Bed, family: Family) -> None:
