@@ -214,6 +214,11 @@ def listener(farm: dict[str, Any]) -> str:
     return " ".join(format_endpoint(vip, farm["port"]) for vip in farm["vip"].split(","))
 
 
+complete_listener = complete_from_daemon(
+    lambda session, _: [each for farm in session.call("farm.list") for each in listener(farm).split(" ")]
+)
+
+
 def farm_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     """FARM, completed from the configured farms."""
     return click.argument("farm", shell_complete=complete_farm)(command)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ctl.cli.base import Session, XlbCommand, pass_session
-from ctl.cli.options import CLIENT, ENDPOINT
+from ctl.cli.options import CLIENT, ENDPOINT, complete_listener
 from ctl.cli.output import print_fields, print_table, show
 from ctl.cli.terminal.tables import Column
 from ctl.errors import Code, InvalidInput, XlbError
@@ -47,7 +47,7 @@ def doctor(ctx: click.Context) -> None:
     ],
 )
 @click.argument("client", type=CLIENT, metavar="CLIENT")
-@click.argument("vip", type=ENDPOINT, metavar="VIP:PORT")
+@click.argument("vip", type=ENDPOINT, metavar="VIP:PORT", shell_complete=complete_listener)
 @click.option("--udp", is_flag=True, help="A UDP client; TCP otherwise.")
 @click.pass_context
 def why(ctx: click.Context, client: tuple[str, int | None], vip: tuple[str, int], udp: bool) -> None:

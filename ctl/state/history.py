@@ -1,9 +1,10 @@
-"""The last generations of the configuration: state_dir/history, and the configurations that lost in a split.
+"""The last generations of the configuration: state_dir/farms.history-….jsonl, and the configurations that lost in a split.
 
-An entry is a second name (a hard link) of the file that `ctl.state.store` wrote: the same bytes, which nothing writes again,
-so that keeping one costs neither a copy nor space while it is the newest. It is made after the change is in force. What
-cannot be kept or read is missing from the history and hinders nothing else: a change counts, and a start succeeds, without.
-Entries are numbered in the order in which they came into force on this node; generations of one number may be several.
+The newest generation is the configuration on disk itself. Once another replaces it, an entry is a second name (a hard link) of
+what `ctl.state.store` has as farms.jsonl.previous: the same bytes, which nothing writes again, without a copy. It is made after
+the change is in force. What cannot be kept or read is missing from the history and hinders nothing else: a change counts, and a
+start succeeds, without. Entries are numbered in the order in which they came into force on this node; several may have the
+same generation.
 """
 
 from __future__ import annotations
@@ -19,17 +20,16 @@ from ctl.errors import Code, InvalidInput, XlbError, storage_code
 from ctl.state.durable_files import Files
 from ctl.state.store import FILE, PREVIOUS
 
-DIRECTORY = "history"
 MOST = 50
-"""Generations that are shown. One more is kept, for the differences of the oldest."""
+"""Generations that are shown. So many entries are kept: the newest generation needs none, the oldest one to compare with."""
 MOST_BYTES = 64 << 20
-FEWEST = 2
-"""So many are kept whatever their size: they are the files of the configuration in force and of the one before."""
+FEWEST = 1
+"""So many entries are kept whatever their size: the newest is the file farms.jsonl.previous, too."""
 MOST_CONFLICTS = 100
 NAME = re.compile(r"[0-9]{1,19}(\.[0-9]{1,19})?|conflict-[0-9]{1,19}-[0-9]{1,19}")
 """How an entry may be named: 12, or 12.40 for an older one of that generation, or conflict-3-12."""
 
-_ENTRY = re.compile(r"([0-9]{8,19})\.jsonl")
+_ENTRY = re.compile(r"farms\.history-([0-9]{8,19})\.jsonl")
 _CONFLICT = re.compile(r"farms\.(conflict-[0-9]{1,19}-[0-9]{1,19})\.jsonl")
 _NAMED = 10
 _TAIL = 96
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 class Entry:
     """A stored configuration. header: its version and provenance; None: it cannot be read, and `problem` says why.
 
-    number: its place among the entries of this node; 0: it lost in a split, and is not one of them.
+    number: its place among those in force on this node; 0: it lost in a split, and is not one of them.
     """
 
     name: str
@@ -62,21 +62,22 @@ class History:
     """One node's. All methods block; those that change something are called by one thread at a time."""
 
     def __init__(self, state_dir: Path, files: Files | None = None, most_bytes: int = MOST_BYTES) -> None:
-        self._state_dir, self._directory, self._most_bytes = state_dir, state_dir / DIRECTORY, most_bytes
+        self._state_dir, self._most_bytes = state_dir, most_bytes
+        self._current, self._previous = state_dir / FILE, state_dir / PREVIOUS
         self._files = files or Files()
         self._complained = False
 
     # --- keeping ---------------------------------------------------------------------------------------------------
 
     def keep(self) -> None:
-        """Keep the configuration on disk, unless it is the newest entry. Raises nothing: a failure is logged once."""
+        """Keep the configuration before the one on disk, if it is not kept. Raises nothing: a failure is logged once."""
         try:
             self._keep()
         except OSError as error:
             if not self._complained:
                 log.warning(
-                    "the configuration is not kept in the history: %s: %s; it is in force, and cannot be rolled back to",
-                    self._directory,
+                    "the configuration before is not kept in the history: %s: %s; it cannot be rolled back to",
+                    self._state_dir,
                     error.strerror or error,
                 )
             self._complained = True
@@ -84,19 +85,13 @@ class History:
             self._complained = False
 
     def _keep(self) -> None:
-        files, current = self._files, self._state_dir / FILE
-        if not files.exists(current):  # lost: this node runs with the one before
-            return
-        files.make_directory(self._directory)
-        numbers = self._numbers()
-        if not numbers and files.exists(self._state_dir / PREVIOUS):  # of a version without a history
-            files.link(self._state_dir / PREVIOUS, self._path(1))
-            numbers = {1: 0}
-        if not (numbers and self._same(current, self._path(max(numbers)))):
-            number = max(numbers, default=0) + 1
-            files.link(current, self._path(number))
-            files.sync_directory(self._directory)
-        self._remove(self._surplus(self._numbers()))
+        numbers, end = self._numbers(), self._end(self._previous)
+        newest = max(numbers, default=0)
+        if end and end not in (self._end(self._current), self._end(self._path(newest))):
+            self._files.link(self._previous, self._path(newest + 1))
+            self._files.sync_directory(self._state_dir)
+            numbers = self._numbers()
+        self._remove(self._surplus(numbers))
 
     def free(self, size: int) -> bool:
         """Remove the oldest entries to make space for a file of so many bytes. Returns whether there is any now."""
@@ -119,7 +114,7 @@ class History:
         held, surplus = 0, []
         for kept, (number, size) in enumerate(sorted(numbers.items(), reverse=True), 1):
             held += size
-            if kept > FEWEST and (kept > MOST + 1 or held > self._most_bytes):
+            if kept > FEWEST and (kept > MOST or held > self._most_bytes):
                 surplus.append(number)
         return surplus[::-1]
 
@@ -127,35 +122,38 @@ class History:
         for number in numbers:
             self._files.remove(self._path(number))
 
-    def _same(self, one: Path, other: Path) -> bool:
-        """Whether two records are the same: the digest is their last line."""
-        return self._files.read_end(one, _TAIL) == self._files.read_end(other, _TAIL)
+    def _end(self, path: Path) -> bytes:
+        """The digest of a record, its last line; empty without a file."""
+        return self._files.read_end(path, _TAIL) if self._files.exists(path) else b""
 
     def _numbers(self) -> dict[int, int]:
         """The entries' numbers, and their bytes."""
-        found = self._files.sizes(self._directory).items()
+        found = self._files.sizes(self._state_dir).items()
         return {int(match[1]): size for name, size in found if (match := _ENTRY.fullmatch(name))}
 
     def _path(self, number: int) -> Path:
-        return self._directory / f"{number:08}.jsonl"
+        return self._state_dir / f"farms.history-{number:08}.jsonl"
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
     def entries(self) -> list[Entry]:
         """Newest first, the conflicts last. Raises XlbError when the directory cannot be read."""
         try:
-            numbers = self._numbers()
-            names = self._files.sizes(self._state_dir).items()
-            conflicts = {match[1]: size for name, size in names if (match := _CONFLICT.fullmatch(name))}
+            sizes = self._files.sizes(self._state_dir)
         except OSError as error:
-            raise XlbError(f"cannot read {self._directory}: {error.strerror}", storage_code(error)) from error
+            raise XlbError(f"cannot read {self._state_dir}: {error.strerror}", storage_code(error)) from error
+        conflicts = {match[1]: size for name, size in sizes.items() if (match := _CONFLICT.fullmatch(name))}
+        kept = {int(match[1]): size for name, size in sizes.items() if (match := _ENTRY.fullmatch(name))}
+        in_order = [(number, self._path(number), size) for number, size in sorted(kept.items(), reverse=True)]
+        if FILE in sizes:
+            in_order.insert(0, (max(kept, default=0) + 1, self._current, sizes[FILE]))
         found: list[Entry] = []
         seen: set[int] = set()
-        for number, size in sorted(numbers.items(), reverse=True):
-            header, problem = self._header(self._path(number))
+        for number, path, size in in_order:
+            header, problem = self._header(path)
             generation = header.generation if header is not None else None
             name = f"?.{number}" if generation is None else f"{generation}.{number}" if generation in seen else f"{generation}"
-            found.append(Entry(name, number, self._path(number), size, header, problem))
+            found.append(Entry(name, number, path, size, header, problem))
             if generation is not None:
                 seen.add(generation)
         for name in sorted(conflicts, key=_version, reverse=True)[:MOST_CONFLICTS]:

@@ -102,7 +102,7 @@ def test_after_kill_9_amid_changes_the_successor_and_then_the_node_itself_go_bac
     active.start()
     site.settle()
     wait_until(lambda: active.call("status")["generation"] == done["generation"], "the same configuration again")
-    for path in (active.state_dir / "history").iterdir():
+    for path in active.state_dir.glob("farms.history-*"):
         decode(path.read_bytes())
     own = [each["generation"] for each in active.json("history")["generations"]]
     assert own[0] == done["generation"] and first in own, "both from before the crash and from after it"

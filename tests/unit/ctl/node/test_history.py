@@ -15,7 +15,6 @@ from ctl.config.model import Config
 from ctl.config.record_codec import Encoder
 from ctl.errors import Code, XlbError
 from ctl.state.durable_files import Files
-from ctl.state.history import DIRECTORY
 from tests.fakes.cli import run
 from tests.fakes.daemon import RunningDaemon, running_daemon
 from tests.fakes.pair import Site, pair_without, paired_sites
@@ -86,6 +85,19 @@ def test_a_rollback_is_a_change_with_a_generation_of_its_own(tmp_path: Path) -> 
         assert without_ids(daemon) == before
 
 
+def test_fifty_are_listed_and_the_oldest_has_its_diff(tmp_path: Path) -> None:
+    with running_daemon(tmp_path) as daemon:
+        configure(daemon)
+        for number in range(50):
+            daemon.call("farm.set", name="web", idle_timeout_s=100 + number)
+        entries = listed(daemon)
+        assert [each["generation"] for each in entries] == list(range(55, 5, -1))
+        oldest = daemon.call("config.generation", generation="6")
+        assert oldest["changes"] == ["farm web idle_timeout_s 0 → 100"] and oldest["before"] == "5"
+        with invalid(Code.UNKNOWN_GENERATION, "generation"):
+            daemon.call("config.rollback", generation="4")
+
+
 def test_a_list_that_came_later_goes_again(tmp_path: Path) -> None:
     with running_daemon(tmp_path) as daemon:
         configure(daemon)
@@ -113,10 +125,12 @@ def test_what_is_impossible_now_is_refused_with_the_reason(tmp_path: Path) -> No
         assert generation_of(daemon) == before and listed(daemon)[0]["generation"] == before
 
 
-def test_it_survives_a_restart_and_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_survives_a_restart_and_damage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with running_daemon(tmp_path) as daemon:
         configure(daemon)
-    names = sorted((tmp_path / "state" / DIRECTORY).iterdir())
+    names = sorted((tmp_path / "state").glob("farms.history-*"))
     names[2].unlink()
     names[3].unlink()
     names[3].write_bytes(b"\0" * 100)
@@ -126,14 +140,20 @@ def test_it_survives_a_restart_and_damage(tmp_path: Path, caplog: pytest.LogCapt
         assert again.call("config.generation", generation="4")["before"] == "1"
         again.call("farm.set", name="web", scheduler="source")
         assert listed(again)[0]["generation"] == 6
-    (tmp_path / "state" / DIRECTORY).rename(tmp_path / "state" / "away")
-    (tmp_path / "state" / DIRECTORY).write_text("no directory")
-    with running_daemon(tmp_path) as third:
+    link = os.link
+
+    def refuse(existing: Path, new: Path) -> None:
+        if "history" in new.name:
+            raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
+        link(existing, new)
+
+    with monkeypatch.context() as patch, running_daemon(tmp_path) as third:
+        patch.setattr(os, "link", refuse)
         third.call("farm.set", name="web", scheduler="maglev")
-        assert generation_of(third) == 7
-        with refused(Code.STORAGE_FAILED):
-            third.call("config.history")
+        assert generation_of(third) == 7 and "6" not in [each["name"] for each in listed(third)]
     assert [each for each in caplog.messages if "is not kept in the history" in each]
+    with running_daemon(tmp_path) as fourth:
+        assert [each["name"] for each in listed(fourth)][:3] == ["7", "6", "5"], "the start made up for it"
 
 
 def test_on_a_full_disk_a_change_is_preferred_to_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +205,9 @@ def test_both_nodes_have_it_and_either_rolls_back(tmp_path: Path) -> None:
         for node in (one, two):
             newest = listed(node)[0]
             assert (newest["node"], newest["command"]) == ("lb2", f"rollback to {name}")
-        paths = [site.directory / "state" / DIRECTORY for site in (one, two)]
-        assert len({max(path.iterdir()).read_bytes() for path in paths}) == 1, "the same bytes on both nodes"
+        paths = [site.directory / "state" for site in (one, two)]
+        newest_files = {max(path.glob("farms.history-*")).read_bytes() for path in paths}
+        assert len(newest_files) == 1, "the same bytes on both nodes"
 
 
 def test_the_successor_rolls_back_while_its_peer_is_dead(tmp_path: Path) -> None:
@@ -203,7 +224,7 @@ def test_what_lost_in_a_split_is_read_back(tmp_path: Path) -> None:
         configure(daemon)
         lost = tmp_path / "state" / "farms.conflict-2-5.jsonl"
         daemon.call("farm.set", name="web", scheduler="source")
-        lost.write_bytes(min((tmp_path / "state" / DIRECTORY).glob("*6.jsonl")).read_bytes())
+        lost.write_bytes((tmp_path / "state" / "farms.history-00000006.jsonl").read_bytes())
         entry = listed(daemon)[-1]
         assert (entry["name"], entry["conflict"], entry["in_force"]) == ("conflict-2-5", True, False)
         shown = daemon.call("config.generation", generation="conflict-2-5")
