@@ -355,6 +355,8 @@ def test_completion_queries_the_daemon(daemon: RunningDaemon) -> None:
     assert complete("backend drain web 10", 4) == ["plain,10.77.0.11:8080", "plain,10.77.0.12:8080"]
     assert complete("vip delete ", 3) == ["plain,10.77.0.100"]
     assert complete("farm show x", 3) == []
+    assert complete("rollback 0", 2) == ["plain,0"]
+    assert complete("why 192.0.2.7 10", 3) == ["plain,10.77.0.100:80"]
 
 
 @pytest.mark.usefixtures("web")
