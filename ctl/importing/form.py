@@ -204,7 +204,7 @@ def one_line(text: str) -> str:
 
 def brief(statement: str) -> str:
     """A statement on one line, printable and short."""
-    line = one_line(statement)
+    line = one_line(statement) or '""'
     return line if len(line) <= MAX_STATEMENT else line[: MAX_STATEMENT - 1] + "…"
 
 

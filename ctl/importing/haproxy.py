@@ -373,7 +373,7 @@ def _backend(chosen: Statement, reading: _Reading) -> Section | None:
 def _ports_of_condition(each: Statement, section: Section, used_acls: set[str]) -> Ports | None:
     """The ports of `if ACL` or `if { dst_port … }`; None for any other condition."""
     words = each.words[2:]
-    if words[0] != "if" or len(words) < 2:
+    if len(words) < 2 or words[0] != "if":
         return None
     if len(words) == 2:
         of_acl = [acl.words[2:] for acl in section.all() if acl.name == "acl" and acl.word(1) == words[1]]

@@ -153,3 +153,18 @@ def test_a_configuration_that_is_cut_off_at_each_line(kind: str) -> None:
     lines = text.split("\n")
     for number in range(0, len(lines), 3):
         check(kind, "\n".join(lines[:number]))
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_statement_that_is_cut_off_after_each_of_its_first_words(kind: str) -> None:
+    seen = set()
+    for text in TEXTS[kind]:
+        lines = text.split("\n")
+        for row, line in enumerate(lines):
+            words = re.findall(r"\s*[^\s;]+;?", line)
+            for length in range(1, min(len(words), 5)):
+                start = re.sub(r"\d+", "0", words[0]), length
+                if start not in seen:
+                    seen.add(start)
+                    check(kind, "\n".join([*lines[:row], "".join(words[:length]), *lines[row + 1 :]]))
+    assert len(seen) > 5
