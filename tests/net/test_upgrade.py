@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from bpf.loading.loader import BUILD_LINK, HANDLERS, PROGRAM, RESETTABLE
+from ctl.config import prefixes
 from ctl.errors import Code, XlbError
 from tests.earlier import code_of
 from tests.net.faults import FAULTS, Cost, Observer, ProbeFarm
 from tests.net.paired import PairSite, paired
 from tests.net.serving import PORTS, VIPS, Serving
 from tests.refusals import refused
-from tests.rig import VIP4, VIP6, HeldConnections, Layout, Node, Rig
+from tests.rig import CLIENT4, CLIENT6, VIP4, VIP6, HeldConnections, Layout, Node, Rig
 from tests.tree import TREE
 from tests.wait import wait_until
 
@@ -115,7 +116,13 @@ def test_a_single_node_is_upgraded_and_downgraded(single: Serving, old_code: Pat
     single.node.xlbctl("farm", "set", "udp4", "--scheduler", "source")  # stored by this version, read by 0.1.0
     adopted(single, old_code, held)
     adopted(single, TREE, held)
-    for each in held:
+    clients = prefixes.parse_texts("clients", (CLIENT4, CLIENT6), "clients")
+    single.node.call("prefixes.set", name="clients", **prefixes.packed(clients))
+    for family, each in zip((4, 6), held, strict=True):  # maps of 0.1.0 under a program that is compiled for lists
+        single.node.call("farm.set", name=f"tcp{family}", deny="clients")
+        dropped = single.counters()["drop_denied"]
+        assert single.tcp(family, timeout_s=0.3).error and single.counters()["drop_denied"] > dropped
+        assert single.rig.client.run(each.confirm()) == 0
         single.rig.client.run(each.close())
 
 
