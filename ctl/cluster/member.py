@@ -374,7 +374,7 @@ class PairMember:
             self._arrival = None
 
     def _served(self) -> None:
-        self._parts.sweeper.soon()  # where flows must leave their backend, this node decides it now
+        self._parts.sweeper.soon()  # flows that must leave their backend, and loads: the last sweep is up to 5 s old
         if self._arrival is not None:
             self._arrival.cancel()
         self._arrival = asyncio.get_running_loop().create_task(self._watch_arrival(), name="traffic's arrival")

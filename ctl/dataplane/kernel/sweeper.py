@@ -116,7 +116,7 @@ class Sweeper:
             self._wanted.clear()
 
     def soon(self) -> None:
-        """Sweep without a pause, because flows have to leave their backend. Call it on the loop."""
+        """Sweep without a pause: flows have to leave their backend, or are not counted yet. Call it on the loop."""
         self._wanted.set()
 
     async def ask(self, question: Callable[[], T]) -> T:

@@ -18,7 +18,8 @@ from ctl.config.changes import change
 from ctl.config.model import Config, Farm, Mode, Scheduler
 from ctl.dataplane import features, planner
 from ctl.dataplane.features import features_of, runnable
-from tests.fakes.daemon import FakeAttacher
+from ctl.dataplane.kernel import sweeper
+from tests.fakes.daemon import FakeAttacher, running_daemon
 from tests.fakes.flows import connections, put
 from tests.fakes.pair import Site, paired_sites
 from tests.wait import wait_until
@@ -184,3 +185,41 @@ def test_clients_of_persistence_wait_for_the_map(tmp_path: Path, held_compiler: 
         wait_until(lambda: two.status["role"] == "active", "the takeover")
         held_compiler.set()
         wait_until(lambda: client in two.daemon.plane.persistent["v4"], "the client keeps its backend")
+
+
+def test_loads_are_right_after_a_takeover_without_waiting_for_the_next_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They decide who gets the first new connections (leastconn), and whether a farm is full (max_connections)."""
+    for name in ("MIN_PAUSE_S", "MAX_PAUSE_S"):
+        monkeypatch.setattr(sweeper, name, 600.0)
+    with paired_sites(tmp_path, vip=VIP["address"]) as (one, two):
+        one.call("farm.add", **FARM, max_connections=5)
+        one.call("backend.add", farm="web", address="10.77.0.11")
+        wait_until(lambda: two.daemon.node.parts.local.sweeper.sweeps, "the first sweep of the backup")
+        key = established(one, 1)
+        wait_until(lambda: key in two.daemon.plane.flow_maps["flows", "v4"], "the flow")
+
+        def load() -> int:
+            row = two.daemon.plane.load_values["farm"][farm(one).id]
+            return int(row["base"]) + int(row["opened"]) - int(row["closed"])
+
+        assert load() == 0
+        one.cut_links()
+        wait_until(lambda: two.status["role"] == "active", "the takeover")
+        wait_until(lambda: load() == 1, "the connection is counted")
+
+
+def test_loads_count_the_connections_that_are_there_when_the_program_begins_to_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MIN_PAUSE_S", "MAX_PAUSE_S"):
+        monkeypatch.setattr(sweeper, name, 600.0)
+    with running_daemon(tmp_path) as daemon:
+        daemon.call("vip.add", **VIP)
+        daemon.call("farm.add", **FARM)
+        sweeps = daemon.node.parts.local.sweeper
+        wait_until(lambda: sweeps.sweeps, "the first sweep")
+        before = sweeps.sweeps
+        daemon.call("farm.set", name="web", max_connections=5)
+        wait_until(lambda: sweeps.sweeps > before, "another sweep")
