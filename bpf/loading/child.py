@@ -6,14 +6,15 @@ not know what the child does.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+
+from bpf.loading.spawn import Process
 
 SILENCE_S = 60.0
 MAX_PROCESSOR_S = 900.0
@@ -46,23 +47,29 @@ def run(
     command: Sequence[str], document: bytes, environment: Mapping[str, str], working: Callable[[], None]
 ) -> subprocess.CompletedProcess[bytes]:
     """Run to the end with `document` on stdin. working: called every second meanwhile. Raises Hangs."""
-    with tempfile.TemporaryFile() as stdin:  # a pipe that is filled slowly cannot be continued after a timeout
+    with _memory() as stdin, _memory() as output, _memory() as errors:  # pipes would have to be emptied meanwhile
         stdin.write(document)
         stdin.seek(0)
-        child = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(environment))
-    work = Work(time.monotonic())
-    try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                output, errors = child.communicate(timeout=LOOK_EVERY_S)
-                return subprocess.CompletedProcess(command, child.returncode, output, errors)
-            if cause := work.judge(time.monotonic(), _used_s(child.pid)):
-                raise Hangs(cause)
-            working()
-    except BaseException:
-        child.kill()
-        child.communicate()
-        raise
+        child = Process(command, environment, stdin.fileno(), output.fileno(), errors.fileno())
+        work = Work(time.monotonic())
+        try:
+            while not child.wait(LOOK_EVERY_S):
+                if cause := work.judge(time.monotonic(), _used_s(child.pid)):
+                    raise Hangs(cause)
+                working()
+        finally:
+            child.end()
+        assert child.exit_status is not None
+        return subprocess.CompletedProcess(command, child.exit_status, _content(output), _content(errors))
+
+
+def _memory() -> IO[bytes]:
+    return os.fdopen(os.memfd_create("xlb-compile"), "w+b", buffering=0)
+
+
+def _content(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def _used_s(pid: int) -> float:

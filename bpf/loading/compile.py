@@ -34,6 +34,8 @@ from bpf.maps.layout import MapLayout
 
 SOURCE = Path(__file__).parents[1] / "program" / "xlb.c"
 PROGRAM = "xlb"
+NICE = 10
+"""Of this process: where xlbd has no real-time priority, its heartbeats go first."""
 HANDLERS = "handlers"
 """The map of the programs that the entry program calls."""
 
@@ -183,7 +185,8 @@ def _check_kept(lib: Any, module: Any, maps: dict[str, MapLayout], before: set[s
 
 
 def _prepare_process() -> None:
-    """Exit when the parent does, and remove the limit on map memory of kernels before 5.11."""
+    """Exit when the parent does, give way to it, and remove the limit on map memory of kernels before 5.11."""
+    os.nice(NICE)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

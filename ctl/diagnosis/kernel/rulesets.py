@@ -6,14 +6,17 @@ megabytes is read chain by chain, so that the daemon's loop does not wait for on
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import select
 import shutil
-import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from bpf.loading.spawn import Process
 from ctl.diagnosis import firewall
 from ctl.diagnosis.finding import Finding
 from ctl.diagnosis.firewall import Rule, Rules, Verdict
@@ -115,29 +118,37 @@ def _output(command: Sequence[str], deadline_s: float) -> str:
     """What the command prints. Raises _CannotTell when it fails, or prints or takes too much."""
     shown = " ".join([Path(command[0]).name, *command[1:]])
     try:
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        with Path(os.devnull).open("r+b", buffering=0) as nothing, _pipe() as (reading, writing):
+            process = Process(command, os.environ, nothing.fileno(), writing.fileno(), nothing.fileno())
+            writing.close()
             try:
-                return _read(process, deadline_s, shown)
+                return _read(process, reading, deadline_s, shown)
             finally:
-                process.kill()
+                process.end()
     except OSError as error:
         raise _CannotTell(f"{shown} cannot be run: {error.strerror}") from None
 
 
-def _read(process: subprocess.Popen[bytes], deadline_s: float, shown: str) -> str:
-    from select import select
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    read, write = os.pipe()
+    with os.fdopen(read, "rb", buffering=0) as reading, os.fdopen(write, "wb", buffering=0) as writing:
+        yield reading, writing
 
-    assert process.stdout is not None
+
+def _read(process: Process, output: IO[bytes], deadline_s: float, shown: str) -> str:
+    watch = select.poll()  # descriptors may be beyond what select() takes
+    watch.register(output, select.POLLIN)
     data = b""
     while True:
-        if not select([process.stdout], [], [], max(0.0, deadline_s - time.monotonic()))[0]:
+        if not watch.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
             raise _CannotTell(f"{shown} takes longer than {BOUND_S:g} s")
-        piece = process.stdout.read1(65536)  # type: ignore[attr-defined]
+        piece = output.read(65536)
         if not piece:
             break
         data += piece
         if len(data) > MAX_BYTES:
             raise _CannotTell(f"{shown} prints more than {MAX_BYTES // 1024} KiB")
-    if process.wait() != 0:
+    if not process.wait(max(0.0, deadline_s - time.monotonic())) or process.exit_status != 0:
         raise _CannotTell(f"{shown} failed")
     return data.decode(errors="replace")
