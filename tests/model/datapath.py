@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from bpf.constants import (
     FRAGMENT_TICKS,
     LEASE_HANDED_OVER_NS,
-    MAX_PRIORITY_TAGS,
 )
-from tests.model import answers, icmp_errors, toa
+from tests.model import answers, icmp_errors, toa, vlans
 from tests.model.bits import SERVER_DNAT, TOA, VIP_OPEN
 from tests.model.connections import advance, match, server, touch
 from tests.model.forwarding import forward
 from tests.model.packet import IP, TCP, UDP, Packet, Verdict, parse_v4, parse_v6
 from tests.model.state import Flow, Key, State
+from tests.model.vlans import ARP, IPV4, IPV6
 
 DROP, PASS, TX, REDIRECT = 1, 2, 3, 4  # XDP actions
-IPV4, IPV6, ARP, VLANS = 0x0800, 0x86DD, 0x0806, (0x8100, 0x88A8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +31,11 @@ class Outcome:
 
 def handle(state: State, frame: bytes, ingress: int) -> Outcome:
     """One packet. Changes the state's tables and counters; `state.events` gets what the peer is told."""
-    packet = Packet(bytearray(frame), ingress, len(frame))
+    packet, tags = Packet(bytearray(frame), ingress, len(frame)), b""
     try:
+        if packet.size < IP:
+            raise Verdict("pass_not_ip")
+        tags = vlans.receive(state, packet)
         verdict = dispatch(state, packet)
     except Verdict as ended:
         verdict = ended.name
@@ -45,18 +47,18 @@ def handle(state: State, frame: bytes, ingress: int) -> Outcome:
         state.farm_traffic[packet.farm] = traffic._replace(drops=traffic.drops + 1)
     if verdict.startswith("pass_"):
         action = PASS
+        packet.frame[12:12] = tags if state.vlans else b""
     elif verdict.startswith("drop_"):
         action = TX if packet.egress else DROP
+        vlans.leave(state, packet)
     else:
+        vlans.leave(state, packet)
         action = TX if packet.egress == ingress else REDIRECT
     return Outcome(verdict, action, bytes(packet.frame))
 
 
 def dispatch(state: State, packet: Packet) -> str:
     """The verdict, before the sender of a dropped packet is answered."""
-    if packet.size < IP:
-        return "pass_not_ip"
-    remove_priority_tags(state, packet)
     kind = packet.word(12)
     if kind == ARP:
         return handle_arp(state, packet)
@@ -68,20 +70,6 @@ def dispatch(state: State, packet: Packet) -> str:
         if ended.name != "pass_not_ours":
             raise
         return handle_transit(state, packet)
-
-
-def remove_priority_tags(state: State, packet: Packet) -> None:
-    """Tags of VLAN 0 (IEEE 802.1Q), as Linux does. A frame of another VLAN is not ours."""
-    at, tags = 12, 0
-    while packet.word(at) in VLANS and tags < MAX_PRIORITY_TAGS:
-        if not packet.within(at + 6) or packet.word(at + 2) & 0xFFF:
-            raise Verdict("pass_not_ip")
-        at, tags = at + 4, tags + 1
-    if packet.word(at) in VLANS:
-        raise Verdict("pass_not_ip" if state.is_open else "drop_fenced")
-    if tags and packet.word(at) in (IPV4, IPV6, ARP):
-        del packet.frame[12:at]
-        packet.size -= 4 * tags
 
 
 def handle_ip(state: State, packet: Packet, parse: Callable[[Packet], None]) -> str:

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 from bpf.columns import address_text
 from bpf.constants import COUNTERS
 from tests.bpf.bed import Bed, why_not
+from tests.bpf.tagged_bed import TaggedBed
 from tests.model.generate import Generator
 from tests.model.kernel import Kernel
 from tests.model.machine import START_NS, Machine, Mismatch
@@ -49,6 +50,7 @@ BUILDS: tuple[tuple[tuple[str, ...], int], ...] = (
     (("dsr", "ipip", "persistence", "quic", "toa"), 0),
     (("dsr", "ipip", "lists", "rate", "half_open", "loads", "persistence", "quic", "toa"), 0),
     (("dsr", "half_open", "loads", "toa"), 8),
+    (("dsr", "ipip", "toa", "vlans"), 0),
 )
 """The programs that are compared, episode by episode in turn: features, and embryonic connections if their map is to evict."""
 INTERACTIVE = "CI" not in os.environ
@@ -69,7 +71,9 @@ def beds() -> Iterator[list[Bed]]:
     """One for each build."""
     with contextlib.ExitStack() as stack:
         made = [
-            Bed(dict.fromkeys(("replication", "test_clock", *features), True), max_embryonic=embryonic)
+            (TaggedBed if "vlans" in features else Bed)(
+                dict.fromkeys(("replication", "test_clock", *features), True), max_embryonic=embryonic
+            )
             for features, embryonic in BUILDS
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:

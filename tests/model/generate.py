@@ -28,6 +28,7 @@ from ctl.config.model import (
     Vip,
 )
 from tests.bpf.bed import GATEWAY_MAC, NODE_IN_MAC, NODE_OUT_MAC, SMALL, UNRESOLVED, V4, V6, Family
+from tests.bpf.tagged_bed import WIRINGS, Port
 from tests.model import frames
 from tests.model.bits import FORWARD
 from tests.model.connections import ONE_WAY, is_impossible, listener, make_flow
@@ -39,6 +40,7 @@ from tests.model.steps import (
     Insert,
     Lease,
     MoveToCpu,
+    Plug,
     Send,
     StallReader,
     Step,
@@ -114,6 +116,9 @@ class Generator:
         self.config, self.down = Config(), frozenset[int]()
         self.recent: deque[Send] = deque(maxlen=30)
         self.next: list[Step] = [TunnelSources("10.2.0.1", "fd02::1")] if "ipip" in self.features else []
+        self.ports = {"in0": Port("in0"), "out0": Port("out0")}
+        if "vlans" in self.features:
+            self.next.append(self.plug())
 
     def step(self) -> Step:
         if self.next:
@@ -137,6 +142,7 @@ class Generator:
             self.burst: 0.5,
             self.move_to_cpu: 3,
             self.stall_reader: 1.5,
+            self.plug: 1.5,
         }
         return self.rng.choices(tuple(kinds), tuple(kinds.values()))[0]()
 
@@ -170,6 +176,13 @@ class Generator:
 
     def stall_reader(self) -> StallReader:
         return StallReader(self.rng.choice((None, None, 0, 1, 5)))
+
+    def plug(self) -> Step:
+        if "vlans" not in self.features:
+            return self.packet()
+        step = Plug(*self.rng.choice(list(WIRINGS.values())))
+        self.ports = {"in0": step.in0, "out0": step.out0}
+        return step
 
     def fill(self) -> Step:
         """`flows` is full, of connections that nobody uses."""
@@ -354,7 +367,17 @@ class Generator:
         if self.rng.random() < 0.01:
             to = b"\xff\xff\xff\xff\xff\xff"
         padding = bytes(self.rng.choice((0, 0, 0, 2, 40))) if self.rng.random() < 0.1 else b""
-        return Send(frames.ethernet(GATEWAY, to, network + padding), side)
+        return self.arrives(frames.ethernet(GATEWAY, to, network + padding), side)
+
+    def arrives(self, frame: bytes, side: str) -> Send:
+        """With the tag of its VLAN."""
+        port = self.ports[side]
+        if not port.number:
+            return Send(frame, side)
+        tag = port.tag(self.rng.choice((0, 0, 5)))
+        return Send(
+            frame[:12] + tag + frame[12:], port.lower if self.rng.random() < 0.98 else self.rng.choice(("wire0", "wire1"))
+        )
 
     def payload(self) -> bytes:
         if "quic" in self.features and self.rng.random() < 0.3:
@@ -506,13 +529,13 @@ class Generator:
         if rng.random() < 0.6:
             target = address_bytes(rng.choice((V4.vip, V4.snat, "10.1.0.1")))
             sender = target if rng.random() < 0.5 else address_bytes(V4.near(12))
-            return Send(
+            return self.arrives(
                 frames.ethernet(GATEWAY, b"\xff" * 6, frames.arp(rng.choice((1, 1, 2)), GATEWAY, sender, target)), "in0"
             )
         target = address_bytes(rng.choice((V6.vip, V6.snat, "fd01::1")))
         source, group = address_bytes("fd01::fe"), address_bytes("ff02::1:ff00:0")[:13] + target[13:]
         body = frames.icmp(source, group, rng.choice((135, 135, 136)), 0, bytes(4) + target)
-        return Send(frames.ethernet(GATEWAY, b"\x33\x33" + group[12:], self.ip(source, group, ICMPV6, body)), "in0")
+        return self.arrives(frames.ethernet(GATEWAY, b"\x33\x33" + group[12:], self.ip(source, group, ICMPV6, body)), "in0")
 
     def other(self) -> Send:
         """Other protocols, echo requests, noise."""

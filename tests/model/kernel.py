@@ -18,6 +18,7 @@ from ctl.cluster.flows.source import make_codec
 from ctl.dataplane.kernel import flow_maps
 from ctl.dataplane.loads import loads_of
 from tests.bpf.bed import Bed
+from tests.bpf.tagged_bed import TaggedBed
 from tests.model.encoding import FLOWS, KEYS, decode_key, decode_row, encode_flow, encode_key
 from tests.model.state import Client, Flow, Key
 
@@ -54,6 +55,12 @@ class Kernel:
         item = self.plane._maps[name].value.itemsize
         return self._fds[name], np.empty(count, np.uint32), np.empty(count * item // 8, np.uint64)
 
+    def interface(self, name: str) -> int:
+        """Its number."""
+        if isinstance(self.bed, TaggedBed):
+            return self.bed.indexes[name]
+        return self.bed.in0 if name == "in0" else self.bed.out0
+
     def has(self, feature: str) -> bool:
         """Whether the program was built with it."""
         return bool(self.bed.features.get(feature))
@@ -71,6 +78,8 @@ class Kernel:
             for number in range(count):
                 elements.update(self._fds[name], number.to_bytes(4, "little"), bytes(self.plane._maps[name].value.itemsize))
         self._clear_features()
+        if isinstance(self.bed, TaggedBed):
+            self.plane.set_vlans([], tuple(self.bed.indexes.values()))
         if self.has("ipip"):
             self.plane.set_tunnel_sources("", "")
         self.events()

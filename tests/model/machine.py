@@ -21,6 +21,7 @@ from ctl.dataplane.kernel import sweeper
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.slow_start import SlowStart
 from tests.bpf.bed import SEED
+from tests.bpf.tagged_bed import TaggedBed
 from tests.model import daemon, datapath
 from tests.model.encoding import row_of
 from tests.model.kernel import BACKENDS, FARMS, Kernel
@@ -31,6 +32,7 @@ from tests.model.steps import (
     Insert,
     Lease,
     MoveToCpu,
+    Plug,
     Send,
     StallReader,
     Step,
@@ -39,6 +41,7 @@ from tests.model.steps import (
     TunnelSources,
     Wait,
 )
+from tests.model.vlans import Device, Vlans
 from tests.model.wiring import routes_of
 
 START_NS = 1 << 50  # thirteen days of uptime
@@ -76,6 +79,8 @@ class Machine:
         routes = routes_of(bed.in0, bed.out0)
         self.state = State(routes, 2 * bed.max_flows, start_ns, seed=SEED, max_embryonic=bed.max_embryonic)
         self.state.cpu = kernel.move_to_cpu(0)
+        if isinstance(bed, TaggedBed):
+            self.state.vlans = Vlans()
         self.state.generation = int(kernel.plane._read_one("globals")["next_hop_generation"])
         kernel.set_clock(start_ns)
         self.config, self.down = Config(), frozenset[int]()
@@ -109,6 +114,7 @@ class Machine:
             TunnelSources: self._tunnel_sources,
             MoveToCpu: self._move_to_cpu,
             StallReader: self._stall_reader,
+            Plug: self._plug,
         }
         self.over = False
         self._survivors: dict[str, dict[Key, tuple[object, ...]]] = {}
@@ -142,8 +148,7 @@ class Machine:
     # --- steps -----------------------------------------------------------------------------------------------
 
     def _send(self, step: Send) -> None:
-        bed = self.kernel.bed
-        ingress = bed.in0 if step.side == "in0" else bed.out0
+        ingress = self.kernel.interface(step.side)
         action, frame = self.kernel.run(step.frame, ingress)
         expected = datapath.handle(self.state, step.frame, ingress)
         self.over = any(table.doubt for table in self._evicting)
@@ -219,6 +224,16 @@ class Machine:
 
     def _move_to_cpu(self, step: MoveToCpu) -> None:
         self.state.cpu = self.kernel.move_to_cpu(step.number)
+
+    def _plug(self, step: Plug) -> None:
+        known, index = self.state.vlans, self.kernel.interface
+        assert known is not None and isinstance(self.kernel.bed, TaggedBed)
+        self.kernel.bed.plug(step.in0, step.out0)
+        ports = {index(name): port for name, port in (("in0", step.in0), ("out0", step.out0))}
+        known.devices = {n: Device(index(port.lower), port.number, port.protocol) for n, port in ports.items() if port.number}
+        known.tagged_only |= {each.lower for each in known.devices.values()}
+        known.tagged_only -= {number for number, port in ports.items() if not port.number}
+        self._change_next_hops_of_model()
 
     def _stall_reader(self, step: StallReader) -> None:
         self.kernel.stall_reader(step.space)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bpf.columns import address_bytes
 from bpf.constants import LEASE_FOREVER_NS, TICK_SHIFT
@@ -39,6 +39,9 @@ from bpf.dataplane import (
     ZeroTraffic,
 )
 from tests.model.routes import Routes
+
+if TYPE_CHECKING:
+    from tests.model.vlans import Vlans
 
 
 class Key(NamedTuple):
@@ -188,6 +191,7 @@ class State:
     seed: int = 0
     generation: int = 1  # of next hops
     max_embryonic: int = 1024  # connections per family
+    vlans: Vlans | None = None  # of a build that knows VLANs
     tunnel_sources: dict[int, bytes] = field(default_factory=dict)  # of outer headers, by address length
     vips: dict[bytes, int] = field(default_factory=dict)
     listeners: dict[tuple[bytes, int, int], ServiceValue] = field(default_factory=dict)  # address, port, protocol

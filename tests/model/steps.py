@@ -7,12 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ctl.config.model import Config
+from tests.bpf.tagged_bed import Port
 from tests.model.state import Flow, Key
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """A frame arrives on `side` of the node, in0 or out0."""
+    """A frame arrives on `side` of the node: in0 or out0, or with VLANs an interface below."""
 
     frame: bytes
     side: str
@@ -67,6 +68,14 @@ class TakeOver:
 
 
 @dataclass(frozen=True, slots=True)
+class Plug:
+    """in0 and out0 become VLAN devices, or interfaces without a VLAN."""
+
+    in0: Port
+    out0: Port
+
+
+@dataclass(frozen=True, slots=True)
 class MoveToCpu:
     """The packets that follow arrive on another CPU, the n-th of those that the process may use."""
 
@@ -88,4 +97,17 @@ class Insert:
     entries: tuple[tuple[Key, Flow], ...]
 
 
-Step = Send | Wait | Lease | Configure | ChangeNextHops | Sweep | TakeOver | Insert | TunnelSources | MoveToCpu | StallReader
+Step = (
+    Send
+    | Wait
+    | Lease
+    | Configure
+    | ChangeNextHops
+    | Sweep
+    | TakeOver
+    | Insert
+    | TunnelSources
+    | MoveToCpu
+    | StallReader
+    | Plug
+)
