@@ -234,6 +234,8 @@ def accept(state: State, packet: Packet, key: Key, found: Match, retry: bool, co
     service = listener(state, key)
     if not service and state.vips[key.destination] & VIP_OPEN:
         raise Verdict("pass_vip_open")
+    if service and service.mode not in state.modes:
+        raise Verdict("drop_not_compiled")
     if not old:
         check_client(state, packet, key, service is not None)
     if not service:

@@ -60,6 +60,7 @@ RARE = {
     *("drop_snat_exhausted", "drop_reverse_conflict", "drop_fenced_neighbour", "drop_too_big", "drop_half_open"),
     *("drop_no_tunnel_source", "drop_unresolved", "drop_ipv6_extension", "drop_backend_full", "drop_farm_full", "drop_rate"),
     *("event_toa_inserted", "event_toa_skipped", "event_flow_table_full", "event_ring_full"),
+    "drop_not_compiled",
 }
 """Outcomes of less than 1 in 200 steps: 20,000 steps need not have them."""
 EXPECTED = frozenset(counter.name for counter in COUNTERS) - {"drop_internal", "drop_no_headroom"} - RARE

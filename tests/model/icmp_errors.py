@@ -100,7 +100,7 @@ def read_quoted(packet: Packet, at: int, end: int) -> tuple[Key, int] | None:
 def computed(state: State, packet: Packet, key: Key) -> Flow | None:
     """The flow that a connection with this key would have now: path MTU discovery of one that continues here must not fail."""
     service = listener(state, key) if key.destination in state.vips else None
-    if not service or not service.slot_count or service.scheduler not in HASHES:
+    if not service or not service.slot_count or service.scheduler not in HASHES or service.mode not in state.modes:
         return None
     number = select(state, key, service)
     if not number or number not in state.backends:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from bpf.columns import address_bytes
-from bpf.constants import COUNTERS, EventType
+from bpf.constants import COUNTERS, EventType, Mode
 from ctl.config.model import Config
 from ctl.dataplane import planner
 from ctl.dataplane.kernel import sweeper
@@ -79,6 +79,7 @@ class Machine:
         routes = routes_of(bed.in0, bed.out0)
         self.state = State(routes, 2 * bed.max_flows, start_ns, seed=SEED, max_embryonic=bed.max_embryonic)
         self.state.cpu = kernel.move_to_cpu(0)
+        self.state.modes -= {mode for name, mode in (("dsr", Mode.DSR), ("ipip", Mode.IPIP)) if not kernel.has(name)}
         if isinstance(bed, TaggedBed):
             self.state.vlans = Vlans()
         self.state.generation = int(kernel.plane._read_one("globals")["next_hop_generation"])

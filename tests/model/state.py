@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from bpf.columns import address_bytes
-from bpf.constants import LEASE_FOREVER_NS, TICK_SHIFT
+from bpf.constants import LEASE_FOREVER_NS, TICK_SHIFT, Mode
 from bpf.dataplane import (
     DeletePrefixes,
     DeleteServer,
@@ -191,6 +191,7 @@ class State:
     seed: int = 0
     generation: int = 1  # of next hops
     max_embryonic: int = 1024  # connections per family
+    modes: frozenset[int] = frozenset(Mode)  # that the program was built with
     vlans: Vlans | None = None  # of a build that knows VLANs
     tunnel_sources: dict[int, bytes] = field(default_factory=dict)  # of outer headers, by address length
     vips: dict[bytes, int] = field(default_factory=dict)
