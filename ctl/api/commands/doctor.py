@@ -20,7 +20,7 @@ from ctl.config.model import Config, Mode
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.tunnel_sources import TunnelSources
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
-from ctl.diagnosis import drops, interfaces, machine, one_way
+from ctl.diagnosis import drops, machine, one_way
 from ctl.diagnosis.drops import RecentCounters
 from ctl.diagnosis.finding import Finding, Severity, from_problem, from_view, judged, ok
 from ctl.diagnosis.kernel import machine as this_machine
@@ -129,12 +129,7 @@ def _machine(node: ExaminedNode) -> Iterator[Finding]:
 def _interfaces(node: ExaminedNode) -> Iterator[Finding]:
     links, generic = node.network.interfaces(), node.settings.data.xdp_mode.value == "generic"
     attachments = node.interfaces.attachments(links)
-    for name in node.settings.data.interfaces:
-        link, attachment = links.get(name), attachments.get(name)
-        seen = None
-        if link is not None and attachment is not None:
-            seen = interfaces.Seen(attachment.mode, attachment.driver, attachment.reason, link.carrier, attachment.device)
-        yield interfaces.examine(name, seen, generic, node.interfaces.why_not(link))
+    yield from node.interfaces.examined(links, generic).values()
     below = [name for name, attachment in attachments.items() if attachment.mode == "generic"]
     for device, features in node.network.joining_frames(below).items():
         message = f"joins received frames ({', '.join(features)}) below XDP in generic mode, which takes them for too long"

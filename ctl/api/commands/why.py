@@ -19,7 +19,6 @@ from ctl.cluster.membership import Membership
 from ctl.cluster.peer_questions import PeerQuestions
 from ctl.config.model import Backend, Config
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
-from ctl.diagnosis import interfaces
 from ctl.diagnosis.drops import RecentCounters
 from ctl.diagnosis.finding import Finding, Severity
 from ctl.diagnosis.kernel.recent_drops import packets
@@ -110,7 +109,7 @@ class WhyCommand:
         seconds, dropped = self.recent.since(time.monotonic(), packets(plane))
         return the_way.Machine(
             lease_left_ms=(plane.lease()[0] - monotonic_ns()) // 1_000_000,
-            interfaces=self._interfaces(),
+            interfaces=self.interfaces.examined(network.interfaces(), generic=True),
             absent=not all(each in present for each in places),
             taken=next((taken[each] for each in places if each in taken), ""),
             own=frozenset(each.address for each in present - self.addresses.ours) - config.vips.keys(),
@@ -119,18 +118,6 @@ class WhyCommand:
             seconds=seconds,
             dropped=dropped,
         )
-
-    def _interfaces(self) -> dict[str, Finding]:
-        """Native or not is no reason."""
-        links = self.connections.network.interfaces()
-        attachments, found = self.interfaces.attachments(links), {}
-        for name in self.interfaces.names:
-            link, attachment = links.get(name), attachments.get(name)
-            seen = None
-            if link is not None and attachment is not None:
-                seen = interfaces.Seen(attachment.mode, link.driver, attachment.reason, link.carrier)
-            found[name] = interfaces.examine(name, seen, True, self.interfaces.why_not(link))
-        return found
 
 
 def _with_port(arguments: Arguments) -> Arguments:

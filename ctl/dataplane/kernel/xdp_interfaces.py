@@ -14,6 +14,8 @@ from typing import Literal, Protocol, cast
 from bpf.dataplane import PlaneError
 from bpf.kernel.attach import Attachment
 from ctl.dataplane.features import VLANS
+from ctl.diagnosis import interfaces as examination
+from ctl.diagnosis.finding import Finding
 from ctl.errors import Code, XlbError
 from ctl.network import vlans
 from ctl.network.network import Interface, Network
@@ -130,6 +132,17 @@ class DataInterfaces:
                 mode = cast("Literal['native', 'generic']", link.xdp_mode)
                 device = devices[name] if not interfaces[name].xdp_program else ""
                 found[name] = Attachment(name, mode, link.driver, reason, device)
+        return found
+
+    def examined(self, links: Mapping[str, Interface], generic: bool) -> dict[str, Finding]:
+        """What is wrong with each of them, or how the program is attached. generic: that mode is no fault."""
+        attachments, found = self.attachments(links), {}
+        for name in self.names:
+            link, attachment = links.get(name), attachments.get(name)
+            seen = None
+            if link is not None and attachment is not None:
+                seen = examination.Seen(attachment.mode, attachment.driver, attachment.reason, link.carrier, attachment.device)
+            found[name] = examination.examine(name, seen, generic, self.why_not(link))
         return found
 
     def why_not(self, link: Interface | None) -> str:
