@@ -19,6 +19,9 @@ MAX_FINDINGS = 20_000
 """Of one import: more than that is no configuration."""
 MAX_SERVICES = 8_192
 
+MAIL = ("xlb sends no mail itself", "name a program that does in the node file, [notify] command: it gets all events")
+"""Why mail is not carried over, and what to do."""
+
 ANY_V4, ANY_V6 = "*", "::"
 """A listener on all addresses of the machine."""
 

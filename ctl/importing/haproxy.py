@@ -15,6 +15,7 @@ from ctl.errors import InvalidInput
 from ctl.importing.form import (
     ANY_V4,
     ANY_V6,
+    MAIL,
     MAX_SERVICES,
     Address,
     Imported,
@@ -42,7 +43,7 @@ SECTIONS_LOST: Mapping[str, tuple[str, str]] = {
     "peers": ("xlb replicates connections and persistence by itself", "create a pair with xlbctl cluster create"),
     "resolvers": ("backends are addresses", "nothing to do, unless a server line has a name"),
     "userlist": (LAYER_7, "nothing to do for TCP"),
-    "mailers": ("xlb sends no mail", "let the monitoring watch xlbctl cluster status --check"),
+    "mailers": MAIL,
     "program": ("xlb starts no programs", "use a unit of systemd"),
 }
 IGNORED = (
@@ -110,7 +111,7 @@ LOST: Mapping[str, tuple[str, str]] = {
     "force-persist": ("xlb has no such exception", "nothing to do"),
     "ignore-persist": ("xlb has no such exception", "nothing to do"),
     "source": ("servers see the VIP, or the addresses of farm.snat_address", "add the address as a VIP and set snat_address"),
-    "email-alert": ("xlb sends no mail", "let the monitoring watch xlbctl cluster status --check"),
+    "email-alert": MAIL,
     "external-check": ("a program of checks gets XLB_ADDRESS and XLB_PORT", "set farm.health.kind = command"),
     "declare": ("xlb captures nothing of the content", "nothing to do"),
     "filter": ("xlb does not look into connections", "leave this proxy on HAProxy"),

@@ -13,6 +13,7 @@ from math import ceil
 from ctl.errors import InvalidInput
 from ctl.importing import ipvs
 from ctl.importing.form import (
+    MAIL,
     MAX_SERVICES,
     Address,
     Imported,
@@ -37,8 +38,16 @@ ALL_PORTS = ((1, 65535),)
 BACKUP_TIER = 1
 MAX_RANGE = 256
 """Addresses of one range of a virtual_server_group."""
-NOTIFY = "xlb runs no program of a farm"
-NOTIFY_REMEDY = "follow the log of xlbd, or ask with xlbctl farm show -o json"
+NOTIFY = "one program of the node gets all events of xlb"
+SYSTEMD = ("xlbd starts no programs of the system", "use a unit of systemd")
+FIFO = (NOTIFY, "read them with xlbctl watch -o json, or name a program in the node file: [notify] command")
+
+
+def _event(name: str) -> tuple[str, str]:
+    """Why a program of keepalived is not carried over, and what takes its place."""
+    return NOTIFY, f"name it in the node file, [notify] command, and let it look for the event {name}"
+
+
 PAIR = "the node's role follows from the pair, not from VRRP"
 PAIR_REMEDY = "create the pair with xlbctl cluster create; it holds the VIPs"
 BLOCKS: Mapping[str, tuple[str, str]] = {
@@ -58,23 +67,23 @@ BLOCKS: Mapping[str, tuple[str, str]] = {
     "garp_group": ("xlb announces VIPs itself", "nothing to do"),
 }
 GLOBAL_LOST: Mapping[str, tuple[str, str]] = {
-    "notification_email": ("xlb sends no mail", "let the monitoring watch xlbctl cluster status --check"),
-    "notification_email_from": ("xlb sends no mail", "let the monitoring watch xlbctl cluster status --check"),
-    "smtp_server": ("xlb sends no mail", "let the monitoring watch xlbctl cluster status --check"),
-    "smtp_alert": ("xlb sends no mail", "let the monitoring watch xlbctl cluster status --check"),
-    "smtp_alert_checker": ("xlb sends no mail", "let the monitoring watch xlbctl cluster status --check"),
-    "smtp_alert_vrrp": ("xlb sends no mail", "let the monitoring watch xlbctl cluster status --check"),
+    "notification_email": MAIL,
+    "notification_email_from": MAIL,
+    "smtp_server": MAIL,
+    "smtp_alert": MAIL,
+    "smtp_alert_checker": MAIL,
+    "smtp_alert_vrrp": MAIL,
     "lvs_sync_daemon": (
         "xlb replicates connections by itself",
         "nothing to do in a pair: xlbctl cluster status shows the protected share",
     ),
     "net_namespace": ("xlbd runs in the namespace that starts it", "start xlbd there"),
     "net_namespace_ipvs": ("xlbd runs in the namespace that starts it", "start xlbd there"),
-    "startup_script": (NOTIFY, "use a unit of systemd"),
-    "shutdown_script": (NOTIFY, "use a unit of systemd"),
-    "notify_fifo": (NOTIFY, NOTIFY_REMEDY),
-    "lvs_notify_fifo": (NOTIFY, NOTIFY_REMEDY),
-    "vrrp_notify_fifo": (NOTIFY, NOTIFY_REMEDY),
+    "startup_script": SYSTEMD,
+    "shutdown_script": SYSTEMD,
+    "notify_fifo": FIFO,
+    "lvs_notify_fifo": FIFO,
+    "vrrp_notify_fifo": FIFO,
     "enable_snmp_checker": ("xlb has no SNMP agent", "read xlbctl stats -o json"),
     "enable_snmp_rfc": ("xlb has no SNMP agent", "read xlbctl stats -o json"),
     "enable_traps": ("xlb has no SNMP agent", "read xlbctl stats -o json"),
@@ -96,16 +105,17 @@ VRRP_LOST: Mapping[str, tuple[str, str]] = {
     "track_process": ("no process decides about the role", "see track and gateway in xlbd(8)"),
     "track_file": ("no file decides about the role", "see track and gateway in xlbd(8)"),
     "track_interface": ("which interfaces a node needs is in its node file", "name them in [cluster] track, see xlbd(8)"),
-    **dict.fromkeys(("notify", "notify_master", "notify_backup", "notify_fault"), (NOTIFY, "follow the log of xlbd")),
-    **dict.fromkeys(("notify_stop", "notify_master_rx_lower_pri"), (NOTIFY, "follow the log of xlbd")),
+    **dict.fromkeys(("notify", "notify_master", "notify_backup", "notify_fault", "notify_stop"), _event("role.changed")),
+    "notify_master_rx_lower_pri": _event("role.changed"),
 }
 VIRTUAL_LOST: Mapping[str, tuple[str, str]] = {
-    **dict.fromkeys(("quorum_up", "quorum_down", "notify_up", "notify_down"), (NOTIFY, NOTIFY_REMEDY)),
-    **dict.fromkeys(("failover_up", "failover_down"), (NOTIFY, NOTIFY_REMEDY)),
+    **dict.fromkeys(("notify_up", "notify_down"), _event("backend.changed")),
+    **dict.fromkeys(("quorum_up", "failover_down"), _event("farm.up")),
+    **dict.fromkeys(("quorum_down", "failover_up"), _event("farm.down")),
     "hysteresis": ("xlb has no quorum of weights", "see farm.tier_minimum"),
     "persistence_engine": ("xlb does not read SIP", "for UDP by client use persistence_s"),
     "ops": ("each UDP connection of xlb has one backend", "nothing to do, unless each datagram must go to another server"),
-    "smtp_alert": ("xlb sends no mail", "let the monitoring watch xlbctl cluster status --check"),
+    "smtp_alert": MAIL,
     "lthreshold": ("a backend takes connections again as soon as it has fewer than max_connections", "nothing to do"),
     "sorry_server_inhibit": ("a backend that is down gets no connections", "nothing to do"),
 }
