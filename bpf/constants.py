@@ -37,8 +37,9 @@ PRIVILEGED_SNAT_PORTS = 512
 MAX_IPV6_EXTENSIONS = 4
 MAX_PRIORITY_TAGS = 2
 """VLAN-0 tags that are removed from a frame: one each of IEEE 802.1ad and 802.1Q."""
-MAX_VLANS = 4096
-"""VLAN devices whose frames the program handles on the interfaces below them."""
+VLAN_NUMBERS = 4096
+MAX_VLAN_BLOCKS = 32
+"""Interfaces that may be below VLAN devices whose frames the program handles there; 32 kB each."""
 MAX_INTERFACES = 65536
 """A VLAN device and the interface below it have smaller indexes than this; it is the size of an array, 1 MB."""
 
@@ -112,9 +113,10 @@ class Handler(enum.IntEnum):
     OPEN_V4 = 2
     OPEN_V6 = 3
     CHOOSE = 4
+    TAGGED = 5
 
 
-OPTIONAL_HANDLERS: Mapping[Handler, str] = MappingProxyType({Handler.CHOOSE: "loads"})
+OPTIONAL_HANDLERS: Mapping[Handler, str] = MappingProxyType({Handler.CHOOSE: "loads", Handler.TAGGED: "vlans"})
 """The programs that only a build with a feature has."""
 
 

@@ -48,7 +48,7 @@ static __always_inline void count_connection(u32 farm, u32 backend)
 /* Count the verdict and return the XDP action. */
 static __always_inline int finish(struct packet *packet, u32 verdict)
 {
-	verdict = retag(packet, verdict);
+	verdict = retag(packet, verdict, is_tagged(packet));
 	count(packet, verdict);
 	if (is_pass(verdict))
 		return XDP_PASS;

@@ -25,6 +25,8 @@ static __always_inline u32 forward_known_FAM(struct packet *packet)
 	if (flow->flags & FLOW_FLAG_TOA && is_toa_pending_FAM(flow))
 		return CONTINUE;
 #endif
+	if (is_tagged(packet) && is_tunnelled(flow->flags)) /* the outer header takes the place of the tag */
+		return CONTINUE;
 	packet->established = true;
 	packet->farm = flow->farm;
 	verdict = fence_FAM(packet, &key.destination);

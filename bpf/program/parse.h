@@ -27,6 +27,7 @@ struct packet {
 	u32 farm;     /* the farm that a drop is counted for; 0: not known */
 #ifdef VLANS
 	u32 ingress; /* interface that the packet came in by: of a tagged frame the VLAN device */
+	bool tagged; /* the tag is in its place, between MAC addresses and `network`; it does not count as frame_bytes */
 #endif
 	u32 egress_ifindex; /* set by the step that forwards the packet */
 	u32 mtu;            /* of the egress; set with the verdict drop_too_big */
@@ -45,6 +46,15 @@ static __always_inline u32 ingress_of(struct packet *packet)
 	return packet->ingress;
 #else
 	return packet->context->ingress_ifindex;
+#endif
+}
+
+static __always_inline bool is_tagged(struct packet *packet)
+{
+#ifdef VLANS
+	return packet->tagged;
+#else
+	return false;
 #endif
 }
 

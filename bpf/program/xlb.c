@@ -149,6 +149,41 @@ int xlb_open_v6(struct xdp_md *context)
 	return finish(&packet, handle_open_v6(&packet));
 }
 
+#ifdef VLANS
+/* The fast path for an IP packet with the tag of a VLAN, which stays in its place. */
+static __always_inline u32 enter_tagged(struct packet *packet)
+{
+	__be16 protocol;
+	u32 verdict;
+
+	if (packet->network > packet->end)
+		return COUNTER_DROP_INTERNAL;
+	protocol = *(__be16 *)(packet->network - sizeof(protocol));
+	verdict = protocol == htons(ETH_P_IP) ? forward_known_v4(packet) : forward_known_v6(packet);
+	if (verdict != CONTINUE)
+		return verdict;
+	packet->tagged = false;
+	verdict = strip_tag(packet);
+	if (verdict != CONTINUE)
+		return verdict;
+	if (protocol == htons(ETH_P_IP))
+		handlers.call(packet->context, HANDLER_V4);
+	else
+		handlers.call(packet->context, HANDLER_V6);
+	return COUNTER_DROP_INTERNAL;
+}
+
+int xlb_tagged(struct xdp_md *context)
+{
+	struct packet packet = packet_passed_on(context);
+
+	packet.network += sizeof(struct vlan_tag);
+	packet.frame_bytes -= sizeof(struct vlan_tag);
+	packet.tagged = true;
+	return finish(&packet, enter_tagged(&packet));
+}
+#endif
+
 #ifdef LOADS
 /* Chooses a backend for the program that calls it, and calls that again. */
 int xlb_choose(struct xdp_md *context)

@@ -49,7 +49,7 @@ def test_without_features_the_entry_program_has_known_flows_only() -> None:
     """What is compiled out costs nothing."""
     with Bed() as bed:
         programs = bed.programs()
-    assert set(programs) == PROGRAMS - {"xlb_choose"}
+    assert set(programs) == PROGRAMS - {"xlb_choose", "xlb_tagged"}
     assert programs["xlb"].instructions <= KNOWN_FLOWS, programs
 
 
