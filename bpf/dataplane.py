@@ -349,6 +349,9 @@ class DataPlane(Protocol):
         Fields: opened, closed, promoted, base. The load is base + opened - closed.
         """
 
+    def loaded_prefixes(self) -> dict[int, tuple[int, int]]:
+        """IPv4 and IPv6 prefixes of each list in the maps, by the list's id; none if the program has no lists. Blocks."""
+
     def set_load_bases(self, kind: str, bases: Array) -> None:
         """Correct the bases of all ids (int64); only one thread may call this."""
 

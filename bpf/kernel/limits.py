@@ -100,6 +100,15 @@ class LimitMaps:
                 if len(keys):
                     self._maps[name].remove(keys)
 
+    def loaded_prefixes(self) -> dict[int, tuple[int, int]]:
+        """IPv4 and IPv6 prefixes of each list, by its id."""
+        counts: dict[int, list[int]] = {}
+        for family, name in enumerate(("prefixes_v4", "prefixes_v6")):
+            for keys, _ in self._maps[name].slices(BATCH) if name in self._maps else ():
+                for number, count in zip(*np.unique(keys["list"], return_counts=True), strict=True):
+                    counts.setdefault(int(number), [0, 0])[family] += int(count)
+        return {number: (v4, v6) for number, (v4, v6) in counts.items()}
+
     def loads(self, kind: str) -> Array | None:
         """The loads of each "farm" or "backend", by id; None: the program counts none."""
         name = f"{kind}_loads"

@@ -171,6 +171,9 @@ class KernelPlane:
     def loads(self, kind: str) -> Array | None:
         return self._limits.loads(kind)
 
+    def loaded_prefixes(self) -> dict[int, tuple[int, int]]:
+        return self._limits.loaded_prefixes()
+
     def set_load_bases(self, kind: str, bases: Array) -> None:
         self._limits.set_bases(kind, bases)
 

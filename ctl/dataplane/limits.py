@@ -65,6 +65,11 @@ def uses(farm: Farm) -> bool:
     return bool(farm.max_rate or farm.max_half_open or farm.allow or farm.deny) or counts(farm)
 
 
+def lists_in_use(config: Config) -> Mapping[str, LoadedList]:
+    """The lists that farms use, by name, with the ids that they have in the maps of every node."""
+    return plan_lists({}, config, adopted=False).lists
+
+
 def plan_lists(old: Mapping[str, LoadedList], config: Config, adopted: bool) -> ListPlan:
     """Load the lists that a farm of `config` uses, and remove the others. adopted: the content of the maps is unknown."""
     used = sorted({name for farm in config.farms.values() for name in (farm.allow, farm.deny) if name})

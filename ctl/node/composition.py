@@ -24,6 +24,7 @@ from ctl.api.commands.status import Origin, StatusCommands
 from ctl.api.commands.vip import VipCommands
 from ctl.api.commands.why import WhyCommand
 from ctl.api.monitoring.watch import WatchCommand
+from ctl.api.peer.loaded_lists import LoadedLists
 from ctl.api.peer.own_addresses import OwnAddresses
 from ctl.api.peer.report import PeerReport
 from ctl.api.server import ApiServer
@@ -306,6 +307,8 @@ def _register_commands(
 
     own = OwnAddresses(settings.node.name, network, local.addresses, lambda: parts.membership)
     own.answer(questions)
+    lists = LoadedLists(plane, config, lambda: parts.membership)
+    lists.answer(questions)
     gauges = Gauges(plane, local.sweeper, health)
     status = StatusCommands(
         settings,
@@ -343,6 +346,7 @@ def _register_commands(
         local.drops.recent,
         status.node,
         own.of_both,
+        lists.of_both,
     )
     VipCommands(config, commit, own).register(dispatcher)
     FarmCommands(config, commit, gauges).register(dispatcher)

@@ -89,6 +89,7 @@ def test_a_long_list_is_loaded_in_seconds_and_removed(limited_bed: Bed, family: 
     started = time.monotonic()
     bed.plane.apply([PutPrefixes(9, made.v4, made_six.v6)])
     assert time.monotonic() - started < 10, "about 0.3 s on an idle machine"
+    assert bed.plane.loaded_prefixes() == {9: (50_000, 50_000)}
     serve(bed, family, deny=9)
     assert opens(bed, family, "1.2.3.4" if family.bits == 32 else "2001:db9:0:77::1") == "drop_denied"
     assert client(bed, family) == SERVED

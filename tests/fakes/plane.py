@@ -365,6 +365,9 @@ class FakePlane:
     def loads(self, kind: str) -> Array | None:
         return self.load_values[kind].copy()
 
+    def loaded_prefixes(self) -> dict[int, tuple[int, int]]:
+        return {number: (len(v4) // 5, len(v6) // 17) for number, (v4, v6) in self.prefixes.items()}
+
     def set_load_bases(self, kind: str, bases: Array) -> None:
         self.load_values[kind]["base"] = bases
 

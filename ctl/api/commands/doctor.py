@@ -20,7 +20,9 @@ from ctl.config.model import Config, Mode
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.tunnel_sources import TunnelSources
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
-from ctl.diagnosis import drops, machine, one_way
+from ctl.dataplane.loads import loads_of
+from ctl.dataplane.planner import eligible_backends
+from ctl.diagnosis import drops, limits, machine, one_way
 from ctl.diagnosis.drops import RecentCounters
 from ctl.diagnosis.finding import Finding, Severity, from_problem, from_view, judged, ok
 from ctl.diagnosis.kernel import machine as this_machine
@@ -67,6 +69,7 @@ class ExaminedNode:
     recent: RecentCounters
     status: Callable[[Arguments], Awaitable[Status]]
     own_addresses: Callable[[], Awaitable[Sequence[OwnAddress]]]
+    lists: Callable[[], Awaitable[limits.Lists]]
 
     @property
     def config(self) -> Config:
@@ -76,12 +79,12 @@ class ExaminedNode:
 def register(dispatcher: Dispatcher, node: ExaminedNode) -> None:
     async def doctor(arguments: Arguments) -> list[dict[str, Any]]:
         status = await node.status(arguments)
-        return await asyncio.to_thread(examine, node, status, await node.own_addresses())
+        return await asyncio.to_thread(examine, node, status, await node.own_addresses(), await node.lists())
 
     dispatcher.register("doctor", doctor)
 
 
-def examine(node: ExaminedNode, status: Status, own: Sequence[OwnAddress]) -> list[dict[str, Any]]:
+def examine(node: ExaminedNode, status: Status, own: Sequence[OwnAddress], lists: limits.Lists) -> list[dict[str, Any]]:
     """Every check, in the order in which one would look. own: the addresses that the nodes have themselves."""
     checks: tuple[Callable[[ExaminedNode], Iterator[Finding]], ...] = (
         _machine,
@@ -98,6 +101,8 @@ def examine(node: ExaminedNode, status: Status, own: Sequence[OwnAddress]) -> li
         _health,
         _storage,
         _tables,
+        _limits,
+        lambda node: limits.examine_lists(node.config, lists),
         _drops,
         _loop,
     )
@@ -305,6 +310,23 @@ def _tables(node: ExaminedNode) -> Iterator[Finding]:
         remedy = "raise data.max_flows in the node file (needs --replace-pins) or lower farms' idle_timeout_s"
         message = f"{used} of {most} entries ({used / most:.0%})"
         yield judged(f"flow map {family}", used < FULL_SHARE * most, message, remedy)
+
+
+def _limits(node: ExaminedNode) -> Iterator[Finding]:
+    if not node.addresses.serving:
+        return  # the active node decides
+    swept, choosable = node.sweeper.result, dict[str, frozenset[int]]()
+    for farm in node.config.farms.values():
+        choosable[farm.name] = frozenset(each.id for each in eligible_backends(farm, node.health.down))
+    farms, backends = _connections(node, "farm", swept.farms), _connections(node, "backend", swept.connections)
+    yield from limits.examine(node.config, farms, backends, choosable)
+    yield from limits.examine_drops(node.config, *node.recent.since(time.monotonic(), packets(node.plane)))
+
+
+def _connections(node: ExaminedNode, kind: str, swept: Mapping[int, int]) -> Mapping[int, int]:
+    """By id, as the program counts them for its limits; else those of the last sweep."""
+    counted = node.plane.loads(kind)
+    return swept if counted is None else dict(enumerate(loads_of(counted).tolist()))
 
 
 def _drops(node: ExaminedNode) -> Iterator[Finding]:
