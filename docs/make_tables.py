@@ -20,6 +20,7 @@ from ctl.config.model import CheckKind, Mode, Protocol
 from ctl.diagnosis import redundancy
 from ctl.errors import Code
 from ctl.events import catalogue, thresholds
+from ctl.importing import haproxy, haproxy_servers, ipvsadm, keepalived, keepalived_checks, nftlb
 from ctl.state import cluster_file
 from sync.failover.transitions import TRANSITIONS
 
@@ -258,12 +259,31 @@ def _settings(place: str, defaults: Mapping[str, object], given: Mapping[str, ob
 
 # --- documents --------------------------------------------------------------------------------------------------------
 
+
+def import_ignored() -> Iterator[str]:
+    """Statements of other load balancers that mean nothing for a farms file: ctl/importing."""
+    keepalived_checks_and_servers = sorted({*keepalived.VIRTUAL_IGNORED, *keepalived_checks.IGNORED})
+    rows = (
+        ("keepalived: servers and checks", keepalived_checks_and_servers),
+        ("keepalived: `global_defs`", [*keepalived.GLOBAL_IGNORED, *(f"{each}…" for each in keepalived.GLOBAL_PREFIXES)]),
+        ("ipvsadm", [*ipvsadm.IGNORED, *ipvsadm.IGNORED_ACTIONS]),
+        ("HAProxy: sections", ["global"]),
+        ("HAProxy: statements", haproxy.IGNORED),
+        ("HAProxy: `option`", haproxy.IGNORED_OPTIONS),
+        ("HAProxy: parameters of servers", [*haproxy_servers.IGNORED, *haproxy_servers.TLS]),
+        ("nftlb, Zevenet: farms", nftlb.FARM_IGNORED),
+        ("nftlb, Zevenet: backends", nftlb.BACKEND_IGNORED),
+    )
+    return table(("Where", "What"), *((where, ", ".join(f"`{word}`" for word in sorted(set(words)))) for where, words in rows))
+
+
 TABLES: Mapping[str, Callable[[], Iterable[str]]] = {
     "check-codes": check_codes,
     "counters": counters,
     "error-codes": error_codes,
     "events": events,
     "farm-settings": farm_settings,
+    "import-ignored": import_ignored,
     "limits": limits,
     "limits-watched": limits_watched,
     "node-settings": node_settings,

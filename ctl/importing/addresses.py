@@ -23,7 +23,7 @@ PROBE = "probe"
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What the operator says about things that the input does not name; device "": nothing."""
+    """What the operator chooses where the input names nothing; device "": not chosen."""
 
     device: str = ""
     vips: tuple[tuple[str, int | None], ...] = ()
@@ -75,7 +75,7 @@ class Addresses:
             )
 
     def _named(self, each: Listener, service: Service) -> list[Listener]:
-        """A listener on all addresses becomes one for each VIP that the operator names, or for one that stands for it."""
+        """A listener on all addresses becomes one for each VIP that the operator names, or for a placeholder."""
         if each.address not in PLACEHOLDERS:
             return [each]
         six = each.address == ANY_V6
@@ -88,11 +88,11 @@ class Addresses:
             return []
         family_vips = [address for address, _ in self.choices.vips if (":" in address) == six]
         if not family_vips:
-            stands = PLACEHOLDERS[each.address]
-            why = f"listens on all addresses; a farm needs a VIP: {stands} stands for it"
+            placeholder = PLACEHOLDERS[each.address]
+            why = f"listens on all addresses; a farm needs a VIP: {placeholder} is its placeholder"
             remedy = "name the VIP with --vip ADDRESS/LENGTH, or replace it in the file"
             self.notes.assumed(each.place, service.statement, why, remedy)
-            family_vips = [stands]
+            family_vips = [placeholder]
         return [Listener(each.place, address, each.ports) for address in family_vips]
 
     def _choose_lengths(self) -> None:

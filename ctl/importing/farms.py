@@ -258,7 +258,7 @@ def _health(service: Service, servers: list[Server], making: _Making) -> dict[st
     notes = making.imported.notes
     others = [server for server in servers if server.check is None or _key(server.check) != most]
     if others and chosen.check.get("kind") == "command":
-        # A command usually has the address of its server as an argument: that of one server says nothing about another.
+        # A command usually has the address of its server as an argument: that of one server does not check another.
         why = "a farm has one command for all backends, which gets XLB_ADDRESS and XLB_PORT: a TCP check is written"
         for server in servers:
             notes.lost(server.place, f"check of {server.statement}", why, "use a program that reads them: farm.health.command")
@@ -288,7 +288,7 @@ def _without_port(health: dict[str, object] | None, service: Service, making: _M
 
 
 def _drop_own_addresses(servers: list[Server], making: _Making) -> None:
-    """Addresses of checks that are different for each server: one of them says nothing about another server."""
+    """Addresses of checks that are different for each server: one of them does not check another server."""
     if len({server.check.get("address") for server in servers if server.check is not None}) < 2:
         return
     for server in servers:
@@ -527,4 +527,4 @@ def _verify(text: str, config: Config, source: str) -> None:
     """The validation of `xlbctl apply`, on the file as it is printed."""
     read = replace_all(Config(), farms_file.parse(farms_file.parse_text(text, source)))
     if farms_file.to_document(read) != farms_file.to_document(config):
-        raise InvalidInput("the farms file does not say what was read; please report this", source, Code.INTERNAL)
+        raise InvalidInput("the farms file differs from what was read; please report this", source, Code.INTERNAL)

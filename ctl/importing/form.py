@@ -6,6 +6,7 @@ Decides how a finding names a statement. Must not know any kind of input, nor ho
 from __future__ import annotations
 
 import enum
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -164,9 +165,8 @@ class Imported:
     def add(self, other: Imported) -> None:
         """Add what was read of another file; a prefix list of the same name gets another one."""
         for name, prefixes in other.prefixes.items():
-            unique = name
-            while self.prefixes.get(unique, prefixes) != prefixes:
-                unique = f"{unique}-2"
+            names = itertools.chain((name,), (f"{name}-{number}" for number in itertools.count(2)))
+            unique = next(each for each in names if self.prefixes.get(each, prefixes) == prefixes)
             self.prefixes[unique] = prefixes
             for service in other.services:
                 service.settings |= {key: unique for key in ("allow", "deny") if service.settings.get(key) == name}

@@ -61,9 +61,8 @@ IGNORED = (
     ),
     *("errorfile", "errorfiles", "errorloc", "errorloc302", "errorloc303", "bind-process", "hash-type", "unique-id-format"),
     *("unique-id-header", "hash-balance-factor", "guid", "retry-on", "load-server-state-from-file", "server-state-file-name"),
-    *("default-server", "tcp-check", "http-check", "timeout connect", "timeout http-request", "timeout http-keep-alive"),
+    *("timeout connect", "timeout http-request", "timeout http-keep-alive"),
     *(
-        "timeout check",
         "timeout queue",
         "timeout tarpit",
         "contimeout",
@@ -71,7 +70,7 @@ IGNORED = (
         "max-session-srv-conns",
     ),
 )
-"""Logs and sockets of HAProxy itself, statements without effect in mode tcp, and those of checks, read with the servers."""
+"""Logs and sockets of HAProxy itself, and statements without effect in mode tcp."""
 IGNORED_OPTIONS = (
     *("tcplog", "httplog", "httpslog", "dontlognull", "dontlog-normal", "logasap", "log-health-checks", "log-separate-errors"),
     *("socket-stats", "tcpka", "clitcpka", "srvtcpka", "clitcpka-cnt", "clitcpka-idle", "clitcpka-intvl", "srvtcpka-cnt"),
@@ -92,12 +91,10 @@ IGNORED_OPTIONS = (
         "prefer-last-server",
         "checkcache",
         "originalto",
-        "allbackups",
-        "httpchk",
         "log-stderr",
     ),
     *("http-pretend-keepalive", "http-tunnel", "h1-case-adjust-bogus-client", "h1-case-adjust-bogus-server", "http-no-delay"),
-    *("http_proxy", "http-use-proxy-header", "independent-streams", "accept-unsafe-violations-in-http-request", *DIALOGUES),
+    *("http_proxy", "http-use-proxy-header", "independent-streams", "accept-unsafe-violations-in-http-request"),
 )
 LOST: Mapping[str, tuple[str, str]] = {
     "cookie": ("cookies belong to HTTP, above layer 4", "use persistence_s"),
@@ -136,7 +133,10 @@ TIMEOUTS = (
     "timeout client-fin",
     "timeout server-fin",
 )
+CHECKS = ("http-check", "tcp-check", "option httpchk", *(f"option {name}" for name in DIALOGUES))
+"""Statements of checks, which are read with the servers."""
 CARRIED = (
+    *(*CHECKS, "default-server", "timeout check", "option allbackups"),
     *("mode", "bind", "server", "balance", "maxconn", "default_backend", "use_backend", "acl", "stick-table", "disabled"),
     *("enabled", "stick on", "stick match", "stick store-request", "stick store-response", *TIMEOUTS),
 )
@@ -485,7 +485,7 @@ def _settings(section: Section, service: Service, reading: _Reading) -> None:
             why = "HAProxy lets more connections wait, xlb refuses them"
         notes.changed(most.place, most.text, why, "raise max_connections if clients waited")
     for each in section.all():
-        if each.negated or each.name in (*CARRIED, *IGNORED) or each.name.startswith(("tcp-request", "tcp-response", "http-")):
+        if each.negated or each.name in (*CARRIED, *IGNORED) or each.name.startswith(("tcp-request", "tcp-response")):
             continue
         if each.name.startswith("option ") and each.word(1) in IGNORED_OPTIONS:
             continue
@@ -495,7 +495,7 @@ def _settings(section: Section, service: Service, reading: _Reading) -> None:
         found = LOST.get(each.name) or LOST.get(each.words[0])
         if found is not None:
             notes.lost(each.place, each.text, *found)
-        elif each.words[0].startswith(("req", "rsp", "capture")):
+        elif each.words[0].startswith(("req", "rsp", "capture", "http-")):
             notes.lost(each.place, each.text, LAYER_7, "nothing to do in mode tcp")
         else:
             notes.lost(
@@ -548,6 +548,11 @@ def _servers(section: Section, service: Service, notes: Notes) -> None:
         service.servers.append(server)
         backups += server.priority > 0
     _balance(section, service, notes)
+    checked = any(server.check is not None for server in service.servers)
+    for each in section.statements:
+        is_http = each.name in ("http-check", "option httpchk")
+        if each.name in CHECKS and not (checked and is_http == (section.last("option httpchk") is not None)):
+            notes.lost(each.place, each.text, "no server is checked in this way", "nothing to do")
 
 
 def _balance(section: Section, service: Service, notes: Notes) -> None:

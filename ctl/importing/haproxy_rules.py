@@ -71,9 +71,9 @@ def read_rules(section: Section, service: Service, out: Imported, source: Source
 
 
 def _list(out: Imported, name: str, prefixes: list[str]) -> str:
-    key = as_name(name) or "clients"
-    while key in out.prefixes and out.prefixes[key] != prefixes:
-        key += "-2"
+    base = as_name(name) or "clients"
+    names = itertools.chain((base,), (f"{base}-{number}" for number in itertools.count(2)))
+    key = next(each for each in names if out.prefixes.get(each, prefixes) == prefixes)
     out.prefixes[key] = prefixes
     return key
 

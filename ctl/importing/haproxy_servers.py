@@ -294,6 +294,8 @@ def _check(section: Section, parameters: Parameters, notes: Notes) -> Settings:
             if (found := section.last(f"option {name}")) is not None and not (name == "tcp-check" and not _dialogue(section)):
                 why = f"xlb has no {what} check: a server whose TCP port answers counts as up"
                 notes.changed(found.place, found.text, why, "for a dialogue use a program: farm.health.kind = command")
+        for each in _dialogue(section):
+            notes.lost(each.place, each.text, "a check of kind tcp sends and expects nothing", HEADER_REMEDY)
         if parameters.has("check-ssl"):
             where, shown = _where(parameters, "check-ssl", "check")
             why = "a check of kind tcp does not speak TLS: the TCP port is checked"
@@ -303,7 +305,9 @@ def _check(section: Section, parameters: Parameters, notes: Notes) -> Settings:
 
 
 def _dialogue(section: Section) -> list[Statement]:
-    return [each for each in section.all() if each.name == "tcp-check" and each.word(1) not in ("connect", "comment")]
+    return [
+        each for each in section.all() if each.name == "tcp-check" and each.word(1) not in ("connect", "comment", "set-var")
+    ]
 
 
 def _timing(section: Section, parameters: Parameters, check: Settings, notes: Notes) -> None:

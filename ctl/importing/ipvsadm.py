@@ -51,6 +51,7 @@ VALUES = (
 )
 """Options with a value. That of -p is optional."""
 IGNORED = ("-6", "-n", "--numeric", "--tun-nocsum", "--tun-csum", "--tun-remcsum")
+IGNORED_ACTIONS = ("-C", "--clear", "-S", "--save", "-Z", "--zero")
 SHOW_REMEDY = "make the file with ipvsadm-save -n"
 _HEADER = re.compile(r"\s*(IP Virtual Server version|Prot +LocalAddress|-> +RemoteAddress)")
 _LISTED = re.compile(r"\s*(TCP|UDP|SCTP|FWM)\s+(\S+)(?:\s+(.*))?$")
@@ -225,7 +226,7 @@ def _rule(place: Place, text: str, reading: _Reading) -> None:
     if not words:
         return
     statement, action = brief(text), words[0]
-    if action in ("-C", "--clear", "-S", "--save", "-Z", "--zero"):
+    if action in IGNORED_ACTIONS:
         return
     if action == "--set":
         _set_timeouts(place, statement, words[1:], reading)

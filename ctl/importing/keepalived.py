@@ -96,7 +96,7 @@ GLOBAL_IGNORED = (
     *("no_email_faults", "checker_log_all_failures", "log_unknown_vrids", "tmp_config_directory", "config_save_dir"),
     *("child_wait_time", "umask", "reload_time_file", "shutdown_script_timeout", "startup_script_timeout", "json_version"),
 )
-"""Statements of global_defs that say how keepalived itself runs. Those that begin with vrrp_, checker_ or bfd_ as well."""
+"""Statements of global_defs about the process of keepalived itself. Those that begin with vrrp_, checker_ or bfd_ as well."""
 GLOBAL_PREFIXES = ("vrrp_", "checker_", "bfd_", "lvs_process", "lvs_no_swap", "lvs_priority", "lvs_rt", "lvs_netlink")
 VRRP_LOST: Mapping[str, tuple[str, str]] = {
     "virtual_routes": ("xlb sets no routes", "configure them in the system's network files on both nodes"),
@@ -125,11 +125,10 @@ VIRTUAL_IGNORED = (
     "ha_suspend",
     "inhibit_on_failure",
     "ip_family",
-    "snmp_name",
     "warmup",
-    "virtualhost",
     "nat_mask",
 )
+READ_BY_OTHERS = ("virtualhost", "snmp_name")
 ONE_VALUE = (
     *(
         *TIMING,
@@ -431,7 +430,7 @@ def _real_server(each: Statement, service: Service, inherited: Inherited, notes:
                 notes.lost(inner.place, inner.text, "expected a number of connections", "set max_connections of the backend")
         elif inner.key in VIRTUAL_LOST:
             notes.lost(inner.place, inner.text, *VIRTUAL_LOST[inner.key])
-        elif inner.key not in (*CHECKERS, *TIMING, *VIRTUAL_IGNORED, "lb_kind", "lvs_method"):
+        elif inner.key not in (*CHECKERS, *TIMING, *VIRTUAL_IGNORED, *READ_BY_OTHERS, "lb_kind", "lvs_method"):
             notes.lost(inner.place, inner.text, "xlb has nothing like it, or the word is misspelled", "nothing to do")
     server.check = make_check(server, block, inherited, notes)
     service.servers.append(server)
@@ -474,7 +473,7 @@ def _settings(block: list[Statement], service: Service, last: Mapping[str, State
             notes.lost(inner.place, inner.text, *VIRTUAL_LOST[inner.key])
         elif inner.key.startswith("sorry_server_l"):
             notes.lost(inner.place, inner.text, "all backends of a farm have one mode", "add a farm of that mode for it")
-        elif inner.key not in (*known, *TIMING, *VIRTUAL_IGNORED):
+        elif inner.key not in (*known, *TIMING, *VIRTUAL_IGNORED, *READ_BY_OTHERS):
             notes.lost(inner.place, inner.text, "xlb has nothing like it, or the word is misspelled", "nothing to do")
         elif inner.key == "delay_loop" and seconds(inner.value()) is None:
             notes.lost(inner.place, inner.text, "expected a number of seconds", "set farm.health.interval_ms")

@@ -27,7 +27,7 @@ CHECKERS: Mapping[str, str] = {
     "BFD_CHECK": "",
     "FILE_CHECK": "",
 }
-"""By how much they say about a server; of several checkers the first of this order is carried over."""
+"""The most thorough first: of several checkers of a server the first of this order is carried over."""
 TIMING = (
     "delay_loop",
     "connect_timeout",
@@ -70,7 +70,7 @@ def make_check(of: Server, server: list[Statement], inherited: Inherited, notes:
     made: Settings | None = None
     for checker in found:
         if made is not None:
-            why = "a farm of xlb has one check, and the server has another checker that says more"
+            why = "a farm of xlb has one check, and the server has a more thorough checker"
             notes.lost(checker.place, checker.text, why, "choose the check with farm.health")
             continue
         made = _one_check(checker, inherited.within(checker.block), notes)
@@ -186,7 +186,7 @@ def _http(rest: list[Statement], check: Settings, notes: Notes) -> list[Statemen
             seen = True
             _url(each.block, check, notes)
         elif each.key == "url":
-            notes.lost(each.place, each.text, "a check of xlb asks for one URL, the first", "choose the URL that says most")
+            notes.lost(each.place, each.text, "a check of xlb asks for one URL, the first", "choose it with farm.health.path")
         elif each.key == "enable_sni":
             check["enable_sni"] = True
         elif each.key == "sni_name":

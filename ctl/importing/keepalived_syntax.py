@@ -165,7 +165,7 @@ def _included(source: Source, place: Place, pattern: str, reader: _Reader, depth
 
 
 def _expanded(place: Place, text: str, reader: _Reader, depth: int) -> Iterator[Line]:
-    """A line with its parameters replaced; one that stands for several lines becomes these."""
+    """A line with its parameters replaced; a parameter of several lines becomes these."""
     name = re.fullmatch(r"\s*\$(?:\{(\w+)\}|(\w+))\s*", text)
     body = reader.parameters.get((name[1] or name[2]) if name else "")
     if body is not None and len(body) > 1:

@@ -31,7 +31,7 @@ ONE_WHOLE = ("haproxy",)
 
 
 class NothingToImport(InvalidInput):
-    """Nothing of the input can be carried over; `findings` say why."""
+    """Nothing of the input can be carried over; `findings` have the reasons."""
 
     def __init__(self, message: str, key: str, imported: Imported) -> None:
         super().__init__(message, key)
@@ -58,6 +58,6 @@ def import_from(kind: str, sources: Sequence[Source], choices: Choices) -> Resul
     except InvalidInput as error:  # a limit of the whole
         raise InvalidInput(one_line(str(error)), first.name, error.code) from None
     if result is None or not (result.document["vip"] or result.document["farm"]):
-        why = "the lines above say why" if imported.notes.findings else f"is it a configuration of {kind}?"
+        why = "the lines above have the reasons" if imported.notes.findings else f"is it a configuration of {kind}?"
         raise NothingToImport(f"has nothing that a farms file can have; {why}", first.name, imported)
     return result

@@ -37,15 +37,27 @@ PERIODS_S: Mapping[str, int] = {"second": 1, "minute": 60, "hour": 3600, "day": 
 SAME = ("", "none", "0", "off", "0/second", "-1")
 """Values that switch something off."""
 FARM_IGNORED = (
-    *("family", "oface", "ether-addr", "iether-addr", "oether-addr", "mark", "priority", "limits-ttl", "counter-packets"),
+    *("family", "oface", "ether-addr", "iether-addr", "oether-addr", "mark", "priority", "counter-packets"),
     *("counter-bytes", "action", "used", "log-prefix", "new-rtlimit-log-prefix", "rst-rtlimit-log-prefix", "responsettl"),
-    *("est-connlimit-log-prefix", "tcp-strict-log-prefix", "log-rtlimit", "flow-offload", "intra-connect", "new-rtlimit-burst"),
-    *("rst-rtlimit-burst", "newname"),
+    *("est-connlimit-log-prefix", "tcp-strict-log-prefix", "log-rtlimit", "flow-offload", "intra-connect", "newname"),
 )
 """Marks and interfaces that nftlb sets by itself, logs, and settings of limits that are read with them."""
+OF_LIMITS = ("new-rtlimit-burst", "rst-rtlimit-burst", "limits-ttl")
+"""Settings of limits, which mean nothing without one."""
 FARM_READ = (
     *("name", "virtual-addr", "virtual-ports", "iface", "source-addr", "mode", "protocol", "scheduler", "sched-param"),
-    *("persistence", "persist-ttl", "state", "backends", "addresses", "policies", "new-rtlimit", "sessions", "tcp-strict"),
+    *(
+        "persistence",
+        "persist-ttl",
+        "state",
+        "backends",
+        "addresses",
+        "policies",
+        "new-rtlimit",
+        "sessions",
+        "tcp-strict",
+        *OF_LIMITS,
+    ),
 )
 FARM_LOST: Mapping[str, tuple[str, str]] = {
     "helper": (
@@ -276,7 +288,7 @@ def _settings(node: Node, service: Service, of: str, reading: _Reading) -> None:
     if (seen := node.get("source-addr")) is not None and seen.text:
         _source_address(seen, service, of, reading)
     if (rate := node.get("new-rtlimit")) is not None and rate.text not in SAME:
-        _rate(rate, service, of, notes)
+        _rate(node, rate, service, of, notes)
     if (sessions := node.get("sessions")) is not None and sessions.items():
         notes.lost(
             sessions.place,
@@ -362,7 +374,12 @@ def _source_address(seen: Node, service: Service, of: str, reading: _Reading) ->
         )
 
 
-def _rate(rate: Node, service: Service, of: str, notes: Notes) -> None:
+def _rate(node: Node, rate: Node, service: Service, of: str, notes: Notes) -> None:
+    for name in ("new-rtlimit-burst", "limits-ttl"):
+        found = node.get(name)
+        if found is not None and found.text not in SAME:
+            why = "a client of xlb gets max_rate connections per second, without a burst or a time in which it is banned"
+            _lost(notes, found, name, of, why, "raise farm.max_rate if clients need more at once")
     number_text, _, period = rate.text.partition("/")
     number, seconds = whole(number_text.strip(), 1), PERIODS_S.get(period.strip() or "second")
     if number is None or seconds is None:

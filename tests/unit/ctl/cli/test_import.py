@@ -27,9 +27,9 @@ def test_what_is_printed_can_be_applied(kind: str, tmp_path: Path) -> None:
     farms = tmp_path / "farms.toml"
     farms.write_text(out)
     with running_daemon(tmp_path / "d") as daemon:
-        for more, said in (((), "changes applied"), (("--dry-run",), "no changes: ")):
+        for more, note in (((), "changes applied"), (("--dry-run",), "no changes: ")):
             done, _, problem = run("--config", str(daemon.config), "apply", "-f", str(farms), *more)
-            assert done == 0 and said in problem, problem
+            assert done == 0 and note in problem, problem
         assert [each["name"] for each in daemon.call("farm.list")] == [
             "192.0.2.10-80" if kind in ("keepalived", "ipvsadm") else "web"
         ]
@@ -129,7 +129,7 @@ def test_a_list_of_addresses_in_a_file(tmp_path: Path) -> None:
         (
             "haproxy",
             "frontend a\n mode http\n bind :80\n",
-            "in: has nothing that a farms file can have; the lines above say why",
+            "in: has nothing that a farms file can have; the lines above have the reasons",
         ),
         ("nftlb", '{"farms": [\n{"name": "a",\n', "in:3: is not JSON here: unexpected the end of the file"),
         ("nftlb", '{"farms": [\n{"name" "a"}]}', 'in:2: is not JSON here: expected ":" after "name"'),

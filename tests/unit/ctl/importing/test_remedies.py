@@ -1,4 +1,4 @@
-"""What findings tell an operator to do names commands, settings, events and documents that exist."""
+"""What findings ask an operator to do names commands, settings, events and documents that exist."""
 
 from __future__ import annotations
 
