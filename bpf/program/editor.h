@@ -15,6 +15,8 @@
 	} NAME
 
 extern u32 bpf_get_smp_processor_id(void);
+extern u64 bpf_jiffies64(void);
+extern u64 bpf_ktime_get_ns(void);
 extern int bpf_redirect(u32 ifindex, u64 flags);
 extern s64 bpf_csum_diff(const __be32 *from, u32 from_bytes, const __be32 *to, u32 to_bytes, u32 seed);
 extern int bpf_xdp_adjust_head(struct xdp_md *context, int delta);
