@@ -21,6 +21,7 @@ from ctl.diagnosis import redundancy
 from ctl.errors import Code
 from ctl.events import catalogue, thresholds
 from ctl.importing import haproxy, haproxy_servers, ipvsadm, keepalived, keepalived_checks, nftlb
+from ctl.metrics import families
 from ctl.state import cluster_file
 from sync.failover.transitions import TRANSITIONS
 
@@ -122,6 +123,46 @@ def limits_watched() -> Iterator[str]:
         for each in thresholds.THRESHOLDS
     )
     return table(("Value", "Meaning", "Exceeded from", "Ended below", "Remedy"), *rows)
+
+
+# --- metrics ------------------------------------------------------------------------------------------------------------------
+
+_HISTOGRAM: Mapping[str, object] = {"bounds": [], "counts": [0], "sum": 0}
+_ANSWER: Mapping[str, object] = {
+    **dict.fromkeys(("uptime_s", "memory_bytes", "loop_lag_ms", "snat_ports"), 0),
+    "version": "",
+    "cluster": {
+        **dict.fromkeys(("epoch", "generation", "lease_ms_left"), 0),
+        "role": "active",
+        "faults": [],
+        "paths": {"cluster": True},
+        "peer": {"alive": True, "generation": 0},
+        "sync": {"in_step": True, "protected": 1, "lag_ms": 0},
+    },
+    "counts": dict.fromkeys(("role_changes", "leases_lost", "extensions_discarded", "resyncs", "expired"), 0),
+    "events": {"role.changed": 1},
+    "takeover_ms": _HISTOGRAM,
+    "lateness_ms": _HISTOGRAM,
+    "reconcile": {"by_kind": {"xdp": 1}, "overruns": 0},
+    "counters": [{"name": "", "kind": "", "packets": 0, "bytes": 0}],
+    "flows": {"max": 1, "flows_v4": 0},
+    "interfaces": {"eth0": "native"},
+}
+"""What a node of a pair answers: every metric follows from it."""
+
+
+def metrics() -> Iterator[str]:
+    """Every metric: ctl/metrics/families.py."""
+    rows = [("Metric", "Type", "Labels", "Meaning")]
+    for family in families.NodeCollector(_ANSWER).collect():
+        suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+        labels = dict.fromkeys(label for sample in family.samples for label in sample.labels if label != "le")
+        rows.append((f"`{family.name}{suffix}`", family.type, _codes(list(labels)) or "\N{EN DASH}", family.documentation))
+    for table_of, labels_of in ((families.FARM_COLUMNS, "`farm`"), (families.BACKEND_COLUMNS, "`farm`, `backend`")):
+        for each in table_of:
+            kind = "counter" if each.counter else "gauge"
+            rows.append((f"`{each.name}{'_total' if each.counter else ''}`", kind, labels_of, each.meaning))
+    return table(*rows)
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -286,6 +327,7 @@ TABLES: Mapping[str, Callable[[], Iterable[str]]] = {
     "import-ignored": import_ignored,
     "limits": limits,
     "limits-watched": limits_watched,
+    "metrics": metrics,
     "node-settings": node_settings,
     "ports": ports,
     "transitions": transitions,

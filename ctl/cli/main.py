@@ -21,6 +21,7 @@ COMMANDS = {
     "conn": "ctl.cli.conn:conn",
     "stats": "ctl.cli.stats:stats",
     "top": "ctl.cli.top:top",
+    "metrics": "ctl.cli.monitoring.metrics:metrics",
     "watch": "ctl.cli.monitoring.watch:watch",
     "doctor": "ctl.cli.system:doctor",
     "why": "ctl.cli.system:why",

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from ctl.cluster.effects import Performer, Sinks
 from ctl.cluster.operator_requests import Requests
 from ctl.events import catalogue
+from ctl.events.tally import LATENESS_MS, Histogram
 from ctl.runtime.clock import Clock, monotonic_ns
 from sync.failover.clock import ClockEstimator
 from sync.failover.machine import Failover
@@ -88,6 +89,7 @@ class FailoverDriver:
         self._decided_ns = 0
         self._peer_alive, self._peer_boot = False, 0
         self._peer_role, self._peer_advertises = "", False
+        self.lateness = Histogram(LATENESS_MS)
         self._report = sinks.report
         self._standing: Standing = (False, (0, 0))
         self._alive = True
@@ -221,7 +223,9 @@ class FailoverDriver:
         self.update_standing()
         if not self._alive:
             return
-        if self._now_ns() >= self._wake_ns:
+        now_ns = self._now_ns()
+        if now_ns >= self._wake_ns:
+            self.lateness.observe((now_ns - self._wake_ns) / 1e6)
             self.handle(Tick())
         else:
             self._set_alarm()

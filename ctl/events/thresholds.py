@@ -34,8 +34,8 @@ THRESHOLDS = (
     ),
     Threshold(
         "loop_lag",
-        50,
-        25,
+        250,
+        100,
         "ms",
         "longest delay of xlbd's event loop in a second",
         "look for other real-time programs and an overloaded machine; see xlbctl stats",

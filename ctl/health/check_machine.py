@@ -102,6 +102,8 @@ class _Checked:
     last_error_ms: int | None = None
     changed_ms: int | None = None
     checked_ms: int | None = None
+    checks: int = 0
+    failures: int = 0
 
     @property
     def check(self) -> HealthCheck:
@@ -195,6 +197,8 @@ class HealthChecks:
             self._schedule(entry, now_ms)
             return None
         entry.checked_ms = now_ms
+        entry.checks += 1
+        entry.failures += not ok
         if not ok:
             self._news[probe.backend_id] = None
             entry.last_error, entry.last_error_ms = error[:MAX_ERROR], now_ms
@@ -257,6 +261,11 @@ class HealthChecks:
         return BackendHealth(
             up, WAITING if waits else entry.last_error, entry.last_error_ms, entry.changed_ms, entry.checked_ms
         )
+
+    def counted(self, ids: Iterable[int]) -> tuple[list[int], list[int]]:
+        """Checks that ended here and how many of them failed, of each of these backends. May be called in any thread."""
+        entries = [self._checked.get(number) for number in ids]
+        return [each.checks if each else 0 for each in entries], [each.failures if each else 0 for each in entries]
 
     # --- replication -----------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from ctl.api.commands.prefixes import PrefixCommands
 from ctl.api.commands.status import Origin, StatusCommands
 from ctl.api.commands.vip import VipCommands
 from ctl.api.commands.why import WhyCommand
+from ctl.api.monitoring.metrics import MetricsCommand
 from ctl.api.monitoring.watch import WatchCommand
 from ctl.api.peer.loaded_lists import LoadedLists
 from ctl.api.peer.own_addresses import OwnAddresses
@@ -362,5 +363,20 @@ def _register_commands(
     why.answer(questions)
     status.register(dispatcher)
     WatchCommand(parts.hub).register(dispatcher)
+    MetricsCommand(
+        config,
+        status.view,
+        plane,
+        network,
+        local.interfaces,
+        local.sweeper,
+        health,
+        parts.membership,
+        local.reconciler,
+        parts.lag,
+        parts.hub,
+        parts.startup,
+        settings.data.max_flows,
+    ).register(dispatcher)
     doctor.register(dispatcher, examined)
     ClusterCommands(parts.membership, parts.pairing, parts.cluster_check, status).register(dispatcher)

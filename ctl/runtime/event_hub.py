@@ -17,6 +17,7 @@ from typing import Any
 
 from ctl.events.catalogue import Event, Severity
 from ctl.events.history import Batch, Entry, History
+from ctl.events.tally import Tally
 
 Report = Callable[[logging.Logger, Event], None]
 """Takes an event in; the logger gets its line."""
@@ -55,6 +56,7 @@ class EventHub:
         self.incarnation = secrets.token_hex(8)
         self._now_s = now_s
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self.tally = Tally()
         self._history = History()
         self._rates: Entry | None = None
         self._rates_asked_s = float("-inf")
@@ -79,6 +81,7 @@ class EventHub:
         if event.type.transient:
             self._rates = Entry((self._rates.number if self._rates else 0) + 1, self._now_s(), event)
         else:
+            self.tally.take(event)
             entry = self._history.add(event, self._now_s())
             for listener in self._listeners:
                 listener(view(entry, self.node))

@@ -78,9 +78,9 @@ class StatusCommands:
 
     async def cluster(self, _: Arguments) -> Result:
         """The part that is about the pair; a single node has no peer and a lease that never runs out (null)."""
-        return self._cluster()
+        return self.view()
 
-    def _cluster(self) -> dict[str, Any]:
+    def view(self) -> dict[str, Any]:
         deadline_ns, epoch = self.plane.lease()
         left_ms = None if deadline_ns == LEASE_FOREVER_NS else max(0, (deadline_ns - time.monotonic_ns()) // 1_000_000)
         single = {
@@ -101,7 +101,7 @@ class StatusCommands:
 
     def standing(self) -> Standing:
         """Which node answers for the VIPs, as far as this node knows."""
-        own, status = self.settings.node.name, self._cluster()
+        own, status = self.settings.node.name, self.view()
         peer = status["peer"]
         its = peer["name"] if peer and peer["alive"] and peer["role"] == "active" else ""
         return Standing(own, status["role"], own if status["role"] in ("active", "single") else its)
@@ -118,7 +118,7 @@ class StatusCommands:
         sweep, lag, config = self.sweeper.result, self.lag.view(), self.config()
         down = self.health.unusable(config)
         backends = [each.id for farm in config.farms.values() if farm.enabled for each in farm.backends]
-        return self._cluster() | {
+        return self.view() | {
             "started": self.startup.done,
             "uptime_s": round(self.startup.uptime_s, 3),
             "version": package_version(),
