@@ -115,6 +115,7 @@ class Generator:
         self.modes = (*MODES, *(mode for mode in (Mode.DSR, Mode.IPIP) if mode.value in self.features))
         self.config, self.down = Config(), frozenset[int]()
         self.recent: deque[Send] = deque(maxlen=30)
+        self.away = False  # on another CPU than at first
         self.next: list[Step] = [TunnelSources("10.2.0.1", "fd02::1")] if "ipip" in self.features else []
         self.ports = {"in0": Port("in0"), "out0": Port("out0")}
         if "vlans" in self.features:
@@ -126,6 +127,9 @@ class Generator:
         chance = self.rng.random()
         if self.state.deadline_ns != LEASE_FOREVER_NS and chance < 0.1:
             return Lease(LEASE_FOREVER_NS)
+        if self.away and chance > 0.9:
+            self.away = False
+            return MoveToCpu(0)
         if chance < 0.90:
             return self.packet()
         if chance < 0.95:
@@ -172,6 +176,8 @@ class Generator:
         return TunnelSources(*(each[0] if self.rng.random() < 0.9 else each[1] for each in sources))
 
     def move_to_cpu(self) -> MoveToCpu:
+        """Not for long: another job of the fuzz works there."""
+        self.away = True
         return MoveToCpu(self.rng.randrange(4))
 
     def stall_reader(self) -> StallReader:
