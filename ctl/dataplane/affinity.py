@@ -41,20 +41,23 @@ def operations(
     found: list[Operation] = []
     farm = new or old
     assert farm is not None, "one of them exists"
+    known = old.backends if old is not None and uses(old) else ()
+    kept = {backend.id for backend in new.backends} if new is not None and uses(new) else set()
+    # Else a client that is remembered would get a removed backend, once the farm's id has persistence again.
+    closed = [PutBackendAffinity(each.id, 0, False) for each in known if each.id not in kept]
     if not uses(new):
         if uses(old) or (again and new is not None and any(uses(each) for each in config.farms.values())):
             found.append(PutAffinity(farm.id))
         if old is not None and old.quic_cid:
             found.append(PutQuicServers(farm.id, ()))
-        return found
+        return found + closed
     assert new is not None
     flags = int(AffinityFlag.RETURN) if new.persistence_return else 0
     ticks = to_ticks(new.persistence_s)
     prefixes = new.persistence_prefix_v4, new.persistence_prefix_v6
     found.append(PutAffinity(new.id, ticks, *prefixes, flags, quic_scheme(new)))
-    kept = {backend.id for backend in new.backends}
     found += [PutBackendAffinity(each.id, new.id, each.id in choosable) for each in new.backends]
-    found += [PutBackendAffinity(each.id, 0, False) for each in (old.backends if old else ()) if each.id not in kept]
+    found += closed
     if new.quic_cid or (old is not None and old.quic_cid):
         named = [(bytes.fromhex(backend.quic_id), backend.id) for backend in new.backends if backend.quic_id]
         found.append(PutQuicServers(new.id, tuple(named)))

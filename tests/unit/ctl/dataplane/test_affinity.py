@@ -76,6 +76,25 @@ def test_persistence_is_planned_and_taken_back() -> None:
     assert node.plane.affinity[farm.id] == PutAffinity(farm.id)
 
 
+@pytest.mark.parametrize("end", ["persistence off", "farm deleted"])
+def test_a_backend_that_is_removed_without_persistence_is_closed_when_it_returns(end: str) -> None:
+    """The farm's id may have persistence again before the clients that are remembered expire."""
+    node, config = Node(), configured("a", "b")
+    kept = having(config, "a", persistence_s=TTL_S)
+    node.follow(kept)
+    farm = kept.farms["a"]
+    removed, *others = farm.backends
+    if end == "farm deleted":
+        node.follow(change(kept, "farm.delete", {"name": "a"}))
+    else:
+        node.follow(config)
+    fewer = having(config, "a", backends=tuple(others))
+    node.follow(fewer)
+    node.follow(having(fewer, "a", persistence_s=TTL_S))
+    assert node.plane.backend_affinity[removed.id] == (0, False)
+    assert all(node.plane.backend_affinity[each.id] == (farm.id, True) for each in others)
+
+
 @pytest.mark.parametrize("how", ["down", "draining", "weight 0", "reserve"])
 def test_a_backend_that_may_not_be_chosen_is_closed(how: str) -> None:
     node, config = Node(), having(configured("a"), "a", persistence_s=TTL_S)
