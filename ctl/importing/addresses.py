@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ctl.config.address_rules import Problem, problems
 from ctl.config.model import Backend, Config, Farm, Vip
-from ctl.config.validation import canonical_address
+from ctl.config.validation import canonical_address, check_device
 from ctl.errors import InvalidInput
 from ctl.importing.form import ANY_V4, ANY_V6, Address, Imported, Listener, Notes, Server, Service
 
@@ -56,13 +56,25 @@ class Addresses:
         self._choose_lengths()
         self._screen()
 
+    @property
+    def device(self) -> str:
+        """The interface of VIPs for which the input names none: that of the operator, or the only one in the input."""
+        named = {each.device for each in self.known.values() if each.device}
+        return self.choices.device or (named.pop() if len(named) == 1 else DEFAULT_DEVICE)
+
     def vip(self, address: str) -> Vip:
         """The VIP as the farms file has it."""
         known = self.known.get(address)
         length = (known.length if known else None) or self.choices.length(address)
-        return Vip(address, length, (known.device if known else None) or self.choices.device or DEFAULT_DEVICE)
+        return Vip(address, length, (known.device if known else None) or self.device)
 
     def _join(self, each: Address) -> None:
+        try:
+            check_device(each.device or DEFAULT_DEVICE, "")
+        except InvalidInput as error:
+            remedy = "name it with --dev INTERFACE, or correct the file"
+            self.notes.lost(each.place, f"{each.address} on {each.device}", error.detail, remedy)
+            each = Address(each.place, each.address, each.length)
         before = self.known.get(each.address)
         if before is None or (before.length, before.device) == (None, None):
             self.known[each.address] = each

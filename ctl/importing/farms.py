@@ -18,8 +18,8 @@ from ctl.config import farms_file
 from ctl.config.address_rules import problems
 from ctl.config.changes import replace_all
 from ctl.config.fields import BACKEND_FIELDS, vip_fields
-from ctl.config.model import MAX_PORT, Config, Farm, Vip, format_ports
-from ctl.config.validation import MAX_PORTS_PER_FARM, MAX_VIPS_PER_FARM, check_listener, check_vip
+from ctl.config.model import MAX_PORT, Config, Farm, format_ports
+from ctl.config.validation import MAX_PORTS_PER_FARM, MAX_VIPS_PER_FARM, check_listener
 from ctl.errors import Code, InvalidInput
 from ctl.importing.addresses import DEFAULT_DEVICE, Addresses, Choices
 from ctl.importing.form import (
@@ -424,26 +424,14 @@ def _document(making: _Making) -> dict[str, object]:
     prefixes = making.imported.prefixes
     return {
         # A node answers on a VIP that no farm uses, as on any address: servers may have it as their gateway.
-        "vip": [*(vip_fields(_vip(each, making)) for each in used), *(_unused_vip(each, making) for each in unused)],
+        "vip": [*(vip_fields(making.addresses.vip(each)) for each in used), *(_unused_vip(each, making) for each in unused)],
         "prefixes": [{"name": name, "prefixes": texts} for name, texts in prefixes.items() if name in lists],
         "farm": [farm.table for farm in making.farms],
     }
 
 
 def _unused_vip(address: str, making: _Making) -> dict[str, object]:
-    return vip_fields(replace(_vip(address, making), guard=False))
-
-
-def _vip(address: str, making: _Making) -> Vip:
-    vip = making.addresses.vip(address)
-    try:
-        check_vip(vip)
-    except InvalidInput as error:
-        known = making.addresses.known[address]
-        remedy = f"{DEFAULT_DEVICE} is written; correct it"
-        making.imported.notes.changed(known.place, f"{address}/{vip.prefix_length} on {vip.device}", error.detail, remedy)
-        return Vip(address, making.addresses.choices.length(address), DEFAULT_DEVICE)
-    return vip
+    return vip_fields(replace(making.addresses.vip(address), guard=False))
 
 
 # --- findings about the whole, and the file ---------------------------------------------------------------------------------
@@ -456,8 +444,7 @@ def _general_findings(making: _Making) -> None:
     vips = [address for address in dict.fromkeys([*_used(making), *addresses.known]) if address in places]
     known = addresses.known
     if no_device := [each for each in vips if each not in known or known[each].device is None]:
-        device = addresses.choices.device or DEFAULT_DEVICE
-        why = f"the input does not name the interface of {_named(no_device)}: {device} is written"
+        why = f"the input does not name the interface of {_named(no_device)}: {addresses.device} is written"
         if not addresses.choices.device:
             remedy = "name it with --dev INTERFACE, or correct the file"
             notes.assumed(places[no_device[0]], f"VIP {no_device[0]}", why, remedy)

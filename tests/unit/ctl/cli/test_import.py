@@ -61,6 +61,15 @@ def test_standard_input_and_options() -> None:
     assert err.splitlines()[0].startswith("stdin:1: ") and "192.0.2.1" not in out.replace("192.0.2.11", "")
 
 
+def test_an_interface_that_cannot_exist_is_named_and_not_used_for_other_vips() -> None:
+    text = "listen web\n  bind 192.0.2.1:80 interface a/b\n  bind 192.0.2.3:80\n  server s 192.0.2.2:80\n"
+    code, out, err = run("import", "haproxy", "-", input=text)
+    assert code == 0 and out.count('device = "eth0"') == 2
+    assert "stdin:2: not carried over: 192.0.2.1 on a/b: expected the name of an interface" in err
+    code, out, err = run("import", "haproxy", "-", input=text.replace("a/b", "br1"))
+    assert code == 0 and out.count('device = "br1"') == 2 and "192.0.2.3: br1 is written" in err
+
+
 def test_included_files_are_read_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "conf.d" / "sub").mkdir(parents=True)
     (tmp_path / "keepalived.conf").write_text(REAL)
