@@ -140,7 +140,7 @@ class Transaction:
     down: ids of the backends that must get no connections under a configuration; called in threads. in_force: called after each
     configuration that came into force here.
     refused: called when the kernel refused a configuration that is in force all the same, for `replan` to be tried again.
-    advise: what the one who makes a change should know about it; called in a thread.
+    advise: what the one who makes a change should know about it, and what it logs; called in a thread.
     shares: of `ctl.dataplane.slow_start`, under a configuration and with these ids down; called in threads.
     fault: called with why the program cannot follow a configuration that is in force; empty: it can.
     history: keeps each configuration that was in force. provenance: who changes one configuration into another; called in a
@@ -354,6 +354,8 @@ class Transaction:
         if not self.awaits_program:
             self._fault("")  # of an earlier attempt
         await self._in_force(Committed(old, config))
+        if _sizes(old) != _sizes(config):  # a peer of 0.1.0 stores none
+            await asyncio.to_thread(self._advice, old, config)
         self._report(log, await asyncio.to_thread(_adopted, old, config))
 
     def _follow(self, old: Config, config: Config) -> None:
@@ -457,6 +459,10 @@ def _adopted(old: Config, new: Config) -> Event:
     text = f"configuration {generation} of the peer is in force: {changes}"
     user, node, command = (made.user, made.node, made.command) if made is not None else ("", "", "")
     return CONFIG_ADOPTED(text, generation=generation, user=user, node=node, command=command, changes=changes)
+
+
+def _sizes(config: Config) -> dict[str, int]:
+    return {name: farm.kept_size for name, farm in config.farms.items()}
 
 
 async def uninterrupted(work: Callable[[], T]) -> T:

@@ -19,7 +19,7 @@ from ctl.errors import Code, XlbError
 from tests.earlier import code_of
 from tests.net.faults import FAULTS, Cost, Observer, ProbeFarm
 from tests.net.paired import PairSite, paired
-from tests.net.serving import PORTS, VIPS, Serving
+from tests.net.serving import BACKEND_PORTS, PORTS, VIPS, Serving
 from tests.refusals import refused
 from tests.rig import CLIENT4, CLIENT6, VIP4, VIP6, HeldConnections, Layout, Node, Rig
 from tests.tree import TREE
@@ -205,7 +205,7 @@ def assert_harmless(cost: Cost) -> None:
 
 def test_a_pair_is_upgraded_node_by_node(pair: PairSite, old_code: Path) -> None:
     arrange(pair, old_code, old_code)
-    before = in_force_on_both(pair)
+    before, clients = in_force_on_both(pair), chosen(pair)
     with pair.holding(HELD) as held, Observer(pair.rig, held) as observer:
         first, second = pair.node, pair.other
         upgrade(pair, second, TREE)
@@ -216,7 +216,24 @@ def test_a_pair_is_upgraded_node_by_node(pair: PairSite, old_code: Path) -> None
         pair.settle()
         assert_harmless(observer.cost())
         assert pair.node is second
-    assert in_force_on_both(pair) == before
+    assert in_force_on_both(pair) == before and chosen(pair) == clients
+    backend = {"farm": "tcp4", "address": pair.rig.backends[0].address4, "port": BACKEND_PORTS["tcp"]}
+    pair.node.call("backend.set", **backend, weight=9)  # by its backends the table would grow
+    assert chosen(pair)[0] == clients[0], "the first change stores the size that the table had"
+    in_force_on_both(pair)
+    changed = chosen(pair)
+    pair.node.xlbctl("cluster", "switchover")
+    pair.settle()
+    assert pair.node is first and chosen(pair) == changed
+    pair.node.call("backend.set", **backend, weight=1)
+    assert in_force_on_both(pair) == before and chosen(pair) == clients
+
+
+def chosen(site: PairSite) -> tuple[int, list[str]]:
+    """The size of a farm's lookup table on the active node, and the backends of some clients that are not connected."""
+    ends = {"source": CLIENT4, "destination": VIP4, "destination_port": PORTS["tcp"], "protocol": "tcp"}
+    shown = [site.node.call("conn.show", **ends, source_port=port) for port in range(1, 17)]
+    return shown[0]["slots"], [each["backend"] for each in shown]
 
 
 def test_the_nodes_know_each_other(mixed: PairSite) -> None:

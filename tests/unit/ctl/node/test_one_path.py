@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from unittest import mock
 
 import pytest
@@ -71,3 +75,21 @@ def test_a_refused_change_is_rolled_back_byte_for_byte(pair: tuple[Site, Site]) 
     with refused(Code.KERNEL_REFUSED):
         pair[0].call("vip.add", address="10.77.0.101/24", device="eth0")
     assert stored(pair[0]) == before == stored(pair[1])
+
+
+def test_sizes_of_lookup_tables_that_a_peer_of_0_1_0_did_not_store_are_noted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own tables follow from the backends, so this node's do too from then on: not silently."""
+    with running_daemon(tmp_path) as daemon, caplog.at_level(logging.INFO):
+        daemon.call("vip.add", **VIP)
+        daemon.call("farm.add", **WEB, health={"kind": "none"})
+        for number in (11, 12, 13):
+            daemon.call("backend.add", farm="web", address=f"10.77.0.{number}")
+        config = daemon.farms
+        without = {name: replace(farm, kept_size=0) for name, farm in config.farms.items()}
+        adopting = daemon.node.parts.local.transaction.adopt(
+            replace(config, farms=MappingProxyType(without), generation=config.generation + 1)
+        )
+        asyncio.run_coroutine_threadsafe(adopting, daemon.loop).result(20)
+    assert "lookup table of farm web changed from 16381 to 509 slots: " in caplog.text
