@@ -45,8 +45,10 @@ from bpf.constants import Mode, Protocol
 from bpf.dataplane import Array
 from bpf.loading import loader
 from bpf.loading.headers import compiler_flags, make_header_tree
+from ctl.dataplane.features import VLANS
 from tests.bpf.bed import V4, V6, Bed, Family, why_not
 from tests.bpf.packets import from_backend, from_client, icmp_error, network, transport
+from tests.bpf.tagged_bed import TaggedBed
 
 REPEAT = 10_000
 MAX_FLOWS = 1 << 20
@@ -190,14 +192,14 @@ class Bench:
         port_offset: of the source port, if it varies too. Offsets in bytes from the start of the frame. longer_bytes: by which
         the program lengthens the frame.
         """
+        frame, index, tag_bytes = self.bed.arriving(frame, side)
         flags = [
             f"-DHEADER_BYTES={longer_bytes or 20}",
             f"-DFRAME_BYTES={len(frame)}",
             f"-DVARIANTS={variants}ULL",
-            f"-DCLIENT_OFFSET={client_offset}",
+            f"-DCLIENT_OFFSET={client_offset + tag_bytes}",
         ]
-        flags.append(f"-DPORT_OFFSET={port_offset}")
-        index = self.bed.in0 if side == "in0" else self.bed.out0
+        flags.append(f"-DPORT_OFFSET={port_offset and port_offset + tag_bytes}")
         with compiled(HARNESS, flags) as module:
             bcc = import_bcc()
             harness, empty, longer = (module.load_func(name, bcc.BPF.XDP).fd for name in ("harness", "empty", "longer"))
@@ -330,7 +332,8 @@ def one_way_lines(bench: Bench) -> Iterator[Line]:
 @contextmanager
 def bench_on(features: Iterable[str], runs: int) -> Iterator[Bench]:
     """A bench on a bed of its own, with a program that has these features."""
-    with Bed(dict.fromkeys(features, True), max_flows=MAX_FLOWS) as bed:
+    chosen = dict.fromkeys(features, True)
+    with TaggedBed(chosen, max_flows=MAX_FLOWS) if VLANS in chosen else Bed(chosen, max_flows=MAX_FLOWS) as bed:
         bench = Bench(bed, runs)
         yield bench
         bench.close()

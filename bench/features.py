@@ -27,6 +27,7 @@ from ctl.config import prefixes
 from ctl.dataplane import features
 from tests.bpf.bed import V4, Bed, why_not
 from tests.bpf.packets import PAYLOAD, from_backend, from_client
+from tests.bpf.tagged_bed import WIRINGS, TaggedBed
 
 FARM = 1
 BACKENDS = tuple(range(8, 58))
@@ -72,6 +73,12 @@ def use_quic(bed: Bed) -> None:
     bed.plane.apply([PutAffinity(FARM, quic=(int(Quic.SERVER_ID), 1, 4)), PutQuicServers(FARM, ((b"1234", BACKENDS[0]),))])
 
 
+def use_vlans(bed: Bed) -> None:
+    """From one VLAN to another on the same interface."""
+    assert isinstance(bed, TaggedBed)
+    bed.plug(*WIRINGS["one interface"])
+
+
 USES: Mapping[str, Callable[[Bed], None]] = MappingProxyType(
     {
         "": use_nothing,
@@ -85,7 +92,7 @@ USES: Mapping[str, Callable[[Bed], None]] = MappingProxyType(
         "persistence": use_persistence,
         "toa": use_toa,
         "quic": use_quic,
-        "vlans": use_nothing,  # untagged frames
+        "vlans": use_vlans,
     }
 )
 

@@ -339,7 +339,13 @@ class Bed:
 
         tags: VLAN tags that the program is expected to remove, and not to count.
         """
-        return self.run(frame, self.in0 if side == "in0" else self.out0, tags)
+        frame, index, _ = self.arriving(frame, side)
+        return self.run(frame, index, tags)
+
+    def arriving(self, frame: bytes, side: str) -> tuple[bytes, int, int]:
+        """How a frame comes in by `side`: its bytes there, the interface's index, and how many bytes are before its IP header
+        in addition to the usual ones."""
+        return frame, self.in0 if side == "in0" else self.out0, 0
 
     def run(self, frame: bytes, index: int, tags: int = 0) -> Outcome:
         """The same as if the frame had come in by the interface with this index."""

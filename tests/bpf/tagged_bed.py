@@ -78,7 +78,8 @@ class TaggedBed(Bed):
         """As if the VLAN device had received and sent the frames. Fails if a tag is wrong, or was not given back."""
         at, removed = self.ports[side], frame[12:14] in (b"\x08\0", b"\x86\xdd", b"\x08\x06")
         came = at.tag(PRIORITY)
-        out = self.run(frame[:12] + came + frame[12:], self.indexes[at.lower], (tags + bool(came)) if removed else 0)
+        whole, index, _ = self.arriving(frame, side)
+        out = self.run(whole, index, (tags + bool(came)) if removed else 0)
         if out.action == PASS:
             assert out.frame[12:].startswith(came), f"the kernel gets {out.frame.hex()}"
             return self._without(out, came, PASS)
@@ -88,6 +89,11 @@ class TaggedBed(Bed):
         same = self.ports[leaves].lower == at.lower
         assert out.action == (TX if same else REDIRECT), f"from {side} to {leaves} by XDP action {out.action}"
         return self._without(out, self.ports[leaves].tag(), TX if leaves == side else REDIRECT)
+
+    def arriving(self, frame: bytes, side: str) -> tuple[bytes, int, int]:
+        at = self.ports[side]
+        tag = at.tag(PRIORITY)
+        return frame[:12] + tag + frame[12:], self.indexes[at.lower], len(tag)
 
     def _egress(self, out: Outcome, side: str) -> str:
         """The side by which a frame left, by its tag."""
