@@ -20,6 +20,7 @@ from ctl.config import prefixes, table_sizes
 from ctl.config.model import Backend, Config, Farm, Mode, OnNoBackend, Protocol, Scheduler, format_endpoint
 from ctl.dataplane import affinity, maglev
 from ctl.dataplane.affinity import Remembered
+from ctl.dataplane.features import runnable
 from ctl.dataplane.flow_hash import client_hash, flow_hash, snat_sources
 from ctl.dataplane.flow_selection import PROTOCOL_NUMBERS
 from ctl.dataplane.limits import counts
@@ -82,14 +83,15 @@ def explain(
     error_of: Callable[[int], str] = lambda backend_id: "",
     loads: Loads | None = None,
     answered: bool = True,
+    missing: AbstractSet[str] = frozenset(),
 ) -> dict[str, Any]:
     """Explain the verdict on a packet that arrives with this tuple.
 
     found: the connection as `conn list` shows it, if the flow maps have an entry for the tuple. down: ids of backends whose
     check failed. remembered: the persistence entry of the client in a farm. shares: of `ctl.dataplane.slow_start`. error_of:
     why a backend is down. loads: where connections are counted. answered: whether the client's next packet establishes the
-    connection that was found. The answer's `verdict` is "forward", "either" (round-robin: not
-    predictable) or a counter's name.
+    connection that was found. missing: features that the program lacks. The answer's `verdict` is "forward", "either"
+    (round-robin: not predictable) or a counter's name.
     """
     trace = _Trace(found)
     if found is None:
@@ -104,7 +106,11 @@ def explain(
     if vip is None:
         trace.steps.append(f"{arriving.destination} is not a VIP")
         return _explain_transit(arriving, config, trace)
-    farm = _listener(config, arriving)
+    farm = _listener(runnable(config, missing), arriving)
+    if farm is not None and farm.mode.value in missing:
+        trace.farm, trace.mode = farm.name, farm.mode.value
+        trace.steps.append(f"farm {farm.name} listens there, in mode {farm.mode.value}, which this node's program has not yet")
+        return trace.end("drop_not_compiled")
     reason = _martian(arriving, config, farm) if not found and (farm or vip.guard) else ""
     if reason:
         trace.steps.append(f"no client has this source: {reason}")
@@ -115,6 +121,10 @@ def explain(
         if stopped is not None:
             trace.farm, trace.why = stopped.name, f"farm {stopped.name} is stopped"
             trace.steps.append(f"{trace.why}; xlbctl farm start {stopped.name}")
+        elif (waiting := _listener(config, arriving)) is not None:
+            trace.farm = waiting.name
+            trace.why = f"farm {waiting.name} waits until this node's program is compiled for prefix lists"
+            trace.steps.append(trace.why)
         trace.steps.append(f"no running farm listens on port {arriving.destination_port}; the VIP's guard is {guard}")
         return trace.end("drop_vip_guard" if vip.guard else "pass_vip_open")
     trace.farm = farm.name

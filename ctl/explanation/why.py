@@ -33,6 +33,7 @@ _STAGES: Mapping[str, str] = MappingProxyType(
         "drop_martian": "client",
         "drop_vip_guard": "farm",
         "pass_vip_open": "farm",
+        "drop_not_compiled": "farm",
         "drop_denied": "lists",
         "drop_farm_full": "limits",
         "drop_no_backend": "backends",
@@ -199,8 +200,12 @@ def _remedy(arriving: FlowTuple, answer: Mapping[str, Any], config: Config) -> s
             return f"xlbctl vip list shows the VIPs; xlbctl vip add {vip}/LENGTH --dev INTERFACE adds this one"
         case "drop_martian":
             return "the client needs a source address of its own; look for NAT or a wrong address on its way"
-        case "drop_vip_guard" | "pass_vip_open":
-            return f"xlbctl farm start {farm.name}" if farm is not None else _where_it_listens(arriving, config)
+        case "drop_vip_guard" | "pass_vip_open" if farm is None:
+            return _where_it_listens(arriving, config)
+        case "drop_vip_guard" | "pass_vip_open" if farm is not None and not farm.enabled:
+            return f"xlbctl farm start {farm.name}"
+        case "drop_not_compiled" | "drop_vip_guard" | "pass_vip_open":
+            return "xlbd compiles the program by itself; where it cannot, xlbctl doctor names the fault"
         case "drop_denied" if farm is not None:
             return f"xlbctl prefixes show {farm.deny or farm.allow}; xlbctl farm show {farm.name} has both lists"
         case "drop_farm_full" if farm is not None:

@@ -356,7 +356,9 @@ def _register_commands(
     ConfigCommands(config, commit, local.transaction.foresee, own).register(dispatcher)
     HistoryCommands(config, History(settings.node.state_dir)).register(dispatcher)
     ImpactCommand(config, plane, local.sweeper, health, shares).register(dispatcher)
-    connections = ConnectionCommands(config, plane, local.sweeper, health, network, status.standing, shares)
+    connections = ConnectionCommands(
+        config, plane, local.sweeper, health, network, status.standing, shares, lambda: local.transaction.missing
+    )
     connections.register(dispatcher)
     why = WhyCommand(connections, local.interfaces, local.addresses, local.drops.recent, lambda: parts.membership)
     why.register(dispatcher)

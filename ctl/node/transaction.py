@@ -326,9 +326,14 @@ class Transaction:
         await self._program.require(features)
 
     @property
+    def missing(self) -> frozenset[str]:
+        """Features that the program lacks for the configuration in force."""
+        return self._program.missing(self._needs(self._config))
+
+    @property
     def awaits_program(self) -> bool:
         """Whether the configuration in force needs a program that is not compiled yet; `complete_program` has it compiled."""
-        return bool(self._program.missing(self._needs(self._config)))
+        return bool(self.missing)
 
     def _runnable(self, config: Config) -> Config:
         """What the program can run of a configuration; the same object while neither changes."""

@@ -45,6 +45,8 @@ class ConnectionCommands:
     standing: Callable[[], Standing]
     shares: Callable[[], Mapping[int, int]]
     """Of `ctl.dataplane.slow_start`, as the maps have them."""
+    missing: Callable[[], frozenset[str]] = frozenset
+    """Features that the program lacks for the configuration."""
 
     def register(self, dispatcher: Dispatcher) -> None:
         dispatcher.register("conn.list", self.list, ("farm", "limit"))
@@ -102,7 +104,9 @@ class ConnectionCommands:
             return find_remembered(self.plane, farm, arriving.source)
 
         known = (remembered, self.shares(), self._check_error, self._loads())
-        return explain.explain(arriving, found, config, self.health.unusable(config), config.hash_seed, *known, answered)
+        return explain.explain(
+            arriving, found, config, self.health.unusable(config), config.hash_seed, *known, answered, self.missing()
+        )
 
     def _find(self, arriving: FlowTuple) -> tuple[FlowEntry | None, FlowEntry | None]:
         entry = flow_maps.find(self.plane, arriving)

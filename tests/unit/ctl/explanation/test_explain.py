@@ -127,3 +127,22 @@ def test_a_dead_backend_is_named_with_the_error_of_its_check() -> None:
     answer = explain(arriving, None, config, frozenset({number}), 7, error_of=errors.__getitem__)
     (step,) = (step for step in answer["steps"] if "take new connections" in step)
     assert step.startswith("0 of 1 backends take new connections; 10.0.1.1:80 is down (connection refused)")
+
+
+@pytest.mark.parametrize("mode", ["dsr", "ipip"])
+def test_a_mode_that_the_program_does_not_have_yet(mode: str) -> None:
+    ends = FlowTuple("192.0.2.1", VIPS["v4"], 40000, 80, Protocol.UDP)
+    config = change(Config(), "vip.add", {"address": f"{VIPS['v4']}/24", "device": "eth0"})
+    config = change(config, "farm.add", {"name": "web", "vip": VIPS["v4"], "port": 80, "mode": mode, "proto": "udp"})
+    config = change(config, "backend.add", {"farm": "web", "address": SERVERS["v4"], "port": 80})
+    answer = explain(ends, None, config, frozenset(), 7, missing=frozenset({mode}))
+    assert (answer["verdict"], answer["farm"], answer["mode"]) == ("drop_not_compiled", "web", mode)
+    assert explain(ends, None, config, frozenset(), 7)["verdict"] == "forward"
+
+
+def test_lists_that_the_program_does_not_have_yet() -> None:
+    config = change(change(configured(), "prefixes.set", {"name": "office"}), "farm.set", {"name": "web-v4", "deny": "office"})
+    ends = FlowTuple("192.0.2.1", VIPS["v4"], 40000, 80, Protocol.UDP)
+    answer = explain(ends, None, config, frozenset(), 7, missing=frozenset({"lists"}))
+    assert (answer["verdict"], answer["farm"]) == ("drop_vip_guard", "web-v4") and "prefix lists" in answer["why"]
+    assert explain(ends, None, config, frozenset(), 7)["verdict"] == "forward"
