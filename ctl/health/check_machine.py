@@ -132,6 +132,7 @@ class HealthChecks:
         self._serial = 0
         self.follows = False
         self._adopted: dict[int, Result] = {}  # also of backends that no configuration here has yet
+        self._arrived: list[Transition] = []  # of backends whose result came before their configuration
         self._news: dict[int, None] = {}  # ids of backends whose result changed, the oldest change first
 
     def configure(self, config: Config, now_ms: int) -> None:
@@ -321,6 +322,11 @@ class HealthChecks:
             self._settle(farm)
         return Adopted(bool(changed), tuple(transitions))
 
+    def take_arrived(self) -> tuple[Transition, ...]:
+        """Backends that the peer had found down before the configuration with them came, since the last call."""
+        taken, self._arrived = tuple(self._arrived), []
+        return taken
+
     def _apply(self, entry: _Checked, result: Result) -> None:
         entry.state, entry.changed_ms = result.state, result.changed_ms
         entry.last_error, entry.last_error_ms, entry.checked_ms = result.last_error, result.last_error_ms, None
@@ -345,6 +351,8 @@ class HealthChecks:
                 entry.last_error, entry.probation = "down before xlbd restarted", False
             if adopted := self._adopted_for(backend):
                 self._apply(entry, adopted)
+                if adopted.state is State.DOWN and _is_checked(farm):
+                    self._arrived.append(_adopted_transition(entry, adopted))
         before, was_active = entry.check, entry.active
         entry.farm, entry.backend, entry.active = farm, backend, _is_checked(farm)
         if entry.state is State.NEW and farm.health.kind is CheckKind.NONE:

@@ -77,6 +77,7 @@ class RunningConfiguration:
         checks = self._checks.checks
         before = checks.unusable(done.new), checks.to_remember
         await self._checks.follow(done.new)
+        self._tell_adopted(checks.take_arrived())
         if (checks.unusable(done.new), checks.to_remember) != before:
             self._replan_wanted.set()
         if self._transaction.awaits_program:
@@ -120,6 +121,9 @@ class RunningConfiguration:
     def health_adopted(self, transitions: Sequence[Transition]) -> None:
         """The active node's checks have found other backends up or down. Flows of dead ones are removed there."""
         self._replan_wanted.set()
+        self._tell_adopted(transitions)
+
+    def _tell_adopted(self, transitions: Sequence[Transition]) -> None:
         for each in transitions:
             self._checks.tell(each)
         for farm in dict.fromkeys(each.farm for each in transitions):

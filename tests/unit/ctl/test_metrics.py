@@ -22,7 +22,7 @@ from ctl.events.tally import Histogram, Tally
 from ctl.metrics import families
 from tests.fakes.cli import run
 from tests.fakes.daemon import FakeServers, RunningDaemon, running_daemon
-from tests.fakes.pair import paired_sites
+from tests.fakes.pair import in_step, paired_sites
 from tests.tree import TREE
 from tests.wait import wait_until
 
@@ -103,9 +103,9 @@ def test_a_pair_and_the_counts_of_a_short_flip(tmp_path: Path) -> None:
     with paired_sites(tmp_path, vip="10.77.0.100/24") as (one, two):
         before = values(families.render(one.call("metrics")))
         one.call("cluster.switchover")
-        wait_until(lambda: one.status["role"] == "backup" and bool(one.status["sync"]["in_step"]), "in step again")
+        in_step(two, one)
         two.call("cluster.switchover")
-        wait_until(lambda: one.status["role"] == "active", "back again")
+        in_step(one, two)
         after = values(families.render(one.call("metrics")))
     assert before["xlb_role", (("xlb_role", "active"),)] == after["xlb_role", (("xlb_role", "active"),)] == 1
     assert after["xlb_role_changes_total", ()] - before["xlb_role_changes_total", ()] == 2, "although no scrape saw it"

@@ -15,7 +15,7 @@ from ctl.api.client import Client
 from ctl.errors import Code
 from tests.fakes.cli import XLBCTL, Terminal, run
 from tests.fakes.daemon import FakeServers, RunningDaemon, running_daemon
-from tests.fakes.pair import pair_without, paired_sites
+from tests.fakes.pair import in_step, pair_without, paired_sites
 from tests.fakes.watch import watching
 from tests.refusals import invalid, refused
 from tests.tree import TREE
@@ -145,19 +145,19 @@ def test_a_pair_from_either_node(tmp_path: Path) -> None:
         wait_until(lambda: two.daemon.node.parts.hub.rates_wanted, "watch has begun")
         with watching(one.daemon.config, "--last", "0") as active:
             wait_until(lambda: one.daemon.node.parts.hub.rates_wanted, "watch has begun")
+            one.daemon.servers.refusing.add("10.88.0.11")
             two.call("farm.add", **FARM)
             two.call("backend.add", farm="web", address="10.88.0.11", port=80)
             made, adopted = active.until("config.changed"), backup.until("config.adopted")
             assert (made["fields"]["node"], made["fields"]["command"]) == ("lb2", "farm.add")
             assert adopted["fields"] == made["fields"], "of both nodes"
-            wait_until(lambda: two.call("farm.show", name="web")["backends"][0]["state_for_s"] is not None, "the first result")
-            one.daemon.servers.refusing.add("10.88.0.11")
             for watch in (active, backup):
                 watch.until("farm.down")
                 (down,) = [
                     each for each in watch.seen if each["event"] == "backend.changed" and each["fields"]["state"] == "down"
                 ]
                 assert "connection refused" in down["fields"]["why"]
+            in_step(one, two)
             one.call("cluster.switchover")
             assert active.until("operator.requested")["fields"]["command"] == "cluster.switchover"
             assert backup.until("takeover.done")["fields"]["took_ms"] > 0
