@@ -22,7 +22,7 @@ DROP, PASS, TX, REDIRECT = 1, 2, 3, 4  # XDP actions
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The verdict (a counter's name), the XDP action, and the frame as it leaves."""
+    """The verdict (a counter's name), the XDP action, and the frame as it leaves: none if it is dropped."""
 
     verdict: str
     action: int
@@ -54,7 +54,7 @@ def handle(state: State, frame: bytes, ingress: int) -> Outcome:
     else:
         vlans.leave(state, packet)
         action = TX if packet.egress == ingress else REDIRECT
-    return Outcome(verdict, action, bytes(packet.frame))
+    return Outcome(verdict, action, b"" if action == DROP else bytes(packet.frame))
 
 
 def dispatch(state: State, packet: Packet) -> str:

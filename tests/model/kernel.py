@@ -19,6 +19,7 @@ from ctl.dataplane.kernel import flow_maps
 from ctl.dataplane.loads import loads_of
 from tests.bpf.bed import Bed
 from tests.bpf.tagged_bed import TaggedBed
+from tests.model.datapath import DROP
 from tests.model.encoding import FLOWS, KEYS, decode_key, decode_row, encode_flow, encode_key
 from tests.model.state import Client, Flow, Key
 
@@ -85,7 +86,7 @@ class Kernel:
         self.events()
 
     def run(self, frame: bytes, ingress: int) -> tuple[int, bytes]:
-        """XDP action and the frame as it leaves."""
+        """XDP action and the frame as it leaves: none if it is dropped."""
         options, size = self._options, len(frame)
         ct.memmove(self._input, frame, size)
         options.data_size_in, options.data_size_out = size, 4096
@@ -93,7 +94,7 @@ class Kernel:
         code = self._test_run(self.bed.plane._program, ct.byref(options))
         if code < 0:
             raise libbpf.failure(code, f"run the program on {size} bytes")
-        return options.retval, self._output.raw[: options.data_size_out]
+        return options.retval, b"" if options.retval == DROP else self._output.raw[: options.data_size_out]
 
     def move_to_cpu(self, number: int) -> int:
         """Which CPU it is."""
