@@ -14,6 +14,8 @@ from tests.bpf.bed import (
     NODE_IN_MAC,
     NODE_OUT_MAC,
     PASS,
+    SMALL,
+    SMALL_MTU,
     TX,
     UNRESOLVED,
     V4,
@@ -61,6 +63,28 @@ def test_after_a_hand_over_the_kernel_forwards_to_the_peer(tagged_bed: TaggedBed
     frame = bytes(from_client(family))
     out = tagged_bed.send(frame)
     assert (out.verdict, out.frame) == ("pass_handed_over", frame)
+
+
+def test_what_the_fast_path_gives_to_the_kernel_has_its_tag(tagged_bed: TaggedBed, family: Family) -> None:
+    """A known flow: after a hand-over as it came, and rewritten where the kernel is to fragment it."""
+    bed = tagged_bed
+    bed.farm(family.vip, (family.far(SMALL), 8080), protocol=Protocol.UDP)
+    short, long = (from_client(family, Protocol.UDP, payload=bytes(length)) for length in (20, SMALL_MTU))
+    answer = from_backend(family, family.far(SMALL), family.vip, 40000, Protocol.UDP, source_mac=backend_mac(SMALL))
+    for packet, side in ((short, "in0"), (answer, "out0"), (short, "in0"), (short, "in0")):
+        assert bed.send(bytes(packet), side).verdict == "forward_redirect"
+    assert len(bed.flows("flows", family)) == 2
+    out = bed.send(bytes(long))
+    if family is V4:
+        expected = rewritten(long, (family.vip, 40000), (family.far(SMALL), 8080), None, hops=0)
+        assert (out.verdict, out.frame) == ("pass_too_big", expected)
+    else:
+        assert out.verdict == "forward_too_big"
+    bed.plane.set_lease(LEASE_HANDED_OVER_NS, 7)
+    out = bed.send(bytes(short))
+    assert (out.verdict, out.frame) == ("pass_handed_over", bytes(short))
+    bed.plane.set_lease(0, 7)
+    assert bed.send(bytes(short)).verdict == "drop_fenced"
 
 
 def test_a_fenced_node_learns_from_a_tagged_announcement(tagged_bed: TaggedBed) -> None:
