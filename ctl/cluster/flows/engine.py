@@ -169,12 +169,12 @@ class ReplicationEngine:
 
     def release(self, now_ns: int) -> None:
         """The program can read more flows than before: those that were held back for it go into the maps, and to the peer."""
-        lost = self.maps.held.lost
+        too_many = self.maps.held.lost
         released = self._attempt(self.maps.release)
         for family, keys, values in released if isinstance(released, list) else ():
             self.still_alive(family, keys, values, now_ns)
-        if lost:
-            self._do(self.receiver.lost_flows(f"{lost} flows were too many to hold back"), now_ns)
+        if too_many:
+            self._do(self.receiver.lost_flows(f"{too_many} flows were too many to hold back"), now_ns)
 
     def removed(self, family: str, keys: Array, now_ns: int) -> None:
         """These forward entries were deleted on purpose."""

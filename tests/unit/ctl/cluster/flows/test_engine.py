@@ -456,3 +456,23 @@ def test_a_block_with_a_changed_bit_changes_nothing(where: int, bit: int) -> Non
 def test_a_block_whose_payload_is_too_short_is_dropped() -> None:
     layout = make_codec(LISTENER.plane).layout
     assert is_dropped(message_codec.encode(Block(1, 1, 1, 1, Kind.DELTA, layout, 0, 4, 2, b"short")))
+
+
+def test_flows_that_were_too_many_to_hold_back_are_sent_again() -> None:
+    world = connected()
+    world.settle()
+    engine = world.b.engine
+    engine.maps._unreadable = lambda: int(FlowFlag.DSR)
+    engine.maps.held._limit = 8
+    for at in range(1, 41, 5):
+        rows = connections("v4", list(range(at, at + 5)))
+        rows[1]["flags"] |= np.uint8(FlowFlag.DSR)
+        world.a.put("v4", EventType.ESTABLISHED, rows)
+        world.settle()
+    assert engine.maps.held.lost and not world.b.table("v4")
+    snapshots = world.a.engine.sender.resyncs
+    engine.maps._unreadable = lambda: 0
+    engine.release(world.clock(world.b))
+    world.until(lambda: len(world.b.table("v4")) == 40, "every flow")
+    world.settle()
+    assert engine.receiver.in_step and world.a.engine.sender.resyncs == snapshots + 1
