@@ -106,6 +106,7 @@ def test_a_pair_and_the_counts_of_a_short_flip(tmp_path: Path) -> None:
         in_step(two, one)
         two.call("cluster.switchover")
         in_step(one, two)
+        wait_until(lambda: bool(one.status["sync"]["protected"] == 1), "the peer's acknowledgement")
         after = values(families.render(one.call("metrics")))
     assert before["xlb_role", (("xlb_role", "active"),)] == after["xlb_role", (("xlb_role", "active"),)] == 1
     assert after["xlb_role_changes_total", ()] - before["xlb_role_changes_total", ()] == 2, "although no scrape saw it"
