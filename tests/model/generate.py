@@ -147,6 +147,7 @@ class Generator:
             self.move_to_cpu: 3,
             self.stall_reader: 1.5,
             self.plug: 1.5,
+            self.lose: 3,
         }
         return self.rng.choices(tuple(kinds), tuple(kinds.values()))[0]()
 
@@ -259,6 +260,28 @@ class Generator:
         self.config = replace(self.config, generation=generation, vips=vips, farms=farms, prefixes=lists)
         down = {number for number in range(1, 4 * ENDPOINTS * len(SLOTS) + 1) if self.rng.random() < 0.1}
         self.down = frozenset(down) if self.rng.random() < 0.5 else self.down
+        return Configure(self.config, self.down)
+
+    def lose(self) -> Step:
+        """A backend that has connections drains, fails or is removed, and the daemon sweeps."""
+        rng, key = self.rng, self.some_key()
+        flow = self.state.flows[len(key[0])].entries.get(key) or self.state.embryonic[len(key[0])].entries[key] if key else None
+        of = ((farm, each) for farm in self.config.farms.values() for each in farm.backends if flow and each.id == flow.backend)
+        farm, backend = next(of, (None, None))
+        if farm is None or backend is None:
+            return self.packet()
+        how = rng.choice(("drain", "drain", "fail", "remove"))
+        if how == "fail":
+            self.down |= {backend.id}
+        else:
+            until = self.state.now_ns // SECOND + rng.choice((0, 5, 60))
+            drained = replace(backend, draining=True, drain_until=until, drain_then=rng.choice(tuple(DrainThen)))
+            others = (each for each in farm.backends if each is not backend)
+            left = (*others, drained) if how == "drain" else tuple(others)
+            changed = {farm.name: replace(farm, backends=tuple(sorted(left, key=lambda each: each.id)))}
+            self.config = replace(self.config, generation=self.config.generation + 1, farms={**self.config.farms, **changed})
+        sweeps: list[Step] = [self.sweep(), self.wait(), self.sweep(), self.wait()]
+        self.next = sweeps[rng.choice((0, 2)) :]
         return Configure(self.config, self.down)
 
     def farm(self) -> Farm:
