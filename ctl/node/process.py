@@ -47,8 +47,7 @@ def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
     settings = settings if cluster is None else settings.paired_as(cluster.own.name)
     store, network = Store(settings.node.state_dir), KernelNetwork()
     features = features_of(store.look()) | ({REPLICATION} if cluster is not None else set())
-    if settings.data.xdp_mode is not XdpMode.GENERIC and vlans.plan(settings.data.interfaces, network.interfaces()).vlans:
-        features |= {VLANS}
+    features |= features_of_interfaces(settings, network.interfaces())
     features |= KEPT & (frozenset() if replace_pins else loader.pinned_features(settings.node.bpf_dir))
     build = _build_for(settings, features)
     serving = False
@@ -75,6 +74,12 @@ def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
             log.error("output of the compiler or the kernel's verifier:\n%s", loader.excerpt(error.log))
             log.debug("%s", error.log)
         raise XlbError(str(error), Code.KERNEL_REFUSED) from error
+
+
+def features_of_interfaces(settings: NodeSettings, interfaces: Mapping[str, Interface]) -> frozenset[str]:
+    """What the data interfaces need of the program: VLANs, if one is a VLAN device that can be handled below it."""
+    wanted = settings.data.xdp_mode is not XdpMode.GENERIC and vlans.plan(settings.data.interfaces, interfaces).vlans
+    return frozenset({VLANS}) if wanted else frozenset()
 
 
 def _require_interfaces(names: Sequence[str]) -> None:

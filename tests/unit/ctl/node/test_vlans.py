@@ -12,6 +12,7 @@ import pytest
 from bpf.dataplane import Vlan
 from ctl.dataplane.features import VLANS
 from ctl.network.network import Interface
+from ctl.node.process import features_of_interfaces
 from tests.fakes.cli import run
 from tests.fakes.daemon import RunningDaemon, running_daemon, write_node_file
 from tests.fakes.network import FakeNetwork
@@ -43,6 +44,27 @@ def interface(daemon: RunningDaemon) -> dict[str, Any]:
 
 def findings(daemon: RunningDaemon, name: str) -> list[dict[str, Any]]:
     return [each for each in daemon.call("doctor") if each["name"] == f"interface {name}"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "compiled"),
+    [
+        ("auto", DEVICE, {VLANS}),
+        ("native", DEVICE, {VLANS}),
+        ("generic", DEVICE, set()),
+        ("auto", replace(DEVICE, lower=0), set()),
+        ("auto", replace(DEVICE, kind="", vlan_protocol=0), set()),
+    ],
+    ids=["auto", "native", "generic", "below elsewhere", "no VLAN"],
+)
+def test_a_start_compiles_for_vlans_where_one_can_be_handled_below(
+    tmp_path: Path, mode: str, device: Interface, compiled: set[str]
+) -> None:
+    node_file(tmp_path)
+    path = tmp_path / "node.toml"
+    path.write_text(path.read_text() + f'xdp_mode = "{mode}"\n')
+    settings = write_node_file(tmp_path)
+    assert features_of_interfaces(settings, {**FakeNetwork().links, "eth0.100": device}) == compiled
 
 
 def test_status_and_doctor_name_the_interface_below(daemon: RunningDaemon) -> None:
