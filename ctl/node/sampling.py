@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bpf.constants import COUNTERS, Kind
-from bpf.dataplane import DataPlane
+from bpf.dataplane import DataPlane, PlaneError
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.events.catalogue import RATES, Event
 from ctl.events.thresholds import Thresholds
@@ -78,7 +78,12 @@ class Sampling:
 
     async def _sample(self) -> None:
         at_s = asyncio.get_running_loop().time()
-        counts = await asyncio.to_thread(self._read, at_s)
+        try:
+            counts = await asyncio.to_thread(self._read, at_s)
+        except (PlaneError, OSError) as error:  # e.g. while the program is replaced
+            log.debug("no rates of this second: %s", error)
+            self._before = None
+            return
         if self._before is not None:
             self._hub.report(log, rates(self._before, counts, sum(self._sweeper.result.connections.values())))
         self._before = counts
