@@ -18,7 +18,7 @@ from bpf.kernel import attach
 from bpf.kernel.attach import Attachment
 from bpf.kernel.plane import KernelPlane
 from bpf.loading import loader
-from bpf.loading.loader import Build
+from bpf.loading.loader import Build, Loaded
 from ctl.api.commands.status import Origin
 from ctl.dataplane.features import KEPT, REPLICATION, VLANS, features_of, in_words
 from ctl.dataplane.kernel.vlan_attacher import VlanAttacher
@@ -49,7 +49,6 @@ def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
     features = features_of(store.look()) | ({REPLICATION} if cluster is not None else set())
     features |= features_of_interfaces(settings, network.interfaces())
     features |= KEPT & (frozenset() if replace_pins else loader.pinned_features(settings.node.bpf_dir))
-    build = _build_for(settings, features)
     serving = False
 
     def started() -> None:
@@ -58,7 +57,7 @@ def serve(settings: NodeSettings, replace_pins: bool, detach: bool) -> None:
 
     loaded, notifier, before = None, Notifier(), attach.own_program(settings.node.bpf_dir)
     try:
-        loaded = loader.ensure(build, replace_pins, notifier.compiling)
+        loaded, features = _pinned(settings, features, replace_pins, notifier.compiling)
         log.info("data plane %s in %.0f ms", loaded.how, loaded.took_ms)
         plane = KernelPlane(settings.node.bpf_dir, loaded.layouts)
         attacher = _KernelAttacher(settings, plane, network, features, before)
@@ -80,6 +79,26 @@ def features_of_interfaces(settings: NodeSettings, interfaces: Mapping[str, Inte
     """What the data interfaces need of the program: VLANs, if one is a VLAN device that can be handled below it."""
     wanted = settings.data.xdp_mode is not XdpMode.GENERIC and vlans.plan(settings.data.interfaces, interfaces).vlans
     return frozenset({VLANS}) if wanted else frozenset()
+
+
+def _pinned(
+    settings: NodeSettings, wanted: frozenset[str], replace_pins: bool, working: Callable[[], None]
+) -> tuple[Loaded, frozenset[str]]:
+    """What is pinned, and its features: those that are wanted; or those of the program that is pinned already, where another
+    one cannot be compiled. A node whose farms are served in part is better than none. Raises PlaneError.
+    """
+    try:
+        return loader.ensure(_build_for(settings, wanted), replace_pins, working), wanted
+    except PlaneError as error:
+        present = loader.pinned_features(settings.node.bpf_dir)
+        if replace_pins or wanted <= present or not wanted & {REPLICATION, VLANS} <= present:
+            raise
+        try:
+            loaded = loader.ensure(_build_for(settings, present), False, working)
+        except PlaneError:
+            raise error from None
+        log.error("the pinned program is used, without %s: %s", in_words(wanted - present), error)
+        return loaded, present
 
 
 def _require_interfaces(names: Sequence[str]) -> None:

@@ -65,9 +65,12 @@ class RunningConfiguration:
         self._availability, self._report = Availability(), report
 
     async def begin(self) -> None:
-        """Make the kernel's maps follow the loaded configuration. Raises XlbError when it refuses."""
+        """Make the kernel's maps follow the loaded configuration as far as the program can. Raises XlbError if it refuses."""
         self._checks.configure(self._transaction.config)
-        await self._transaction.complete_program()
+        try:
+            await self._transaction.complete_program()
+        except XlbError:
+            self._program_wanted.set()  # which logs it, and tries again later
         await self._transaction.replan()
 
     # --- changes ---------------------------------------------------------------------------------------------

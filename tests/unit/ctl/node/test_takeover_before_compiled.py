@@ -12,15 +12,27 @@ import pytest
 
 from bpf.constants import FlowFlag
 from bpf.constants import Mode as ProgramMode
-from bpf.dataplane import PutAffinity, PutBackendAffinity, PutBackendLimits, PutFarmLimits, PutPrefixes, PutQuicServers
+from bpf.dataplane import (
+    PlaneError,
+    PutAffinity,
+    PutBackendAffinity,
+    PutBackendLimits,
+    PutFarmLimits,
+    PutPrefixes,
+    PutQuicServers,
+)
+from bpf.loading import loader
+from bpf.loading.loader import Build, Loaded
 from ctl.cluster import pair_configuration
 from ctl.config.changes import change
 from ctl.config.model import Config, Farm, Mode, Scheduler
 from ctl.dataplane import features, planner
 from ctl.dataplane.features import features_of, runnable
-from ctl.dataplane.kernel import sweeper
-from tests.fakes.daemon import FakeAttacher, running_daemon
+from ctl.dataplane.kernel import program_features, sweeper
+from ctl.node import process, running_configuration
+from tests.fakes.daemon import FakeAttacher, running_daemon, write_node_file
 from tests.fakes.flows import connections, put
+from tests.fakes.layouts import LAYOUTS
 from tests.fakes.pair import Site, paired_sites
 from tests.wait import wait_until
 
@@ -223,3 +235,65 @@ def test_loads_count_the_connections_that_are_there_when_the_program_begins_to_c
         before = sweeps.sweeps
         daemon.call("farm.set", name="web", max_connections=5)
         wait_until(lambda: sweeps.sweeps > before, "another sweep")
+
+
+# --- a start ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_without_a_compiler_serves_what_the_pinned_program_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_daemon(tmp_path) as daemon:
+        daemon.call("vip.add", **VIP)
+        daemon.call("farm.add", **FARM)
+        daemon.call("farm.add", **{**FARM, "name": "direct", "port": 81, "mode": "dsr"})
+        plane = daemon.plane
+    plane.closed = False
+
+    works, add = threading.Event(), FakeAttacher.add_features
+
+    def may_refuse(attacher: FakeAttacher, wanted: frozenset[str]) -> None:
+        if not works.is_set():
+            raise PlaneError("no memory")
+        add(attacher, wanted)
+
+    monkeypatch.setattr(FakeAttacher, "add_features", may_refuse)
+    monkeypatch.setattr(running_configuration, "PROGRAM_RETRY_S", 0.05)
+    monkeypatch.setattr(program_features, "RETRY_NS", 0)
+    with running_daemon(tmp_path, plane) as daemon:
+        modes = {key.port: value.mode for key, value in plane.services().items()}
+        assert modes == {80: ProgramMode.SNAT, 81: ProgramMode.DSR}
+        assert any("no memory" in each for each in daemon.call("status")["faults"])
+        ends = {"source": "192.0.2.1", "source_port": 5, "destination": "10.77.0.100", "destination_port": 81}
+        assert daemon.call("conn.show", **ends, protocol="tcp")["verdict"] == "drop_not_compiled"
+        works.set()
+        wait_until(lambda: not daemon.call("status")["faults"], "the compiler works again")
+        assert daemon.call("conn.show", **ends, protocol="tcp")["verdict"] == "drop_no_backend"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "pinned", "used"),
+    [
+        ({"replication", "dsr"}, {"replication"}, {"replication"}),
+        ({"dsr", "toa"}, {"toa", "quic"}, {"toa", "quic"}),
+        ({"replication", "dsr"}, {"toa"}, None),  # of a single node
+        ({"toa"}, {"toa"}, None),  # it is not the compiler
+    ],
+)
+def test_which_pinned_program_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: set[str], pinned: set[str], used: set[str] | None
+) -> None:
+    settings, loaded = write_node_file(tmp_path), Loaded("adopted", LAYOUTS, 1.0)
+
+    def ensure(build: Build, replace: bool = False, working: object = None) -> Loaded:
+        if build.features.keys() != pinned or wanted == pinned:
+            raise PlaneError("clang is not there")
+        return loaded
+
+    monkeypatch.setattr(loader, "ensure", ensure)
+    monkeypatch.setattr(loader, "pinned_features", lambda _: frozenset(pinned))
+    if used is None:
+        with pytest.raises(PlaneError, match="clang"):
+            process._pinned(settings, frozenset(wanted), False, lambda: None)
+    else:
+        assert process._pinned(settings, frozenset(wanted), False, lambda: None) == (loaded, frozenset(used))
+        with pytest.raises(PlaneError, match="clang"):
+            process._pinned(settings, frozenset(wanted), True, lambda: None)
