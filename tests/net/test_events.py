@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import json
 import signal
-from pathlib import Path
 
 from tests.fakes.watch import Watch
-from tests.net.paired import paired
+from tests.net.paired import PAIR, PairSite, write_pair
+from tests.rig import Rig
 from tests.wait import wait_until
 
 TIMES = {"heartbeat_ms": 40, "lease_ms": 120, "takeover_ms": 140}
 
 
-def test_a_takeover_is_seen_by_watchers_and_the_command(tmp_path: Path) -> None:
-    with paired(cluster=TIMES) as site:
+def test_a_takeover_is_seen_by_watchers_and_the_command() -> None:
+    with Rig(PAIR) as rig:
+        write_pair(rig, TIMES)
+        for node in rig.nodes:
+            seen = node.directory / "seen"
+            seen.mkdir()
+            seen.chmod(0o777)
+            for directory in seen.parents[:-1]:
+                directory.chmod(directory.stat().st_mode | 0o011)
+            command = ["/bin/sh", "-c", f"cat >> {seen}/events"]
+            with node.config.open("a") as file:
+                file.write(f"[notify]\ncommand = {json.dumps(command)}\n")
+            node.start()
+        site = PairSite(rig)
         survivor, killed = site.other, site.node
-        survivor.stop()
-        seen = survivor.directory / "seen"
-        seen.mkdir()
-        seen.chmod(0o777)
-        for directory in seen.parents[:-1]:
-            directory.chmod(directory.stat().st_mode | 0o011)
-        script = f"cat >> {seen}/events"
-        with survivor.config.open("a") as file:
-            file.write(f"[notify]\ncommand = {json.dumps(['/bin/sh', '-c', script])}\n")
-        survivor.start()
-        site.settle()
         watches = [Watch(node.xlbctl_command("watch", "-o", "json", "--last", "0")) for node in (survivor, killed)]
         try:
             for watch in watches:
@@ -48,7 +49,7 @@ def test_a_takeover_is_seen_by_watchers_and_the_command(tmp_path: Path) -> None:
                 watch.process.communicate()
 
         def told() -> list[str]:
-            path = seen / "events"
+            path = survivor.directory / "seen" / "events"
             return [json.loads(line)["event"] for line in path.read_text().splitlines()] if path.exists() else []
 
         wait_until(lambda: {"node.ready", "peer.lost", "takeover.done"} <= set(told()), "the command to have got them")
