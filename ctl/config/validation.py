@@ -11,7 +11,6 @@ import ipaddress
 import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import NoReturn
 
 from bpf.constants import MAX_BACKENDS, MAX_FARMS, MAX_PORT_RANGES, MAX_SERVERS, MAX_SERVICES, MAX_SNAT_ADDRESSES, MAX_VIPS
 from ctl.config.model import (
@@ -366,27 +365,33 @@ def check_vip_of_farm(vips: Mapping[str, Vip], farm: Farm, place: str = "") -> N
 
 def check_listener(others: Iterable[Farm], farm: Farm, place: str = "") -> None:
     """Check that no two farms listen on one port. Raises InvalidInput naming the other farm."""
+    overlap = find_overlap(others, farm)
+    if overlap:
+        raise _in_use(overlap, place or f"farm.{farm.name}")
+
+
+def find_overlap(others: Iterable[Farm], farm: Farm) -> str:
+    """What another farm listens on as well, for people; empty: nothing."""
     for other in others:
         if other.name == farm.name or other.protocol is not farm.protocol:
             continue
         shared = next((vip for vip in farm.vips if vip in other.vips), None)
         if shared is None:
             continue
-        for (first, last), (other_first, other_last) in itertools.product(farm.port_ranges, other.port_ranges):
-            if other_first <= last and first <= other_last:
-                _raise_overlap(farm, (first, last), other, (other_first, other_last), shared, place)
+        for ports, taken in itertools.product(farm.port_ranges, other.port_ranges):
+            if taken[0] <= ports[1] and ports[0] <= taken[1]:
+                return _overlap(farm, ports, other, taken, shared)
+    return ""
 
 
-def _raise_overlap(
-    farm: Farm, ports: tuple[int, int], other: Farm, other_ports: tuple[int, int], vip: str, place: str
-) -> NoReturn:
+def _overlap(farm: Farm, ports: tuple[int, int], other: Farm, taken: tuple[int, int], vip: str) -> str:
     protocol = farm.protocol
-    raise InvalidInput(
-        f"{format_ports([ports])}/{protocol} on {vip} overlaps {format_ports([other_ports])}/{protocol} of farm {other.name}; "
-        "choose another port or VIP, or delete that farm",
-        f"{place or f'farm.{farm.name}'}.port",
-        Code.LISTENER_IN_USE,
-    )
+    return f"{format_ports([ports])}/{protocol} on {vip} overlaps {format_ports([taken])}/{protocol} of farm {other.name}"
+
+
+def _in_use(overlap: str, place: str) -> InvalidInput:
+    remedy = "choose another port or VIP, or delete that farm"
+    return InvalidInput(f"{overlap}; {remedy}", f"{place}.port", Code.LISTENER_IN_USE)
 
 
 def check_limits(vips: Collection[str], farms: Collection[Farm]) -> None:
@@ -449,7 +454,8 @@ def _check_listeners(farms: Iterable[Farm]) -> None:
     of_name = {farm.name: farm for farm in farms}
     for (vip, protocol, first, last, name), (vip2, protocol2, first2, last2, name2) in itertools.pairwise(listeners):
         if (vip, protocol) == (vip2, protocol2) and first2 <= last:
-            _raise_overlap(of_name[name2], (first2, last2), of_name[name], (first, last), vip, "")
+            overlap = _overlap(of_name[name2], (first2, last2), of_name[name], (first, last), vip)
+            raise _in_use(overlap, f"farm.{name2}")
 
 
 def _check_ids(kind: str, ids: list[int], limit: int) -> None:

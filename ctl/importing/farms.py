@@ -19,7 +19,7 @@ from ctl.config.address_rules import problems
 from ctl.config.changes import replace_all
 from ctl.config.fields import BACKEND_FIELDS, vip_fields
 from ctl.config.model import MAX_PORT, Config, Farm, format_ports
-from ctl.config.validation import MAX_PORTS_PER_FARM, MAX_VIPS_PER_FARM, check_listener
+from ctl.config.validation import MAX_PORTS_PER_FARM, MAX_VIPS_PER_FARM, find_overlap
 from ctl.errors import Code, InvalidInput
 from ctl.importing.addresses import DEFAULT_DEVICE, Addresses, Choices
 from ctl.importing.form import (
@@ -376,13 +376,10 @@ def _leave_out_overlaps(making: _Making) -> None:
     for each in making.farms:
         farm = each.checked
         assert farm is not None
-        try:
-            for address in farm.vips:
-                check_listener(accepted.get((address, farm.protocol), []), farm)
-        except InvalidInput as error:
-            why = error.detail.partition("; ")[0]
+        overlap = next(filter(None, (find_overlap(accepted.get((vip, farm.protocol), []), farm) for vip in farm.vips)), "")
+        if overlap:
             remedy = "choose one of them, or another port or VIP"
-            making.imported.notes.lost(each.service.place, each.service.statement, why, remedy)
+            making.imported.notes.lost(each.service.place, each.service.statement, overlap, remedy)
             continue
         for address in farm.vips:
             accepted.setdefault((address, farm.protocol), []).append(farm)
