@@ -42,8 +42,8 @@ struct vlan {
 struct interface_tag {
 	u32 lower;  /* of a VLAN device: the interface that its frames leave by; 0: it is none */
 	__be32 tag; /* its protocol and number */
-	u32 block;  /* of an interface below VLAN devices: the place of their numbers in `vlans`, counted from 1; 0: it is none */
-	u32 flags;  /* INTERFACE_FLAG_* */
+	u32 block; /* of an interface below VLAN devices: the place of their numbers in `vlans`, counted from 1; 0: it is none */
+	u32 flags; /* INTERFACE_FLAG_* */
 };
 
 /* How a frame came, for the programs that are called with it. */
@@ -54,7 +54,7 @@ struct arrival {
 };
 
 /* Arrays, because each packet looks things up: a hash would cost as much as the rest. */
-BPF_TABLE_PINNED("array", u32, struct vlan, vlans, MAX_VLAN_BLOCKS * VLAN_NUMBERS, PINS "/vlans");
+BPF_TABLE_PINNED("array", u32, struct vlan, vlans, MAX_VLAN_BLOCKS *VLAN_NUMBERS, PINS "/vlans");
 BPF_TABLE_PINNED("array", u32, struct interface_tag, interface_tags, MAX_INTERFACES, PINS "/interface_tags");
 BPF_TABLE_PINNED("percpu_array", u32, struct arrival, arrivals, 1, PINS "/arrivals");
 
