@@ -17,8 +17,8 @@ from tests.tree import TREE
 FORKS = re.compile(r"subprocess\.(?:Popen|run|check_output|check_call|call)\(|create_subprocess|os\.(?:fork|posix_spawn|spawn)")
 ALLOWED = {
     "ctl/cli",  # another process than the daemon
-    "ctl/health/probes/command_helper.py",  # so is this
-    "ctl/health/probes/commands.py",  # starts that, once, when the first command is due
+    "ctl/runtime/command_helper.py",  # so is this
+    "ctl/runtime/commands.py",  # starts that, once, when the first command is due
 }
 MEASURE = """
 import os, statistics, subprocess, sys, threading, time
