@@ -2,7 +2,8 @@
 
 `mutations.txt` lists them like a patch: a name, the module, the profile whose histories are to find it (with these faults only,
 where the accident it takes is rare), the text that is removed and the text that replaces it. Only the byte code
-of the functions that differ is swapped, and put back afterwards, so that classes keep their identity.
+of the functions that differ is swapped, and put back afterwards, so that classes keep their identity. A rare one also names the
+seed that noticed it last, which is played first: if the code has changed since, others are tried as for any other.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from tests.sim.world import PROFILES, World
@@ -30,6 +32,7 @@ class Mutation:
     faults: str  # only these, if any, joined by +
     old: str
     new: str
+    seed: int | None = None  # of the history that is played first
 
 
 def read_mutations() -> tuple[Mutation, ...]:
@@ -37,11 +40,11 @@ def read_mutations() -> tuple[Mutation, ...]:
     found = []
     for part in Path(__file__).with_suffix(".txt").read_text().split("\n\n"):
         head, *lines = part.strip("\n").split("\n")
-        match = re.fullmatch(r"@ (.+) \[([\w.]+), (\w+)(?:, ([\w+]+))?\]", head)
+        match = re.fullmatch(r"@ (.+) \[([\w.]+), (\w+)(?:, ([a-z_+]+))?(?:, seed (\d+))?\]", head)
         assert match, head
         old, new = ("\n".join(line[1:] for line in lines if line[0] == sign) for sign in "-+")
-        name, module, profile, faults = match.groups(default="")
-        found.append(Mutation(name, module, profile, faults, old, new))
+        name, module, profile, faults, seed = match.groups(default="")
+        found.append(Mutation(name, module, profile, faults, old, new, int(seed) if seed else None))
     return tuple(found)
 
 
@@ -99,7 +102,8 @@ def killed_by(mutation: Mutation, histories: int) -> tuple[int, str] | None:
     if mutation.faults:
         profile = replace(profile, faults=tuple(mutation.faults.split("+")))
     with applied(mutation):
-        for seed in range(number, histories * len(PROFILES), len(PROFILES)):
+        known = () if mutation.seed is None else (mutation.seed,)
+        for seed in chain(known, range(number, histories * len(PROFILES), len(PROFILES))):
             try:
                 World(seed, profile).run()
             except Exception as error:  # a crash of a machine is found as surely as a broken rule
