@@ -412,7 +412,7 @@ def open_connection(
 def claim(state: State, key: Key, forward: Flow) -> bool:
     """Make the reply entry. False: another connection has its key."""
     size, reply_key = len(key.source), forward.opposite(key.protocol)
-    state.embryonic[size].evict()  # the program tries to insert it
+    state.embryonic[size].evict(reply_key)  # the program tries to insert it
     found = find(state, reply_key)
     if not found:
         reply = Flow(key.destination, key.source, key.destination_port, key.source_port)

@@ -240,12 +240,16 @@ class Machine:
         self.kernel.stall_reader(step.space)
         self.state.ring_space = {} if step.space is None else {4: step.space, 16: step.space}
 
-    def _missing(self, name: str, entries: dict[Key, Flow]) -> set[Key]:
-        """Another connection may have the key of an entry that is gone."""
+    def _missing(self, name: str, entries: dict[Key, Flow], written: Key | None) -> set[Key]:
+        """Another connection may have the key of an entry that is gone; so may the same one, if it wrote the entry: then the
+        next hop and the time are others."""
         if name not in self._survivors:
             self._survivors[name] = self.kernel.table(name)
         found = self._survivors[name]
-        return {key for key, flow in entries.items() if key not in found or found[key][:4] != row_of(flow)[:4]}
+        gone = {key for key, flow in entries.items() if key not in found or found[key][:4] != row_of(flow)[:4]}
+        if written in entries and written in found and found[written][4:9] != row_of(entries[written])[4:9]:
+            gone.add(written)
+        return gone
 
     # --- comparisons -----------------------------------------------------------------------------------------
 

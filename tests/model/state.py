@@ -101,7 +101,7 @@ class Table:
     def __init__(self, name: str, capacity: int, touched: set[tuple[str, Key]]) -> None:
         self.name, self.capacity, self.entries = name, capacity, dict[Key, Flow]()
         self._touched = touched
-        self.missing: Callable[[dict[Key, Flow]], set[Key]] | None = None
+        self.missing: Callable[[dict[Key, Flow], Key | None], set[Key]] | None = None
         self.gone, self.doubt = set[Key](), False
 
     def get(self, key: Key) -> Flow | None:
@@ -119,10 +119,13 @@ class Table:
         self.gone.discard(key)
         return True
 
-    def evict(self) -> None:
-        """Remove what the kernel has evicted. It may do so with each attempt to write an entry, be it there already or not."""
-        if self.missing and (gone := self.missing(self.entries)):
-            self.gone |= gone
+    def evict(self, written: Key | None = None) -> None:
+        """Remove what the kernel has evicted. It may do so with each attempt to write an entry, be it there already or not.
+
+        written: the key of the attempt. Its own entry may be what makes space; then it is made anew.
+        """
+        if self.missing and (gone := self.missing(self.entries, written)):
+            self.gone |= gone - {written}
             for key in gone:
                 self.delete(key)
 
