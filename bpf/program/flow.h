@@ -70,17 +70,21 @@ static __always_inline u32 segment_bytes(struct packet *packet)
 
 /* The state of a flow after one of its packets. A FIN or RST is a hint: a sender that continues has not sent it, or its
  * receiver has ignored it (RFC 5961). So any later segment but another client's SYN revokes a RST, payload after a FIN
- * revokes that FIN, and the answer to a SYN starts it again.
+ * revokes that FIN, and the answer to a SYN starts it again. Not if this end has sent before and not ended: then the answer is an
+ * old duplicate.
  */
-static __always_inline u8 next_state(struct packet *packet, u8 state)
+static __always_inline u8 next_state(struct packet *packet, u8 before)
 {
 	const u8 ends = FLOW_STATE_RST | FLOW_STATE_FIN_HERE | FLOW_STATE_FIN_THERE;
+	const u8 revocable = FLOW_STATE_RST | FLOW_STATE_FIN_HERE;
+	u8 state = before | FLOW_STATE_SEEN;
 
-	state |= FLOW_STATE_SEEN;
 	if (packet->tcp_flags & TCP_RST)
 		return state | FLOW_STATE_RST;
 	if (packet->tcp_flags & TCP_SYN)
-		return packet->tcp_flags & TCP_ACK ? state & ~ends : state;
+		return packet->tcp_flags & TCP_ACK && (before & (FLOW_STATE_SEEN | revocable)) != FLOW_STATE_SEEN
+			       ? state & ~ends
+			       : state;
 	state &= ~FLOW_STATE_RST;
 	if (packet->tcp_flags & TCP_FIN)
 		return state | FLOW_STATE_FIN_HERE;

@@ -274,6 +274,15 @@ def test_a_second_datagram_of_a_later_time_establishes(bed: Bed, family: Family,
 
 
 @KINDS
+def test_what_a_client_never_sends_does_not_open_the_far_end(bed: Bed, family: Family, kind: str) -> None:
+    """Its own FIN could not close the connection any more."""
+    farm(bed, family, kind)
+    for flags in ("S", "SAF"):
+        bed.send(bytes(from_client(family, flags=flags)))
+    assert FlowState.FIN_THERE in state(bed, family, "embryonic")
+
+
+@KINDS
 def test_the_clients_fin_closes_and_its_syn_opens_again(bed: Bed, family: Family, kind: str) -> None:
     farm(bed, family, kind)
     with ring(bed, family) as take:
