@@ -30,7 +30,7 @@ class Process:
         self._ended = os.pidfd_open(self.pid)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for its end, at most so long; returns whether it has ended."""
+        """Wait for its end for at most this time; returns whether it has ended."""
         if self.exit_status is None:
             watch = select.poll()  # descriptors may be beyond what select() takes
             watch.register(self._ended, select.POLLIN)

@@ -19,7 +19,7 @@ from ctl.cli.options import (
     number,
     setting_options,
 )
-from ctl.cli.output import show
+from ctl.cli.output import plural, show
 from ctl.config.model import DrainThen, format_endpoint
 from ctl.config.settings import BACKEND_SETTINGS
 from ctl.errors import Code, XlbError
@@ -145,7 +145,7 @@ def _wait(session: Session, farm: str, endpoint: tuple[str, int | None]) -> dict
             if not left or over:
                 return {name: found[name] for name in ("farm", "address", "port", "connections")} | {"at_deadline": over}
             end = f", {max(0, round(until - time.time()))} s until the deadline" if until else ""
-            line = f"{format_endpoint(found['address'], found['port'])} of {farm}: {left} connections left{end}"
+            line = f"{format_endpoint(found['address'], found['port'])} of {farm}: {plural(left, 'connection')} left{end}"
         if left != shown:
             click.echo(line, err=True)
             shown = left
@@ -171,7 +171,8 @@ def _drain(session: Session, farm: str, endpoint: tuple[str, int | None]) -> dic
 
 
 def _drained(farm: str, end: dict[str, Any]) -> str:
-    left = f"at the deadline with {end['connections']} connections left" if end["connections"] else "no connection left"
+    count = end["connections"]
+    left = f"at the deadline with {plural(count, 'connection')} left" if count else "no connection left"
     return f"backend {format_endpoint(end['address'], end['port'])} of {farm} drained: {left}"
 
 

@@ -124,7 +124,7 @@ TAKEOVER_CONFIRMED = _type(
     _INFO,
     "client traffic arrives after a takeover",
     Field("packets", int, "how many arrived", "packets"),
-    Field("after_ms", int, "noticed so long after the takeover", "ms"),
+    Field("after_ms", int, "time from the takeover until it was noticed", "ms"),
     Field("announced_again", int, "how often the VIPs were announced meanwhile", "times"),
 )
 TAKEOVER_UNCONFIRMED = _type(

@@ -1,7 +1,7 @@
 """The last events of a node, numbered, for readers that come back for more. Pure: the time is an argument.
 
 Decides what a reader gets and how many events it lost: the history is every reader's queue, so none can hold up the node or
-another reader. A reader names the number of the last event it has; numbers begin anew with each incarnation of the daemon.
+another reader. A reader names the number of the last event it has; numbers begin again with each incarnation of the daemon.
 """
 
 from __future__ import annotations

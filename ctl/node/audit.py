@@ -60,6 +60,6 @@ def event(generation: int, made: Provenance) -> Event:
 
 
 def _plain(text: str, most: int) -> str:
-    """In one line, at most so long, and without what cannot be printed: it is stored, sent to the peer and shown."""
+    """In one line of limited length, and without what cannot be printed: it is stored, sent to the peer and shown."""
     plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:most])
     return plain if len(text) <= most and len(plain) <= most else plain[: most - 1] + "…"

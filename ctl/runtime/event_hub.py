@@ -23,7 +23,7 @@ Report = Callable[[logging.Logger, Event], None]
 """Takes an event in; the logger gets its line."""
 
 COALESCE_S = 0.01
-"""Readers are woken so long after an event: a burst is one answer."""
+"""Time after an event when readers are woken: a burst is one answer."""
 RATES_WANTED_S = 3.0
 
 _LEVELS = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ERROR: logging.ERROR}

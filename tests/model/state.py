@@ -122,7 +122,7 @@ class Table:
     def evict(self, written: Key | None = None) -> None:
         """Remove what the kernel has evicted. It may do so with each attempt to write an entry, be it there already or not.
 
-        written: the key of the attempt. Its own entry may be what makes space; then it is made anew.
+        written: the key of the attempt. Its own entry may be what makes space; then it is made again.
         """
         if self.missing and (gone := self.missing(self.entries, written)):
             self.gone |= gone - {written}

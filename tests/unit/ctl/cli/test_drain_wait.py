@@ -50,7 +50,7 @@ def test_a_connection_that_no_sweep_has_counted_is_waited_for_also_if_the_check_
     command = [*XLBCTL, "--config", str(daemon.config), "backend", "drain", "web", "10.77.0.11:8080", "--wait"]
     waits = subprocess.Popen(command, cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert waits.stderr is not None
-    assert waits.stderr.readline() == "10.77.0.11:8080 of web: 1 connections left\n"
+    assert waits.stderr.readline() == "10.77.0.11:8080 of web: 1 connection left\n"
     connection(daemon, FlowState.SEEN | FlowState.RST)
     assert waits.communicate(timeout=20) == ("backend 10.77.0.11:8080 of web drained: no connection left\n", "")
 
