@@ -1,4 +1,4 @@
-/* VLAN tags (IEEE 802.1Q and 802.1ad). A tag with VLAN 0 says nothing but a priority: Linux removes such tags, one after the
+/* VLAN tags (IEEE 802.1Q and 802.1ad). A tag with VLAN 0 carries a priority alone: Linux removes such tags, one after the
  * other, and treats the rest as an untagged frame; so must the fence. A tag with another VLAN belongs to a VLAN device.
  *
  * With VLANS the program is on the interface below VLAN devices, and handles the frames of those that it knows as if they had

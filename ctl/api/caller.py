@@ -22,7 +22,7 @@ _MAX_NAME = 64
 class Caller:
     """Who asks. uid None: not a client of the control socket; `user` is its name then. node: empty, this one.
 
-    claim: the user before sudo, as the client says. purpose: what a command is part of, e.g. "rollback to 12".
+    claim: the user before sudo, as the client claims. purpose: what a command is part of, e.g. "rollback to 12".
     """
 
     uid: int | None = None
@@ -57,9 +57,9 @@ def from_peer_address(address: object) -> Caller:
     return Caller(int(fields[-3]), int(fields[-1]))
 
 
-def from_peer(told: Any, node: str) -> Caller:
+def from_peer(given: Any, node: str) -> Caller:
     """The caller that the peer `node` names; a peer of version 0.1.0 names none."""
-    values = told if isinstance(told, dict) else {}
+    values = given if isinstance(given, dict) else {}
     purpose = values.get("purpose", "")
     return Caller(
         user=values["user"] if _is_name(values.get("user")) else "unknown user",

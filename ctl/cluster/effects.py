@@ -55,7 +55,7 @@ HANDED_OVER_S = 2.0
 NEARLY_LOST = 4
 """An extension with less than a fourth of the lease left is an event,"""
 NEARLY_LOST_QUIET_NS = 10_000_000_000
-"""and so long after one no other is."""
+"""and none within this time after another."""
 LAST_FLUSH_BOUND_S = 0.1
 """How long a node that stepped down still sends its last flow changes to the new active node."""
 

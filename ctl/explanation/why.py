@@ -2,7 +2,7 @@
 
 lease → interfaces → VIP → client → farm → lists and limits → backends → next hops → way back → recent drops
 
-Pure: judges what the caller observed and what `ctl.explanation.explain` says about a first packet of the client. The way ends
+Pure: judges what the caller observed and what `ctl.explanation.explain` answers for a first packet of the client. The way ends
 at the first finding that fails.
 """
 

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A stored configuration. header: its version and provenance; None: it cannot be read, and `problem` says why.
+    """A stored configuration. header: its version and provenance; None: it cannot be read, and `problem` is the reason.
 
     number: its place among those in force on this node; 0: it lost in a split, and is not one of them.
     """

@@ -95,7 +95,7 @@ class ConnectionCommands:
         return await self.sweeper.ask(lambda: self._find(arriving))
 
     def explained(self, arriving: FlowTuple, entry: FlowEntry | None = None, other: FlowEntry | None = None) -> dict[str, Any]:
-        """What the configuration and the maps say about a packet; entry, other: of `look_up`. Blocks."""
+        """The verdict on a packet by configuration and maps; entry, other: of `look_up`. Blocks."""
         config, now_tick = self.config(), self.plane.now_tick()
         found = connection_view(entry, Names(config), now_tick) if entry is not None else None
         answered = entry is not None and is_answered(entry, other, now_tick)
