@@ -37,10 +37,11 @@ cluster.add_command(pairing.create)
 cluster.add_command(pairing.join)
 
 
-@cluster.command("status", examples=["xlbctl cluster status", "xlbctl cluster status --check", "xlbctl cluster status -o json"])
+@cluster.command("status", examples=["xlbctl cluster status", "xlbctl cluster status --both", "xlbctl cluster status --check"])
 @click.option("--check", is_flag=True, help="Print one line for monitoring, and exit with 0, 1, 2 or 3.")
+@click.option("--both", is_flag=True, help="Show the pair as each node sees it, next to each other.")
 @click.pass_context
-def status(ctx: click.Context, check: bool) -> None:
+def status(ctx: click.Context, check: bool, both: bool) -> None:
     """Show both nodes in one table, this node's interfaces, and what is not well.
 
     With --check, it prints one line and exits like a monitoring plugin. 0, OK: the VIPs are served, and in a pair the peer
@@ -50,6 +51,11 @@ def status(ctx: click.Context, check: bool) -> None:
     """
     session = ctx.find_object(Session)
     assert session is not None
+    if check and both:
+        raise InvalidInput("choose one of --check and --both", "--both", Code.INVALID_VALUE)
+    if both:
+        show(session.json, session.call("cluster.nodes"), _print_views)
+        return
     if check:
         ctx.exit(print_check(session))
     show(session.json, session.call("status"), print_status)
@@ -159,6 +165,32 @@ def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
     fields.append(("xlbd", f"{answer['version']}, up for {duration(answer['uptime_s'])}, pins {answer['pins']['origin']}"))
     fields += peer_fields(answer.get("peer"), answer.get("sync"), answer.get("paths"), answer["role"] == "active")
     return fields + vote_fields(answer.get("vote")) + trust_fields(answer.get("advertisements"))
+
+
+def _print_views(answer: dict[str, Any]) -> None:
+    """Print what each node says of the pair: one column for each."""
+    nodes = answer["nodes"]
+    views = [dict(_view_fields(each["status"])) if each["answered"] else {} for each in nodes]
+    columns = (Column("AS SEEN BY"), *(Column(each["name"], text=True) for each in nodes))
+    names = list(dict.fromkeys(name for view in views for name in view))
+    print_table(columns, [(name, *(view.get(name, "") for view in views)) for name in names], "")
+    for each in nodes:
+        if not each["answered"]:
+            click.echo(f"xlbctl: {each['name']} does not show its view: {each['why_not']}", err=True)
+
+
+def _view_fields(status: dict[str, Any]) -> list[tuple[str, str]]:
+    lease_ms = status["lease_ms_left"]
+    return [
+        ("role", status["role"]),
+        ("why", status.get("why", "")),
+        ("since", duration(status["since_s"])),
+        ("epoch", str(status["epoch"])),
+        ("generation", str(status["generation"])),
+        ("lease", "" if lease_ms is None else f"{lease_ms} ms left"),
+        *peer_fields(status["peer"], status["sync"], status.get("paths"), status["role"] == "active"),
+        ("faults", "; ".join(status["faults"])),
+    ]
 
 
 def vote_fields(vote: dict[str, Any] | None) -> list[tuple[str, str]]:

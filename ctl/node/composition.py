@@ -25,6 +25,7 @@ from ctl.api.commands.vip import VipCommands
 from ctl.api.commands.why import WhyCommand
 from ctl.api.monitoring.metrics import MetricsCommand
 from ctl.api.monitoring.watch import WatchCommand
+from ctl.api.peer.both_views import BothViews
 from ctl.api.peer.loaded_lists import LoadedLists
 from ctl.api.peer.own_addresses import OwnAddresses
 from ctl.api.peer.report import PeerReport
@@ -381,4 +382,6 @@ def _register_commands(
         settings.data.max_flows,
     ).register(dispatcher)
     doctor.register(dispatcher, examined)
-    ClusterCommands(parts.membership, parts.pairing, parts.cluster_check, status).register(dispatcher)
+    views = BothViews(parts.membership, status.view)
+    views.answer(questions)
+    ClusterCommands(parts.membership, parts.pairing, parts.cluster_check, status, views).register(dispatcher)

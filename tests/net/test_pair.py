@@ -73,6 +73,9 @@ def mend_cluster(rig: Rig, node: Node) -> None:
 def test_both_nodes_of_a_sound_pair_are_ok_for_monitoring(site: PairSite) -> None:
     site.settle()
     wait_until(lambda: {node.call("status")["check"]["exit_code"] for node in site.rig.nodes} == {0}, "both to be sound", 10)
+    for node in site.rig.nodes:
+        views = {each["name"]: each["status"]["role"] for each in node.call("cluster.nodes")["nodes"]}
+        assert views == {site.node.name: "active", site.other.name: "backup"}
 
 
 def test_a_client_on_the_nodes_themselves(site: PairSite) -> None:

@@ -244,6 +244,9 @@ def test_the_nodes_know_each_other(mixed: PairSite) -> None:
         assert status["paths"]["cluster"]
         assert status["epoch"] == active["epoch"]
         assert status["sync"]["in_step"]
+    upgraded = next(node for node in mixed.rig.nodes if node.tree == TREE)
+    own, earlier = upgraded.call("cluster.nodes")["nodes"]
+    assert own["answered"] and not earlier["answered"] and "earlier version" in earlier["why_not"]
     wait_until(lambda: mixed.status(mixed.other)["paths"]["data"], "VRRP advertisements of the active node")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ctl.api.commands.dispatcher import Arguments, Dispatcher, Result
 from ctl.api.commands.status import StatusCommands
+from ctl.api.peer.both_views import BothViews
 from ctl.cluster.membership import Membership
 from ctl.cluster.pairing.check import ClusterCheck
 from ctl.cluster.pairing.create_join import Pairing
@@ -20,9 +21,11 @@ class ClusterCommands:
     pairing: Pairing
     check: ClusterCheck
     status: StatusCommands
+    views: BothViews
 
     def register(self, dispatcher: Dispatcher) -> None:
         dispatcher.register("cluster.status", self.status.cluster, at_once=True)
+        dispatcher.register("cluster.nodes", self.nodes, at_once=True)
         dispatcher.register("cluster.switchover", self.switchover, acts=True)
         dispatcher.register("cluster.failback", self.failback, acts=True)
         dispatcher.register("cluster.maintenance", self.maintenance, ("on", "force"), acts=True)
@@ -32,6 +35,10 @@ class ClusterCommands:
         dispatcher.register("cluster.join", self.pairing.join, ("local", "token"), acts=True)
         dispatcher.register("cluster.destroy", self.pairing.destroy, acts=True)
         dispatcher.register("cluster.check", self.check.run)
+
+    async def nodes(self, _: Arguments) -> Result:
+        """Both nodes as each sees the pair."""
+        return {"nodes": await self.views.nodes()}
 
     async def switchover(self, arguments: Arguments) -> Result:
         """Make the other node active. Returns the status after it."""
