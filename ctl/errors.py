@@ -82,6 +82,7 @@ class Code(StrEnum):
     NODES_DIFFER = "nodes_differ", "versions or failover times of the two nodes differ"
     NODES_CONFLICT = "nodes_conflict", "names, addresses or priorities of the two nodes do not form a pair"
     PAIR_UNCONFIRMED = "pair_unconfirmed", "the other node did not confirm the pair"
+    CANCELLED = "cancelled", "a person did not confirm it or cancelled it; both nodes are as they were"
     SSH_FAILED = "ssh_failed", "the peer cannot be reached by SSH, or a command there failed"
     SSH_LOGIN_REFUSED = "ssh_login_refused", "the peer refuses the SSH login"
     HOST_KEY_UNKNOWN = "host_key_unknown", "the peer's SSH host key is not known"

@@ -7,29 +7,22 @@ either node.
 from __future__ import annotations
 
 import asyncio
-import json
-import shlex
 import sys
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from ctl.cli.base import Session, XlbCommand, pass_session
 from ctl.cli.options import ADDRESS, PORT
-from ctl.cli.output import plural, print_json, print_table, show
+from ctl.cli.output import print_json, print_table, show
 from ctl.cli.terminal.tables import Column
-from ctl.errors import Code, InvalidInput, XlbError
-
-if TYPE_CHECKING:
-    from ctl.cluster.pairing.ssh import Done, Peer
+from ctl.creation.settling import until_in_step
+from ctl.creation.steps import Question, State, Step, removal
+from ctl.errors import InvalidInput
 
 CHECK_COLUMNS = (Column("CHECK"), Column("RESULT", state=True), Column("FINDING", text=True), Column("REMEDY", text=True))
 TIMEOUT_MS = 60_000
-IN_STEP_S = 20.0
-POLL_S = 0.2
-SHOWN = 10
 
 
 @click.command(
@@ -77,16 +70,14 @@ def create(
         made = session.call("cluster.create", local=local, peer=peer)
         show(session.json, {"token": made["token"]}, lambda _: _print_token(made, peer))
         return
-    own = session.call("cluster.preview")
+    session.call("cluster.preview", local=local, peer=peer)
     password = _password(peer)
-    confirm = _confirmation(yes)
-    from ctl.cluster.pairing.ssh import Target
+    from ctl.creation.flow import Creation, Wanted
+    from ctl.creation.ssh import Files, Secret
 
-    login = _Login(Target(peer, ssh_port, local), password, _belief(peer, accept_host_key, yes), remote_command)
-    try:
-        outcome = asyncio.run(_create(session, own, local, login, confirm))
-    finally:
-        _cancel_token(session)
+    wanted = Wanted(local, peer, Files.of_user(), ssh_port, remote_command)
+    creation = Creation(wanted, _Control(session), _Person(accept_host_key, yes))
+    outcome = asyncio.run(creation.run(Secret(password)))
     if session.json:
         print_json(outcome)
     else:
@@ -116,11 +107,11 @@ def join(session: Session, local: str, yes: bool, no_check: bool, token: str) ->
     if token == "-":
         token = sys.stdin.readline().strip()
     has = session.call("cluster.preview")
-    removal = _removal(has["node"], has)
-    if removal and not yes:
-        click.confirm(f"{removal}. Continue?", abort=True, err=True)
+    removed = removal(has["node"], has["farms"], has["vips"])
+    if removed and not yes:
+        click.confirm(f"{removed}. Continue?", abort=True, err=True)
     joined = session.call("cluster.join", local=local, token=token)
-    checks = [] if no_check else _settled_checks(session)
+    checks = [] if no_check else asyncio.run(_settled_checks(session))
     if session.json:
         print_json(joined | {"checks": checks})
         return
@@ -164,78 +155,44 @@ def destroy(session: Session, yes: bool) -> None:
 # --- create ----------------------------------------------------------------------------------------------------------
 
 
-class _Login:
-    """How to log in to the peer."""
+class _Control:
+    """The session's connection to the daemon, as `ctl.creation` uses one."""
 
-    def __init__(self, target: Any, password: str, believe: Callable[[str], bool], command: str) -> None:
-        self.target, self.password, self.believe, self.command = target, password, believe, command
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
-
-async def _create(
-    session: Session, own: dict[str, Any], local: str, login: _Login, confirm: Callable[[str], None]
-) -> dict[str, Any]:
-    from ctl.cluster.pairing.ssh import logged_in
-
-    address = login.target.host
-    _note(f"logging in to {address}")
-    async with logged_in(login.target, login.password, login.believe) as peer:
-        has = await _look_at(peer, login, own["version"])
-        if removal := _removal(has["node"], has):
-            confirm(f"{removal}. Continue?")
-        made = session.call("cluster.create", local=local, peer=address)
-        _note(f"{has['node']} is joining the pair")
-        command = f"{login.command} -o json cluster join --local {shlex.quote(address)} --yes --no-check -"
-        done = await peer.run(command, made["token"] + "\n", lambda line: _note(f"{has['node']}: {_bare(line)}"))
-        if done.status:
-            raise XlbError(f"{has['node']} could not join: {_last_sentence(done)}", Code.PAIR_UNCONFIRMED)
-    joined = _json_of(done, has["node"])
-    return {"node": own["node"], "peer": has["node"], "kept": joined.get("kept"), "checks": _settled_checks(session)}
+    async def call(self, command: str, args: Mapping[str, Any] | None = None) -> Any:
+        return self._session.call(command, **(args or {}))
 
 
-async def _look_at(peer: Peer, login: _Login, version: str) -> dict[str, Any]:
-    """Return the configuration of the peer. Raises XlbError if it cannot join a pair. Changes nothing."""
-    host = peer.target.host
-    done = await peer.run(f"{login.command} -o json version")
-    if done.status in (126, 127):
-        raise XlbError(f"xlb is not installed on {host}: install the same package there, version {version}", Code.SSH_FAILED)
-    versions = _json_of(done, host)
-    its = versions.get("xlbd")
-    if its is None:
-        raise XlbError(
-            f"xlbd is not running on {host}: run systemctl start xlbd there; {_last_sentence(done)}", Code.DAEMON_NOT_RUNNING
-        )
-    if its != version:
-        raise XlbError(f"{host} has xlb {its} and this node {version}; install the same version on both", Code.NODES_DIFFER)
-    done = await peer.run(f"{login.command} -o json cluster status")
-    status = _json_of(done, host)
-    if status.get("peer"):
-        name = status["peer"]["name"]
-        raise XlbError(
-            f"{status['node']} is already in a pair with {name}; run xlbctl cluster destroy there first", Code.PAIR_EXISTS
-        )
-    vips = _json_of(await peer.run(f"{login.command} -o json vip list"), host)
-    farms = _json_of(await peer.run(f"{login.command} -o json farm list"), host)
-    return {
-        "node": status["node"],
-        "vips": [each["address"] for each in vips],
-        "farms": [each["name"] for each in farms],
-    }
+class _Person:
+    """Who runs the command: is shown the steps on stderr, and asked on the terminal."""
 
+    def __init__(self, accepted_key: str, yes: bool) -> None:
+        self._accepted_key, self._yes = accepted_key, yes
 
-def _json_of(done: Done, host: str) -> Any:
-    try:
-        return json.loads(done.output)
-    except ValueError:
-        raise XlbError(f"xlbctl on {host} failed: {_last_sentence(done)}", Code.SSH_FAILED) from None
+    def step(self, _: Step, state: State, text: str) -> None:
+        if state == "running" and text:
+            _note(text)
 
+    def note(self, text: str) -> None:
+        _note(text)
 
-def _last_sentence(done: Done) -> str:
-    lines = [line for line in done.errors.splitlines() if line.strip()]
-    return _bare(lines[-1]) if lines else f"it exited with {done.status} and printed no error"
+    async def ask(self, question: Question) -> bool:
+        if question.kind == "host_key":
+            return self._believes(question)
+        if not self._yes:
+            if not sys.stdin.isatty():
+                raise InvalidInput(f"{question.text.removesuffix(' Continue?')} Confirm with --yes", "--yes")
+            click.confirm(question.text, abort=True, err=True)
+        return True
 
-
-def _bare(line: str) -> str:
-    return line.removeprefix("xlbctl: ")
+    def _believes(self, question: Question) -> bool:
+        if self._accepted_key:
+            return question.fingerprint == self._accepted_key
+        if self._yes or not sys.stdin.isatty():
+            return False
+        return click.confirm(question.text, err=True)
 
 
 def _password(peer: str) -> str:
@@ -252,64 +209,13 @@ def _password(peer: str) -> str:
     return password
 
 
-def _belief(peer: str, accepted: str, yes: bool) -> Callable[[str], bool]:
-    """Return the policy for an unknown host key: accept the given fingerprint, or ask the user."""
-
-    def believe(fingerprint: str) -> bool:
-        if accepted:
-            return fingerprint == accepted
-        if yes or not sys.stdin.isatty():
-            return False
-        return click.confirm(f"The host key of {peer} is unknown: {fingerprint}. Is that its key?", err=True)
-
-    return believe
-
-
-def _confirmation(yes: bool) -> Callable[[str], None]:
-    def confirm(question: str) -> None:
-        if yes:
-            return
-        if not sys.stdin.isatty():
-            raise InvalidInput(f"{question.removesuffix(' Continue?')} Confirm with --yes", "--yes")
-        click.confirm(question, abort=True, err=True)
-
-    return confirm
-
-
-def _cancel_token(session: Session) -> None:
-    """Revoke the join token; no effect after the peer has joined."""
-    try:
-        session.call("cluster.cancel")
-    except XlbError as error:
-        _note(f"cannot revoke the join token, which expires by itself: {error}")
-
-
 # --- output --------------------------------------------------------------------------------------------------
 
 
-def _settled_checks(session: Session) -> Any:
-    """Wait until the pair is in step, and check it; not longer than IN_STEP_S without any progress."""
-    seen, since_s = None, time.monotonic()
-    while time.monotonic() < since_s + IN_STEP_S:
-        status = session.call("cluster.status")
-        peer, sync = status.get("peer") or {}, status.get("sync") or {}
-        if peer.get("alive") and sync.get("in_step"):
-            break
-        state = (status["role"], peer.get("role"), peer.get("alive"), peer.get("generation"), sync.get("protected"))
-        if state != seen:
-            seen, since_s = state, time.monotonic()
-        time.sleep(POLL_S)
+async def _settled_checks(session: Session) -> Any:
+    """Wait until the pair is in step, and check it."""
+    await until_in_step(_Control(session))
     return session.call("cluster.check")
-
-
-def _removal(node: str, has: dict[str, Any]) -> str:
-    """The confirmation for what joining removes; empty if nothing is removed."""
-    vips, farms = has["vips"], has["farms"]
-    if not vips and not farms:
-        return ""
-    named = ", ".join([*farms, *vips][:SHOWN]) + (" and more" if len(vips) + len(farms) > SHOWN else "")
-    removed = f"{plural(len(farms), 'farm')} and {plural(len(vips), 'VIP')} of {node}"
-    return f"{removed} will be removed, a backup copy is saved there: {named}"
 
 
 def _print_token(made: dict[str, Any], peer: str) -> None:

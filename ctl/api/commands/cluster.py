@@ -31,7 +31,7 @@ class ClusterCommands:
         dispatcher.register("cluster.maintenance", self.maintenance, ("on", "force"), acts=True)
         dispatcher.register("cluster.create", self.pairing.create, ("local", "peer"), acts=True)
         dispatcher.register("cluster.cancel", self.pairing.cancel)
-        dispatcher.register("cluster.preview", self.pairing.preview)
+        dispatcher.register("cluster.preview", self.pairing.preview, ("local", "peer"))
         dispatcher.register("cluster.join", self.pairing.join, ("local", "token"), acts=True)
         dispatcher.register("cluster.destroy", self.pairing.destroy, acts=True)
         dispatcher.register("cluster.check", self.check.run)

@@ -71,12 +71,7 @@ class Pairing:
         fields = Fields(arguments, "", ("local", "peer"))
         async with self._lock:
             self._membership.require_single()
-            local = await self._own_address(fields.text("local"))
-            peer = check_own_address(fields.text("peer"), "--peer")
-            if peer == local:
-                raise InvalidInput(f"{peer} is this node's own address; give the other node's", "--peer")
-            if (":" in peer) != (":" in local):
-                raise InvalidInput(f"{local} and {peer} are of different families; use IPv4 or IPv6 for both", "--peer")
+            local, peer = await self._addresses(fields)
             await self._stop_listening()
             await self._membership.prepare()
             keys = Keys.generate()
@@ -94,10 +89,21 @@ class Pairing:
         log.info("waiting %d min at %s port %d for %s to join", TOKEN_LIFE_S // 60, local, PAIRING_PORT, peer)
         return {"token": token.text(), "expires_s": TOKEN_LIFE_S, "node": own.member.name, "version": package_version()}
 
+    async def _addresses(self, fields: Fields) -> tuple[str, str]:
+        """local and peer of a creation. Raises InvalidInput."""
+        local = await self._own_address(fields.text("local"))
+        peer = check_own_address(fields.text("peer"), "--peer")
+        if peer == local:
+            raise InvalidInput(f"{peer} is this node's own address; give the other node's", "--peer")
+        if (":" in peer) != (":" in local):
+            raise InvalidInput(f"{local} and {peer} are of different families; use IPv4 or IPv6 for both", "--peer")
+        return local, peer
+
     async def cancel(self, _: dict[str, Any]) -> Any:
-        """Void the token that is outstanding, if any."""
+        """Void the token that is outstanding, if any. One that was used keeps its listener for the joiner that asks again."""
         async with self._lock:
-            await self._stop_listening()
+            if self._listener is not None and not self._listener.invitation.used:
+                await self._stop_listening()
 
     async def _found(self, settings: ClusterSettings) -> None:
         """The other node has stored the pair: this one stores it too and stays active."""
@@ -161,9 +167,11 @@ class Pairing:
             ) from error
         return {"node": settings.own.name, "peer": peer, "kept": str(kept) if kept else None, **contents(own_config)}
 
-    async def preview(self, _: dict[str, Any]) -> Any:
-        """What joining would remove from this node."""
+    async def preview(self, arguments: dict[str, Any]) -> Any:
+        """What joining would remove from this node. local, peer: optional, checked as for `create`."""
         self._membership.require_single()
+        if arguments:
+            await self._addresses(Fields(arguments, "", ("local", "peer")))
         return {"node": self._settings.node.name, "version": package_version(), **contents(self._changes.config)}
 
     # --- destroy -------------------------------------------------------------------------------------------------

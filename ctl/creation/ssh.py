@@ -1,7 +1,7 @@
-"""The peer over SSH, for `xlbctl cluster create`: whose host key it is, the login, and commands there.
+"""The peer over SSH: whose host key it is, the login, and commands there.
 
 Decides when a host key is accepted and which message each failure has. Must not know what is run there. asyncssh takes
-half a second to import, so it is imported at the first login.
+half a second to import, so this module is imported at the first creation.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import os
 import warnings
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,31 @@ class Target:
     def entry(self) -> str:
         """The host as known_hosts has it."""
         return self.host if self.port == 22 else f"[{self.host}]:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """known_hosts: where host keys are known from and remembered. keys: to log in with; None: the user's, and of its agent."""
+
+    known_hosts: Path
+    keys: tuple[Path, ...] | None = None
+
+    @classmethod
+    def of_user(cls) -> Files:
+        """Those of whoever runs this process."""
+        return cls(Path("~/.ssh/known_hosts").expanduser())
+
+
+class Secret:
+    """A password, until it is used."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def take(self) -> str:
+        """Empty from the second time on."""
+        text, self._text = self._text, ""
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +112,17 @@ async def _lines(stream: Any, progress: Callable[[str], None] | None = None) -> 
 
 
 @contextlib.asynccontextmanager
-async def logged_in(target: Target, password: str, believe: Callable[[str], bool]) -> AsyncIterator[Peer]:
-    """Log in as root. password: empty, to use the SSH keys of the user.
+async def logged_in(target: Target, files: Files, key: Any, secret: Secret) -> AsyncIterator[Peer]:
+    """Log in as root at the server with this host key. secret: an empty one, to use SSH keys.
 
-    believe: asked with the fingerprint of a host key that is not known; True takes it, and it is remembered.
     Raises XlbError with a message for each cause; nothing was changed on the peer then.
     """
-    await _require_server(target)
-    key = await _host_key(target, believe)
-    keys: dict[str, Any] = {} if not password else {"client_keys": None, "agent_path": None}
+    password = secret.take()
+    with_password, keys = bool(password), dict[str, Any]()
+    if password:
+        keys = {"client_keys": None, "agent_path": None}
+    elif files.keys is not None:
+        keys = {"client_keys": [str(path) for path in files.keys], "agent_path": None}
     try:
         connection = await asyncio.wait_for(
             asyncssh.connect(
@@ -113,7 +140,7 @@ async def logged_in(target: Target, password: str, believe: Callable[[str], bool
             LOGIN_TIMEOUT_S,
         )
     except asyncssh.PermissionDenied:
-        what = "the password is wrong, or" if password else "no key of yours is accepted, or"
+        what = "the password is wrong, or" if with_password else "no key of yours is accepted, or"
         remedy = "try again, or make a token with --token-only and join from there"
         raise XlbError(
             f"{target.host} refuses {target.user}'s login: {what} root may not log in there by SSH; {remedy}",
@@ -121,12 +148,17 @@ async def logged_in(target: Target, password: str, believe: Callable[[str], bool
         ) from None
     except (asyncssh.Error, OSError, TimeoutError) as error:
         raise XlbError(f"cannot log in to {target.host} port {target.port}: {_reason(error)}", Code.SSH_FAILED) from None
+    del password
     async with connection:
         yield Peer(target, connection)
 
 
-async def _host_key(target: Target, believe: Callable[[str], bool]) -> Any:
-    known = _known_keys(target)
+async def host_key(target: Target, files: Files, believe: Callable[[str], Awaitable[bool]]) -> Any:
+    """The server's host key. believe: asked with the fingerprint of one that is not known; True takes it, and it is remembered.
+
+    Raises XlbError.
+    """
+    known = _known_keys(target, files)
     algorithms = [name for key in known for name in _algorithms(key)]
     key = await _offered_key(target, algorithms) if algorithms else None
     if key is None:
@@ -142,14 +174,14 @@ async def _host_key(target: Target, believe: Callable[[str], bool]) -> Any:
             f"the host key of {target.host} has changed to {fingerprint}: another machine may intercept; {remedy}",
             Code.HOST_KEY_CHANGED,
         )
-    if not believe(fingerprint):
+    if not await believe(fingerprint):
         where = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
         raise XlbError(
             f"the host key of {target.host} is unknown: {fingerprint}; compare it with what {where} prints there, "
-            "then repeat with --accept-host-key and this fingerprint",
+            "then repeat and accept this fingerprint (xlbctl: --accept-host-key)",
             Code.HOST_KEY_UNKNOWN,
         )
-    _remember(target, key)
+    _remember(target, files.known_hosts, key)
     return key
 
 
@@ -168,8 +200,11 @@ async def _offered_key(target: Target, algorithms: Sequence[str]) -> Any:
         raise XlbError(f"{where} accepts connections, but shows no host key: {_reason(error)}", Code.SSH_FAILED) from None
 
 
-async def _require_server(target: Target) -> None:
-    """A plain connection first: a machine that cannot be reached is named soon, and a slow one gets its time."""
+async def require_server(target: Target) -> None:
+    """A plain connection first: a machine that cannot be reached is named soon, and a slow one gets its time.
+
+    Raises XlbError.
+    """
     where = f"{target.host} port {target.port}"
     try:
         connected = asyncio.open_connection(target.host, target.port, local_addr=(target.local, 0))
@@ -193,13 +228,9 @@ def _algorithms(key: Any) -> list[str]:
     return ["rsa-sha2-256", "rsa-sha2-512", name] if name == "ssh-rsa" else [name]
 
 
-def _user_known_hosts() -> Path:
-    return Path("~/.ssh/known_hosts").expanduser()
-
-
-def _known_keys(target: Target) -> list[Any]:
+def _known_keys(target: Target, files: Files) -> list[Any]:
     found: list[Any] = []
-    for path in (_user_known_hosts(), SYSTEM_KNOWN_HOSTS):
+    for path in (files.known_hosts, SYSTEM_KNOWN_HOSTS):
         try:
             entries = asyncssh.import_known_hosts(path.read_text())
         except (FileNotFoundError, NotADirectoryError):
@@ -211,8 +242,7 @@ def _known_keys(target: Target) -> list[Any]:
     return found
 
 
-def _remember(target: Target, key: Any) -> None:
-    path = _user_known_hosts()
+def _remember(target: Target, path: Path, key: Any) -> None:
     line = f"{target.entry} {key.export_public_key('openssh').decode().strip()}\n"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
