@@ -130,8 +130,11 @@ class Fields:
         value = self.text(name, default)
         return value if value == default == "" else canonical_address(value, self.key(name))
 
-    def texts(self, name: str, default: Sequence[str] | None = None) -> tuple[str, ...]:
+    def texts(self, name: str, default: Sequence[str] | None = None, or_one: bool = False) -> tuple[str, ...]:
+        """or_one: one string is a list of it."""
         value = self._get(name, default, "a list of strings")
+        if or_one and isinstance(value, str):
+            return (value,)
         if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
             raise self._wrong(name, "a list of strings")
         return tuple(value)

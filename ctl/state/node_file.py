@@ -6,6 +6,7 @@ Decides defaults, names and bounds. Only `load` reads the file system and the ho
 from __future__ import annotations
 
 import enum
+import ipaddress
 import re
 import socket
 import tomllib
@@ -27,10 +28,13 @@ beyond the lease could become active before this node is fenced."""
 
 MAX_MS = 60_000
 MAX_NAME = 64
+MAX_COMMAND = 256
 ANNOUNCE_INTERVAL_S, MAX_ANNOUNCE_INTERVAL_S = 5, 3600
 """A neighbour that missed every announcement of a takeover is lost for no longer than this. One broadcast of 60 bytes per VIP
 and interval costs a network with a hundred VIPs 20 frames per second."""
 
+WEB_LISTEN = ("127.0.0.1:8443",)
+SESSION_MINUTES, MAX_SESSION_MINUTES = 480, 30 * 24 * 60
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 
 
@@ -98,6 +102,18 @@ class NotifySection:
 
 
 @dataclass(frozen=True, slots=True)
+class WebSection:
+    """The HTTP API and page of this node: xlb-web. xlbd checks it and does not use it."""
+
+    listen: tuple[str, ...]  # "ADDRESS:PORT", "[ADDRESS]:PORT"; port 0: any free one
+    tls_certificate: str  # file with the chain (PEM); empty: xlb-web makes one
+    tls_key: str  # file with its key; given if and only if the certificate is
+    state_dir: Path  # of xlb-web: its certificate, sessions, known SSH hosts
+    remote_command: str  # xlbctl on the node that a pair is made with
+    session_minutes: int  # how long a login lasts
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSettings:
     """A checked node file."""
 
@@ -107,6 +123,7 @@ class NodeSettings:
     cluster: ClusterSection
     checks: ChecksSection
     notify: NotifySection
+    web: WebSection
 
     @property
     def control_endpoint(self) -> str:
@@ -127,6 +144,7 @@ _SECTIONS = {
     "cluster": tuple(name for name in ClusterSection.__slots__ if name != "priority_given"),
     "checks": tuple(ChecksSection.__slots__),
     "notify": tuple(NotifySection.__slots__),
+    "web": tuple(WebSection.__slots__),
 }
 
 
@@ -165,12 +183,12 @@ def parse(text: str, source: str, hostname: str) -> NodeSettings:
 
 def _parse(document: Mapping[str, object], source: str, hostname: str) -> NodeSettings:
     top = Fields(document, "", tuple(_SECTIONS))
-    node, data, cluster, checks, notify = (top.section(name, known) for name, known in _SECTIONS.items())
+    node, data, cluster, checks, notify, web = (top.section(name, known) for name, known in _SECTIONS.items())
     data_section = _data(data)
     cluster_section = _cluster(cluster, data_section.interfaces)
     checks_section = _checks(checks)
     notify_section = _notify(notify, checks_section.command_user)
-    return NodeSettings(source, _node(node, hostname), data_section, cluster_section, checks_section, notify_section)
+    return NodeSettings(source, _node(node, hostname), data_section, cluster_section, checks_section, notify_section, _web(web))
 
 
 def _node(fields: Fields, hostname: str) -> NodeSection:
@@ -262,6 +280,52 @@ def _notify(fields: Fields, command_user: str) -> NotifySection:
     command = fields.texts("command", ())
     check_command(command, fields.key("command"))
     return NotifySection(command, _user(fields, "user", command_user))
+
+
+def _web(fields: Fields) -> WebSection:
+    given = fields.texts("listen", WEB_LISTEN, or_one=True)
+    if not given:
+        raise InvalidInput(f'expected at least one address and port like "{WEB_LISTEN[0]}"', fields.key("listen"))
+    for each in given:
+        listen_address(each, fields.key("listen"))
+    certificate, key = (_absolute(fields, name, "") for name in ("tls_certificate", "tls_key"))
+    if bool(certificate) != bool(key):
+        raise InvalidInput(
+            "is given without the other: xlb-web needs tls_certificate and tls_key, or neither",
+            fields.key("tls_certificate" if certificate else "tls_key"),
+        )
+    command = fields.text("remote_command", "xlbctl")
+    if not command.isprintable() or not command.strip() or len(command) > MAX_COMMAND:
+        raise InvalidInput(f"expected a command of at most {MAX_COMMAND} printable characters", fields.key("remote_command"))
+    return WebSection(
+        given,
+        certificate,
+        key,
+        Path(_absolute(fields, "state_dir", "/var/lib/xlb-web")),
+        command,
+        fields.integer("session_minutes", SESSION_MINUTES, 1, MAX_SESSION_MINUTES),
+    )
+
+
+def listen_address(text: str, key: str) -> tuple[str, int]:
+    """Address and port of "10.0.0.1:8443" or "[::1]:8443"; all addresses (0.0.0.0, ::) are allowed. Raises InvalidInput."""
+    host, colon, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        address = ipaddress.ip_address(bare)
+        valid = bool(colon) and (address.version == 4) == (host == bare) and not getattr(address, "scope_id", None)
+    except ValueError:
+        valid = False
+    if not valid or not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+        raise InvalidInput(f'expected an IP address and a port like "{WEB_LISTEN[0]}" or "[::1]:8443", got "{text[:80]}"', key)
+    return str(address), int(port)
+
+
+def _absolute(fields: Fields, name: str, default: str) -> str:
+    path = fields.text(name, default)
+    if path != default and (not path.startswith("/") or not path.isprintable()):
+        raise InvalidInput(f'expected an absolute path, got "{path[:80]}"', fields.key(name))
+    return path
 
 
 def _user(fields: Fields, name: str, default: str) -> str:

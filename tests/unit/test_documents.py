@@ -305,13 +305,8 @@ def test_documented_bounds_of_the_node_file_are_those_of_the_code(setting: str, 
     section, _, key = setting.partition(".")
 
     def put(value: int) -> None:
-        interfaces = 'interfaces = ["eth0"]'
-        text = (
-            f"[data]\n{interfaces}\n{key} = {value}"
-            if section == "data"
-            else f"[data]\n{interfaces}\n[cluster]\n{key} = {value}"
-        )
-        parse(text, "", "lb1")
+        table = "" if section == "data" else f"[{section}]\n"
+        parse(f'[data]\ninterfaces = ["eth0"]\n{table}{key} = {value}', "", "lb1")
 
     for value in (low, high):
         put(value)

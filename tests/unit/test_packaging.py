@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from ctl.state.node_file import ChecksSection, ClusterSection, DataSection, NodeSection, NotifySection, load, parse
+from ctl.state.node_file import ChecksSection, ClusterSection, DataSection, NodeSection, NotifySection, WebSection, load, parse
 from tests.tree import TREE
 
 
@@ -37,6 +37,7 @@ def test_the_manual_shows_every_setting_with_its_default() -> None:
         "cluster": ClusterSection,
         "checks": ChecksSection,
         "notify": NotifySection,
+        "web": WebSection,
     }
     assert {name: set(table) for name, table in shown.items()} == {
         name: set(section.__slots__) - {"priority_given", "name_given"} for name, section in sections.items()
