@@ -38,6 +38,11 @@ class Code(StrEnum):
     DAEMON_NOT_RUNNING = "daemon_not_running", "no daemon listens on the control socket"
     DAEMON_SILENT = "daemon_silent", "the daemon did not answer in time; the outcome is unknown"
     NOT_PERMITTED = "not_permitted", "the user or the process lacks a permission"
+    # xlb-web
+    UNKNOWN_PATH = "unknown_path", "xlb-web has no such path, or the path has no such method"
+    NOT_LOGGED_IN = "not_logged_in", "the request has no session and no token, or they have ended"
+    LOGIN_REFUSED = "login_refused", "user name or password is wrong"
+    TOO_MANY_LOGINS = "too_many_logins", "too many logins failed; wait"
     # the configuration
     UNKNOWN_VIP = "unknown_vip", "there is no such virtual address"
     UNKNOWN_FARM = "unknown_farm", "there is no such farm"
@@ -83,8 +88,6 @@ class Code(StrEnum):
     NODES_CONFLICT = "nodes_conflict", "names, addresses or priorities of the two nodes do not form a pair"
     PAIR_UNCONFIRMED = "pair_unconfirmed", "the other node did not confirm the pair"
     CANCELLED = "cancelled", "a person did not confirm it or cancelled it; both nodes are as they were"
-    CREATION_RUNS = "creation_runs", "xlb-web creates a pair at this moment; it creates one at a time"
-    UNKNOWN_QUESTION = "unknown_question", "the creation of a pair does not ask this, or has the answer"
     SSH_FAILED = "ssh_failed", "the peer cannot be reached by SSH, or a command there failed"
     SSH_LOGIN_REFUSED = "ssh_login_refused", "the peer refuses the SSH login"
     HOST_KEY_UNKNOWN = "host_key_unknown", "the peer's SSH host key is not known"

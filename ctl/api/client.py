@@ -23,7 +23,7 @@ from ctl.api.protocol import LOCK_NAME, MAX_MESSAGE_BYTES, PROGRESS_COMMAND, PRO
 from ctl.errors import Code, InternalError, InvalidInput, XlbError, reported
 
 DEFAULT_TIMEOUT_MS = 30_000
-_KNOCK_EVERY_MS = 1000  # while waiting: notice a daemon that died, and ask one that works for its progress
+KNOCK_EVERY_MS = 1000  # while waiting: notice a daemon that died, and ask one that works for its progress
 _MAX_UNIX_PATH_BYTES = 107  # sun_path of sockaddr_un, less its terminator (unix(7))
 
 
@@ -38,7 +38,7 @@ class Client:
         self.progress: Callable[[str], None] = lambda _: None  # gets each long step of a request, as the daemon names it
         self._ids = itertools.count(1)
         self._claim = {"sudo_user": sudo_user} if sudo_user else {}
-        _require_listener(socket_path)
+        require_listener(socket_path)
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -63,17 +63,12 @@ class Client:
         for `timeout_ms`; a daemon that is at a long step of the request is not silent.
         """
         request_id, request = self._request(command, dict(args or {}))
-        if len(request) > MAX_MESSAGE_BYTES:
-            raise InvalidInput(
-                f"{len(request)} bytes are more than the {MAX_MESSAGE_BYTES} the daemon reads at once; split it",
-                code=Code.REQUEST_TOO_LONG,
-            )
         self._socket.send(request)
         answer = self._answer_to(request_id, command)
         self.note = str(answer.get("note") or "")
         if answer.get("ok"):
             return answer.get("result")
-        error = _error_of(answer.get("error"))
+        error = error_of(answer.get("error"))
         if self._claim and error.code in (Code.MALFORMED_REQUEST, Code.UNCODED):  # an earlier daemon refuses the key
             self._claim = {}
             return self.call(command, args)
@@ -81,7 +76,7 @@ class Client:
 
     def _request(self, command: str, args: dict[str, Any]) -> tuple[int, bytes]:
         number = next(self._ids)
-        return number, _pack({"v": PROTOCOL_VERSION, "id": number, "cmd": command, "args": args} | self._claim)
+        return number, pack_request({"v": PROTOCOL_VERSION, "id": number, "cmd": command, "args": args} | self._claim)
 
     def _answer_to(self, request_id: int, command: str) -> dict[str, Any]:
         """Wait for the answer with this id; answers to requests that timed out earlier are skipped."""
@@ -89,23 +84,19 @@ class Client:
         asked, doing = 0, ""
         while True:
             left_ms = max(0, round((deadline - monotonic()) * 1000))
-            if not self._socket.poll(min(left_ms, _KNOCK_EVERY_MS)):
-                if left_ms <= _KNOCK_EVERY_MS:
-                    raise XlbError(
-                        f"xlbd at {self.socket_path} did not answer {command} within {self.timeout_ms / 1000:g} s, so whether"
-                        " it was carried out is unknown; see 'journalctl -u xlbd'",
-                        Code.DAEMON_SILENT,
-                    )
-                _require_listener(self.socket_path)
+            if not self._socket.poll(min(left_ms, KNOCK_EVERY_MS)):
+                if left_ms <= KNOCK_EVERY_MS:
+                    raise silent(self.socket_path, command, self.timeout_ms)
+                require_listener(self.socket_path)
                 if not asked:
                     asked, question = self._request(PROGRESS_COMMAND, {"id": request_id})
                     self._socket.send(question)
                 continue
-            answer = _unpack(self._socket.recv(), self.socket_path)
+            answer = unpack_answer(self._socket.recv(), self.socket_path)
             if answer.get("id") == request_id:
                 return answer
             if asked and answer.get("id") == asked and answer.get("ok"):  # a daemon of version 0.1.0 gives an error
-                asked, step = 0, _step_of(answer)
+                asked, step = 0, step_of(answer)
                 if step:
                     deadline = monotonic() + self.timeout_ms / 1000
                 if step and step != doing:
@@ -113,15 +104,30 @@ class Client:
                     self.progress(step)
 
 
-def _pack(request: dict[str, Any]) -> bytes:
+def silent(socket_path: Path, command: str, timeout_ms: int) -> XlbError:
+    """The error of a request without an answer."""
+    return XlbError(
+        f"xlbd at {socket_path} did not answer {command} within {timeout_ms / 1000:g} s, so whether it was carried out is"
+        " unknown; see 'journalctl -u xlbd'",
+        Code.DAEMON_SILENT,
+    )
+
+
+def pack_request(request: dict[str, Any]) -> bytes:
+    """The bytes of a request. Raises InvalidInput for a value that has none, and for more than a daemon reads at once."""
     try:
         packed: bytes = msgpack.packb(request)
     except (TypeError, ValueError, OverflowError) as error:  # a TOML date, bytes that are no UTF-8, a number over 64 bits
         raise InvalidInput(f"a value cannot be sent to xlbd: {error}", code=Code.INVALID_VALUE) from error
+    if len(packed) > MAX_MESSAGE_BYTES:
+        raise InvalidInput(
+            f"{len(packed)} bytes are more than the {MAX_MESSAGE_BYTES} the daemon reads at once; split it",
+            code=Code.REQUEST_TOO_LONG,
+        )
     return packed
 
 
-def _error_of(error: Any) -> XlbError:
+def error_of(error: Any) -> XlbError:
     """Turn the daemon's error map into the exception it was; its message already names the key."""
     fields = error if isinstance(error, dict) else {}
     message, key = str(fields.get("message") or "xlbd reported an error without a message"), str(fields.get("key") or "")
@@ -131,12 +137,14 @@ def _error_of(error: Any) -> XlbError:
     return reported(kind, message, key, code)
 
 
-def _step_of(answer: dict[str, Any]) -> str:
+def step_of(answer: dict[str, Any]) -> str:
+    """The long step that an answer to a question for the progress names; empty: none."""
     result = answer.get("result")
     return str(result.get("doing") or "") if isinstance(result, dict) else ""
 
 
-def _unpack(data: bytes, socket_path: Path) -> dict[str, Any]:
+def unpack_answer(data: bytes, socket_path: Path) -> dict[str, Any]:
+    """Raises XlbError for what is no answer of xlbd."""
     try:
         answer = msgpack.unpackb(data)
     except ValueError as error:
@@ -146,7 +154,7 @@ def _unpack(data: bytes, socket_path: Path) -> dict[str, Any]:
     return answer
 
 
-def _require_listener(socket_path: Path) -> None:
+def require_listener(socket_path: Path) -> None:
     """Try a plain connect first: ZeroMQ would retry without a message where the kernel reports the cause at once."""
     if len(os.fsencode(socket_path)) > _MAX_UNIX_PATH_BYTES:
         raise InvalidInput(

@@ -33,6 +33,7 @@ class ConfigCommands:
         dispatcher.register("config.diff", self.diff, ("document",))
         dispatcher.register("config.removals", self.removals, ("document",))
         dispatcher.register("config.export", self.export)
+        dispatcher.register("config.version", self.version)
 
     async def apply(self, arguments: Arguments) -> Result:
         """Replace the configuration by the document. Returns what it changed, one string per change."""
@@ -54,6 +55,11 @@ class ConfigCommands:
         """What `apply` would remove, of that what `diff` returns."""
         wanted, config = await _wanted(arguments), self.config()
         return await asyncio.to_thread(lambda: diff.removals(config, changes.replace_all(config, wanted)))
+
+    async def version(self, _: Arguments) -> Result:
+        """The version of the configuration in force, which `if_version` of a change names as EPOCH-GENERATION."""
+        config = self.config()
+        return {"epoch": config.epoch, "generation": config.generation}
 
     async def export(self, _: Arguments) -> Result:
         """The configuration as a document that `apply` takes."""

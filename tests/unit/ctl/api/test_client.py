@@ -92,7 +92,7 @@ def test_a_daemon_that_refuses_the_claim_gets_the_request_without_it(tmp_path: P
 
 @pytest.mark.parametrize("works", [True, False], ids=["works", "hangs"])
 def test_a_daemon_that_works_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
-    monkeypatch.setattr("ctl.api.client._KNOCK_EVERY_MS", 50)
+    monkeypatch.setattr("ctl.api.client.KNOCK_EVERY_MS", 50)
     first, asked, steps = dict[str, Any](), list[dict[str, Any]](), list[str]()
 
     def answers(request: dict[str, Any]) -> list[bytes]:
@@ -115,7 +115,7 @@ def test_a_daemon_that_works_is_waited_for(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_daemon_that_knows_no_progress_is_given_up_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctl.api.client._KNOCK_EVERY_MS", 50)
+    monkeypatch.setattr("ctl.api.client.KNOCK_EVERY_MS", 50)
     seen = list[str]()
 
     def answers(request: dict[str, Any]) -> list[bytes]:
