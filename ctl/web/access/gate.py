@@ -1,0 +1,231 @@
+"""Lets users in: knows the accounts, opens and ends sessions, names who asks. Every login and its refusal is logged.
+
+Decides nothing about what a request does. Passwords, tokens and session ids are never logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+from typing import Any
+
+from ctl.api.async_client import AsyncClient
+from ctl.errors import Code, XlbError
+from ctl.web.access import accounts, passwords, requests
+from ctl.web.access.accounts import Accounts, Role, User
+from ctl.web.access.attempts import Attempts
+from ctl.web.access.session_file import SessionFile
+from ctl.web.access.sessions import ID_BYTES, Session, Sessions, csrf_of
+from ctl.web.serving.admission import prefix_of
+from ctl.web.serving.problems import HttpError
+
+log = logging.getLogger(__name__)
+
+REFRESH_S = 5.0
+STORE_S = 60.0
+"""At most so old are the times of use in the file of the sessions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks. key: of the session, empty for a token. ends_s: seconds since 1970, 0: never."""
+
+    name: str
+    role: Role
+    key: str = ""
+    csrf: str = ""
+    token: str = ""
+    ends_s: float = 0.0
+
+    @property
+    def on_behalf(self) -> str:
+        """For the log of changes."""
+        return self.name
+
+
+class Gate:
+    """Create on a running loop; `run` keeps the accounts current."""
+
+    def __init__(
+        self, client: AsyncClient, directory: Path, lasts_s: float, ended: Callable[[Iterable[Session]], None] = lambda _: None
+    ) -> None:
+        """ended: called with the sessions that ended without a request of their own."""
+        self.accounts: Accounts | None = None
+        self._client, self._ended = client, ended
+        self._sessions, self._file = Sessions(lasts_s), SessionFile(directory)
+        self._attempts, self._turns = Attempts(), passwords.Turns()
+        self._changing = asyncio.Lock()
+        self._wanted = asyncio.Event()
+        self._unsaved = False
+
+    async def load(self) -> None:
+        """The sessions of the last run."""
+        self._sessions.restore(await asyncio.to_thread(self._file.load), time())
+
+    async def run(self) -> None:
+        """Keep the accounts current until cancelled."""
+        stored_s = time()
+        while True:
+            try:
+                await self.refresh()
+            except XlbError as error:
+                log.debug("accounts are not refreshed: %s", error)
+            if self._unsaved or time() - stored_s > STORE_S:
+                stored_s = time()
+                await self.store()
+            try:
+                async with asyncio.timeout(REFRESH_S):
+                    await self._wanted.wait()
+            except TimeoutError:
+                pass
+            self._wanted.clear()
+
+    def refresh_soon(self) -> None:
+        """The accounts may have changed."""
+        self._wanted.set()
+
+    async def refresh(self) -> None:
+        """Ask for the accounts, and end the sessions of which the user has changed. Raises XlbError."""
+        async with self._changing:
+            self.accounts = accounts.read((await self._client.call("web.accounts")).result)
+            self._end(self._sessions.sweep(time(), self.accounts.stamps), "password, role or user changed, or its time ended")
+
+    async def store(self) -> None:
+        """Write the sessions to their file."""
+        self._unsaved = False
+        await self._file.store(self._sessions.stored())
+
+    def identify(self, method: str, headers: Mapping[str, str]) -> Asker:
+        """Who asks, and may as far as the request alone decides. Raises HttpError (401, 403, 503)."""
+        requests.check_origin(method, headers)
+        token = requests.bearer(headers)
+        if token is not None:
+            return self._of_token(token)
+        session_id = requests.session_id(headers)
+        session = self._sessions.use(session_id, time()) if session_id else None
+        if session is None:
+            raise requests.not_logged_in("the session has ended" if session_id else "nobody is logged in")
+        csrf = csrf_of(session_id)
+        requests.check_csrf(method, headers, csrf)
+        return Asker(session.user, self._role_of(session), session.key, csrf, ends_s=session.ends_s)
+
+    def _role_of(self, session: Session) -> Role:
+        """Without accounts, as long as xlbd has not been heard of, a session may look: at what needs no xlbd."""
+        user = self.accounts.users.get(session.user) if self.accounts is not None else None
+        if self.accounts is not None and (user is None or user.stamp != session.stamp):
+            self._sessions.close(session.key)
+            raise requests.not_logged_in("the session has ended")
+        return user.role if user is not None else Role.VIEWER
+
+    def _of_token(self, text: str) -> Asker:
+        found = self._known().token(text, time())
+        if found is None:
+            raise requests.not_logged_in("the token is wrong or has expired")
+        return Asker(found.user, found.role, token=found.name, ends_s=found.expires_s)
+
+    def still(self, asker: Asker) -> bool:
+        """Whether somebody who asked may still have answers: of a stream of events. Such a session is in use."""
+        if asker.key:
+            return self._sessions.use_key(asker.key, time()) is not None
+        return not asker.ends_s or time() < asker.ends_s
+
+    def _known(self) -> Accounts:
+        if self.accounts is None:
+            raise HttpError(
+                503, "xlbd has not been reached yet, so no account is known: start it with 'systemctl start xlbd'",
+                Code.DAEMON_NOT_RUNNING, retry_after="2",
+            )  # fmt: skip
+        return self.accounts
+
+    async def login(self, name: str, password: str, source: str) -> tuple[str, Asker]:
+        """Open a session; returns its id. Raises HttpError (401, 429, 503)."""
+        if self.accounts is None:
+            await self.refresh()
+        user = self._known().users.get(name)
+        prefix = prefix_of(source)
+        wait_s = self._attempts.begin(prefix, name, time())
+        if wait_s > 0:
+            log.warning("login refused: %s from %s, too many failed; next attempt in %.0f s", _shown(name), source, wait_s)
+            raise HttpError(
+                429,
+                f"too many logins failed; wait {math.ceil(wait_s)} s",
+                Code.TOO_MANY_LOGINS,
+                retry_after=str(math.ceil(wait_s)),
+            )
+        try:
+            correct = await self._turns.run(passwords.matches, user.password_hash if user else "", password)
+        except HttpError:
+            self._attempts.withdraw(prefix, name)
+            raise
+        if user is None or not correct:
+            log.warning("login refused: %s from %s, wrong user name or password", _shown(name), source)
+            raise HttpError(401, "user name or password is wrong", Code.LOGIN_REFUSED)
+        self._attempts.succeed(prefix, name)
+        return await self._open(user, source)
+
+    async def _open(self, user: User, source: str) -> tuple[str, Asker]:
+        session_id = secrets.token_urlsafe(ID_BYTES)
+        self._end(self._sessions.open(session_id, user.name, user.stamp, time()), "another one of the user began")
+        log.info("login: %s (%s) from %s", user.name, user.role, source)
+        await self.store()
+        session = self._sessions.use(session_id, time())
+        assert session is not None
+        return session_id, Asker(user.name, user.role, session.key, csrf_of(session_id), ends_s=session.ends_s)
+
+    async def logout(self, asker: Asker, source: str) -> None:
+        """End the session of a request."""
+        self._sessions.close(asker.key)
+        log.info("logout: %s from %s", asker.name, source)
+        await self.store()
+
+    async def change_password(
+        self,
+        asker: Asker,
+        old: str,
+        new: str,
+        source: str,
+        change: Callable[[str], Awaitable[Any]],
+        hashed: Callable[[str], str],
+    ) -> Any:
+        """Verify the old password, have `change` store the hash of the new one, and end the user's other sessions."""
+        user = self._known().users.get(asker.name)
+        wait_s = self._attempts.begin(prefix_of(source), asker.name, time())
+        if wait_s > 0:
+            raise HttpError(
+                429, f"too many passwords were wrong; wait {math.ceil(wait_s)} s", Code.TOO_MANY_LOGINS,
+                retry_after=str(math.ceil(wait_s)),
+            )  # fmt: skip
+        if user is None or not await self._turns.run(passwords.matches, user.password_hash, old):
+            log.warning("password not changed: %s from %s, the old one is wrong", _shown(asker.name), source)
+            raise HttpError(403, "the old password is wrong", Code.LOGIN_REFUSED)
+        self._attempts.succeed(prefix_of(source), asker.name)
+        new_hash = await self._turns.run(hashed, new)
+        async with self._changing:
+            result = await change(new_hash)
+            stamp = accounts.stamp_of(user.role, new_hash)
+            self._end(self._sessions.close_others(asker.name, asker.key, stamp), "its password was changed")
+        await self.refresh()
+        await self.store()
+        return result
+
+    async def hash(self, hashed: Callable[[str], str], password: str) -> str:
+        """The hash of a new password, made in turn."""
+        return await self._turns.run(hashed, password)
+
+    def _end(self, sessions: list[Session], why: str) -> None:
+        for each in sessions:
+            log.info("session of %s ended: %s", each.user, why)
+        if sessions:
+            self._unsaved = True
+            self._ended(sessions)
+
+
+def _shown(name: str) -> str:
+    """A name as anybody may have sent it, for the log."""
+    return "".join(each if each.isprintable() else "?" for each in name[:64]) or '""'

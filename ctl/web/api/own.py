@@ -1,0 +1,74 @@
+"""What xlb-web answers itself: sessions, accounts, imports, metrics, and what is live."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from ctl.errors import Code, InvalidInput
+from ctl.version import package_version
+from ctl.web.access import requests
+from ctl.web.access.gate import Asker, Gate
+from ctl.web.api.request import Handler, Reply, Request
+from ctl.web.serving.answers import Answering
+
+MAX_PASSWORD_BYTES = 1024
+
+
+def text(body: Mapping[str, Any], name: str, most: int = 256) -> str:
+    """A string of a body. Raises InvalidInput."""
+    value = body.get(name)
+    if value is None:
+        raise InvalidInput("is missing; expected a string", name, Code.MISSING_ARGUMENT)
+    if not isinstance(value, str) or len(value.encode()) > most:
+        raise InvalidInput(f"expected a string of at most {most} bytes", name)
+    return value
+
+
+def password(body: Mapping[str, Any], name: str) -> str:
+    """A password, normalized: how it was typed makes no difference."""
+    return unicodedata.normalize("NFC", text(body, name, MAX_PASSWORD_BYTES))
+
+
+def only(body: Mapping[str, Any], *names: str) -> None:
+    """Raises InvalidInput for a key of a body that is none of these."""
+    for each in body:
+        if each not in names:
+            raise InvalidInput(f"no such setting; expected {', '.join(names)}", each[:64], Code.UNKNOWN_ARGUMENT)
+
+
+class SessionHandlers:
+    """Login, logout, and the own password."""
+
+    def __init__(self, gate: Gate, lasts_s: float) -> None:
+        self._gate, self._lasts_s = gate, lasts_s
+
+    def handlers(self) -> dict[str, Handler]:
+        """By the name in the table."""
+        return {"session.open": self.open, "session.show": self.show, "session.close": self.close}
+
+    async def open(self, request: Request, _: Answering) -> Reply:
+        """The session, with its cookie."""
+        body = request.given.body
+        only(body, "name", "password")
+        session_id, asker = await self._gate.login(text(body, "name"), password(body, "password"), request.source)
+        return Reply(_session(asker), cookie=requests.cookie(session_id, self._lasts_s))
+
+    async def show(self, request: Request, _: Answering) -> Reply:
+        """Who asks."""
+        return Reply(_session(request.who))
+
+    async def close(self, request: Request, _: Answering) -> Reply:
+        """Nothing; the cookie is removed."""
+        await self._gate.logout(request.who, request.source)
+        return Reply(None, cookie=requests.cookie("", 0))
+
+
+def _session(asker: Asker) -> dict[str, Any]:
+    return {"name": asker.name, "role": asker.role.value, "csrf": asker.csrf, "expires_s": round(asker.ends_s)}
+
+
+async def version(_: Request, __: Answering) -> Reply:
+    """Of xlb-web."""
+    return Reply({"version": package_version(), "api": "v1"})

@@ -1,0 +1,1 @@
+"""Events, rates and series: what the page shows without asking for it."""

@@ -1,0 +1,79 @@
+"""xlb-web over TLS against a whole daemon: page, login, routes, what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.daemon import RunningDaemon, running_daemon
+from tests.fakes.web import RunningWeb, give_accounts, running_web
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    with running_daemon(tmp_path_factory.mktemp("node")) as running:
+        give_accounts(running)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def web(daemon: RunningDaemon) -> Iterator[RunningWeb]:
+    with running_web(daemon.config) as running:
+        yield running
+
+
+def test_the_page_is_served_without_a_login(web: RunningWeb) -> None:
+    page = web.client().get("/")
+    assert page.status == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert web.client().get("/", If_None_Match=page.headers["etag"]).status == 304
+
+
+def test_a_login_opens_the_api(web: RunningWeb) -> None:
+    client = web.client()
+    assert client.get("farms").status == 401
+    answer = client.login()
+    assert answer.result["role"] == "operator"
+    cookie = answer.headers["set-cookie"]
+    assert cookie.startswith("__Host-xlb=") and {"Secure", "HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
+    assert client.get("farms").result == []
+    assert client.get("session").result["name"] == "olga"
+    assert client.request("DELETE", "session").status == 200
+    assert client.get("farms").status == 401
+
+
+def test_everything_that_can_be_read_is_read(web: RunningWeb) -> None:
+    client = web.client("vera")
+    for path in ("status", "stats", "doctor", "vips", "prefixes", "history", "connections", "cluster/status", "version"):
+        assert client.get(path).status == 200, path
+
+
+def test_events_are_streamed(web: RunningWeb, daemon: RunningDaemon) -> None:
+    import http.client
+
+    from tests.fakes.web import insecure
+
+    client = web.client("vera")
+    connection = http.client.HTTPSConnection("127.0.0.1", web.port, timeout=20, context=insecure())
+    connection.request("GET", "/api/v1/events", headers=client.headers)
+    answer = connection.getresponse()
+    assert answer.getheader("content-type") == "text/event-stream; charset=utf-8"
+    assert answer.readline() == b"retry: 2000\n"
+    daemon.call("vip.add", address="10.77.0.100/24", device="eth0")
+    lines = []
+    while b"event: event\n" not in lines:
+        lines.append(answer.readline())
+    assert b'"config.changed"' in answer.readline()
+    connection.close()
+
+
+def test_a_bad_directory_is_named(tmp_path: Path) -> None:
+    from ctl.errors import XlbError
+    from tests.fakes.daemon import write_node_file
+
+    write_node_file(tmp_path)
+    (tmp_path / "web").write_text("")
+    with pytest.raises(XlbError), running_web(tmp_path / "node.toml"):
+        pass
