@@ -88,6 +88,8 @@ class Code(StrEnum):
     NODES_CONFLICT = "nodes_conflict", "names, addresses or priorities of the two nodes do not form a pair"
     PAIR_UNCONFIRMED = "pair_unconfirmed", "the other node did not confirm the pair"
     CANCELLED = "cancelled", "a person did not confirm it or cancelled it; both nodes are as they were"
+    CREATION_RUNS = "creation_runs", "xlb-web creates a pair at this moment; it creates one at a time"
+    UNKNOWN_QUESTION = "unknown_question", "the creation of a pair does not ask this, or has the answer"
     SSH_FAILED = "ssh_failed", "the peer cannot be reached by SSH, or a command there failed"
     SSH_LOGIN_REFUSED = "ssh_login_refused", "the peer refuses the SSH login"
     HOST_KEY_UNKNOWN = "host_key_unknown", "the peer's SSH host key is not known"

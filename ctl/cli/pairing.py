@@ -73,7 +73,8 @@ def create(
     session.call("cluster.preview", local=local, peer=peer)
     password = _password(peer)
     from ctl.creation.flow import Creation, Wanted
-    from ctl.creation.ssh import Files, Secret
+    from ctl.creation.secret import Secret
+    from ctl.creation.ssh import Files
 
     wanted = Wanted(local, peer, Files.of_user(), ssh_port, remote_command)
     creation = Creation(wanted, _Control(session), _Person(accept_host_key, yes))

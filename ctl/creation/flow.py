@@ -14,6 +14,7 @@ from typing import Any
 
 from ctl.creation import ssh
 from ctl.creation.remote_node import Found, RemoteNode
+from ctl.creation.secret import Secret
 from ctl.creation.settling import until_in_step
 from ctl.creation.steps import Control, Kind, Observer, Question, State, Step, removal
 from ctl.errors import Code, XlbError
@@ -38,7 +39,7 @@ class Creation:
     def __init__(self, wanted: Wanted, control: Control, observer: Observer) -> None:
         self._wanted, self._control, self._observer = wanted, control, observer
 
-    async def run(self, password: ssh.Secret) -> dict[str, Any]:
+    async def run(self, password: Secret) -> dict[str, Any]:
         """Returns node, peer, kept (where the peer saved its farms, or null) and checks.
 
         Raises XlbError, and asyncio.CancelledError after the nodes are as they were.

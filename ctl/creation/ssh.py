@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctl.creation.secret import Secret
 from ctl.errors import Code, XlbError, storage_code
 
 CONNECT_TIMEOUT_S = 15.0
@@ -55,18 +56,6 @@ class Files:
     def of_user(cls) -> Files:
         """Those of whoever runs this process."""
         return cls(Path("~/.ssh/known_hosts").expanduser())
-
-
-class Secret:
-    """A password, until it is used."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def take(self) -> str:
-        """Empty from the second time on."""
-        text, self._text = self._text, ""
-        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +135,7 @@ async def logged_in(target: Target, files: Files, key: Any, secret: Secret) -> A
             f"{target.host} refuses {target.user}'s login: {what} root may not log in there by SSH; {remedy}",
             Code.SSH_LOGIN_REFUSED,
         ) from None
-    except (asyncssh.Error, OSError, TimeoutError) as error:
+    except (asyncssh.Error, OSError, TimeoutError, ValueError) as error:  # ValueError: a private key that cannot be read
         raise XlbError(f"cannot log in to {target.host} port {target.port}: {_reason(error)}", Code.SSH_FAILED) from None
     del password
     async with connection:

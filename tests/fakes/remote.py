@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ctl.creation import ssh
+from ctl.creation.secret import Secret
 from ctl.errors import Code, XlbError
 from ctl.version import package_version
 from tests.fakes.pair import Site
@@ -47,7 +48,7 @@ class FakeLogin:
         return self._fingerprint
 
     @contextlib.asynccontextmanager
-    async def _logged_in(self, target: ssh.Target, _: ssh.Files, key: str, secret: ssh.Secret) -> AsyncIterator[Any]:
+    async def _logged_in(self, target: ssh.Target, _: ssh.Files, key: str, secret: Secret) -> AsyncIterator[Any]:
         assert key == self._fingerprint
         self.passwords.append(secret.take())
         if self.right_password and self.passwords[-1] != self.right_password:

@@ -12,6 +12,7 @@ import pytest
 
 from ctl.creation import ssh
 from ctl.creation.flow import Creation, Wanted
+from ctl.creation.secret import Secret
 from ctl.creation.steps import Kind, Question, State, Step
 from ctl.errors import Code, XlbError
 from ctl.state.cluster_file import ClusterFile
@@ -76,7 +77,7 @@ class Scene:
         self.wanted = Wanted(one.address, two.address, ssh.Files(files / "known_hosts", ()))
 
     async def run(self, password: str = "secret") -> dict[str, Any]:
-        secret = ssh.Secret(password)
+        secret = Secret(password)
         try:
             return await Creation(self.wanted, self.control, self.witness).run(secret)
         finally:

@@ -1,0 +1,1 @@
+"""Creates a pair for the page: one job at a time, whose steps and questions the page shows."""
