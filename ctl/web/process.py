@@ -23,13 +23,15 @@ from ctl.web.api.handler import Api
 from ctl.web.api.routes import Router
 from ctl.web.api.table import ROUTES
 from ctl.web.app import Application
-from ctl.web.live.feed import Feed
+from ctl.web.creation.job import CreationJob, Settings
+from ctl.web.live.feed import Feed, Item
 from ctl.web.live.watcher import Watcher
 from ctl.web.serving import certificate
 from ctl.web.serving.admission import Admission
 from ctl.web.serving.certificate import Certificate
 from ctl.web.serving.files import Directory
 from ctl.web.serving.hosts import Hosts
+from ctl.web.serving.json_text import dump
 from ctl.web.serving.listener import Listener, bind
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ async def running(settings: NodeSettings, charts: Path = CHARTS) -> AsyncIterato
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await web.creation.close()
         await web.gate.store()
         await web.client.close()
         notifier.close()
@@ -92,9 +95,11 @@ class _Web:
         self.feed = Feed()
         self.gate = Gate(self.client, settings.web.state_dir, lasts_s, self._ended)
         self.watcher = Watcher(self.client, self.feed, self._seen, self.gate.refresh_soon)
+        self.creation = CreationJob(self.client, Settings(settings.web.state_dir, settings.web.remote_command), self._created)
         streams = EventStreams(self.feed, self.gate)
         handlers = {
             **own.SessionHandlers(self.gate, lasts_s).handlers(),
+            **own.CreationHandlers(self.creation).handlers(),
             "version": own.version,
             "events": streams.serve,
         }
@@ -107,6 +112,9 @@ class _Web:
     def _ended(self, sessions: Iterable[Session]) -> None:
         for each in sessions:
             self.feed.end(each.key, "session")
+
+    def _created(self, view: dict[str, Any] | None) -> None:
+        self.feed.publish(Item("job", dump(view).decode()))
 
     def _seen(self, event: dict[str, Any]) -> None:
         if event["event"].startswith("config."):

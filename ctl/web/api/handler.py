@@ -119,7 +119,7 @@ class Api:
         if version:
             document["version"] = version
             headers["etag"] = f'"{version}"'
-        await answering.whole(200, dump(document), JSON, headers)
+        await answering.whole(reply.status, dump(document), JSON, headers)
 
 
 async def refuse(answering: Answering, error: XlbError, status: int | None = None) -> None:

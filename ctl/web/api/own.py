@@ -11,6 +11,7 @@ from ctl.version import package_version
 from ctl.web.access import requests
 from ctl.web.access.gate import Asker, Gate
 from ctl.web.api.request import Handler, Reply, Request
+from ctl.web.creation.job import CreationJob
 from ctl.web.serving.answers import Answering
 
 MAX_PASSWORD_BYTES = 1024
@@ -63,6 +64,38 @@ class SessionHandlers:
         """Nothing; the cookie is removed."""
         await self._gate.logout(request.who, request.source)
         return Reply(None, cookie=requests.cookie("", 0))
+
+
+class CreationHandlers:
+    """Creating a pair over SSH."""
+
+    def __init__(self, job: CreationJob) -> None:
+        self._job = job
+
+    def handlers(self) -> dict[str, Handler]:
+        """By the name in the table."""
+        return {
+            "creation.start": self.start,
+            "creation.show": self.show,
+            "creation.answer": self.answer,
+            "creation.cancel": self.cancel,
+        }
+
+    async def start(self, request: Request, _: Answering) -> Reply:
+        """The job, which runs from now on."""
+        return Reply(await self._job.start(request.given.body, request.who.on_behalf), status=202)
+
+    async def show(self, _: Request, __: Answering) -> Reply:
+        """The job, or null."""
+        return Reply(self._job.view())
+
+    async def answer(self, request: Request, _: Answering) -> Reply:
+        """The job, which continues."""
+        return Reply(self._job.answer(request.given.body, request.who.on_behalf))
+
+    async def cancel(self, request: Request, _: Answering) -> Reply:
+        """The job, which ends; null if it had ended."""
+        return Reply(await self._job.cancel(request.who.on_behalf))
 
 
 def _session(asker: Asker) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class Reply:
     result: Any
     note: str = ""
     cookie: str = ""
+    status: int = 200
 
 
 Handler = Callable[[Request, Answering], Awaitable[Reply | None]]

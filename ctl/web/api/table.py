@@ -278,6 +278,10 @@ CLUSTER = (
     Route("DELETE", "/cluster/token", "The token is not used: void it.", "cluster.cancel"),
     Route("POST", "/cluster/join", "Join the node that made the token.", "cluster.join", body="Join"),
     Route("DELETE", "/cluster", "End the pair.", "cluster.destroy"),
+    Route("POST", "/cluster/create", "Begin to create a pair over SSH.", own="creation.start", body="Creation"),
+    Route("GET", "/cluster/create", "The creation that runs or ran last: its steps, and its question.", own="creation.show"),
+    Route("POST", "/cluster/create/answer", "Answer its question.", own="creation.answer", body="CreationAnswer"),
+    Route("DELETE", "/cluster/create", "Cancel it, or forget one that has ended.", own="creation.cancel"),
 )
 
 ROUTES = (*SESSION, *ACCOUNTS, *VIPS, *FARMS, *CONFIGURATION, *CONNECTIONS, *NODE, *CLUSTER)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 MAX_STREAMS = 64
 QUEUE = 256
 KEPT = 1000
+STATES = ("rates", "job")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,9 @@ class Stream:
         self._news = asyncio.Event()
 
     def put(self, item: Item) -> None:
-        """Pass an item on, or count it as lost. Of `rates` only the newest matters."""
-        if item.kind == "rates":
-            self._items = deque(each for each in self._items if each.kind != "rates")
+        """Pass an item on, or count it as lost. Of STATES only the newest of a kind matters."""
+        if item.kind in STATES:
+            self._items = deque(each for each in self._items if each.kind != item.kind)
         if len(self._items) >= QUEUE:
             self._lost += len(self._items)
             self._items.clear()
