@@ -1,10 +1,11 @@
-"""Writes the man pages: xlbctl.8 from the command itself, xlbd.8 from docs/man/xlbd.8 and the daemon's parser.
+"""Writes the man pages: xlbctl.8 from the command itself, those of xlbd and xlb-web from docs/man and their parsers.
 
 Usage: python docs/make_man.py DIRECTORY
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from ctl import daemon
 from ctl.cli.base import XlbCommand, XlbGroup
 from ctl.cli.main import main as xlbctl
 from ctl.diagnosis.redundancy import VERDICTS
+from ctl.web import main as web
 
 HEADER = '.TH XLBCTL 8 "" "xlb" "System Administration"'
 TAIL = r"""
@@ -47,7 +49,8 @@ Node file; see \fBxlbd\fR(8).
 .I /run/xlb/control.sock
 The daemon's control socket, open to root and the group xlb.
 .SH SEE ALSO
-.BR xlbd (8)
+.BR xlbd (8),
+.BR xlb\-web (8)
 """
 
 
@@ -113,14 +116,14 @@ def xlbctl_page() -> str:
     return "\n".join(lines) + TAIL.replace("@CHECK@", "\n".join(codes))
 
 
-def xlbd_page() -> str:
-    """Return xlbd.8: docs/man/xlbd.8 with the options of the daemon's parser."""
+def page_of(name: str, parser: argparse.ArgumentParser) -> str:
+    """Return docs/man/NAME.8 with the options of the parser."""
     lines = []
-    for action in daemon._parser()._actions:
+    for action in parser._actions:
         names = f"{', '.join(action.option_strings)} {action.metavar or '|'.join(action.choices or ())}".rstrip()
         text = (action.help or "").replace("%(default)s", str(action.default))
         lines += [".TP", f".B {escape(names)}", escape(text[:1].upper() + text[1:] + ".")]
-    template = (Path(__file__).parent / "man" / "xlbd.8").read_text()
+    template = (Path(__file__).parent / "man" / f"{name}.8").read_text()
     return template.replace("\n@OPTIONS@\n", "\n" + "\n".join(lines) + "\n")
 
 
@@ -128,4 +131,5 @@ if __name__ == "__main__":
     directory = Path(sys.argv[1])
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "xlbctl.8").write_text(xlbctl_page())
-    (directory / "xlbd.8").write_text(xlbd_page())
+    (directory / "xlbd.8").write_text(page_of("xlbd", daemon._parser()))
+    (directory / "xlb-web.8").write_text(page_of("xlb-web", web.parser()))

@@ -7,7 +7,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ctl.state.node_file import ChecksSection, ClusterSection, DataSection, NodeSection, NotifySection, WebSection, load, parse
+from ctl.web.main import WANTED_FILES
 from tests.tree import TREE
 
 
@@ -60,14 +63,27 @@ def test_make_help_lists_every_target() -> None:
     assert _targets() - described == {"test-privileged"}  # a part of `test`
 
 
-def test_the_unit_starts_what_the_package_installs() -> None:
-    unit = (TREE / "debian/xlb.xlbd.service").read_text()
+@pytest.mark.parametrize("name", ["xlbd", "xlb-web"])
+def test_the_unit_starts_what_the_package_installs(name: str) -> None:
+    unit = (TREE / f"debian/xlb.{name}.service").read_text()
     scripts = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["scripts"]
     started = re.search(r"^ExecStart=/usr/bin/(\S+) --config (\S+)$", unit, re.MULTILINE)
     assert started is not None
-    assert started[1] in scripts
+    assert started[1] == name and name in scripts
     installed = dict(line.split() for line in (TREE / "debian/xlb.install").read_text().splitlines())
     assert started[2] == f"/{installed['debian/node.toml']}/node.toml"
+    assert f"dh_installsystemd --name={name} --no-enable" in (TREE / "debian/rules").read_text()
+
+
+def test_the_page_runs_as_the_user_that_the_package_makes() -> None:
+    unit = dict(
+        line.split("=", 1) for line in (TREE / "debian/xlb.xlb-web.service").read_text().splitlines() if "=" in line[:30]
+    )
+    assert (unit["User"], unit["Group"], unit["CapabilityBoundingSet"]) == ("xlb-web", "xlb", "")
+    assert f"/var/lib/{unit['StateDirectory']}" == str(parse('[data]\ninterfaces = ["eth0"]', "", "lb1").web.state_dir)
+    assert int(unit["LimitNOFILE"]) >= WANTED_FILES
+    made = (TREE / "debian/xlb.postinst").read_text()
+    assert "--gid xlb --home-dir /var/lib/xlb-web" in made and "userdel xlb-web" in (TREE / "debian/xlb.postrm").read_text()
 
 
 def test_the_package_has_every_document_for_operators() -> None:
