@@ -125,7 +125,7 @@ def decode_request(payload: bytes) -> Request:
         raise MalformedRequest(f"cmd: expected a string of 1 to {MAX_COMMAND_LENGTH} characters", number)
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
         raise MalformedRequest("args: expected a map with string keys", number)
-    unknown = document.keys() - {"v", "id", "cmd", "args", "sudo_user"}
+    unknown = document.keys() - {"v", "id", "cmd", "args", "sudo_user", "on_behalf"}
     if unknown:
         raise MalformedRequest(f"unknown key {min(map(str, unknown))!r:.80}; a request has v, id, cmd, args", number)
     return Request(number, command, arguments, claimed(document.get("sudo_user")))

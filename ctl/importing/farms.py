@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ctl.config import farms_file
@@ -64,6 +64,22 @@ class Result:
     document: Mapping[str, object]
     origins: tuple[Origin, ...]
     findings: tuple[Finding, ...]
+
+    def as_document(self) -> dict[str, object]:
+        """For programs: the farms file as text and as a document, where its parts come from, and the findings."""
+        return {
+            "farms_file": self.text,
+            "document": self.document,
+            "origins": [_flat(each) for each in self.origins],
+            "findings": [_flat(each) for each in self.findings],
+        }
+
+
+def _flat(each: Origin | Finding) -> dict[str, object]:
+    """With the fields of its place as its own."""
+    values = asdict(each)
+    place: dict[str, object] = values.pop("place")
+    return place | values
 
 
 @dataclass(slots=True)

@@ -7,11 +7,12 @@ samples takes longer than a scrape may. Everything else is a collector of promet
 from __future__ import annotations
 
 import math
+import sys
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -193,8 +194,11 @@ def _columns(table: tuple[Column, ...], columns: Mapping[str, Any], labels: list
 
 
 def _numbers(column: bytes) -> list[int]:
-    numbers: list[int] = np.frombuffer(column, dtype="<i8").tolist()
-    return numbers
+    numbers = array("q")
+    numbers.frombytes(column)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tolist()
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:

@@ -17,14 +17,16 @@ from ctl.runtime.systemd import Notifier
 from ctl.state.node_file import NodeSettings, listen_address
 from ctl.web.access.gate import Gate
 from ctl.web.access.sessions import Session
-from ctl.web.api import own
+from ctl.web.api import own, views
 from ctl.web.api.events import EventStreams
 from ctl.web.api.handler import Api
+from ctl.web.api.request import Handler
 from ctl.web.api.routes import Router
 from ctl.web.api.table import ROUTES
 from ctl.web.app import Application
 from ctl.web.creation.job import CreationJob, Settings
 from ctl.web.live.feed import Feed, Item
+from ctl.web.live.sampler import Sampler
 from ctl.web.live.watcher import Watcher
 from ctl.web.serving import certificate
 from ctl.web.serving.admission import Admission
@@ -66,7 +68,8 @@ async def running(settings: NodeSettings, charts: Path = CHARTS) -> AsyncIterato
     listener = Listener(web.application, sockets, context, Admission())
     notifier = Notifier()
     await web.gate.load()
-    tasks = [asyncio.create_task(_forever(each)) for each in (web.gate.run(), web.watcher.run(), _renew(settings, context))]
+    parts = (web.gate.run(), web.watcher.run(), web.sampler.run(), _renew(settings, context))
+    tasks = [asyncio.create_task(_forever(each)) for each in parts]
     listener.start()
     for each in sockets:
         log.info("listening on https://%s, certificate SHA256 fingerprint %s", _shown(each), current.fingerprint)
@@ -96,14 +99,17 @@ class _Web:
         self.gate = Gate(self.client, settings.web.state_dir, lasts_s, self._ended)
         self.watcher = Watcher(self.client, self.feed, self._seen, self.gate.refresh_soon)
         self.creation = CreationJob(self.client, Settings(settings.web.state_dir, settings.web.remote_command), self._created)
-        streams = EventStreams(self.feed, self.gate)
-        handlers = {
+        self.sampler = Sampler(self.client, self.feed, lambda: bool(self.feed.streams))
+        handlers: dict[str, Handler] = {
             **own.SessionHandlers(self.gate, lasts_s).handlers(),
             **own.CreationHandlers(self.creation).handlers(),
+            **views.LiveHandlers(self.sampler).handlers(),
+            "import": views.ImportHandler().make,
             "version": own.version,
-            "events": streams.serve,
+            "events": EventStreams(self.feed, self.gate).serve,
         }
         api = Api(Router(ROUTES), self.client, self.gate, handlers)
+        handlers["config.export"] = views.ExportHandler(api).export
         files = {"/lib/chart.js/": Directory(charts), "/": Directory(PAGE)}
         self.application = Application(
             api, Hosts({*host_names(settings), *current.names}), files, {"/healthz": b'{"status":"ok"}'}

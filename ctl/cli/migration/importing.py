@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
-from dataclasses import asdict
 from ipaddress import ip_interface
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -17,7 +15,6 @@ from ctl.cli.output import print_json
 from ctl.config.validation import check_device
 from ctl.errors import InvalidInput
 from ctl.importing.addresses import DEFAULT_DEVICE, Choices
-from ctl.importing.farms import Origin, Result
 from ctl.importing.form import Finding, Included, Source
 from ctl.importing.kinds import READERS, NothingToImport, import_from
 
@@ -93,7 +90,7 @@ def import_(session: Session, kind: str, paths: tuple[Path, ...], dev: str, vips
         raise
     _print_findings(result.findings)
     if session.json:
-        print_json(as_json(result))
+        print_json(result.as_document())
     else:
         click.echo(result.text, nl=False)
 
@@ -101,22 +98,6 @@ def import_(session: Session, kind: str, paths: tuple[Path, ...], dev: str, vips
 def _print_findings(findings: Sequence[Finding]) -> None:
     for each in findings:
         click.echo(str(each), err=True)
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    """The farms file as text and as a document, where its parts come from, and the findings."""
-
-    def flat(each: Origin | Finding) -> dict[str, Any]:
-        values: dict[str, Any] = asdict(each)
-        place: dict[str, Any] = values.pop("place")
-        return place | values
-
-    return {
-        "farms_file": result.text,
-        "document": result.document,
-        "origins": [flat(each) for each in result.origins],
-        "findings": [flat(each) for each in result.findings],
-    }
 
 
 def read_source(path: Path) -> Source:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -78,17 +79,15 @@ class Api:
         handler = self._own.get(route.own)
         if handler is not None:
             reply = await handler(request, answering)
-            if reply is None:
-                return
+            if reply is not None:
+                await self._send(request, reply, answering)
+        elif route.own:
+            raise problems.unknown_path(PREFIX + route.path)
         elif route.listed:
             await self._list(request, answering)
-            return
         else:
-            reply = None
-        version = await self.version() if route.method == "GET" and route.versioned else ""
-        if reply is None:
-            reply = await self.run(request)
-        await self._send(request, reply, version, answering)
+            version = await self.version() if route.method == "GET" and route.versioned else ""
+            await self._send(request, replace(await self.run(request), version=version), answering)
 
     async def run(self, request: Request, more: Mapping[str, Any] | None = None) -> Reply:
         """Run the command of the route with what the request names, or with `more` in place of it."""
@@ -111,14 +110,14 @@ class Api:
         after = b',"version":' + dump(version) + b"}"
         await answering.pieces(200, dump_list(b'{"result":', items, after), JSON, {"etag": f'"{version}"'})
 
-    async def _send(self, request: Request, reply: Reply, version: str, answering: Answering) -> None:
+    async def _send(self, request: Request, reply: Reply, answering: Answering) -> None:
         document: dict[str, Any] = {"result": reply.result}
         headers = {"set-cookie": reply.cookie} if reply.cookie else {}
         if request.route.method != "GET":
             document["note"] = reply.note
-        if version:
-            document["version"] = version
-            headers["etag"] = f'"{version}"'
+        if reply.version:
+            document["version"] = reply.version
+            headers["etag"] = f'"{reply.version}"'
         await answering.whole(reply.status, dump(document), JSON, headers)
 
 

@@ -38,10 +38,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a handler of xlb-web returns: a result as those of commands. cookie: the header Set-Cookie."""
+    """What a handler of xlb-web returns: a result as those of commands. version: of the configuration that it is a part of.
+
+    cookie: the header Set-Cookie.
+    """
 
     result: Any
     note: str = ""
+    version: str = ""
     cookie: str = ""
     status: int = 200
 
