@@ -12,6 +12,7 @@ import enum
 import errno
 import functools
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,12 +38,16 @@ class MapInfo:
 
 @dataclass(frozen=True, slots=True)
 class ProgramInfo:
-    """The kernel's information about a program: its instructions, and those that the verifier followed (0: unknown)."""
+    """The kernel's information about a program: its instructions, and those that the verifier followed (0: unknown).
+
+    type_id: of its function in its BTF; 0: it has none, and no tracing program can attach to it.
+    """
 
     id: int
     name: str
     instructions: int
     verified: int
+    type_id: int
 
 
 class _MapInfo(ct.Structure):
@@ -67,13 +72,55 @@ class _ProgramInfo(ct.Structure):
         ("nr_map_ids", ct.c_uint32),
         ("map_ids", ct.c_uint64),
         ("name", ct.c_char * 16),
-        ("others", ct.c_uint64 * 17),
+        ("ifindex_and_namespace", ct.c_uint64 * 3),
+        ("jited", ct.c_uint64 * 3),
+        ("btf_id", ct.c_uint32),
+        ("func_info_rec_size", ct.c_uint32),
+        ("func_info", ct.c_uint64),
+        ("nr_func_info", ct.c_uint32),
+        ("nr_line_info", ct.c_uint32),
+        ("others", ct.c_uint64 * 8),
         ("verified_insns", ct.c_uint32),
         ("rest", ct.c_uint32 * 29),
     )
 
 
+class _LoadOptions(ct.Structure):
+    _fields_ = (
+        ("sz", ct.c_size_t),
+        ("attempts", ct.c_int),
+        ("expected_attach_type", ct.c_uint32),
+        ("prog_btf_fd", ct.c_uint32),
+        ("prog_flags", ct.c_uint32),
+        ("prog_ifindex", ct.c_uint32),
+        ("kern_version", ct.c_uint32),
+        ("attach_btf_id", ct.c_uint32),
+        ("attach_prog_fd", ct.c_uint32),
+        ("attach_btf_obj_fd", ct.c_uint32),
+        ("fd_array", ct.c_void_p),
+        ("func_info", ct.c_char_p),
+        ("func_info_cnt", ct.c_uint32),
+        ("func_info_rec_size", ct.c_uint32),
+        ("line_info", ct.c_void_p),
+        ("line_info_cnt", ct.c_uint32),
+        ("line_info_rec_size", ct.c_uint32),
+        ("log_level", ct.c_uint32),
+        ("log_size", ct.c_uint32),
+        ("log_buf", ct.c_void_p),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """The function of a program in a BTF object: `btf` is its descriptor."""
+
+    btf: int
+    type_id: int
+
+
 _INSTRUCTION_BYTES = 8
+_XDP, _TRACING, _AT_ENTRY = 6, 26, 24  # BPF_PROG_TYPE_XDP, BPF_PROG_TYPE_TRACING, BPF_TRACE_FENTRY
+_RETURN_0 = bytes((0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0))
 POINTER = ct.c_void_p
 Signatures = Mapping[str, tuple[Any, ...]]
 """Functions of the library by name, with their argument types. All return an int; below 0 it is a negative errno."""
@@ -83,6 +130,8 @@ _SIGNATURES: Signatures = {
     "bpf_obj_pin": (ct.c_int, ct.c_char_p),
     "bpf_obj_get_info_by_fd": (ct.c_int, POINTER, POINTER),
     "bpf_prog_get_fd_by_id": (ct.c_uint32,),
+    "bpf_btf_load": (ct.c_char_p, ct.c_size_t, POINTER),
+    "bpf_prog_load": (ct.c_int, ct.c_char_p, ct.c_char_p, ct.c_char_p, ct.c_size_t, POINTER),
     "libbpf_num_possible_cpus": (),
 }
 
@@ -185,11 +234,46 @@ def map_info(fd: int) -> MapInfo:
 
 def program_info(fd: int) -> ProgramInfo:
     """What the kernel knows of a program."""
-    info = _ProgramInfo()
+    info, function = _ProgramInfo(), (ct.c_uint32 * 2)()  # struct bpf_func_info: offset, type
+    info.nr_func_info, info.func_info_rec_size, info.func_info = 1, ct.sizeof(function), ct.addressof(function)
     _info(fd, info, "ask about a program")
-    return ProgramInfo(info.id, info.name.decode(), info.xlated_prog_len // _INSTRUCTION_BYTES, info.verified_insns)
+    type_id = function[1] if info.btf_id else 0
+    instructions = info.xlated_prog_len // _INSTRUCTION_BYTES
+    return ProgramInfo(info.id, info.name.decode(), instructions, info.verified_insns, type_id)
 
 
 def program_by_id(program_id: int) -> int:
     """A file descriptor for a loaded program; the caller closes it."""
     return checked(_library().bpf_prog_get_fd_by_id(program_id), f"open program {program_id}")
+
+
+# --- programs ---------------------------------------------------------------------------------------------------
+
+
+def btf_load(content: bytes) -> int:
+    """A file descriptor for type information; the caller closes it. Raises OSError, EINVAL if the kernel has no BTF."""
+    return checked(_library().bpf_btf_load(content, len(content), None), "load type information")
+
+
+def xdp_load(name: str, instructions: bytes, function: Function | None) -> int:
+    """Verify and load an XDP program under the licence GPL; returns its file descriptor. function: its type."""
+    options = _LoadOptions(sz=ct.sizeof(_LoadOptions))
+    if function:
+        info = (0).to_bytes(4, sys.byteorder) + function.type_id.to_bytes(4, sys.byteorder)  # struct bpf_func_info
+        options.prog_btf_fd, options.func_info, options.func_info_cnt = function.btf, info, 1
+        options.func_info_rec_size = len(info)
+    count = len(instructions) // _INSTRUCTION_BYTES
+    arguments = (_XDP, name.encode(), b"GPL", instructions, count, ct.byref(options))
+    return checked(_library().bpf_prog_load(*arguments), f"load the program {name}")
+
+
+def trace_refusal(program: int) -> str:
+    """Why the kernel lets no tracing program attach to a program with a type; empty: it does. Attaches nothing."""
+    options = _LoadOptions(sz=ct.sizeof(_LoadOptions), expected_attach_type=_AT_ENTRY)
+    options.attach_prog_fd, options.attach_btf_id = program, program_info(program).type_id
+    count = len(_RETURN_0) // _INSTRUCTION_BYTES
+    code = _library().bpf_prog_load(_TRACING, b"probe", b"GPL", _RETURN_0, count, ct.byref(options))
+    if code < 0:
+        return os.strerror(-code)
+    os.close(code)
+    return ""

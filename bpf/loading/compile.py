@@ -28,6 +28,7 @@ from typing import Any
 
 from bpf import constants, libbpf
 from bpf.clock import coarse_step_ns
+from bpf.loading import btf
 from bpf.loading.flatten import flatten
 from bpf.loading.headers import compiler_flags, make_header_tree
 from bpf.maps.layout import MapLayout
@@ -89,22 +90,45 @@ def _build(request: dict[str, Any], pins: Path, before: set[str]) -> dict[str, A
     kept = _check_kept(bcc.lib, module.module, maps, before, request.get("known", {}))
     if request.get("load", True):
         try:
-            function = _load(bcc, module, HANDLERS in maps, request.get("features", {}))
-        except Exception as error:
+            entry = _load(bcc, module, HANDLERS in maps, request.get("features", {}))
+        except OSError as error:
             raise _refused_by_verifier(bcc, request, error) from error
-        libbpf.obj_pin(function.fd, pins / PROGRAM)
+        libbpf.obj_pin(entry, pins / PROGRAM)
     return {"maps": {name: dataclasses.asdict(each) for name, each in maps.items()}, "kept": kept}
 
 
-def _load(bcc: Any, module: Any, has_handlers: bool, features: dict[str, bool]) -> Any:
-    """Load the entry program, and before it the ones that it calls; they live in the map of handlers."""
+def _load(bcc: Any, module: Any, has_handlers: bool, features: dict[str, bool]) -> int:
+    """Load the entry program, and before it the ones that it calls; they live in the map of handlers.
+
+    Not by bcc, which has no type information of a program without debug information. Raises OSError.
+    """
+    called = _programs(has_handlers, features)
+    content, types = btf.program_types([PROGRAM, *called.values()])
+    known = _load_types(content)
+
+    def load(name: str) -> int:
+        function = libbpf.Function(known, types[name]) if known is not None else None
+        return libbpf.xdp_load(name, module.dump_func(name.encode()), function)
+
+    for handler, name in called.items():
+        module[HANDLERS][ctypes.c_int(handler)] = ctypes.c_int(load(name))
+    return load(PROGRAM)
+
+
+def _programs(has_handlers: bool, features: dict[str, bool]) -> dict[constants.Handler, str]:
+    """The names of the programs that the entry program calls."""
     optional = constants.OPTIONAL_HANDLERS
-    for handler in constants.Handler if has_handlers else ():
-        if handler in optional and not features.get(optional[handler]):
-            continue
-        called = module.load_func(f"{PROGRAM}_{handler.name.lower()}", bcc.BPF.XDP)
-        module[HANDLERS][ctypes.c_int(handler)] = ctypes.c_int(called.fd)
-    return module.load_func(PROGRAM, bcc.BPF.XDP)
+    wanted = [each for each in constants.Handler if has_handlers and features.get(optional.get(each, ""), each not in optional)]
+    return {each: f"{PROGRAM}_{each.name.lower()}" for each in wanted}
+
+
+def _load_types(content: bytes) -> int | None:
+    """None: this kernel takes none. The program works without; `xlbctl doctor` reports that nothing can attach to it."""
+    try:
+        return libbpf.btf_load(content)
+    except OSError as error:
+        print(f"the program has no type information: {error}", file=sys.stderr)
+        return None
 
 
 def _compile(bcc: Any, request: dict[str, Any], more_flags: list[str]) -> Any:
@@ -124,7 +148,9 @@ def _refused_by_verifier(bcc: Any, request: dict[str, Any], error: Exception) ->
     """Load again with debug information, so that the verifier's log quotes the C lines."""
     try:
         module = _compile(bcc, request, ["-g"])
-        _load(bcc, module, HANDLERS in _describe(bcc.lib, module.module), request.get("features", {}))
+        for name in _programs(HANDLERS in _describe(bcc.lib, module.module), request.get("features", {})).values():
+            module.load_func(name, bcc.BPF.XDP)  # bcc passes what clang knows of the lines to the verifier
+        module.load_func(PROGRAM, bcc.BPF.XDP)
     except Exception as again:
         return Refused("load", str(again))
     return Refused("load", str(error))

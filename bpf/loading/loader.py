@@ -24,9 +24,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from bpf import constants
+from bpf import constants, libbpf
 from bpf.dataplane import PlaneError
-from bpf.loading import bpffs, child, compile
+from bpf.loading import bpffs, btf, child, compile
 from bpf.loading.flatten import flatten
 from bpf.loading.headers import compiler_flags
 from bpf.maps import layout
@@ -70,6 +70,7 @@ class Build:
         parts += compile.c_sizes(self.max_flows, self.max_embryonic, dict(self.features))
         for part in parts:
             digest.update(part.encode() + b"\0")
+        digest.update(btf.program_types([PROGRAM])[0])
         return digest.hexdigest()[:16]
 
 
@@ -178,6 +179,26 @@ def _run_dir_link(bpf_dir: Path) -> Path:
 def program_path(bpf_dir: Path) -> Path:
     """The path of the pinned program."""
     return bpf_dir / PROGRAM
+
+
+def why_untraceable(bpf_dir: Path) -> tuple[str, bool] | None:
+    """Why nothing can attach to the pinned program, and whether another build of it would help; empty: tools can.
+
+    None: nothing is pinned, or it cannot be opened.
+    """
+    try:
+        fd = libbpf.obj_get(program_path(bpf_dir))
+    except OSError:
+        return None
+    try:
+        if not libbpf.program_info(fd).type_id:
+            return "the program has no type information (BTF)", True
+        refusal = libbpf.trace_refusal(fd)
+        return (f"this kernel lets no program trace another ({refusal})", False) if refusal else ("", False)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
 
 
 # --- existing pins -------------------------------------------------------------------------------------------

@@ -15,7 +15,10 @@ _CAP_SYS_ADMIN = 21  # includes CAP_BPF
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What was observed. bcc, headers: whether the package is installed. clock: the error of reading it, or empty."""
+    """What was observed. bcc, headers: whether the package is installed. clock: the error of reading it, or empty.
+
+    untraceable: why xdpdump and pwru cannot attach to the pinned program, and whether another build helps; None: unknown.
+    """
 
     capabilities: int  # the effective set of capabilities(7)
     release: str
@@ -25,6 +28,7 @@ class Machine:
     headers: bool
     clock_synchronised: bool
     clock: str = ""
+    untraceable: tuple[str, bool] | None = None
 
 
 def examine(machine: Machine, program: str) -> Iterator[Finding]:
@@ -36,6 +40,8 @@ def examine(machine: Machine, program: str) -> Iterator[Finding]:
     yield judged("bpffs", machine.on_bpffs, message, remedy)
     yield _compiler(machine)
     yield _clock(machine)
+    if machine.untraceable is not None:
+        yield _tracing(*machine.untraceable)
 
 
 def _privileges(machine: Machine, program: str) -> Finding:
@@ -69,3 +75,15 @@ def _clock(machine: Machine) -> Finding:
         return ok("clock", "synchronised")
     message = machine.clock or "not synchronised: the times in the logs of two nodes cannot be compared"
     return Finding("clock", Severity.WARN, message, "install chrony or enable systemd-timesyncd")
+
+
+def _tracing(why: str, rebuild: bool) -> Finding:
+    """`xlbctl capture` needs none of it."""
+    if not why:
+        return ok("tracing", "xdpdump and pwru can attach to the program")
+    message = f"xdpdump and pwru cannot attach to the program: {why}"
+    if rebuild:
+        return Finding(
+            "tracing", Severity.WARN, message, "systemctl restart xlbd: it replaces the program and keeps connections"
+        )
+    return Finding("tracing", Severity.INFO, message, "xlbctl capture works without; see the lockdown of this kernel")

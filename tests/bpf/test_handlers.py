@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from bpf import libbpf, xdp
 from bpf.constants import Handler
+from bpf.kernel import attach
 from bpf.loading import loader
 from bpf.maps.pinned_map import PinnedMap
 from tests.bpf.bed import DROP, FAMILIES, PASS, TX, Bed, Family, why_not
@@ -38,6 +40,20 @@ def small(tmp_path: Path) -> Iterator[Small]:
 
 def action(fd: int) -> int:
     return xdp.test_run(fd, bytes(64)).action
+
+
+def test_tracing_tools_find_the_function_of_each_program() -> None:
+    """xdpdump and pwru attach by the type of a program's function, and show its name."""
+    with Bed() as bed:
+        types = {name: info.type_id for name, info in bed.programs().items()}
+        assert len(types) == len(set(types.values())) and all(types.values()), types
+        why = loader.why_untraceable(bed.pins)
+        assert why is not None and not why[1]
+        bed.inside(lambda: xdp.attach(bed.in0, -1, xdp.XDP_FLAGS_DRV_MODE))
+        bed.inside(lambda: attach.attach(bed.pins, ["in0"], "native"))
+        command = ("timeout", "--signal=INT", "2", "xdpdump", "-v", "-i", "in0", "--rx-capture", "entry,exit")
+        dump = bed.inside(lambda: subprocess.run(command, capture_output=True, text=True))
+        assert "Found func xlb matching xlb" in dump.stderr  # where the kernel permits it, it attaches then
 
 
 def test_a_replaced_program_keeps_its_handlers_until_no_interface_has_it(small: Small) -> None:

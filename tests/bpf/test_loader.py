@@ -14,7 +14,7 @@ import pytest
 
 from bpf import constants, libbpf, xdp
 from bpf.dataplane import PlaneError
-from bpf.loading import compile, loader
+from bpf.loading import btf, compile, loader
 from bpf.loading.flatten import flatten
 from bpf.maps.layout import Layouts
 from tests.bpf.bed import Bed, why_not
@@ -257,6 +257,31 @@ def test_a_program_the_verifier_refuses_changes_nothing(small: Small) -> None:
     error = refused(small)
     assert "the kernel refused the data plane" in str(error) and "packet" in str(error)
     assert "invalid access to packet" in error.log
+
+
+def test_a_kernel_without_type_information_gets_the_program_without(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the next start, which could load it with, keeps what the maps have: here one of an earlier version."""
+    without = tmp_path / "python"
+    script = "import runpy; from bpf import libbpf; libbpf.btf_load = lambda c: libbpf.checked(-22, 'load'); "
+    script += "runpy.run_module('bpf.loading.compile', run_name='__main__')"
+    without.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{script}"\n')
+    without.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(without))
+        patch.setattr(btf, "program_types", lambda names: (b"none", dict.fromkeys(names, 0)))
+        layouts = small.ensure().layouts
+    things = small.pinned_map(layouts, "things")
+    things.put(np.array([(7,)], things.key), np.array([(1, 0, 0)], things.value))
+    things.close()
+    why = loader.why_untraceable(small.build.bpf_dir)
+    assert why is not None and "type information" in why[0] and why[1]
+    again = small.ensure()
+    assert again.how == "upgraded"
+    assert counts(small, again.layouts, "things") == {7: 1}
+    why = loader.why_untraceable(small.build.bpf_dir)
+    assert why is not None and not why[1]
 
 
 def test_a_child_killed_while_loading_leaves_nothing(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from bpf.loading import bpffs
+from bpf.loading import bpffs, loader
 from ctl.diagnosis.machine import Machine
 from ctl.runtime.clock_check import clock_is_synchronised
 
@@ -30,6 +30,7 @@ def observe(bpf_dir: Path) -> Machine:
         headers=_HEADERS.exists(),
         clock_synchronised=synchronised,
         clock=why,
+        untraceable=loader.why_untraceable(bpf_dir),
     )
 
 
