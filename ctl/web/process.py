@@ -105,6 +105,7 @@ class _Web:
             **own.CreationHandlers(self.creation).handlers(),
             **views.LiveHandlers(self.sampler).handlers(),
             "import": views.ImportHandler().make,
+            "openapi": views.openapi,
             "version": own.version,
             "events": EventStreams(self.feed, self.gate).serve,
         }

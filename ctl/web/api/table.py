@@ -7,7 +7,6 @@ from ctl.web.api import arguments, results
 from ctl.web.api.routes import BIG_BODY, Parameter, Route
 
 FARM = {"farm": "name"}
-PORT = {"low": 0, "high": 65535}
 _CONNECTION = (
     Parameter("source", str, "address of the client", required=True),
     Parameter("destination", str, "address of the VIP", required=True),
@@ -238,6 +237,7 @@ NODE = (
     Route("GET", "/status", "The node: role, interfaces, faults, versions.", "status"),
     Route("GET", "/stats", "Counters, traffic of farms, sweep, loop lag.", "stats"),
     Route("GET", "/doctor", "Checks of the node, with remedies.", "doctor"),
+    Route("GET", "/openapi.json", "This API as an OpenAPI document.", own="openapi", open=True),
     Route("GET", "/version", "Version of xlb-web and of this API.", own="version"),
     Route("GET", "/metrics", "Metrics for Prometheus, as OpenMetrics or text by Accept.", "metrics", own="metrics"),
     Route(
@@ -268,7 +268,13 @@ CLUSTER = (
     Route("GET", "/cluster", "Both nodes, as each sees the pair.", "cluster.nodes"),
     Route("GET", "/cluster/status", "The pair, as this node sees it.", "cluster.status"),
     Route("GET", "/cluster/check", "Checks of the pair, with remedies.", "cluster.check"),
-    Route("GET", "/cluster/preview", "What joining a pair would remove here.", "cluster.preview"),
+    Route(
+        "GET",
+        "/cluster/preview",
+        "What joining a pair would remove here; with both addresses also whether they can form one.",
+        "cluster.preview",
+        query=(Parameter("local", str, "address of this node"), Parameter("peer", str, "address of the peer")),
+    ),
     Route("POST", "/cluster/switchover", "Make the peer the active node.", "cluster.switchover"),
     Route("POST", "/cluster/failback", "Make the preferred node the active one.", "cluster.failback"),
     Route("POST", "/cluster/maintenance", "Take this node out of service, or back.", "cluster.maintenance", body="Maintenance"),

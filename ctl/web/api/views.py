@@ -16,6 +16,7 @@ from ctl.web.api.request import Handler, Reply, Request
 from ctl.web.live.sampler import SCRAPE_S, Sampler
 from ctl.web.serving import problems
 from ctl.web.serving.answers import Answering
+from ctl.web.serving.json_text import dump
 
 TOML = "application/toml"
 
@@ -89,6 +90,14 @@ class ImportHandler:
         if device:
             check_device(device, "device")
         return Reply(await self._turns.run(_imported, kind, request.text, device, vips))
+
+
+async def openapi(_: Request, answering: Answering) -> None:
+    """The document, made for each request: it is asked for seldom."""
+    from ctl.web.api import openapi as document
+    from ctl.web.api.table import ROUTES
+
+    await answering.whole(200, dump(document.make(ROUTES)), "application/json")
 
 
 def _imported(kind: str, text: str, device: str, vips: Sequence[tuple[str, int | None]]) -> dict[str, Any]:
