@@ -1,4 +1,4 @@
-"""Limits the memory of xlbd. Call `keep_small` before the large imports and before the first thread.
+"""Limits the memory of xlbd and xlb-web. Call `keep_small` before the large imports and before the first thread.
 
 An idle daemon uses about 5 MB less, and temporary memory for a thousand farms returns to the kernel.
 """
@@ -22,12 +22,17 @@ needs TLS, which allows it then. For the last see `ctl.network.kernel.lean_pyrou
 def keep_small() -> None:
     """Block the import of OpenSSL, limit numpy's linear algebra to one thread, and make malloc return freed memory.
 
-    Loaded modules stay loaded. A C library without mallopt keeps its allocator settings.
+    Loaded modules stay loaded.
     """
     for name in UNUSED:
         if name not in sys.modules:
             bar(name)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    limit_malloc()
+
+
+def limit_malloc() -> None:
+    """Make malloc return freed memory. A C library without mallopt keeps its allocator settings."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

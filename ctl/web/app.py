@@ -42,7 +42,9 @@ class Application:
         except body.Disconnected:
             return
         except XlbError as error:
-            if not answering.started:
+            if answering.started:  # the end of an answer that breaks off must be seen
+                scope["xlb.connection"].abort()
+            else:
                 await refuse(answering, error)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"][:200])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ctl.errors import XlbError
+from ctl.runtime import footprint
 from ctl.runtime.logs import LEVELS, set_up_logging
 from ctl.state import node_file
 
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what a client sends is no matter of the log
     try:
         settings = node_file.load(options.config)
+        footprint.limit_malloc()
         from ctl.web import process
 
         if options.fingerprint:

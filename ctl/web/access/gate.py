@@ -133,6 +133,8 @@ class Gate:
         """Whether somebody who asked may still have answers: of a stream of events. Such a session is in use."""
         if asker.key:
             return self._sessions.use_key(asker.key, time()) is not None
+        if self.accounts is not None and asker.token not in {each.name for each in self.accounts.tokens.values()}:
+            return False
         return not asker.ends_s or time() < asker.ends_s
 
     def _known(self) -> Accounts:

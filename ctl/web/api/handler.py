@@ -5,6 +5,8 @@ Generic: what a route does is in `ctl.web.api.table`. A change names the user fo
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +20,7 @@ from ctl.web.access import requests
 from ctl.web.access.gate import Asker, Gate
 from ctl.web.api import arguments, statuses
 from ctl.web.api.request import Handler, Reply, Request, if_version
-from ctl.web.api.routes import PREFIX, Given, Route, Router
+from ctl.web.api.routes import PREFIX, SMALL_BODY, Given, Route, Router
 from ctl.web.serving import body, problems
 from ctl.web.serving.answers import Answering
 from ctl.web.serving.json_text import dump, dump_list, parse_object
@@ -26,6 +28,8 @@ from ctl.web.serving.problems import HttpError
 
 JSON = "application/json"
 MAX_QUERY = 4096
+MAX_BIG = 2
+"""Requests with big bodies that are read and answered at once: each may take 50 MB."""
 
 
 class Api:
@@ -33,6 +37,7 @@ class Api:
 
     def __init__(self, router: Router, client: AsyncClient, gate: Gate, own: Mapping[str, Handler]) -> None:
         self._router, self._client, self._gate, self._own = router, client, gate, own
+        self._big = asyncio.Semaphore(MAX_BIG)
 
     async def handle(self, scope: Mapping[str, Any], receive: Any, answering: Answering) -> None:
         """Answer one request. Raises XlbError for what is refused, Disconnected."""
@@ -41,13 +46,15 @@ class Api:
         asker = self._let_in(route, method, headers)
         if asker is not None:
             scope["xlb.connection"].prove()
-        given, text = await self._given(route, path, scope["query_string"], headers, receive)
-        request = Request(route, given, headers, _source(scope), asker, text, receive)
-        try:
-            await self._answer(request, answering)
-        except XlbError as error:
-            status = statuses.status_of(error, conditional=bool(if_version(headers)))
-            await refuse(answering, error, status)
+        async with self._big if route.limit > SMALL_BODY else contextlib.nullcontext():
+            given, text = await self._given(route, path, scope["query_string"], headers, receive)
+            request = Request(route, given, headers, _source(scope), asker, text, receive)
+            try:
+                await self._answer(request, answering)
+            except XlbError as error:
+                if answering.started:
+                    raise
+                await refuse(answering, error, statuses.status_of(error, conditional=bool(if_version(headers))))
 
     def _let_in(self, route: Route, method: str, headers: Headers) -> Asker | None:
         if route.open:

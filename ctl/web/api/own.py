@@ -13,6 +13,7 @@ from ctl.web.access.gate import Asker, Gate
 from ctl.web.api.request import Handler, Reply, Request
 from ctl.web.creation.job import CreationJob
 from ctl.web.serving.answers import Answering
+from ctl.web.serving.problems import HttpError
 
 MAX_PASSWORD_BYTES = 1024
 
@@ -62,6 +63,7 @@ class SessionHandlers:
 
     async def close(self, request: Request, _: Answering) -> Reply:
         """Nothing; the cookie is removed."""
+        of_session(request.who)
         await self._gate.logout(request.who, request.source)
         return Reply(None, cookie=requests.cookie("", 0))
 
@@ -96,6 +98,12 @@ class CreationHandlers:
     async def cancel(self, request: Request, _: Answering) -> Reply:
         """The job, which ends; null if it had ended."""
         return Reply(await self._job.cancel(request.who.on_behalf))
+
+
+def of_session(asker: Asker) -> None:
+    """Raises HttpError (403) for a token."""
+    if not asker.key:
+        raise HttpError(403, f'the request has the token "{asker.token}", and needs a session', Code.NOT_PERMITTED)
 
 
 def _session(asker: Asker) -> dict[str, Any]:
