@@ -15,13 +15,13 @@ from pathlib import Path
 from ctl.events.catalogue import Event
 
 SOCKET = Path("/run/systemd/journal/socket")
-IDENTIFIER = "xlbd"
 
 
 class Journal:
-    """A connection to the journal. Raises OSError where there is none."""
+    """A connection to the journal, for the program `identifier`. Raises OSError where there is none."""
 
-    def __init__(self, path: Path = SOCKET) -> None:
+    def __init__(self, path: Path = SOCKET, identifier: str = "xlbd") -> None:
+        self._identifier = identifier
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             self._socket.connect(str(path))
@@ -32,7 +32,7 @@ class Journal:
     def send(self, record: logging.LogRecord, message: str, priority: int) -> bool:
         """False where the journal did not take it."""
         try:
-            self._socket.send(b"".join(_fields(record, message, priority)))
+            self._socket.send(b"".join(_fields(self._identifier, record, message, priority)))
         except OSError:
             return False
         return True
@@ -42,10 +42,10 @@ class Journal:
         self._socket.close()
 
 
-def _fields(record: logging.LogRecord, message: str, priority: int) -> Iterator[bytes]:
+def _fields(identifier: str, record: logging.LogRecord, message: str, priority: int) -> Iterator[bytes]:
     yield _field("MESSAGE", message)
     yield _field("PRIORITY", str(priority))
-    yield _field("SYSLOG_IDENTIFIER", IDENTIFIER)
+    yield _field("SYSLOG_IDENTIFIER", identifier)
     yield _field("LOGGER", record.name)
     event = getattr(record, "event", None)
     if isinstance(event, Event):

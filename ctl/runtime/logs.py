@@ -1,4 +1,4 @@
-"""Format of the daemon's log lines: `LEVEL message` on a terminal, entries with fields for the journal.
+"""Format of the log lines of xlbd and xlb-web: `LEVEL message` on a terminal, entries with fields for the journal.
 
 Where the journal does not take an entry, the line goes to stderr as `<priority>message`. Decides the format only. Must not know
 what is logged. sd-daemon(3) names the priority prefixes, systemd.exec(5) the JOURNAL_STREAM test.
@@ -48,12 +48,12 @@ def _priority(record: logging.LogRecord) -> int:
     return next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
 
 
-def set_up_logging(level: str, journal_socket: Path = journal.SOCKET) -> None:
+def set_up_logging(level: str, journal_socket: Path = journal.SOCKET, identifier: str = "xlbd") -> None:
     """Log to stderr: xlb's loggers from `level` (one of LEVELS) on, libraries from warning on."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if stderr_is_journal():
         with contextlib.suppress(OSError):
-            handler = _JournalHandler(journal.Journal(journal_socket))
+            handler = _JournalHandler(journal.Journal(journal_socket, identifier))
         handler.setFormatter(_JournalFormatter("%(message)s"))
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))

@@ -22,7 +22,7 @@ log = logging.getLogger("ctl.web")
 def main(arguments: Sequence[str] | None = None) -> None:
     """The `xlb-web` command."""
     options = parser().parse_args(arguments)
-    set_up_logging(options.log_level)
+    set_up_logging(options.log_level, identifier="xlb-web")
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what a client sends is no matter of the log
     try:
         settings = node_file.load(options.config)

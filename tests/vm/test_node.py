@@ -63,6 +63,16 @@ def test_starts_under_systemd(node: Machine) -> None:
     assert node.run("journalctl --unit xlbd --output cat | grep 'data plane built'")
 
 
+def test_the_page_runs_under_systemd(node: Machine) -> None:
+    node.run("systemctl start xlb-web")
+    assert node.run("ps -o user= -o group= -C xlb-web").split() == ["xlb-web", "xlb"]
+    asked = "import ssl, urllib.request as r; c = ssl._create_unverified_context()"
+    answer = node.run(f"python3 -c '{asked}; print(r.urlopen(\"https://127.0.0.1:8443/healthz\", context=c).status)'")
+    assert answer.strip() == "200"
+    node.run("systemctl stop xlb-web")
+    assert node.run("systemctl show --property ExecMainStatus --value xlb-web").strip() == "0"
+
+
 def test_native_xdp_on_virtio(node: Machine) -> None:
     link = node.run("ip -details link show dev eth1")
     assert re.search(r"\bprog/xdp\b", link), link

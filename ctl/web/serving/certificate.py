@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import ssl
 import subprocess
 import sys
@@ -88,8 +89,10 @@ def self_signed(directory: Path, names: Iterable[str]) -> Certificate:
 
 def _tool(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "ctl.web.serving.certificate_tool", *arguments]
+    search = os.pathsep.join([str(Path(__file__).resolve().parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": search}  # the package's modules are not in Python's own path
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_S, check=False, env=environment)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise XlbError(f"the certificate could not be read or made: {error}", Code.STORAGE_FAILED) from None
     if done.returncode:
