@@ -67,13 +67,24 @@ class _Peer:
     def _run(self, words: str, stdin: str) -> ssh.Done:
         if words == "version":
             return ssh.Done(0, json.dumps({"xlbd": self._login.version}), "")
-        if words in COMMANDS:
-            return ssh.Done(0, json.dumps(self._site.call(COMMANDS[words])), "")
-        assert words == f"cluster join --local {self._site.address} --yes --no-check -", words
-        self._login.before_join()
-        try:
-            joined = self._site.call("cluster.join", local=self._site.address, token=stdin.strip())
-        except XlbError as error:
-            return ssh.Done(error.exit_code, "", f"xlbctl: {error}\n")
-        self._login.after_join()
-        return ssh.Done(0, json.dumps(joined), "")
+        joins = words.startswith("cluster join")
+        if joins:
+            self._login.before_join()
+        done = answered(self._site, words, stdin)
+        if joins and not done.status:
+            self._login.after_join()
+        return done
+
+
+def answered(site: Site, words: str, stdin: str) -> ssh.Done:
+    """What `xlbctl -o json WORDS` does on a node."""
+    if words == "version":
+        return ssh.Done(0, json.dumps({"xlbd": package_version()}), "")
+    if words in COMMANDS:
+        return ssh.Done(0, json.dumps(site.call(COMMANDS[words])), "")
+    assert words == f"cluster join --local {site.address} --yes --no-check -", words
+    try:
+        joined = site.call("cluster.join", local=site.address, token=stdin.strip())
+    except XlbError as error:
+        return ssh.Done(error.exit_code, "", f"xlbctl: {error}\n")
+    return ssh.Done(0, json.dumps(joined), "")
