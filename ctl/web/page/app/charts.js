@@ -33,7 +33,7 @@ export function recolour() {
 }
 
 /** format(value): for people. Returns {element, update(values, end_s, step_s), close()}. */
-export function graph({ title, format, tint = "accent" }) {
+export function graph({ title, format, tint = "accent", whole = false }) {
   const now = h("strong", null, "–");
   const range = h("span", { class: "quiet" });
   const canvas = h("canvas", { role: "img", "aria-label": title });
@@ -53,7 +53,7 @@ export function graph({ title, format, tint = "accent" }) {
       elements: { point: { radius: 0, hitRadius: 8 }, line: { borderWidth: 1.5, tension: 0 } },
       scales: {
         x: { grid: { display: false, borderColor: grid }, ticks: { color: text, maxRotation: 0, autoSkip: true, maxTicksLimit: 5, callback(value) { return this.getLabelForValue(value).slice(-8, -3); } } },
-        y: { beginAtZero: true, grace: "5%", grid: { color: grid, borderColor: grid }, ticks: { color: text, maxTicksLimit: 5, callback: (value) => format(value) } },
+        y: { beginAtZero: true, grace: "5%", grid: { color: grid, borderColor: grid }, ticks: { color: text, maxTicksLimit: 5, precision: whole ? 0 : undefined, callback: (value) => format(value) } },
       },
     };
   }

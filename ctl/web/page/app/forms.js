@@ -20,7 +20,7 @@ export function field(spec) {
   }
   const set = (value) => {
     if (kind === "check") input.checked = Boolean(value);
-    else if (kind === "lines") input.value = (value ?? []).join("\n");
+    else if (kind === "lines") input.value = (Array.isArray(value) ? value : []).join("\n");
     else if (kind === "integer" && value === 0 && spec.default === 0) input.value = "";
     else input.value = value ?? "";
   };
@@ -113,7 +113,7 @@ export function form({ parts, submit, action, cancel, danger = false, reload = n
   function fail(error) {
     const at = error.key ? named(fields.filter((each) => !each.element.closest("[hidden]")), error.key) : null;
     if (error.overtaken && reload) overtaken(error);
-    else if (at) at.error(error.message);
+    else if (at) at.error(error.message.startsWith(`${error.key}: `) ? error.message.slice(error.key.length + 2) : error.message);
     else put(problem, errorNotice(error));
   }
 

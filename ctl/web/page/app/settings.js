@@ -90,9 +90,9 @@ export const BACKEND = [
 export const BACKEND_BY_BUTTON = ["draining", "drain_until", "drain_then"];
 
 export const VIP = [
-  { name: "address", label: "Address with prefix length", required: true, placeholder: "10.77.0.100/24" },
+  { name: "address", label: "Address", required: true, help: "With the prefix length of its network: 10.77.0.100/24." },
   { name: "device", label: "Interface", required: true, help: "The active node adds the address there." },
-  { name: "guard", label: "Guard: answer only the ports of farms, and ICMP", kind: "check", value: true },
+  { name: "guard", label: "Guard: answer only the ports of farms, and ICMP", kind: "check", value: true, wide: true },
 ];
 
 /** Fields of specs with the values of `values`. */

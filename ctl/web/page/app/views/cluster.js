@@ -26,9 +26,10 @@ export function clusterView(ctx) {
     const pair = own.status.role !== "single" && cluster.nodes.length > 1;
     const wanted = pair ? "pair" : "single";
     if (wanted !== shape) {
-      if (wanted === "pair" && shape === "single" && state.job && state.job.state !== "done") return; // the form shows the last steps
+      if (wanted === "pair" && shape === "single" && ["running", "asking"].includes(state.job?.state)) return; // the form shows the last steps
+      const created = shape === "single";
       shape = wanted;
-      build(pair);
+      build(pair, created);
     }
     if (pair) {
       compare.update(cluster.nodes);
@@ -36,7 +37,7 @@ export function clusterView(ctx) {
     }
   }
 
-  function build(pair) {
+  function build(pair, created) {
     if (!pair) {
       put(body, createPanel(ctx, () => update(state.cluster)), section("Last events", events));
       return;
@@ -52,8 +53,8 @@ export function clusterView(ctx) {
         if (error.name !== "AbortError") put(checks, errorNotice(error));
       }
     }));
-    const done = state.job?.state === "done" ? notice("info", `${state.job.node} and ${state.job.peer} are a pair.`) : null;
-    if (state.job?.state === "done" && state.job.checks?.length) showChecks(checks, state.job.checks);
+    const done = !created ? null : state.job?.state === "done" ? notice("info", `${state.job.node} and ${state.job.peer} are a pair.`) : state.job?.error ? errorNotice(state.job.error) : null;
+    if (created && state.job?.state === "done" && state.job.checks?.length) showChecks(checks, state.job.checks);
     put(body, done, section("Both nodes", h("p", { class: "quiet" }, "Each column is what that node itself reports, and how it sees its peer."), compare.element),
       actions?.element ?? null, section("Checks", checks, h("div", { class: "actions" }, run)), section("Last events", events));
     done?.setAttribute("tabindex", "-1");
@@ -67,7 +68,7 @@ export function clusterView(ctx) {
 
   ctx.on("cluster", update);
   ctx.on("events", recent);
-  ctx.on("job", (job) => job?.state === "done" && update(state.cluster));
+  ctx.on("job", (job) => (job?.state === "done" || job?.state === "failed") && update(state.cluster));
   recent(state.events);
   if (state.cluster) update(state.cluster);
   return { title: "Cluster", element: h("div", { class: "view" }, viewHead("Cluster"), body) };
@@ -136,7 +137,6 @@ function comparison() {
 
 function operations(ctx) {
   const place = h("div", { class: "actions" });
-  const help = h("p", { class: "quiet" });
   let sign = "";
 
   function ask(title, lines, action, work, danger = false, content = null) {
@@ -175,5 +175,5 @@ function operations(ctx) {
       ], "Destroy the pair", () => change("DELETE", "/cluster"), true), { kind: "danger" }));
   }
 
-  return { element: section("Operate", help, place), update };
+  return { element: section("Operate", place), update };
 }

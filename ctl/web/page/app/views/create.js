@@ -14,9 +14,10 @@ export function createPanel(ctx, changed) {
   const progress = h("div");
   const made = isOperator() ? createForm() : null;
   const intro = h("p", null, "This node is single: it serves alone, and no node takes over if it fails. With a second node it forms a pair.");
-  const element = h("div", null,
+  const tokens = made ? byToken(changed) : null;
+  const element = h("div", { class: "view" },
     section("Create a cluster", intro, made ? made.element : h("p", { class: "quiet" }, "An account with the role operator can create a pair here."), progress),
-    made ? byToken(changed) : null);
+    tokens);
   let said = "";
 
   function createForm() {
@@ -46,6 +47,7 @@ export function createPanel(ctx, changed) {
     if (made) {
       const going = job && (job.state === "running" || job.state === "asking");
       made.element.hidden = Boolean(going);
+      tokens.hidden = Boolean(going);
     }
     if (!job) {
       put(progress);

@@ -15,6 +15,7 @@ export function eventsView(ctx) {
     caption: "Events",
     key: (event) => `${event.node} ${event.number} ${event.time}`,
     empty: "No events.",
+    className: "event-cards",
     rowClass: (event) => `event-${event.severity}`,
     columns: [
       { title: "Time", head: true, class: "mono", node: (event) => h("time", { datetime: event.time, title: event.time }, moment(event.time)), sign: (event) => moment(event.time) },

@@ -76,7 +76,7 @@ export function farmView(ctx, name) {
   });
   const drawn = graphs([
     { name: "new_connections", title: "New connections", format: perSecond },
-    { name: "connections", title: "Connections", format: count },
+    { name: "connections", title: "Connections", format: count, whole: true },
     { name: "packets", title: "Packets", format: perSecond },
     { name: "bytes", title: "Traffic", format: bits },
     { name: "drops", title: "Drops", format: perSecond, tint: "bad" },

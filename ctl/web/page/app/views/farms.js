@@ -84,7 +84,7 @@ export function farmsView(ctx) {
 
   async function addVip() {
     const names = await interfaces();
-    const force = field({ name: "force", label: "Even if another machine answers for the address", kind: "check" });
+    const force = field({ name: "force", label: "Even if another machine answers for the address", kind: "check", wide: true });
     const made = await formWithEffect({
       title: "Add a virtual address",
       action: "Add",

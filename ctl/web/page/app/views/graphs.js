@@ -12,7 +12,7 @@ export function graphsView(ctx) {
     { name: "packets", title: "Packets", format: perSecond },
     { name: "bytes", title: "Traffic", format: bits },
     { name: "new_connections", title: "New connections", format: perSecond },
-    { name: "connections", title: "Connections", format: count },
+    { name: "connections", title: "Connections", format: count, whole: true },
     { name: "drops", title: "Drops", format: perSecond, tint: "bad" },
     { name: "lag_ms", title: "Replication lag", format: milliseconds, tint: "warn" },
   ]);
