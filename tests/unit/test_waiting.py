@@ -30,6 +30,7 @@ ALLOWED = {
     ("tests/rig/node.py", "Node._wait_ready"): "waits on the notify socket",
     ("tests/soak/__main__.py", "_half_seconds_until"): "lets a fault last as long as it should",
     ("tests/soak/__main__.py", "soak"): "rounds until the time is over",
+    ("tests/net/web_flood.py", "Flood.run"): "paces what it sends",
     ("bench/replication.py", "_heartbeat"): "measures how late the loop wakes",
     ("bench/replication.py", "Bench.stream"): "paces changes",
     ("bench/node.py", "measure"): "memory is measured at rest",

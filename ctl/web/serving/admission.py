@@ -1,19 +1,22 @@
 """Which connections are accepted, and which one is closed for a new one where there is no place for both.
 
-Pure. A connection that has proven who it is (a session, a token) keeps its place; of the others the oldest loses it: a flood
-of connections that never ask for anything pushes out itself.
+Pure. A connection that has proven who it is (a session, a token) keeps its place. Of the others the source with the most loses
+its oldest one: a flood of connections that never ask for anything pushes out itself.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass, field
 
 MAX_CONNECTIONS = 512
 MAX_PER_PREFIX = 32
 MAX_LOOPBACK = 128
 MAX_HANDSHAKES = 64
+MAX_STRANGERS = 160
+"""With TLS and without a proof: each takes up to 100 kB."""
+LOOPBACK = "loopback"
 
 
 def prefix_of(address: str) -> str:
@@ -22,16 +25,10 @@ def prefix_of(address: str) -> str:
     if isinstance(found, ipaddress.IPv6Address):
         found = found.ipv4_mapped or found
     if found.is_loopback:
-        return "loopback"
+        return LOOPBACK
     if isinstance(found, ipaddress.IPv4Address):
         return str(found)
     return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
-
-
-@dataclass(slots=True)
-class _Place:
-    prefix: str
-    known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,51 +41,58 @@ class Verdict:
 
 @dataclass(slots=True)
 class Admission:
-    """The connections there are, by number, oldest first."""
+    """The connections there are, by number; a later one has a greater number."""
 
     total: int = MAX_CONNECTIONS
     per_prefix: int = MAX_PER_PREFIX
     loopback: int = MAX_LOOPBACK
     handshakes: int = MAX_HANDSHAKES
+    strangers: int = MAX_STRANGERS
     refused: int = 0
     evicted: int = 0
     _last: int = 0
-    _places: dict[int, _Place] = field(default_factory=dict)
-    _count: dict[str, int] = field(default_factory=dict)
+    _prefixes: dict[int, str] = field(default_factory=dict)
+    _count: Counter[str] = field(default_factory=Counter)
+    _unproven: dict[str, dict[int, None]] = field(default_factory=dict)
+    _secured: dict[int, None] = field(default_factory=dict)  # with TLS, unproven
     _shaking: dict[int, None] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._prefixes)
 
     def arrive(self, address: str) -> Verdict:
         """A connection was made from `address`."""
         prefix = prefix_of(address)
-        evict: list[int] = []
-        if self._count.get(prefix, 0) >= (self.loopback if prefix == "loopback" else self.per_prefix):
-            evict += self._oldest(number for number, each in self._places.items() if each.prefix == prefix)
-            if not evict:
-                return self._refuse()
-        elif len(self._places) >= self.total:
-            evict += self._oldest(self._places)
-            if not evict:
-                return self._refuse()
-        if len(self._shaking) - sum(each in self._shaking for each in evict) >= self.handshakes:
-            evict.append(next(each for each in self._shaking if each not in evict))
-        for each in evict:
-            self.evicted += 1
-            self.leave(each)
-        self._last += 1
-        self._places[self._last] = _Place(prefix)
-        self._shaking[self._last] = None
-        self._count[prefix] = self._count.get(prefix, 0) + 1
-        return Verdict(self._last, tuple(evict))
+        evict: tuple[int, ...] = ()
+        if self._count[prefix] >= (self.loopback if prefix == LOOPBACK else self.per_prefix):
+            evict = tuple(self._unproven.get(prefix, ()))[:1]
+        elif len(self) >= self.total:
+            evict = self._of_the_most(self._unproven)
+        else:
+            return Verdict(self._enter(prefix))
+        if not evict:
+            self.refused += 1
+            return Verdict(None)
+        self._evict(evict)
+        return Verdict(self._enter(prefix), evict)
 
-    def _refuse(self) -> Verdict:
-        self.refused += 1
-        return Verdict(None)
-
-    def _oldest(self, among: Iterable[int]) -> list[int]:
-        return [number for number in among if not self._places[number].known][:1]
+    def greet(self, number: int) -> tuple[int, ...]:
+        """The TLS handshake of a connection begins. Returns the connections to close for it."""
+        full = (
+            self._shaking
+            if len(self._shaking) >= self.handshakes
+            else self._secured
+            if len(self._secured) >= self.strangers
+            else {}
+        )
+        by_prefix: dict[str, dict[int, None]] = {}
+        for each in full:
+            by_prefix.setdefault(self._prefixes[each], {})[each] = None
+        evict = self._of_the_most(by_prefix)
+        self._evict(evict)
+        if number in self._prefixes:
+            self._shaking[number] = self._secured[number] = None
+        return evict
 
     def shaken(self, number: int) -> None:
         """The TLS handshake of a connection is finished."""
@@ -96,15 +100,43 @@ class Admission:
 
     def prove(self, number: int) -> None:
         """A request of the connection had a valid session or token."""
-        if number in self._places:
-            self._places[number].known = True
+        prefix = self._prefixes.get(number)
+        if prefix is not None:
+            self._secured.pop(number, None)
+            self._forget_unproven(prefix, number)
 
     def leave(self, number: int) -> None:
         """A connection ended; again is no error."""
-        place = self._places.pop(number, None)
-        if place is None:
+        prefix = self._prefixes.pop(number, None)
+        if prefix is None:
             return
         self._shaking.pop(number, None)
-        self._count[place.prefix] -= 1
-        if not self._count[place.prefix]:
-            del self._count[place.prefix]
+        self._secured.pop(number, None)
+        self._forget_unproven(prefix, number)
+        self._count[prefix] -= 1
+        if not self._count[prefix]:
+            del self._count[prefix]
+
+    def _enter(self, prefix: str) -> int:
+        self._last += 1
+        self._prefixes[self._last] = prefix
+        self._count[prefix] += 1
+        self._unproven.setdefault(prefix, {})[self._last] = None
+        return self._last
+
+    def _evict(self, numbers: tuple[int, ...]) -> None:
+        for each in numbers:
+            self.evicted += 1
+            self.leave(each)
+
+    def _forget_unproven(self, prefix: str, number: int) -> None:
+        numbers = self._unproven.get(prefix, {})
+        numbers.pop(number, None)
+        if not numbers:
+            self._unproven.pop(prefix, None)
+
+    @staticmethod
+    def _of_the_most(by_prefix: dict[str, dict[int, None]]) -> tuple[int, ...]:
+        """The oldest connection of the source that has the most of these; where several have, the oldest of theirs."""
+        most = max(map(len, by_prefix.values()), default=0)
+        return (min(next(iter(each)) for each in by_prefix.values() if len(each) == most),) if most else ()

@@ -8,7 +8,7 @@ from typing import Any
 
 Send = Callable[[Any], Awaitable[None]]
 
-PIECE_BYTES = 65536
+PIECE_BYTES = 16384
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; manifest-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_FILE_BYTES = 4 << 20
+KEPT_BYTES = 4 << 20
 TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -34,11 +35,12 @@ class File:
     tag: str
 
 
-@dataclass(frozen=True, slots=True)
 class Directory:
-    """Every file below `root` whose kind is known."""
+    """Every file below `root` whose kind is known. Their content is kept: slow readers of one file share it."""
 
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._kept: dict[Path, tuple[tuple[int, int, int], File]] = {}
 
     async def read(self, path: str) -> File | None:
         """The file, "" being index.html; None: there is none, or it is outside of the directory."""
@@ -51,9 +53,18 @@ class Directory:
         try:
             root = self.root.resolve(strict=True)
             found = (root / path).resolve(strict=True)
-            if not found.is_relative_to(root) or not found.is_file() or found.stat().st_size > MAX_FILE_BYTES:
+            status = found.stat()
+            if not found.is_relative_to(root) or not found.is_file() or status.st_size > MAX_FILE_BYTES:
                 return None
+            version = status.st_ino, status.st_mtime_ns, status.st_size
+            kept = self._kept.get(found)
+            if kept is not None and kept[0] == version:
+                return kept[1]
             content = found.read_bytes()
         except OSError:
             return None
-        return File(content, kind, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+        made = File(content, kind, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+        while sum(len(each.content) for _, each in self._kept.values()) + len(content) > KEPT_BYTES and self._kept:
+            self._kept.pop(next(iter(self._kept)), None)
+        self._kept[found] = version, made
+        return made

@@ -12,7 +12,7 @@ import logging
 import socket
 import ssl
 from asyncio import sslproto
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from uvicorn.config import Config
@@ -21,15 +21,16 @@ from uvicorn.server import ServerState
 from ctl.errors import Code, XlbError
 from ctl.web.serving.admission import Admission
 from ctl.web.serving.connection import Connection, Limits
+from ctl.web.serving.opening import Opening
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 128
+BACKLOG = 1024
 HANDSHAKE_S = 5.0
-TLS_SHUTDOWN_S = 3.0
+AT_ONCE = 16
 PAUSE_S = 0.2
 """After the system had no descriptor for a connection."""
-TLS_BUFFER_BYTES = 32768
+TLS_BUFFER_BYTES = 16384
 
 _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -91,78 +92,84 @@ class Listener:
         self._config.load()
         self._state = ServerState()
         self._open: dict[int, Connection] = {}
-        self._opening: dict[int, asyncio.Task[None]] = {}
-        self._accepting: list[asyncio.Task[None]] = []
+        self._opening: dict[int, Opening] = {}
 
     def start(self) -> None:
         """Accept connections from now on."""
-        loop = asyncio.get_running_loop()
-        self._accepting = [loop.create_task(self._accept(each)) for each in self._sockets]
+        for each in self._sockets:
+            self._accept_from(each)
 
     async def stop(self, grace_s: float) -> None:
         """Accept no more, let answers that are under way end for `grace_s`, then end every connection."""
-        for task in self._accepting:
-            task.cancel()
-        for task in list(self._opening.values()):
-            task.cancel()
+        loop = asyncio.get_running_loop()
         for each in self._sockets:
+            loop.remove_reader(each.fileno())
             each.close()
+        for opening in list(self._opening.values()):
+            opening.abort()
         for connection in list(self._open.values()):
             with contextlib.suppress(Exception):  # h11 refuses where the client broke the protocol
                 connection.shutdown()
-        deadline = asyncio.get_running_loop().time() + grace_s
-        while self._open and asyncio.get_running_loop().time() < deadline:
+        deadline = loop.time() + grace_s
+        while self._open and loop.time() < deadline:
             await asyncio.sleep(0.02)
         for connection in list(self._open.values()):
             connection.abort()
-        await asyncio.gather(*self._accepting, *self._opening.values(), return_exceptions=True)
+        await asyncio.sleep(0)
 
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
+    def _accept_from(self, listening: socket.socket) -> None:
+        if listening.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(listening.fileno(), self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        """At most AT_ONCE: requests get their turn between."""
+        for _ in range(AT_ONCE):
             try:
-                accepted, address = await loop.sock_accept(listening)
+                accepted, address = listening.accept()
+            except BlockingIOError:
+                return
             except OSError as error:
                 if error.errno in _NO_RESOURCES:
                     log.warning("no connection can be accepted: %s", error.strerror)
-                await asyncio.sleep(PAUSE_S)
-                continue
+                    loop = asyncio.get_running_loop()
+                    loop.remove_reader(listening.fileno())
+                    loop.call_later(PAUSE_S, self._accept_from, listening)
+                    return
+                continue  # that client has gone
             verdict = self.admission.arrive(address[0])
-            for number in verdict.evict:
-                self._close(number)
+            self._close(verdict.evict)
             if verdict.number is None:
                 accepted.close()
             else:
-                self._opening[verdict.number] = loop.create_task(self._shake(accepted, verdict.number))
+                self._opening[verdict.number] = self._opened(accepted, verdict.number)
 
-    def _close(self, number: int) -> None:
-        if (task := self._opening.get(number)) is not None:
-            task.cancel()
-        if (connection := self._open.get(number)) is not None:
-            connection.abort()
-
-    async def _shake(self, accepted: socket.socket, number: int) -> None:
-        """Finish the TLS handshake in time; `Connection` serves then."""
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.connect_accepted_socket(
-                lambda: self._connection(number),
-                accepted,
-                ssl=self._context,
-                ssl_handshake_timeout=self._handshake_s,
-                ssl_shutdown_timeout=TLS_SHUTDOWN_S,
-            )
-        except (OSError, asyncio.CancelledError):  # the client gave up, speaks no TLS, or took too long
-            accepted.close()
-        finally:
+    def _opened(self, accepted: socket.socket, number: int) -> Opening:
+        def ended() -> None:
             self._opening.pop(number, None)
-            if number not in self._open:
+            if number in self._open:
+                self.admission.shaken(number)
+            else:
                 self.admission.leave(number)
+
+        return Opening(
+            accepted,
+            self._context,
+            self._handshake_s,
+            greeted=lambda: self._close(self.admission.greet(number)),
+            made=lambda: self._connection(number),
+            ended=ended,
+        )
+
+    def _close(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if (opening := self._opening.get(number)) is not None:
+                opening.abort()
+            if (connection := self._open.get(number)) is not None:
+                connection.abort()
 
     def _connection(self, number: int) -> Connection:
         def made(connection: Connection) -> None:
             self._open[number] = connection
-            self.admission.shaken(number)
 
         def lost() -> None:
             self._open.pop(number, None)
