@@ -45,9 +45,11 @@ export function effectView(effect) {
 
 /**
  * A change without a form: a dialog shows its effect, and saves after a confirmation.
- * change, arguments_: as for xlbd; save(): sends it. lines: what happens besides.
+ * change, arguments_: as for xlbd; save(seen): sends it. lines: what happens besides. version(): of what is shown; what the person
+ * saw is that of now, whatever the view loads meanwhile.
  */
-export async function confirmEffect({ title, lines = [], change, arguments_, action, danger = false, save }) {
+export async function confirmEffect({ title, lines = [], change, arguments_, action, danger = false, version, save }) {
+  const seen = version();
   const made = dialog({ title, content: [h("p", { class: "quiet" }, "Computing the effect …")] });
   let effect;
   try {
@@ -59,7 +61,7 @@ export async function confirmEffect({ title, lines = [], change, arguments_, act
   const yes = button(action, () =>
     busy(yes, async () => {
       try {
-        await save();
+        await save(seen);
         made.close(true);
       } catch (error) {
         problem.replaceChildren(error.overtaken ? notice("warn", "Another change came first, so nothing was saved. Close this, look at the present state, and try again.") : errorNotice(error));
@@ -71,15 +73,17 @@ export async function confirmEffect({ title, lines = [], change, arguments_, act
 }
 
 /**
- * A form in a dialog with two steps: input, then the effect with Save and Back. makeForm(submit, cancel) returns a form whose submit
- * is called with (values, changed); request(values, changed): {change, arguments_}, null if nothing changes; save(values, changed).
+ * A form in a dialog with two steps: input, then the effect with Save and Back. makeForm(how) returns a form with submit, cancel
+ * and reload of `how`; request(values, changed): {change, arguments_}, null if nothing changes; save(values, changed, seen).
+ * version(): of what is shown, taken when the dialog opens, and again after reload(), which returns the present values.
  */
-export function formWithEffect({ title, makeForm, request, save, action }) {
+export function formWithEffect({ title, makeForm, request, save, action, version, reload }) {
+  let seen = version();
   const made = dialog({
     title,
     wide: true,
     content: (handle) => {
-      const shown = makeForm(async (values, changed, own) => {
+      const submit = async (values, changed, own) => {
         const wanted = request(values, changed);
         if (wanted === null) {
           handle.close(false);
@@ -89,7 +93,7 @@ export function formWithEffect({ title, makeForm, request, save, action }) {
         const yes = button(action, () =>
           busy(yes, async () => {
             try {
-              await save(values, changed);
+              await save(values, changed, seen);
               handle.close(true);
             } catch (error) {
               back();
@@ -106,8 +110,13 @@ export function formWithEffect({ title, makeForm, request, save, action }) {
         own.element.hidden = true;
         own.element.after(second);
         yes.focus();
-      }, () => handle.close(false));
-      return shown.element;
+      };
+      const again = async () => {
+        const values = await reload();
+        seen = version();
+        return values;
+      };
+      return makeForm({ submit, cancel: () => handle.close(false), reload: again }).element;
     },
   });
   return made.closed;

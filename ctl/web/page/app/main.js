@@ -134,6 +134,9 @@ function closeMenu() {
   nav.classList.remove("open");
 }
 
+nav.addEventListener("click", (event) => {
+  if (event.target.closest("a")) closeMenu();
+});
 nav.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && nav.classList.contains("open")) {
     closeMenu();
@@ -189,6 +192,7 @@ function account() {
       form({
         action: "Change the password",
         parts: [
+          h("input", { type: "text", autocomplete: "username", value: session.name, hidden: true }),
           field({ name: "old", label: "Present password", kind: "password", required: true, autocomplete: "current-password" }),
           field({ name: "new", label: "New password", kind: "password", required: true, autocomplete: "new-password", help: "At least 10 characters.", keys: ["password"] }),
           field({ name: "repeat", label: "Repeat the new password", kind: "password", required: true, autocomplete: "new-password" }),

@@ -81,7 +81,7 @@ export function accountsView(ctx) {
         action: "Save",
         cancel: () => handle.close(),
         check: SAME,
-        parts: [field({ name: "role", label: "Role", kind: "choice", choices: ROLES, value: user.role }), passwords(false)],
+        parts: [h("input", { type: "text", autocomplete: "username", value: user.name, hidden: true }), field({ name: "role", label: "Role", kind: "choice", choices: ROLES, value: user.role }), passwords(false)],
         async submit(values, changed) {
           const wanted = {};
           if ("role" in changed) wanted.role = values.role;

@@ -137,6 +137,11 @@ export function farmView(ctx, name) {
     return { ...formValues(farm) };
   }
 
+  async function nothing() {
+    await load();
+    return {};
+  }
+
   async function editFarm() {
     const before = farm;
     const check = checkFields(before.health);
@@ -152,12 +157,14 @@ export function farmView(ctx, name) {
     const done = await formWithEffect({
       title: `Edit farm ${name}`,
       action: "Save",
-      makeForm: (submit, cancel) => form({ parts: [mains, check.parts, folded("More settings", more)], action: "Show the effect", submit, cancel, reload }),
+      makeForm: (how) => form({ ...how, parts: [mains, check.parts, folded("More settings", more)], action: "Show the effect" }),
       request: (values, changed) => {
         const given = wanted(values, changed);
         return Object.keys(given).length ? { change: "farm.set", arguments_: { name, ...given } } : null;
       },
-      save: (values, changed) => change("PATCH", path, wanted(values, changed), version),
+      version: () => version,
+      reload,
+      save: (values, changed, seen) => change("PATCH", path, wanted(values, changed), seen),
     });
     if (done) {
       toast(`Farm ${name} is changed`);
@@ -171,10 +178,10 @@ export function farmView(ctx, name) {
     return done;
   }
 
-  const stop = () => act({ title: `Stop farm ${name}?`, lines: ["It takes no new connections; existing ones continue, and the settings remain."], action: "Stop the farm", change: "farm.stop", arguments_: { name }, save: () => post(`${path}/stop`, {}, version) });
-  const start = () => act({ title: `Start farm ${name}?`, lines: ["It takes new connections again."], action: "Start the farm", change: "farm.start", arguments_: { name }, save: () => post(`${path}/start`, {}, version) });
+  const stop = () => act({ title: `Stop farm ${name}?`, lines: ["It takes no new connections; existing ones continue, and the settings remain."], action: "Stop the farm", change: "farm.stop", arguments_: { name }, version: () => version, save: (seen) => post(`${path}/stop`, {}, seen) });
+  const start = () => act({ title: `Start farm ${name}?`, lines: ["It takes new connections again."], action: "Start the farm", change: "farm.start", arguments_: { name }, version: () => version, save: (seen) => post(`${path}/start`, {}, seen) });
   const remove = async () => {
-    const done = await confirmEffect({ title: `Delete farm ${name}?`, lines: ["The farm and its backends are removed; its connections end. Configuration > History can bring it back."], action: "Delete the farm", danger: true, change: "farm.delete", arguments_: { name }, save: () => change("DELETE", path, undefined, version) });
+    const done = await confirmEffect({ title: `Delete farm ${name}?`, lines: ["The farm and its backends are removed; its connections end. Configuration > History can bring it back."], action: "Delete the farm", danger: true, change: "farm.delete", arguments_: { name }, version: () => version, save: (seen) => change("DELETE", path, undefined, seen) });
     if (done) location.hash = "#/farms";
   };
 
@@ -186,9 +193,11 @@ export function farmView(ctx, name) {
     const done = await formWithEffect({
       title: `Add a backend to farm ${name}`,
       action: "Add the backend",
-      makeForm: (submit, cancel) => form({ parts: fields, action: "Show the effect", submit, cancel, reload: async () => (await load(), {}) }),
+      makeForm: (how) => form({ ...how, parts: fields, action: "Show the effect" }),
       request: (values) => ({ change: "backend.add", arguments_: { farm: name, ...wanted(values) } }),
-      save: (values) => post(`${path}/backends`, wanted(values), version),
+      version: () => version,
+      reload: nothing,
+      save: (values, _, seen) => post(`${path}/backends`, wanted(values), seen),
     });
     if (done) load();
   }
@@ -200,17 +209,16 @@ export function farmView(ctx, name) {
     const done = await formWithEffect({
       title: `Edit backend ${key}`,
       action: "Save",
-      makeForm: (submit, cancel) => form({
-        parts: fields, action: "Show the effect", submit, cancel,
-        reload: async () => {
-          await load();
-          const now = farm.backends.find((each) => at(each) === key);
-          if (!now) throw new Error(`backend ${key} is gone`);
-          return Object.fromEntries(own.map((spec) => [spec.name, now[spec.name]]));
-        },
-      }),
+      makeForm: (how) => form({ ...how, parts: fields, action: "Show the effect" }),
+      reload: async () => {
+        await load();
+        const now = farm.backends.find((each) => at(each) === key);
+        if (!now) throw new Error(`backend ${key} is gone`);
+        return Object.fromEntries(own.map((spec) => [spec.name, now[spec.name]]));
+      },
       request: (_, changed) => (Object.keys(changed).length ? { change: "backend.set", arguments_: { ...of(b), ...changed } } : null),
-      save: (_, changed) => change("PATCH", `${path}/backends/${part(key)}`, changed, version),
+      version: () => version,
+      save: (_, changed, seen) => change("PATCH", `${path}/backends/${part(key)}`, changed, seen),
     });
     if (done) load();
   }
@@ -224,23 +232,26 @@ export function farmView(ctx, name) {
     const done = await formWithEffect({
       title: `Drain backend ${at(b)}`,
       action: "Drain",
-      makeForm: (submit, cancel) => form({ parts: fields, action: "Show the effect", submit, cancel }),
+      makeForm: (how) => form({ ...how, parts: fields, action: "Show the effect" }),
       request: (values) => ({ change: "backend.drain", arguments_: { ...of(b), ...wanted(values) } }),
-      save: (values) => post(`${path}/backends/${part(at(b))}/drain`, wanted(values), version),
+      version: () => version,
+      reload: nothing,
+      save: (values, _, seen) => post(`${path}/backends/${part(at(b))}/drain`, wanted(values), seen),
     });
     if (done) load();
   }
 
-  const undrain = (b) => act({ title: `End the drain of ${at(b)}?`, lines: ["It takes new connections again."], action: "End the drain", change: "backend.set", arguments_: { ...of(b), draining: false }, save: () => change("PATCH", `${path}/backends/${part(at(b))}`, { draining: false }, version) });
+  const undrain = (b) => act({ title: `End the drain of ${at(b)}?`, lines: ["It takes new connections again."], action: "End the drain", change: "backend.set", arguments_: { ...of(b), draining: false }, version: () => version, save: (seen) => change("PATCH", `${path}/backends/${part(at(b))}`, { draining: false }, seen) });
 
   async function removeBackend(b) {
+    const seen = version;
     const made = dialog({ title: `Remove backend ${at(b)}?`, content: h("p", { class: "quiet" }, "Computing the effect …") });
     const effect = h("div");
     const failed = h("div");
     const now = field({ name: "now", label: "At once: its connections end now", kind: "check", help: "Otherwise connections end as the farm's settings say." });
     const yes = button("Remove", () => busy(yes, async () => {
       try {
-        await change("DELETE", `${path}/backends/${part(at(b))}${now.get() ? "?now=1" : ""}`, undefined, version);
+        await change("DELETE", `${path}/backends/${part(at(b))}${now.get() ? "?now=1" : ""}`, undefined, seen);
         made.close(true);
       } catch (error) {
         put(failed, errorNotice(error));

@@ -88,12 +88,15 @@ export function farmsView(ctx) {
     const made = await formWithEffect({
       title: "Add a virtual address",
       action: "Add",
-      makeForm: (submit, cancel) => form({
+      makeForm: (how) => form({
+        ...how,
         parts: [settings.make(settings.VIP.map((spec) => (spec.name === "device" ? { ...spec, suggestions: names, value: names[0] } : spec))), force],
-        action: "Show the effect", submit, cancel, reload,
+        action: "Show the effect",
       }),
       request: ({ force: _, ...values }) => ({ change: "vip.add", arguments_: values }),
-      save: ({ force: forced, ...values }) => post("/vips", forced ? { ...values, force: true } : values, version),
+      version: () => version,
+      reload,
+      save: ({ force: forced, ...values }, _, seen) => post("/vips", forced ? { ...values, force: true } : values, seen),
     });
     if (made) load();
   }
@@ -101,7 +104,7 @@ export function farmsView(ctx) {
   async function deleteVip(vip) {
     const done = await confirmEffect({
       title: `Delete VIP ${vip.address}?`, action: "Delete", danger: true, change: "vip.delete", arguments_: { address: vip.address },
-      save: () => change("DELETE", `/vips/${part(vip.address)}`, undefined, version),
+      version: () => version, save: (seen) => change("DELETE", `/vips/${part(vip.address)}`, undefined, seen),
     });
     if (done) load();
   }
@@ -110,7 +113,7 @@ export function farmsView(ctx) {
     const done = await confirmEffect({
       title: `Guard of ${vip.address} ${vip.guard ? "off" : "on"}?`, action: "Save", change: "vip.set", arguments_: { address: vip.address, guard: !vip.guard },
       lines: [vip.guard ? "Listeners of the node itself become reachable at this address." : "Only the ports of farms and ICMP are answered."],
-      save: () => change("PATCH", `/vips/${part(vip.address)}`, { guard: !vip.guard }, version),
+      version: () => version, save: (seen) => change("PATCH", `/vips/${part(vip.address)}`, { guard: !vip.guard }, seen),
     });
     if (done) load();
   }
@@ -135,17 +138,20 @@ export function farmsView(ctx) {
     const made = await formWithEffect({
       title: "Add a farm",
       action: "Add the farm",
-      makeForm: (submit, cancel) => form({
+      makeForm: (how) => form({
+        ...how,
         parts: [
           settings.make(settings.FARM_MAIN.map((spec) => (spec.name === "vip" ? { ...spec, suggestions: vips.map((vip) => vip.address), value: vips.length === 1 ? vips[0].address : "" } : spec))),
           check.parts,
           folded("More settings", more),
         ],
-        action: "Show the effect", submit, cancel, reload,
+        action: "Show the effect",
       }),
       request: (values, changed) => ({ change: "farm.add", arguments_: wanted(values, changed) }),
-      save: async (values, changed) => {
-        await post("/farms", wanted(values, changed), version);
+      version: () => version,
+      reload,
+      save: async (values, changed, seen) => {
+        await post("/farms", wanted(values, changed), seen);
         toast(`Farm ${values.name} is added`);
         location.hash = `#/farms/${part(values.name)}`;
       },
