@@ -68,6 +68,7 @@ function context() {
         if (!ended.signal.aborted) timer = setTimeout(run, Math.max(ms, 10 * (performance.now() - began)));
       };
       leaving.push(() => clearTimeout(timer));
+      this.on("reach", (reached) => reached.restored && run());
       run();
       return run;
     },
@@ -125,6 +126,7 @@ const stream = h("span", { class: "stream" });
 function toggleMenu() {
   const open = menu.getAttribute("aria-expanded") !== "true";
   menu.setAttribute("aria-expanded", String(open));
+  if (open) scrollTo(0, 0);
   nav.classList.toggle("open", open);
   if (open) nav.querySelector("a")?.focus();
 }
@@ -254,7 +256,7 @@ bus.addEventListener("session", () => {
 
 function showReach() {
   if (!reach.server) banner("reach", [badge("no connection", "bad"), h("p", null, "xlb-web does not answer. What you see is old; this page tries again by itself. On the node: ", h("code", null, "systemctl status xlb-web"))]);
-  else if (!reach.daemon) banner("reach", [badge("xlbd is not running", "bad"), h("p", null, reach.why), h("p", null, "On the node: ", h("code", null, "systemctl start xlbd"), ". This page recovers by itself.")]);
+  else if (!reach.daemon) banner("reach", [badge("no answer of xlbd", "bad"), h("p", null, reach.why), h("p", null, "This page recovers by itself.")]);
   else banner("reach", null);
 }
 

@@ -18,7 +18,7 @@ export function table({ caption, columns, key, empty, label = caption, cards = t
     h("th", { scope: "col", role: "columnheader", class: column.num ? "num" : "" },
       column.sort ? h("button", { type: "button", class: "sort", on: { click: () => sort(at) } }, column.title) : column.title || h("span", { class: "unseen" }, column.unseen ?? "Actions")));
   const body = h("tbody", { role: "rowgroup" });
-  const made = h("table", { role: "table", class: `${cards ? "cards" : ""} ${className}`.trim() },
+  const made = h("table", { role: "table", hidden: true, class: `${cards ? "cards" : ""} ${className}`.trim() },
     h("caption", { id: uid("caption"), class: "unseen" }, caption),
     h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, heads)), body);
   const none = h("p", { class: "quiet empty", hidden: true }, empty);

@@ -44,7 +44,7 @@ export function configurationView(ctx) {
     (async () => {
       try {
         const found = await get(`/history/${part(row.name)}`);
-        const planned = h("div");
+        const planned = h("div", { class: "answer" });
         const roll = button("Roll back to this generation …", () => busy(roll, () => rollback(row, made, planned)));
         made.put(
           facts([["Time", moment(found.time)], ["User", found.user || "–"], ["Entered on", found.node || "–"], ["Command", h("code", null, found.command || "–")], ["Size", bytes(found.bytes)]]),
@@ -106,7 +106,7 @@ async function farmsFile() {
 }
 
 function applySection(ctx, version, changed) {
-  const plan = h("div", { "aria-live": "polite" });
+  const plan = h("div", { class: "answer", "aria-live": "polite" });
   const text = field({ name: "toml", label: "Farms file (TOML)", kind: "area", rows: 12, required: true, wide: true, help: "What the file does not name is removed. The dry run shows every change first." });
   const apply = form({
     action: "Dry run",
@@ -132,7 +132,7 @@ function applySection(ctx, version, changed) {
     },
   });
   text.input.addEventListener("input", () => put(plan));
-  const notes = h("div", { "aria-live": "polite" });
+  const notes = h("div", { class: "answer", "aria-live": "polite" });
   const take = form({
     action: "Convert",
     parts: [
