@@ -6,11 +6,13 @@ glibc keeps freed memory. On another C library these functions have no effect. S
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import os
 
 GC_THRESHOLDS = (5000, 4, 50)  # 0.5 ms, 2 ms; the oldest generation once per million surviving objects
+M_ARENA_MAX = -8  # mallopt(3)
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4  # mlockall(2)
 
 
@@ -24,6 +26,13 @@ def settle() -> None:
     only after large and rare changes. Reference counting still frees plain values, such as those of a configuration.
     """
     gc.freeze()
+
+
+def share_arenas() -> None:
+    """Have all threads allocate from one arena, where memory that one has freed is used by the others. For processes whose
+    threads do not compete."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def give_back() -> None:

@@ -14,21 +14,30 @@ MAX_CONNECTIONS = 512
 MAX_PER_PREFIX = 32
 MAX_LOOPBACK = 128
 MAX_HANDSHAKES = 64
-MAX_STRANGERS = 160
+MAX_STRANGERS = 128
 """With TLS and without a proof: each takes up to 100 kB."""
 LOOPBACK = "loopback"
 
 
 def prefix_of(address: str) -> str:
     """What counts as one source: an IPv4 address, the first 64 bits of an IPv6 address."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        found = found.ipv4_mapped or found
+    found = _parsed(address)
     if found.is_loopback:
         return LOOPBACK
     if isinstance(found, ipaddress.IPv4Address):
         return str(found)
     return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
+
+
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    found = ipaddress.ip_address(address.partition("%")[0])
+    return (found.ipv4_mapped or found) if isinstance(found, ipaddress.IPv6Address) else found
+
+
+def _source(address: str) -> tuple[str, bool]:
+    """As `prefix_of`, but that each address of the loopback is a source; and whether it is of the loopback."""
+    prefix = prefix_of(address)
+    return (str(_parsed(address)), True) if prefix == LOOPBACK else (prefix, False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +71,9 @@ class Admission:
 
     def arrive(self, address: str) -> Verdict:
         """A connection was made from `address`."""
-        prefix = prefix_of(address)
+        prefix, local = _source(address)
         evict: tuple[int, ...] = ()
-        if self._count[prefix] >= (self.loopback if prefix == LOOPBACK else self.per_prefix):
+        if self._count[prefix] >= (self.loopback if local else self.per_prefix):
             evict = tuple(self._unproven.get(prefix, ()))[:1]
         elif len(self) >= self.total:
             evict = self._of_the_most(self._unproven)

@@ -41,6 +41,13 @@ def test_one_source_pushes_out_itself_only() -> None:
     assert len(admission) == 2
 
 
+def test_each_address_of_the_loopback_is_a_source() -> None:
+    admission = Admission(loopback=2)
+    first, _ = (arrived(admission, "127.0.0.1") for _ in range(2))
+    assert admission.arrive("127.0.0.2").evict == admission.arrive("::1").evict == ()
+    assert admission.arrive("::ffff:127.0.0.1").evict == (first,)
+
+
 def test_who_has_proven_who_he_is_keeps_his_place() -> None:
     admission = Admission(per_prefix=2)
     for _ in range(2):
