@@ -94,6 +94,11 @@ FIB_SOURCE = 1 << 4
 REFRESH_SHIFT = 9
 """A busy flow is reported to the peer again every 2**9 ticks (34 s), at an offset that depends on the client's port."""
 
+CAPTURE_SNAP_BYTES = 9216
+"""The longest packet that a capture keeps as a whole: an Ethernet jumbo frame."""
+CAPTURE_RING_BYTES = 8 * 1024 * 1024
+"""How much a capture may wait for its client before packets are lost: about 40,000 short ones."""
+
 RING_BYTES = 8 * 1024 * 1024
 """Size of each replication ring, a power of two: 100,000 IPv4 or 62,000 IPv6 flow events."""
 
@@ -114,9 +119,13 @@ class Handler(enum.IntEnum):
     OPEN_V6 = 3
     CHOOSE = 4
     TAGGED = 5
+    ENTER = 6
+    CAPTURED = 7
 
 
-OPTIONAL_HANDLERS: Mapping[Handler, str] = MappingProxyType({Handler.CHOOSE: "loads", Handler.TAGGED: "vlans"})
+OPTIONAL_HANDLERS: Mapping[Handler, str] = MappingProxyType(
+    {Handler.CHOOSE: "loads", Handler.TAGGED: "vlans", Handler.ENTER: "capture", Handler.CAPTURED: "capture"}
+)
 """The programs that only a build with a feature has."""
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bpf.constants import CAPTURE_SNAP_BYTES
 
 Array = NDArray[Any]
 
@@ -389,6 +392,21 @@ class DataPlane(Protocol):
         """The current time in flow ticks (CLOCK_MONOTONIC >> TICK_SHIFT)."""
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureFilter:
+    """Which packets a capture records: those that satisfy all of it. What is empty or 0 excludes none.
+
+    verdicts: numbers of counters; client: network of clients; farm: its id; backends: their ids, None: all; snap_bytes: kept of
+    each packet.
+    """
+
+    verdicts: frozenset[int] = frozenset()
+    client: IPv4Network | IPv6Network | None = None
+    farm: int = 0
+    backends: frozenset[int] | None = None
+    snap_bytes: int = CAPTURE_SNAP_BYTES
 
 
 class PlaneError(Exception):

@@ -63,6 +63,8 @@ class Code(StrEnum):
     DAMAGED_FILE = "damaged_file", "a state file is damaged"
     NEWER_FORMAT = "newer_format", "a file or message was written by a later version of xlb"
     KERNEL_REFUSED = "kernel_refused", "the kernel refused an operation on maps, addresses or interfaces"
+    CAPTURE_RUNS = "capture_runs", "another client captures packets on the node; one can at a time"
+    CAPTURE_ENDED = "capture_ended", "the program was replaced during a capture, which has ended"
     # the pair
     PAIR_EXISTS = "pair_exists", "the node is in a pair already"
     NOT_IN_PAIR = "not_in_pair", "the node is single"

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -34,6 +34,8 @@ from bpf.maps.layout import Layouts, MapLayout
 
 PROGRAM, HANDLERS = compile.PROGRAM, compile.HANDLERS
 BUILD_LINK = "build"
+CAPTURE = "capture"
+"""The feature that records packets; never in the program that is pinned in bpf_dir."""
 EMBRYONIC_SHARE = 8
 """Ratio of max_flows to the capacity for embryonic connections, which are preallocated: 300 bytes each per family."""
 MIN_EMBRYONIC = 1024
@@ -130,6 +132,43 @@ def ensure(build: Build, replace: bool = False, working: Callable[[], None] = la
     return Loaded(how, layouts, _ms_since(started))
 
 
+def capture_dir(bpf_dir: Path) -> Path:
+    """Where the program of a capture is pinned, with hard links to the pins of the maps that it shares."""
+    return bpf_dir.with_name(bpf_dir.name + "-capture")
+
+
+def build_capture(build: Build, working: Callable[[], None] = lambda: None) -> Path:
+    """Pin a build that records packets, on the maps of the pinned one, which stays as it is. Raises PlaneError.
+
+    Returns its directory, which `remove_capture` removes once no interface has the program.
+    """
+    directory = capture_dir(build.bpf_dir)
+    _remove_tree(directory)
+    pins = _read_pins(build.bpf_dir)
+    if pins is None:
+        raise PlaneError(f"nothing is pinned in {build.bpf_dir}")
+    recording = replace(build, features={**build.features, CAPTURE: True})
+    try:
+        directory.mkdir(mode=0o700)
+        for name in pins.maps.keys() & pins.names - {HANDLERS}:
+            os.link(build.bpf_dir / name, directory / name)
+        _run_child(recording, directory, {name: pins.maps[name] for name in pins.maps.keys() & pins.names}, working)
+        changed = [name for name in pins.maps.keys() - {HANDLERS} if not (directory / name).samefile(build.bpf_dir / name)]
+        if changed:
+            raise PlaneError(f"the maps {', '.join(changed)} are of another version: restart xlbd")
+    except BaseException as error:
+        _remove_tree(directory)
+        if isinstance(error, OSError):
+            raise PlaneError(f"pinning under {directory} failed: {error}") from error
+        raise
+    return directory
+
+
+def remove_capture(bpf_dir: Path) -> None:
+    """No interface has the program of a capture any more."""
+    _remove_tree(capture_dir(bpf_dir))
+
+
 def describe(build: Build) -> str:
     """What is pinned, and what a start would do with it. Changes nothing. Raises PlaneError for pins that a start refuses."""
     pins = _read_pins(build.bpf_dir)
@@ -150,7 +189,7 @@ def pinned_features(bpf_dir: Path) -> frozenset[str]:
 
 def remove_pins(bpf_dir: Path) -> None:
     """Unpin everything under bpf_dir; a program on an interface stays attached."""
-    for path in (bpf_dir, _building(bpf_dir), _old(bpf_dir), _replaced(bpf_dir)):
+    for path in (bpf_dir, _building(bpf_dir), _old(bpf_dir), _replaced(bpf_dir), capture_dir(bpf_dir)):
         _remove_tree(path)
     _run_dir_link(bpf_dir).unlink(missing_ok=True)
 

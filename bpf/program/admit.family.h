@@ -149,6 +149,7 @@ static __always_inline u32 admit_FAM(struct packet *packet, struct flow_key_FAM 
 	if (!connection || (old && !is_closed(old->state)))
 		return CONTINUE;
 	farm = packet->farm = connection->service.farm;
+	observe_farm(farm, 0);
 	limits = farm_limits.lookup(&farm);
 	if (!limits)
 		return CONTINUE;

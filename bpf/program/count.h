@@ -2,11 +2,13 @@
 #pragma once
 #include "parse.h"
 #include "vlan.h"
+#include "capture.h"
 
 static __always_inline void count(struct packet *packet, u32 verdict_or_event)
 {
 	struct counter *counter = counters.lookup(&verdict_or_event);
 
+	observe_counter(verdict_or_event);
 	if (!counter)
 		return;
 	counter->packets++;
@@ -19,6 +21,7 @@ static __always_inline void count_traffic(struct packet *packet, u32 farm, u32 b
 	struct traffic *of_farm = farm_traffic.lookup(&farm);
 	struct traffic *of_backend = backend_traffic.lookup(&backend);
 
+	observe_farm(farm, backend);
 	if (!of_farm || !of_backend)
 		return;
 	if (from_client) {
@@ -45,10 +48,9 @@ static __always_inline void count_connection(u32 farm, u32 backend)
 		of_backend->connections++;
 }
 
-/* Count the verdict and return the XDP action. */
-static __always_inline int finish(struct packet *packet, u32 verdict)
+/* Count the verdict. Returns the XDP action. */
+static __always_inline int conclude(struct packet *packet, u32 verdict)
 {
-	verdict = retag(packet, verdict, is_tagged(packet));
 	count(packet, verdict);
 	if (is_pass(verdict))
 		return XDP_PASS;
@@ -62,4 +64,15 @@ static __always_inline int finish(struct packet *packet, u32 verdict)
 	if (packet->egress_ifindex == packet->context->ingress_ifindex)
 		return XDP_TX;
 	return bpf_redirect(packet->egress_ifindex, 0);
+}
+
+/* The end of every path: the XDP action. */
+static __always_inline int finish(struct packet *packet, u32 verdict)
+{
+	int action;
+
+	verdict = retag(packet, verdict, is_tagged(packet));
+	action = conclude(packet, verdict);
+	observe_end(packet, action);
+	return action;
 }

@@ -29,6 +29,7 @@ static __always_inline u32 forward_known_FAM(struct packet *packet)
 		return CONTINUE;
 	packet->established = true;
 	packet->farm = flow->farm;
+	observe_flow_FAM(flow);
 	verdict = fence_FAM(packet, &key.destination);
 	if (verdict != CONTINUE)
 		return verdict;

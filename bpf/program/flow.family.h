@@ -386,6 +386,7 @@ static __always_inline u32 prepare_FAM(struct packet *packet, struct flow_key_FA
 		return COUNTER_DROP_INTERNAL;
 	service = &connection->service;
 	packet->farm = service->farm;
+	observe_farm(service->farm, 0);
 	if (is_new && !service->slot_count)
 		return COUNTER_DROP_NO_BACKEND;
 	if (is_new && is_midstream(packet) && !is_hash(service->scheduler) && !is_pressed(packet, FAMILY_FAM))

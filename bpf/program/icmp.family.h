@@ -88,6 +88,7 @@ static __always_inline u32 translate_error_FAM(struct packet *packet, struct flo
 	if (!flow)
 		return CONTINUE;
 	packet->farm = flow->farm;
+	observe_flow_FAM(flow);
 	verdict = fence_FAM(packet, destination);
 	if (verdict == CONTINUE && computed)
 		verdict = check_client_FAM(packet, key, true);

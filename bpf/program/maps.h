@@ -25,7 +25,7 @@ BPF_TABLE_PINNED("array", u32, u64, test_clock, 1, PINS "/test_clock");
 BPF_TABLE_PINNED("array", u32, struct tunnel_source, tunnel_sources, 2, PINS "/tunnel_sources"); /* IPv4, IPv6 */
 #endif
 
-#ifdef REPLICATION
+#if defined(REPLICATION) || defined(CAPTURE)
 /* bcc has a macro for ring buffers and one for pinned maps, but none for a pinned ring; its rewriter looks at the members. */
 #define RING_PINNED(RECORD, NAME, BYTES, PATH)                                                                                 \
 	struct NAME##_table_t {                                                                                                \

@@ -50,6 +50,7 @@ static __always_inline u32 find_FAM(struct packet *packet, struct flow_key_FAM *
 	if (flow && !is_reused_FAM(packet, flow)) {
 		packet->established = true;
 		packet->farm = flow->farm;
+		observe_flow_FAM(flow);
 		match->flow = flow;
 		return CONTINUE;
 	}
@@ -57,12 +58,15 @@ static __always_inline u32 find_FAM(struct packet *packet, struct flow_key_FAM *
 	flow = embryonic_FAM.lookup(key);
 	if (flow && !(is_syn(packet) && flow->flags & FLOW_FLAG_FORWARD && is_closed(flow->state)))
 		match->flow = flow;
-	if (match->ended)
+	if (match->ended) {
 		packet->farm = match->ended->farm;
-	else if (match->flow)
+		observe_flow_FAM(match->ended);
+	} else if (match->flow) {
 		packet->farm = match->flow->farm;
-	else
+		observe_flow_FAM(match->flow);
+	} else {
 		match->vip = vips_FAM.lookup((struct vip_key_FAM *)&key->destination);
+	}
 	return match->ended || match->flow || match->vip ? CONTINUE : COUNTER_PASS_NOT_OURS;
 }
 
@@ -153,6 +157,7 @@ static __always_inline u32 handle_later_FAM(struct packet *packet, struct flow_k
 		return COUNTER_PASS_NOT_OURS;
 	}
 	packet->farm = flow->farm;
+	observe_flow_FAM(flow);
 	verdict = fence_FAM(packet, &key->destination);
 	return verdict == CONTINUE ? forward_FAM(packet, flow, false) : verdict;
 }

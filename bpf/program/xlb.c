@@ -37,6 +37,8 @@
 #include "ipv6.h"
 #include "vlan.h"
 #include "tunnel.h"
+#include "capture.h"
+#include "capture.family.h"
 #include "count.h"
 #include "select.h"
 #include "load.h"
@@ -62,6 +64,8 @@
 #include "open.family.h"
 #include "pipeline.family.h"
 #include "fast.family.h"
+#include "captured.family.h"
+#include "captured.h"
 
 /* In the program that is on the interfaces. */
 static __always_inline struct packet packet_of(struct xdp_md *context)
@@ -110,7 +114,11 @@ static __always_inline u32 enter(struct packet *packet)
 	return COUNTER_PASS_NOT_IP;
 }
 
+#ifdef CAPTURE
+int xlb_enter(struct xdp_md *context) /* `xlb` reads the packet before */
+#else
 int xlb(struct xdp_md *context)
+#endif
 {
 	struct packet packet = packet_of(context);
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "stats": "ctl.cli.stats:stats",
     "top": "ctl.cli.top:top",
     "metrics": "ctl.cli.monitoring.metrics:metrics",
+    "capture": "ctl.cli.capturing.capture:capture",
     "watch": "ctl.cli.monitoring.watch:watch",
     "doctor": "ctl.cli.system:doctor",
     "why": "ctl.cli.system:why",

@@ -23,6 +23,7 @@ from ctl.api.commands.prefixes import PrefixCommands
 from ctl.api.commands.status import Origin, StatusCommands
 from ctl.api.commands.vip import VipCommands
 from ctl.api.commands.why import WhyCommand
+from ctl.api.monitoring.capture import CaptureCommands
 from ctl.api.monitoring.metrics import MetricsCommand
 from ctl.api.monitoring.watch import WatchCommand
 from ctl.api.peer.both_views import BothViews
@@ -38,6 +39,7 @@ from ctl.cluster.parts import PairParts
 from ctl.cluster.peer_questions import PeerQuestions
 from ctl.config.model import Config
 from ctl.dataplane import features
+from ctl.dataplane.kernel.program_capture import ProgramCapture
 from ctl.dataplane.kernel.program_features import ProgramFeatures
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.tunnel_sources import TunnelSources
@@ -241,6 +243,7 @@ def _local(
         reconciler,
         tunnel,
         announcer,
+        ProgramCapture(program, given.attacher),
     )
 
 
@@ -366,6 +369,7 @@ def _register_commands(
     why.answer(questions)
     status.register(dispatcher)
     WatchCommand(parts.hub).register(dispatcher)
+    CaptureCommands(local.capture).register(dispatcher)
     MetricsCommand(
         config,
         status.view,

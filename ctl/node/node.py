@@ -112,6 +112,7 @@ class Node:
         parts = self.parts
         parts.notifier.stopping()
         await parts.membership.shut_down()
+        await parts.local.capture.stop()
         role = parts.membership.role
         parts.hub.report(log, catalogue.NODE_STOPPING(f"xlbd stops as {role} node", role=role))
         parts.hub.wake()

@@ -9,6 +9,7 @@ from ctl.api.server import ApiServer
 from ctl.cluster.membership import Membership
 from ctl.cluster.pairing.check import ClusterCheck
 from ctl.cluster.pairing.create_join import Pairing
+from ctl.dataplane.kernel.program_capture import ProgramCapture
 from ctl.dataplane.kernel.sweeper import Sweeper
 from ctl.dataplane.kernel.tunnel_sources import TunnelSources
 from ctl.dataplane.kernel.xdp_interfaces import DataInterfaces
@@ -53,6 +54,7 @@ class LocalParts:
     reconciler: Reconciler
     tunnel: TunnelSources
     announcer: Announcer
+    capture: ProgramCapture
 
 
 @dataclass(frozen=True, slots=True)

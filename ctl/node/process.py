@@ -6,11 +6,13 @@ Decides the order of starting and stopping. What a node does is in `ctl.node.nod
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bpf.dataplane import PlaneError
@@ -35,6 +37,8 @@ from ctl.state.node_file import NodeSettings, XdpMode
 from ctl.state.store import Store
 
 WORKER_THREADS = 8  # for what would hold the loop; mostly they wait for the disk or the kernel
+LAST_PACKETS_S = 0.05
+"""After a program was replaced, packets may still be in it, and call the programs that its pins keep."""
 
 
 log = logging.getLogger("ctl")
@@ -170,13 +174,18 @@ class _KernelAttacher:
         self._vlans = VlanAttacher(
             plane,
             network,
-            lambda names, mode: attach.attach(bpf_dir, names, mode),
+            lambda names, mode: attach.attach(self._pins(), names, mode),
             lambda names: attach.detach(bpf_dir, names),
             settings.data.xdp_mode.value,
             lambda: VLANS in self._features,
         )
         self._lock = threading.Lock()  # the reconciler may attach while a change adds features
         self._replacing = False
+        self._capturing = False
+
+    def _pins(self) -> Path:
+        """Where the program is pinned that belongs on the interfaces."""
+        return loader.capture_dir(self._bpf_dir) if self._capturing else self._bpf_dir
 
     def attach(self, interfaces: Sequence[str]) -> Mapping[str, Attachment]:
         attached = self._vlans.attach(interfaces)
@@ -184,6 +193,8 @@ class _KernelAttacher:
         with self._lock:
             if not self._replacing:  # the interfaces may have the program that is being replaced
                 loader.forget_replaced(self._bpf_dir)
+                if not self._capturing:  # left by a daemon that was killed
+                    loader.remove_capture(self._bpf_dir)
         return attached
 
     def _leave_others(self, attached: Mapping[str, Attachment]) -> None:
@@ -204,7 +215,7 @@ class _KernelAttacher:
         self._vlans.follow(interfaces, observed, programs)
 
     def program(self) -> int:
-        return attach.own_program(self._bpf_dir)
+        return attach.own_program(self._pins())
 
     def name_of(self, program: int) -> tuple[str, bool]:
         return attach.name_of(program)
@@ -216,20 +227,55 @@ class _KernelAttacher:
         wanted = self._features | features
         if wanted == self._features:
             return
-        with self._lock:
-            self._replacing = True
-        try:
+        with self._replaces():
             loaded = loader.ensure(_build_for(self._settings, wanted))
             if loaded.how != "adopted":  # by an attempt that failed to attach it
                 self._plane.reopen(self._bpf_dir, loaded.layouts)
-            present = [name for name in self._settings.data.interfaces if Path("/sys/class/net", name).exists()]
-            self._vlans.attach(present)
-        finally:
-            with self._lock:
-                self._replacing = False
+            self._capturing = False
+            self._attach_present()
         with self._lock:
             loader.forget_replaced(self._bpf_dir)
+            loader.remove_capture(self._bpf_dir)
         log.info(
             "the program was replaced in %.0f ms: it is compiled for %s", loaded.took_ms, in_words(wanted - self._features)
         )
         self._features = wanted
+
+    def start_capture(self) -> Path:
+        with self._replaces():
+            directory = loader.build_capture(_build_for(self._settings, self._features))
+            self._capturing = True
+            try:
+                self._attach_present()
+            except BaseException:
+                self._put_back()
+                raise
+        return directory
+
+    def end_capture(self) -> bool:
+        if not self._capturing:
+            return False
+        with self._replaces():
+            self._put_back()
+        return True
+
+    def _put_back(self) -> None:
+        self._capturing = False
+        self._attach_present()
+        time.sleep(LAST_PACKETS_S)
+        loader.remove_capture(self._bpf_dir)
+
+    def _attach_present(self) -> None:
+        present = {name for _, name in socket.if_nameindex()}  # /sys may be that of another network namespace
+        self._vlans.attach([name for name in self._settings.data.interfaces if name in present])
+
+    @contextlib.contextmanager
+    def _replaces(self) -> Iterator[None]:
+        """The interfaces may have either program meanwhile, so that the pins of both stay."""
+        with self._lock:
+            self._replacing = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._replacing = False

@@ -53,7 +53,7 @@ class FakeAttacher:
         self.on: dict[str, Attachment] = {}
         self.compiled: frozenset[str] = frozenset()
         self.compiler_fails = ""
-
+        self.captures = 0
         self._vlans = VlanAttacher(
             plane or FakePlane(), network, self._attach, self._detach, mode, lambda: VLANS in self.compiled
         )
@@ -99,6 +99,16 @@ class FakeAttacher:
         if self.compiler_fails:
             raise PlaneError(self.compiler_fails)
         self.compiled |= features
+
+    def start_capture(self) -> Path:
+        if self.compiler_fails:
+            raise PlaneError(self.compiler_fails)
+        self.captures += 1
+        return Path("/sys/fs/bpf/xlb-capture")
+
+    def end_capture(self) -> bool:
+        self.captures -= 1
+        return True
 
     def detach(self, interfaces: Sequence[str]) -> Sequence[str]:
         return self._vlans.detach(interfaces)

@@ -8,8 +8,10 @@ is built and attached (`Attacher`).
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from bpf.dataplane import PlaneError
 from ctl.dataplane.features import in_words
@@ -17,6 +19,8 @@ from ctl.dataplane.kernel.xdp_interfaces import Attacher
 from ctl.errors import Code, XlbError
 from ctl.runtime.clock import Clock, monotonic_ns
 from ctl.runtime.progress import working
+
+T = TypeVar("T")
 
 RETRY_NS = 60_000_000_000
 """The compiler needs all of a core, so that what failed is not tried again at once unless an operator asks for it."""
@@ -66,7 +70,7 @@ class ProgramFeatures:
             doing = f"{self._node} compiles the program for {names}, which takes seconds, or a minute on a slow machine"
             try:
                 with working(doing):
-                    await self._add(wanted)
+                    await _to_its_end(functools.partial(self._attacher.add_features, wanted))
                 await self._replaced()
             except (PlaneError, OSError) as error:
                 refusal = XlbError(f"the program for {names} cannot be used on {self._node}: {error}", Code.KERNEL_REFUSED)
@@ -75,11 +79,17 @@ class ProgramFeatures:
             self._failure, self._usable = None, self._attacher.features()
             return f"compiled the program for {names}: {time.monotonic() - began_s:.1f} s"
 
-    async def _add(self, wanted: frozenset[str]) -> None:
-        """To its end even when the asker goes away: two builds at once would remove each other's files."""
-        future = asyncio.get_running_loop().run_in_executor(None, self._attacher.add_features, wanted)
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
+    async def alone(self, function: Callable[[], T]) -> T:
+        """Run what replaces the program, in a thread, while nothing else does."""
+        async with self._lock:
+            return await _to_its_end(function)
+
+
+async def _to_its_end(function: Callable[[], T]) -> T:
+    """Even when the asker goes away: two builds at once would remove each other's files."""
+    future = asyncio.get_running_loop().run_in_executor(None, function)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise

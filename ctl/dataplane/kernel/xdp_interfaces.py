@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, Protocol, cast
 
 from bpf.dataplane import PlaneError
@@ -35,7 +36,7 @@ class Attacher(Protocol):
         """Make what the program knows of VLAN devices among `interfaces` follow an observation; programs: those of xlb."""
 
     def program(self) -> int:
-        """Id of the pinned program; 0: there is none."""
+        """Id of the program that belongs on the interfaces: the pinned one, or that of a capture. 0: there is none."""
 
     def name_of(self, program: int) -> tuple[str, bool]:
         """The name of a loaded program, and whether it is a build of xlb; empty once it is unloaded."""
@@ -44,7 +45,13 @@ class Attacher(Protocol):
         """Those of the program (`ctl.dataplane.features`)."""
 
     def add_features(self, features: frozenset[str]) -> None:
-        """Make the program have these too. Replaces it in place if necessary; maps are kept."""
+        """Make the program have these too. Replaces it in place if necessary; maps are kept. Ends a capture."""
+
+    def start_capture(self) -> Path:
+        """Put a build on the interfaces that records packets; returns the directory of its pins."""
+
+    def end_capture(self) -> bool:
+        """Put the usual program back; False: it was there."""
 
 
 class DataInterfaces:

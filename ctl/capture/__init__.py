@@ -1,0 +1,1 @@
+"""What a capture shows of packets: records, pcapng, lines for people. Pure."""

@@ -1,0 +1,1 @@
+"""`xlbctl capture`."""
