@@ -29,20 +29,34 @@ export function start() {
 
 export function stop() {
   started = false;
-  clearTimeout(retry);
   clearTimeout(timer);
-  stream?.close();
-  stream = null;
+  shut();
   Object.assign(state, { cluster: null, rates: null, events: [], job: null, streaming: false });
   seen.clear();
 }
 
+// A hidden page needs nothing live: browsers have six connections to a server for all their tabs, and each stream takes one.
 document.addEventListener("visibilitychange", () => {
-  if (started && !document.hidden) poll();
+  if (!started) return;
+  if (document.hidden) shut();
+  else {
+    open();
+    recent();
+    poll();
+  }
 });
 
-function open() {
+function shut() {
+  clearTimeout(retry);
   stream?.close();
+  stream = null;
+  state.streaming = false;
+  emit("stream", false);
+}
+
+function open() {
+  shut();
+  if (document.hidden) return;
   stream = new EventSource("/api/v1/events");
   stream.addEventListener("open", () => {
     const resumed = retries > 0;
@@ -84,10 +98,7 @@ function take(message, use) {
 
 async function failed() {
   if (!started || !stream) return;
-  stream.close();
-  stream = null;
-  state.streaming = false;
-  emit("stream", false);
+  shut();
   const wait_ms = RETRY_MS[Math.min(retries, RETRY_MS.length - 1)];
   retries += 1;
   try {

@@ -7,7 +7,7 @@ export function badge(word, kind) {
   return h("span", { class: `state state-${kind}` }, word);
 }
 
-const ROLES = { active: "ok", backup: "info", single: "ok", maintenance: "warn", fault: "bad", left: "off" };
+const ROLES = { active: "ok", backup: "info", single: "ok", maintenance: "warn", fault: "bad", silent: "bad", left: "off" };
 export const roleKind = (role) => ROLES[role] ?? "off";
 export const roleBadge = (role) => badge(role || "unknown", roleKind(role));
 

@@ -6,7 +6,7 @@ import { bits, count, duration, moment, perSecond, percent } from "../format.js"
 import { state, wantRates } from "../live.js";
 import { badge, errorNotice, facts, findingList, roleBadge, section, severityBadge, tile, viewHead } from "../widgets.js";
 
-const HEALTH = { ok: "ok", warn: "warn", fail: "bad", unknown: "off" };
+const HEALTH = { ok: "ok", warn: "warn", fail: "bad", silent: "bad", unknown: "off" };
 
 export function overviewView(ctx) {
   const tiles = {
