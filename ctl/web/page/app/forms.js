@@ -55,9 +55,9 @@ export function folded(title, members) {
   return { members, element: h("details", { class: "wide" }, h("summary", null, title), h("div", { class: "fields" }, members.map((each) => each.element))) };
 }
 
-/** The field that an error names: the last part of "farm.web.vip", "health.kind", "--peer". */
+/** The field that an error names: the last part of "farm.web.vip", "health.kind", "--peer", "prefixes[3]". */
 function named(fields, key) {
-  const plain = String(key).replace(/^-+/, "").replaceAll("-", "_");
+  const plain = String(key).replace(/^-+/, "").replace(/\[\d+\]$/, "").replaceAll("-", "_");
   const byLength = [...fields].sort((a, b) => b.spec.name.length - a.spec.name.length);
   return byLength.find(({ spec }) => [spec.name, ...(spec.keys ?? [])].some((name) => plain === name || plain.endsWith(`.${name}`))) ?? null;
 }
@@ -113,7 +113,7 @@ export function form({ parts, submit, action, cancel, danger = false, reload = n
   function fail(error) {
     const at = error.key ? named(fields.filter((each) => !each.element.closest("[hidden]")), error.key) : null;
     if (error.overtaken && reload) overtaken(error);
-    else if (at) at.error(error.message.startsWith(`${error.key}: `) ? error.message.slice(error.key.length + 2) : error.message);
+    else if (at) at.error(error.message.startsWith(`${error.key}: `) && !error.key.endsWith("]") ? error.message.slice(error.key.length + 2) : error.message);
     else put(problem, errorNotice(error));
   }
 

@@ -10,6 +10,7 @@ import * as settings from "../settings.js";
 import { table } from "../table.js";
 import { badge, button, errorNotice, farmState, section, toast, viewHead } from "../widgets.js";
 import { checkFields, checkValues } from "./farm.js";
+import { prefixesSection } from "./prefixes.js";
 
 export function farmsView(ctx) {
   let all = [];
@@ -172,7 +173,8 @@ export function farmsView(ctx) {
       viewHead("Farms", isOperator() ? button("Add a farm", addFarm, { kind: "primary" }) : null),
       h("div", { class: "toolbar" }, h("label", { for: "farm-filter" }, "Filter"), filter, found),
       problem, list.element,
-      section("Virtual addresses", vipList.element, isOperator() ? h("div", { class: "actions" }, button("Add a virtual address", addVip)) : null)),
+      section("Virtual addresses", vipList.element, isOperator() ? h("div", { class: "actions" }, button("Add a virtual address", addVip)) : null),
+      prefixesSection(ctx)),
   };
 }
 
