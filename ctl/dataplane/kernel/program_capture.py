@@ -51,9 +51,11 @@ class ProgramCapture:
         except (PlaneError, OSError) as error:
             self._forget(client)
             raise XlbError(f"the capture cannot start: {error}", Code.KERNEL_REFUSED) from error
-        except BaseException:
-            self._forget(client)
+        except BaseException:  # the request was cancelled, and the program was put on the interfaces all the same
+            await self.stop()
             raise
+        if self._client is not client:
+            raise XlbError("the capture ended before it began: xlbd stops", Code.CAPTURE_ENDED)
         asyncio.get_running_loop().add_reader(client.ended, self._client_ended, client)
         log.info("capture started by %s: the program that records packets is on the interfaces", user)
         return directory
@@ -85,8 +87,9 @@ class ProgramCapture:
         task.add_done_callback(self._ending.discard)
 
     def _forget(self, client: _Client) -> None:
-        os.close(client.ended)
-        self._client = None
+        if self._client is client:
+            os.close(client.ended)
+            self._client = None
 
 
 def _watched(pid: int) -> int:
