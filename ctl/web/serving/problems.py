@@ -27,10 +27,8 @@ def wrong_method(method: str, allowed: str) -> HttpError:
 
 
 def too_long(limit: int) -> HttpError:
-    """413; the rest of the request is not read."""
-    return HttpError(
-        413, f"the body is longer than the {limit} bytes that this path reads", Code.REQUEST_TOO_LONG, connection="close"
-    )
+    """413. The rest of the body is thrown away as it comes: a connection that is closed now would take the answer with it."""
+    return HttpError(413, f"the body is longer than the {limit} bytes that this path reads", Code.REQUEST_TOO_LONG)
 
 
 def malformed(message: str, status: int = 400) -> HttpError:
