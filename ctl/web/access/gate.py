@@ -182,7 +182,7 @@ class Gate:
 
     async def logout(self, asker: Asker, source: str) -> None:
         """End the session of a request."""
-        self._sessions.close(asker.key)
+        self._ended(self._sessions.close(asker.key))
         log.info("logout: %s from %s", asker.name, source)
         await self.store()
 

@@ -76,9 +76,9 @@ class Sessions:
         self._by_key[key] = used = replace(session, used_s=now_s)
         return used
 
-    def close(self, key: str) -> None:
-        """End a session."""
-        self._by_key.pop(key, None)
+    def close(self, key: str) -> list[Session]:
+        """End a session, if there is one."""
+        return self._end([self._by_key[key]] if key in self._by_key else [])
 
     def close_others(self, user: str, key: str, stamp: str) -> list[Session]:
         """End the user's sessions but one, which gets the new stamp."""

@@ -21,6 +21,8 @@ EXCEPTIONS = {
     "web.accounts": "what xlb-web itself needs to know who asks; password hashes leave the node in no answer",
     "watch": "GET /events and /events/recent",
     "config.version": "the version and ETag of each answer",
+    "capture.start": "packets go to a client on the node itself: `xlbctl capture`",
+    "capture.end": "of `xlbctl capture`",
 }
 """Control commands without a path of their own, and why."""
 

@@ -105,7 +105,7 @@ def test_a_stream_ends_with_its_session_and_a_stop_takes_no_longer(daemon: Runni
         began_s = time.monotonic()
     took_s = time.monotonic() - began_s
     assert b'{"why":"stopping"}' in wait_lines(second[1], b"data: ")
-    assert took_s < 3.0, took_s
+    assert took_s < 2.0, took_s
     for connection, _ in (first, second):
         connection.close()
 
