@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -129,13 +130,19 @@ def add_web_section(config: Path, **settings: object) -> NodeSettings:
     return node_file.load(config)
 
 
+@functools.cache
+def _hash() -> str:
+    return argon2.PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1).hash(PASSWORD)
+
+
 def give_accounts(daemon: RunningDaemon, accounts: Mapping[str, str] = ACCOUNTS) -> None:
-    """Make accounts (name to role) with PASSWORD."""
-    password_hash = argon2.PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1).hash(PASSWORD)
+    """Make accounts (name to role) with PASSWORD, those that there are not yet."""
+    password_hash = _hash()
     commands = daemon.node.parts.dispatcher.commands
     if "user.add" in commands:
-        for name, role in accounts.items():
-            daemon.call("user.add", name=name, role=role, password_hash=password_hash)
+        there = {each["name"] for each in daemon.call("user.list")}
+        for name in accounts.keys() - there:
+            daemon.call("user.add", name=name, role=accounts[name], password_hash=password_hash)
         return
     users = [{"name": name, "role": role, "password_hash": password_hash} for name, role in accounts.items()]
 
