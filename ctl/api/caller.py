@@ -2,13 +2,17 @@
 
 The control socket's kernel gives process and user of each connection (SO_PEERCRED, unix(7)); libzmq hands them over as
 the message's "Peer-Address". The user that xlbctl found in SUDO_USER is a claim: it is shown as one, after the user that the
-kernel names. Of a command that the peer forwards, the peer names the user: the channel between the nodes is authenticated.
+kernel names. So is the user of xlb-web for whom a client asks, unless the client is of the account xlb-web, of root or of the
+user of xlbd: xlb-web verifies who logs in. Of a command that the peer forwards, the peer names the user: the channel between
+the nodes is authenticated.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import pwd
+import re
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +20,18 @@ from typing import Any
 
 _NO_LOGIN = 2**32 - 1  # loginuid of a process that no login started
 _MAX_NAME = 64
+WEB_ACCOUNT = "xlb-web"
+"""The account that xlb-web runs as."""
+_ON_BEHALF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,99}")
+"""A user's name, maybe with what xlb-web adds: "token ci"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks. uid None: not a client of the control socket; `user` is its name then. node: empty, this one.
 
-    claim: the user before sudo, as the client claims. purpose: what a command is part of, e.g. "rollback to 12".
+    claim: the user before sudo, as the client claims. purpose: what a command is part of, e.g. "rollback to 12". on_behalf: the
+    user of xlb-web for whom it asks.
     """
 
     uid: int | None = None
@@ -32,12 +41,25 @@ class Caller:
     command: str = ""
     claim: str = ""
     purpose: str = ""
+    on_behalf: str = ""
+
+    def is_web(self) -> bool:
+        """Whether it is believed for whom it asks. Blocks."""
+        return self.uid is not None and self.uid in {0, os.geteuid(), _uid(WEB_ACCOUNT)}
 
     def name(self) -> str:
         """The user's name, and of a session with another login its name too: "root (login alice)". Blocks.
 
-        Where the kernel knows of no login, a claim is shown: "root (SUDO_USER alice, not verified)".
+        Where the kernel knows of no login, a claim is shown: "root (SUDO_USER alice, not verified)". Of a user of xlb-web
+        "alice (web)", or "bob (for alice of xlb-web, not verified)" if any other client than xlb-web claims it.
         """
+        if self.on_behalf and self.is_web():
+            return f"{self.on_behalf} (web)"
+        if self.on_behalf:
+            return f"{self._account()} (for {self.on_behalf} of xlb-web, not verified)"
+        return self._account()
+
+    def _account(self) -> str:
         if self.uid is None:
             return self.user
         name, login = _user_name(self.uid), _login(self.pid)
@@ -73,8 +95,22 @@ def claimed(value: Any) -> str:
     return str(value) if _is_name(value) and len(value) <= _MAX_NAME else ""
 
 
+def on_behalf_of(value: Any) -> str | None:
+    """The user of xlb-web for whom a client asks; empty for none, None for what is no name."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) and _ON_BEHALF.fullmatch(value) else None
+
+
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 3 * _MAX_NAME and value.isprintable()
+
+
+def _uid(account: str) -> int | None:
+    try:
+        return pwd.getpwnam(account).pw_uid
+    except KeyError:
+        return None
 
 
 def _user_name(uid: int) -> str:

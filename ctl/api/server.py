@@ -22,7 +22,7 @@ import msgpack
 import zmq
 import zmq.asyncio
 
-from ctl.api.caller import CALLER, Caller, claimed, from_peer_address
+from ctl.api.caller import CALLER, Caller, claimed, from_peer_address, on_behalf_of
 from ctl.api.protocol import MAX_MESSAGE_BYTES, PROGRESS_COMMAND, PROTOCOL_VERSION
 from ctl.api.turns import InTurns, Turns
 from ctl.errors import Code, InternalError, InvalidInput, XlbError
@@ -61,12 +61,13 @@ _UNPACKING: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One command of a client. `id` is echoed, so that a client can match answers. claim: see `ctl.api.caller`."""
+    """One command of a client. `id` is echoed, so that a client can match answers. claim, on_behalf: see `ctl.api.caller`."""
 
     id: int
     command: str
     arguments: dict[str, Any]
     claim: str = ""
+    on_behalf: str = ""
 
 
 @dataclass(slots=True)
@@ -105,7 +106,8 @@ class MalformedRequest(Exception):
 def decode_request(payload: bytes) -> Request:
     """Read one request; a big one in pieces, so that in a thread it does not hold up the loop.
 
-    Raises MalformedRequest with a message for anything that is not exactly {"v", "id", "cmd", "args"} and maybe "sudo_user".
+    Raises MalformedRequest with a message for anything that is not exactly {"v", "id", "cmd", "args"} and maybe "sudo_user" and
+    "on_behalf".
     """
     try:
         document = _unpack(payload) if len(payload) > SMALL_MESSAGE_BYTES else msgpack.unpackb(payload, **_UNPACKING)
@@ -128,7 +130,10 @@ def decode_request(payload: bytes) -> Request:
     unknown = document.keys() - {"v", "id", "cmd", "args", "sudo_user", "on_behalf"}
     if unknown:
         raise MalformedRequest(f"unknown key {min(map(str, unknown))!r:.80}; a request has v, id, cmd, args", number)
-    return Request(number, command, arguments, claimed(document.get("sudo_user")))
+    on_behalf = on_behalf_of(document.get("on_behalf"))
+    if on_behalf is None:
+        raise MalformedRequest("on_behalf: expected the name of a user of xlb-web", number)
+    return Request(number, command, arguments, claimed(document.get("sudo_user")), on_behalf)
 
 
 def _unpack(payload: bytes) -> Any:
@@ -318,8 +323,8 @@ class ApiServer:
             self._complain(str(error))
             answer = error_answer(error.id, InvalidInput(str(error), code=Code.MALFORMED_REQUEST))
         else:
-            if request.claim:
-                CALLER.set(replace(caller, claim=request.claim))
+            if request.claim or request.on_behalf:
+                CALLER.set(replace(caller, claim=request.claim, on_behalf=request.on_behalf))
             answer = await self._run(request, frames[0])
         if max(len(payload), len(answer)) > BIG_MESSAGE_BYTES:
             self._big_message()

@@ -162,6 +162,10 @@ class ConfigReplica:
         """What `ctl.config.understood.names` is on the peer. It holds until the next incarnation of the peer is asked."""
         self._understood, self._farms_understood = names, MappingProxyType({})
 
+    def lacks(self, name: str) -> bool:
+        """Whether the peer is known not to understand this."""
+        return self._understood is not None and name not in self._understood
+
     def require_understood(self, config: Config) -> None:
         """Raises XlbError for a setting that the peer does not know: it would keep its old configuration. Blocks."""
         if self._understood is None:

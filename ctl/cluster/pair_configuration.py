@@ -155,6 +155,13 @@ class PairConfiguration:
     def _foreseen(self, command: str, arguments: dict[str, Any]) -> None:
         """Raises XlbError for a change with a setting that the peer does not know. Blocks."""
         old = self._changes.config
+        if self.replica.lacks(understood.CONDITION) and arguments.get(understood.CONDITION):
+            raise XlbError(
+                f"{self.settings.peer.name}, which accepts changes at this moment, runs an earlier xlb and cannot compare "
+                f"versions ({understood.CONDITION}): upgrade xlb there first, or make the change with xlbctl",
+                Code.PEER_VERSION,
+            )
+        arguments = {name: value for name, value in arguments.items() if name != understood.CONDITION}
         try:
             make = changes.replace_from_document if command == "config.apply" else changes.CHANGES[command]
             new = make(old, arguments["document"] if command == "config.apply" else arguments)

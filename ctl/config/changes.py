@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TypeVar
 
 from bpf.constants import MAX_BACKENDS, MAX_FARMS
-from ctl.config import table_sizes
+from ctl.config import accounts, table_sizes
 from ctl.config.farms_file import Document, parse
 from ctl.config.fields import (
     BACKEND_FIELDS,
@@ -25,7 +26,7 @@ from ctl.config.fields import (
     read_farm,
     read_vip,
 )
-from ctl.config.model import Backend, CheckKind, Config, DrainThen, Farm, PrefixList, Vip
+from ctl.config.model import Backend, CheckKind, Config, DrainThen, Farm, PrefixList, Token, User, Vip
 from ctl.config.prefixes import check_lists, check_lists_of_farm, unpack, users_of
 from ctl.config.validation import (
     check_backend,
@@ -44,6 +45,7 @@ MakeConfig = Callable[[Config], Config]
 """Returns the changed configuration; the same object if nothing changes."""
 
 Change = Callable[[Config, Arguments], Config]
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +207,23 @@ def prefixes_delete(config: Config, arguments: Arguments) -> Config:
     return _changed(config, prefixes={each: found for each, found in config.prefixes.items() if each != name})
 
 
+def _of_accounts(command: str) -> Change:
+    """One of `ctl.config.accounts.NAMES` as a change."""
+
+    def change_accounts(config: Config, arguments: Arguments) -> Config:
+        users, tokens = accounts.changed(config.users, config.tokens, command, arguments)
+        return _changed(config, users=users, tokens=tokens)
+
+    return change_accounts
+
+
 def replace_from_document(config: Config, document: Mapping[str, object]) -> Config:
     """The configuration a farms file (parsed TOML) describes. Raises InvalidInput with the place in the document."""
     return replace_all(config, parse(document))
 
 
 def replace_all(config: Config, wanted: Document) -> Config:
-    """The configuration with VIPs and farms replaced by those of `wanted`.
+    """The configuration with VIPs and farms replaced by those of `wanted`; users and tokens stay as they are.
 
     Farms (by name) and backends (by farm, address and port) that exist in both keep their ids and, if equal, their object
     identity. A farm without a check gets none unless the document names its kind. Raises InvalidInput if a limit is exceeded.
@@ -259,6 +271,7 @@ CHANGES: Mapping[str, Change] = MappingProxyType(
         "backend.remove": backend_remove,
         "prefixes.set": prefixes_set,
         "prefixes.delete": prefixes_delete,
+        **{command: _of_accounts(command) for command in accounts.NAMES},
     }
 )
 
@@ -315,20 +328,31 @@ def _changed(
     farms: Mapping[str, Farm] | None = None,
     ids: _Ids | None = None,
     prefixes: Mapping[str, PrefixList] | None = None,
+    users: Mapping[str, User] | None = None,
+    tokens: Mapping[str, Token] | None = None,
 ) -> Config:
     vips = config.vips if vips is None else vips
     farms = config.farms if farms is None else farms
     prefixes = config.prefixes if prefixes is None else prefixes
-    if vips == config.vips and farms == config.farms and prefixes == config.prefixes:
+    users = config.users if users is None else users
+    tokens = config.tokens if tokens is None else tokens
+    same = vips == config.vips and farms == config.farms and prefixes == config.prefixes
+    if same and users == config.users and tokens == config.tokens:
         return config
     return replace(
         config,
         generation=config.generation + 1,
         next_id=ids.next_id if ids else config.next_id,
-        vips=vips if isinstance(vips, MappingProxyType) else MappingProxyType(dict(vips)),
-        farms=farms if isinstance(farms, MappingProxyType) else MappingProxyType(dict(farms)),
-        prefixes=prefixes if isinstance(prefixes, MappingProxyType) else MappingProxyType(dict(prefixes)),
+        vips=_unchangeable(vips),
+        farms=_unchangeable(farms),
+        prefixes=_unchangeable(prefixes),
+        users=_unchangeable(users),
+        tokens=_unchangeable(tokens),
     )
+
+
+def _unchangeable(values: Mapping[str, _Value]) -> Mapping[str, _Value]:
+    return values if isinstance(values, MappingProxyType) else MappingProxyType(dict(values))
 
 
 def _with_farm(config: Config, farm: Farm, ids: _Ids | None = None) -> Config:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ctl.config.fields import backend_fields, farm_fields, vip_fields
-from ctl.config.model import Backend, Config, Farm, PrefixList, Vip
+from ctl.config.model import Backend, Config, Farm, PrefixList, Token, User, Vip
 
 MAX_SHOWN = 10
 
@@ -24,11 +24,13 @@ class Difference:
     key: str  # the field, by its contract name; empty for add and remove
     old: object
     new: object
-    note: str = ""  # summary of an added object
+    note: str = ""  # summary of an added object; of a change: what is shown in place of values that must not be
 
     @property
     def summary(self) -> str:
         """E.g. "farm web: backend 10.0.0.3:80 weight 1 → 3"."""
+        if self.action == "change" and self.note:
+            return f"{self.subject} {self.key} {self.note}"
         if self.action == "change":
             return f"{self.subject} {self.key} {_shown(self.old)} → {_shown(self.new)}"
         verb = "added" if self.action == "add" else "removed"
@@ -36,7 +38,7 @@ class Difference:
 
 
 def differences(old: Config, new: Config) -> tuple[Difference, ...]:
-    """Ordered: VIPs, then farms by name, each followed by its backends in order of address and port."""
+    """Ordered: VIPs, prefix lists, users, tokens, then farms by name, each followed by its backends by address and port."""
     return tuple(_differences(old, new))
 
 
@@ -72,6 +74,10 @@ def _differences(old: Config, new: Config) -> Iterator[Difference]:
             {"prefixes": _summary(after)} if after else None,
             f"{after.count} prefixes" if after else "",
         )
+    for name in sorted(old.users.keys() | new.users.keys()):
+        yield from _user_differences(name, old.users.get(name), new.users.get(name))
+    for name in sorted(old.tokens.keys() | new.tokens.keys()):
+        yield from _token_differences(name, old.tokens.get(name), new.tokens.get(name))
     for name in sorted(old.farms.keys() | new.farms.keys()):
         yield from _farm_differences(name, old.farms.get(name), new.farms.get(name))
 
@@ -79,6 +85,27 @@ def _differences(old: Config, new: Config) -> Iterator[Difference]:
 def _vip_differences(address: str, old: Vip | None, new: Vip | None) -> Iterator[Difference]:
     note = f"/{new.prefix_length} on {new.device}" if new else ""
     yield from _compared(f"vip {address}", vip_fields(old) if old else None, vip_fields(new) if new else None, note)
+
+
+def _user_differences(name: str, old: User | None, new: User | None) -> Iterator[Difference]:
+    """Never with a hash: what is stored, logged and shown is no place for it."""
+    subject = f"user {name}"
+    yield from _compared(subject, _role(old), _role(new), str(new.role) if new else "")
+    if old is not None and new is not None and old.password_hash != new.password_hash:
+        yield Difference(subject, "change", "password", None, None, "changed")
+
+
+def _token_differences(name: str, old: Token | None, new: Token | None) -> Iterator[Difference]:
+    """Never with a digest. A token of another digest is another one."""
+    subject, note = f"token {name}", str(new.role) if new else ""
+    if old is not None and new is not None and old.sha256 != new.sha256:
+        yield Difference(subject, "remove", "", _role(old), None)
+        old = None
+    yield from _compared(subject, _role(old), _role(new), note)
+
+
+def _role(of: User | Token | None) -> dict[str, object] | None:
+    return {"role": str(of.role)} if of is not None else None
 
 
 def _summary(of: PrefixList) -> str:

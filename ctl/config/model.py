@@ -1,4 +1,4 @@
-"""The configuration model: virtual addresses, farms, backends. Immutable values.
+"""The configuration model: virtual addresses, farms, backends, accounts. Immutable values.
 
 Decides the representation; ctl/config/validation.py checks it. Must not know files, sockets, the kernel or the time. A change
 makes a new `Config` that shares every unchanged farm object, so that an identity test detects a changed farm.
@@ -320,6 +320,35 @@ class PrefixList:
         return len(self.v4) // 5 + len(self.v6) // 17
 
 
+class Role(enum.StrEnum):
+    """What an account of xlb-web may do: look, or everything."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """An account of xlb-web. password_hash: argon2id in PHC form. created_s: seconds since 1970."""
+
+    name: str
+    role: Role
+    password_hash: str = field(repr=False)
+    created_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An API token of xlb-web. sha256: of the token, in hexadecimal. expires_s: seconds since 1970; 0: never. user: made it."""
+
+    name: str
+    role: Role
+    sha256: str = field(repr=False)
+    created_s: int = 0
+    expires_s: int = 0
+    user: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Provenance:
     """Where a generation comes from: the user, the node where the command was entered, the command, the time and the changes.
@@ -340,7 +369,8 @@ class Config:
 
     (epoch, generation) is its version in the pair with the id `pair`: the epoch of the last change and the number of
     changes. `history` has the last version of each earlier epoch. A node that was never in a pair has none of these.
-    provenance: of the last change; None where it is not known, as of a change by version 0.1.0.
+    provenance: of the last change; None where it is not known, as of a change by version 0.1.0. Users and tokens are in no
+    farms file: applying one, or an earlier generation, leaves them as they are.
     """
 
     generation: int = 0
@@ -352,6 +382,8 @@ class Config:
     vips: Mapping[str, Vip] = field(default_factory=lambda: MappingProxyType({}))
     farms: Mapping[str, Farm] = field(default_factory=lambda: MappingProxyType({}))
     prefixes: Mapping[str, PrefixList] = field(default_factory=lambda: MappingProxyType({}))
+    users: Mapping[str, User] = field(default_factory=lambda: MappingProxyType({}))
+    tokens: Mapping[str, Token] = field(default_factory=lambda: MappingProxyType({}))
     provenance: Provenance | None = field(default=None, compare=False)
 
 

@@ -1,7 +1,7 @@
 """The configuration as lines of JSON: the format of farms.jsonl and of the replicated configuration.
 
-A header, one line per VIP and farm, and a trailer with the digest of all lines, so that a truncated or damaged record is never
-read as a shorter configuration. Decides the format and its version. Must not know files.
+A header, one line per VIP, farm and account, several per prefix list, and a trailer with the digest of all lines, so that a
+truncated or damaged record is never read as a shorter configuration. Decides the format and its version. Must not know files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
+from ctl.config.accounts import check_accounts
 from ctl.config.model import (
     AllDown,
     Backend,
@@ -30,7 +31,10 @@ from ctl.config.model import (
     Provenance,
     QueryType,
     ResponseCode,
+    Role,
     Scheduler,
+    Token,
+    User,
     Vip,
 )
 from ctl.config.prefixes import packed, pieces, unpack
@@ -111,6 +115,7 @@ class Encoder:
     def __init__(self) -> None:
         self._lines: dict[str, tuple[Farm, bytes]] = {}
         self._lists: dict[str, tuple[PrefixList, list[bytes]]] = {}
+        self._accounts: tuple[Mapping[str, User], Mapping[str, Token], list[bytes]] = {}, {}, []
 
     def encode(self, config: Config) -> bytes:
         """The whole record; `decode` of it is `config`."""
@@ -137,6 +142,11 @@ class Encoder:
                 of_list = (prefixes, [_line({"prefixes": {"name": name} | packed(piece)}) for piece in pieces(prefixes)])
             self._lists[name] = of_list
             lines += of_list[1]
+        if self._accounts[0] is not config.users or self._accounts[1] is not config.tokens:
+            of_users = [_line({"user": asdict(user)}) for user in config.users.values()]
+            of_tokens = [_line({"token": asdict(token)}) for token in config.tokens.values()]
+            self._accounts = config.users, config.tokens, of_users + of_tokens
+        lines += self._accounts[2]
         for name, farm in config.farms.items():
             entry = known.get(name)
             if entry is None or entry[0] is not farm:
@@ -173,7 +183,7 @@ def decode(text: bytes) -> Config:
 
 
 def decode_header(text: bytes) -> Config:
-    """The configuration without its VIPs, farms and lists, from a record's first line; what follows it is not looked at.
+    """The standing of a configuration, without its content, from a record's first line; what follows it is not looked at.
 
     Raises as `decode`.
     """
@@ -254,6 +264,8 @@ def _config(
     vips: dict[str, Vip] = {}
     of_lists: dict[str, list[tuple[bytes, dict[str, str]]]] = {}  # the lines of each prefix list
     farms: dict[str, Farm] = {}
+    users: dict[str, User] = {}
+    tokens: dict[str, Token] = {}
     farm_lines: dict[bytes, Farm] = {}
     sizes = _table_sizes(header)
     for number, line in enumerate(lines, 2):
@@ -266,6 +278,12 @@ def _config(
             if kind == "prefixes":
                 of_lists.setdefault(values["name"], []).append((line, values))
                 continue
+            if kind == "user":
+                users[values["name"]] = User(**values | {"role": Role(values["role"])})
+                continue
+            if kind == "token":
+                tokens[values["name"]] = Token(**values | {"role": Role(values["role"])})
+                continue
             if kind != "farm":
                 raise ValueError(f"an unknown kind of line: {kind}")
             health = HealthCheck(**_typed(values["health"]))
@@ -275,7 +293,7 @@ def _config(
         if farm.kept_size != sizes.get(farm.name, 0):
             farm = replace(farm, kept_size=sizes.get(farm.name, 0))
         farms[farm.name] = farm_lines[line] = farm
-    if len(vips) + len(farms) + sum(map(len, of_lists.values())) != len(lines):
+    if len(vips) + len(farms) + len(users) + len(tokens) + sum(map(len, of_lists.values())) != len(lines):
         raise ValueError("a name that is listed twice")
     prefix_lists: dict[tuple[bytes, ...], PrefixList] = {}
     for name, parts in of_lists.items():
@@ -285,8 +303,11 @@ def _config(
         vips=MappingProxyType(vips),
         farms=MappingProxyType(farms),
         prefixes=MappingProxyType({each.name: each for each in prefix_lists.values()}),
+        users=MappingProxyType(users),
+        tokens=MappingProxyType(tokens),
         **_standing(header),
     )
+    check_accounts(users, tokens)
     check_config(config, {farm.name for line, farm in farm_lines.items() if line in known})
     return config, farm_lines, prefix_lists
 

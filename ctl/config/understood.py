@@ -24,6 +24,10 @@ _CHOICES_OF_0_1_0: Mapping[str, tuple[str, ...]] = {
     "farm.health.kind": ("none", "tcp", "http"),
 }
 _LISTS = "prefixes"
+_USERS = "user"
+_TOKENS = "token"
+CONDITION = "if_version"
+"""An argument of changes that are passed on (`ctl.api.condition`), which 0.1.0 refuses."""
 _SEVERAL = "farm.snat_address,"
 """More than one source address."""
 
@@ -38,7 +42,7 @@ OF_0_1_0 = frozenset(
 
 def names() -> frozenset[str]:
     """What this version understands: "farm.toa", "farm.mode=dsr"."""
-    found = {_SEVERAL, _LISTS}
+    found = {_SEVERAL, _LISTS, _USERS, _TOKENS, CONDITION}
     for kind, place in _PLACES.items():
         for field in fields(kind):
             found.add(f"{place}.{field.name}")
@@ -52,8 +56,9 @@ def unknown_to(understood: Set[str], config: Config, checked: Mapping[str, Farm]
 
     checked: farms, the same objects, that need not be looked at again.
     """
-    if config.prefixes and _LISTS not in understood:
-        return f"{_LISTS}.{next(iter(config.prefixes))}"
+    for kind, named in ((_LISTS, config.prefixes), (_USERS, config.users), (_TOKENS, config.tokens)):
+        if named and kind not in understood:
+            return f"{kind}.{next(iter(named))}"
     for name, farm in config.farms.items():
         if checked.get(name) is farm:
             continue

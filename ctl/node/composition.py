@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ctl.api import condition
 from ctl.api.commands import doctor
+from ctl.api.commands.accounts import AccountCommands
 from ctl.api.commands.backend import BackendCommands
 from ctl.api.commands.cluster import ClusterCommands
 from ctl.api.commands.config import ConfigCommands
@@ -302,7 +304,8 @@ def _register_commands(
     """Give each group of control commands what it uses."""
 
     local, dispatcher = parts.local, parts.dispatcher
-    commit, health = audit.audited(local.transaction.commit, parts.hub.report), local.checks.checks
+    commit = condition.conditional(audit.audited(local.transaction.commit, parts.hub.report))
+    foresee, health = condition.conditional(local.transaction.foresee), local.checks.checks
 
     def config() -> Config:
         return local.transaction.config
@@ -357,7 +360,8 @@ def _register_commands(
     FarmCommands(config, commit, gauges).register(dispatcher)
     BackendCommands(commit, gauges, own, local.sweeper.flush).register(dispatcher)
     PrefixCommands(config, commit).register(dispatcher)
-    ConfigCommands(config, commit, local.transaction.foresee, own).register(dispatcher)
+    AccountCommands(config, commit).register(dispatcher)
+    ConfigCommands(config, commit, foresee, own).register(dispatcher)
     HistoryCommands(config, History(settings.node.state_dir)).register(dispatcher)
     ImpactCommand(config, plane, local.sweeper, health, shares).register(dispatcher)
     connections = ConnectionCommands(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from ctl.api import condition
 from ctl.api.caller import CALLER
 from ctl.config.changes import Committed, MakeConfig
 from ctl.config.model import Config
@@ -42,6 +43,7 @@ class Command:
     at_once: bool = False  # may be answered before the node has started
     acts: bool = False  # does something other than changing the configuration: its caller is logged
     changes: Callable[[Arguments], bool] = lambda _: False
+    conditional: bool = False  # takes `if_version`
 
 
 class Pair(Protocol):
@@ -78,7 +80,8 @@ class Dispatcher:
         changes: Callable[[Arguments], bool] = lambda _: True,
     ) -> None:
         """A command that changes the configuration when `changes` of its arguments is true."""
-        self._commands[name] = Command(run, None if arguments is None else frozenset(arguments), changes=changes)
+        known = None if arguments is None else frozenset(arguments)
+        self._commands[name] = Command(run, known, changes=changes, conditional=True)
 
     async def dispatch(self, name: str, arguments: Arguments, forwarded: bool = False) -> Result:
         """Run one command. Raises InvalidInput for what makes no sense, XlbError for what is refused or fails.
@@ -94,6 +97,8 @@ class Dispatcher:
         pair = None if forwarded else self._pair()
         if pair is not None and not pair.serving and command.changes(arguments):
             return await pair.forward(name, arguments)
+        if command.conditional:
+            condition.take(arguments)
         unknown = set() if command.arguments is None else arguments.keys() - command.arguments
         if unknown:
             names = ", ".join(sorted(command.arguments or ())) or "no arguments"

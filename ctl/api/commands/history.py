@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ctl.api import condition
 from ctl.api.caller import CALLER
 from ctl.api.commands.dispatcher import Arguments, Dispatcher, ReadConfig, Result, take_flag
 from ctl.api.server import Noted
@@ -39,7 +40,7 @@ class HistoryCommands:
 
         dispatcher.register("config.history", self.list)
         dispatcher.register("config.generation", self.generation, ("generation",))
-        dispatcher.register("config.rollback", rollback, ("generation", "dry_run", "force"))
+        dispatcher.register("config.rollback", rollback, ("generation", "dry_run", "force", condition.ARGUMENT))
 
     async def list(self, _: Arguments) -> Result:
         """The generations that were in force on this node, newest first, then the configurations that lost in a split."""
@@ -59,6 +60,8 @@ class HistoryCommands:
             config = self.history.read(entry)
             older = self.history.before(entry)
             before, base = ("", current) if entry.conflict else (older[0].name, older[1]) if older else ("", Config())
+            if entry.conflict:  # going back to it leaves the accounts as they are
+                config = replace(config, users=current.users, tokens=current.tokens)
             view = entry_view(entry, current) | {"before": before, "changes": diff.summaries(base, config)}
             return view | {"document": farms_file.to_document(config)}
 
@@ -67,6 +70,7 @@ class HistoryCommands:
     async def rollback(self, arguments: Arguments, apply: Apply) -> Result:
         """Put the content of a generation in force again. {"changes", "generation": the one in force after that}."""
         name, dry_run, force = _name(arguments), take_flag(arguments, "dry_run"), take_flag(arguments, "force")
+        wanted = {condition.ARGUMENT: arguments[condition.ARGUMENT]} if condition.ARGUMENT in arguments else {}
 
         def look() -> dict[str, object]:
             document = farms_file.to_document(self.history.read(self.history.find(name)))
@@ -75,7 +79,7 @@ class HistoryCommands:
             return document
 
         given: Arguments = {"document": await asyncio.to_thread(look)}
-        given |= {flag: True for flag, is_set in (("dry_run", dry_run), ("force", force)) if is_set}
+        given |= {flag: True for flag, is_set in (("dry_run", dry_run), ("force", force)) if is_set} | wanted
         CALLER.set(replace(CALLER.get(), purpose=f"rollback to {name}"))
         outcome = await apply(given)
         changes, note = (outcome.result, outcome.note) if isinstance(outcome, Noted) else (outcome, "")

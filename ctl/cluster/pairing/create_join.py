@@ -229,7 +229,7 @@ class Pairing:
         await pair.stop_replicating()
         config = self._changes.config
         kept = await asyncio.to_thread(set_aside, config, self._state_dir, "before-leave")
-        await self._changes.commit(lambda old: Config(hash_seed=old.hash_seed, generation=old.generation + 1))
+        await self._changes.commit(without_farms)
         await asyncio.to_thread(self._file.remove)
         return str(kept) if kept else None
 
@@ -319,6 +319,12 @@ class Pairing:
 def without_pair(config: Config) -> Config:
     """A single node's configuration."""
     return replace(config, pair="", epoch=0, history=(), generation=config.generation + 1) if config.pair else config
+
+
+def without_farms(config: Config) -> Config:
+    """What a node has that leaves its pair: the accounts, so that its operators can still log in, and nothing to serve."""
+    generation = config.generation + 1
+    return Config(hash_seed=config.hash_seed, generation=generation, users=config.users, tokens=config.tokens)
 
 
 def contents(config: Config) -> dict[str, Any]:

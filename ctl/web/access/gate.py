@@ -46,7 +46,7 @@ class Asker:
     @property
     def on_behalf(self) -> str:
         """For the log of changes."""
-        return self.name
+        return f"token {self.token}" if self.token else self.name
 
 
 class Gate:
