@@ -102,7 +102,6 @@ def test_every_control_command_has_a_path_or_a_reason_why_not(tmp_path: Path) ->
     assert all(len(reason) > 10 for reason in EXCEPTIONS.values())
 
 
-
 def test_bodies_of_farms_have_the_settings_that_the_files_have() -> None:
     assert set(BODIES["NewFarm"]["properties"]) == set(FARM_FIELDS)
     assert set(BODIES["NewFarm"]["properties"]["health"]["properties"]) == set(HEALTH_FIELDS)
