@@ -20,6 +20,7 @@ from ctl.state.node_file import NodeSettings, listen_address
 from ctl.web.access.gate import Gate
 from ctl.web.access.sessions import Session
 from ctl.web.api import own, views
+from ctl.web.api.accounts import AccountHandlers
 from ctl.web.api.events import EventStreams
 from ctl.web.api.handler import Api
 from ctl.web.api.request import Handler
@@ -116,6 +117,7 @@ class _Web:
         }
         api = Api(Router(ROUTES), self.client, self.gate, handlers)
         handlers["config.export"] = views.ExportHandler(api).export
+        handlers |= AccountHandlers(api, self.gate).handlers()
         files = {"/lib/chart.js/": Directory(charts), "/": Directory(PAGE)}
         self.application = Application(
             api, Hosts({*host_names(settings), *current.names}), files, {"/healthz": b'{"status":"ok"}'}

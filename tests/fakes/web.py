@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import argon2
-
+from ctl.accounts import passwords
 from ctl.state import node_file
 from ctl.state.node_file import NodeSettings
 from ctl.web import process
@@ -132,24 +131,15 @@ def add_web_section(config: Path, **settings: object) -> NodeSettings:
 
 @functools.cache
 def _hash() -> str:
-    return argon2.PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1).hash(PASSWORD)
+    return passwords.hash_password(PASSWORD)
 
 
 def give_accounts(daemon: RunningDaemon, accounts: Mapping[str, str] = ACCOUNTS) -> None:
     """Make accounts (name to role) with PASSWORD, those that there are not yet."""
     password_hash = _hash()
-    commands = daemon.node.parts.dispatcher.commands
-    if "user.add" in commands:
-        there = {each["name"] for each in daemon.call("user.list")}
-        for name in accounts.keys() - there:
-            daemon.call("user.add", name=name, role=accounts[name], password_hash=password_hash)
-        return
-    users = [{"name": name, "role": role, "password_hash": password_hash} for name, role in accounts.items()]
-
-    async def stand_in(_: Any) -> Any:
-        return {"users": users, "tokens": [], "epoch": 0, "generation": daemon.farms.generation}
-
-    daemon.node.parts.dispatcher.register("web.accounts", stand_in)
+    there = {each["name"] for each in daemon.call("user.list")}
+    for name in accounts.keys() - there:
+        daemon.call("user.add", name=name, role=accounts[name], password_hash=password_hash)
 
 
 @contextlib.contextmanager

@@ -5,21 +5,18 @@ Must not know how they are asked for, nor how a password is verified.
 
 from __future__ import annotations
 
-import enum
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ctl.accounts.tokens import digest
+from ctl.config.model import Role
 
-class Role(enum.StrEnum):
-    """What an account may do: look, or everything."""
 
-    VIEWER = "viewer"
-    OPERATOR = "operator"
-
-    def may(self, needed: Role) -> bool:
-        return self is Role.OPERATOR or needed is Role.VIEWER
+def may(role: Role, needed: Role) -> bool:
+    """Whether an account of this role may do what needs another."""
+    return role is Role.OPERATOR or needed is Role.VIEWER
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +45,11 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """tokens: by the SHA-256 of the token, in hexadecimal."""
+    """tokens: by their digest. version: of the configuration that has them."""
 
     users: Mapping[str, User] = field(default_factory=dict)
     tokens: Mapping[str, Token] = field(default_factory=dict)
+    version: str = ""
 
     @property
     def stamps(self) -> Mapping[str, str]:
@@ -60,7 +58,7 @@ class Accounts:
 
     def token(self, text: str, now_s: float) -> Token | None:
         """The token of which this is the text; None: there is none, or it has expired."""
-        found = self.tokens.get(hashlib.sha256(text.encode()).hexdigest())
+        found = self.tokens.get(digest(text))
         return found if found is not None and (not found.expires_s or now_s < found.expires_s) else None
 
 
@@ -77,6 +75,7 @@ def read(answer: Mapping[str, Any]) -> Accounts:
             each["sha256"]: Token(each["name"], _role(each["role"]), float(each["expires_s"]), each["user"])
             for each in answer["tokens"]
         },
+        f"{answer['epoch']}-{answer['generation']}",
     )
 
 

@@ -10,22 +10,27 @@ import logging
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import time
-from typing import Any
+from typing import TypeVar
 
+from ctl.accounts import passwords
 from ctl.api.async_client import AsyncClient
+from ctl.config.model import Role
 from ctl.errors import Code, XlbError
-from ctl.web.access import accounts, passwords, requests
-from ctl.web.access.accounts import Accounts, Role, User
+from ctl.web.access import accounts, requests
+from ctl.web.access.accounts import Accounts, User
 from ctl.web.access.attempts import Attempts
 from ctl.web.access.session_file import SessionFile
 from ctl.web.access.sessions import ID_BYTES, Session, Sessions, csrf_of
+from ctl.web.access.turns import Turns
 from ctl.web.serving.admission import prefix_of
 from ctl.web.serving.problems import HttpError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 REFRESH_S = 5.0
 STORE_S = 60.0
@@ -59,7 +64,7 @@ class Gate:
         self.accounts: Accounts | None = None
         self._client, self._ended = client, ended
         self._sessions, self._file = Sessions(lasts_s), SessionFile(directory)
-        self._attempts, self._turns = Attempts(), passwords.Turns()
+        self._attempts, self._turns = Attempts(), Turns()
         self._changing = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._unsaved = False
@@ -72,10 +77,7 @@ class Gate:
         """Keep the accounts current until cancelled."""
         stored_s = time()
         while True:
-            try:
-                await self.refresh()
-            except XlbError as error:
-                log.debug("accounts are not refreshed: %s", error)
+            await self._refresh_quietly()
             if self._unsaved or time() - stored_s > STORE_S:
                 stored_s = time()
                 await self.store()
@@ -154,12 +156,7 @@ class Gate:
         wait_s = self._attempts.begin(prefix, name, time())
         if wait_s > 0:
             log.warning("login refused: %s from %s, too many failed; next attempt in %.0f s", _shown(name), source, wait_s)
-            raise HttpError(
-                429,
-                f"too many logins failed; wait {math.ceil(wait_s)} s",
-                Code.TOO_MANY_LOGINS,
-                retry_after=str(math.ceil(wait_s)),
-            )
+            raise _too_many(wait_s)
         try:
             correct = await self._turns.run(passwords.matches, user.password_hash if user else "", password)
         except HttpError:
@@ -169,7 +166,24 @@ class Gate:
             log.warning("login refused: %s from %s, wrong user name or password", _shown(name), source)
             raise HttpError(401, "user name or password is wrong", Code.LOGIN_REFUSED)
         self._attempts.succeed(prefix, name)
+        if passwords.is_outdated(user.password_hash):
+            user = await self._hash_again(user, password)
         return await self._open(user, source)
+
+    async def _hash_again(self, user: User, password: str) -> User:
+        """The user with a hash of the present cost, unless the configuration has changed meanwhile; its sessions go on."""
+        new_hash = await self._turns.run(passwords.hash_password, password)
+        given = {"name": user.name, "password_hash": new_hash, "if_version": self._known().version}
+        async with self._changing:
+            try:
+                await self._client.call("user.set", given, user.name)
+            except XlbError as error:
+                log.info("the password of %s keeps its old hash: %s", user.name, error)
+                return user
+            made = replace(user, password_hash=new_hash)
+            self._sessions.restamp(user.name, user.stamp, made.stamp)
+        await self._refresh_quietly()
+        return made
 
     async def _open(self, user: User, source: str) -> tuple[str, Asker]:
         session_id = secrets.token_urlsafe(ID_BYTES)
@@ -186,39 +200,46 @@ class Gate:
         log.info("logout: %s from %s", asker.name, source)
         await self.store()
 
-    async def change_password(
-        self,
-        asker: Asker,
-        old: str,
-        new: str,
-        source: str,
-        change: Callable[[str], Awaitable[Any]],
-        hashed: Callable[[str], str],
-    ) -> Any:
-        """Verify the old password, have `change` store the hash of the new one, and end the user's other sessions."""
-        user = self._known().users.get(asker.name)
-        wait_s = self._attempts.begin(prefix_of(source), asker.name, time())
+    async def check_own_password(self, asker: Asker, password: str, source: str) -> None:
+        """Raises HttpError (403, 429, 503) unless it is that of the one who asks."""
+        user, prefix = self._known().users.get(asker.name), prefix_of(source)
+        wait_s = self._attempts.begin(prefix, asker.name, time())
         if wait_s > 0:
-            raise HttpError(
-                429, f"too many passwords were wrong; wait {math.ceil(wait_s)} s", Code.TOO_MANY_LOGINS,
-                retry_after=str(math.ceil(wait_s)),
-            )  # fmt: skip
-        if user is None or not await self._turns.run(passwords.matches, user.password_hash, old):
+            raise _too_many(wait_s)
+        try:
+            correct = await self._turns.run(passwords.matches, user.password_hash if user else "", password)
+        except HttpError:
+            self._attempts.withdraw(prefix, asker.name)
+            raise
+        if not correct:
             log.warning("password not changed: %s from %s, the old one is wrong", _shown(asker.name), source)
             raise HttpError(403, "the old password is wrong", Code.LOGIN_REFUSED)
-        self._attempts.succeed(prefix_of(source), asker.name)
-        new_hash = await self._turns.run(hashed, new)
+        self._attempts.succeed(prefix, asker.name)
+
+    async def hash(self, password: str, key: str) -> str:
+        """The hash of a new password. Raises InvalidInput, HttpError (503)."""
+        passwords.check(password, key)
+        return await self._turns.run(passwords.hash_password, password)
+
+    async def change_account(
+        self, asker: Asker, name: str, change: Callable[[], Awaitable[T]], role: str = "", password_hash: str = ""
+    ) -> T:
+        """Have `change` change an account; of the own one, the session of this request goes on and the others end."""
         async with self._changing:
-            result = await change(new_hash)
-            stamp = accounts.stamp_of(user.role, new_hash)
-            self._end(self._sessions.close_others(asker.name, asker.key, stamp), "its password was changed")
-        await self.refresh()
+            result = await change()
+            user = self._known().users.get(name)
+            if user is not None and asker.key and asker.name == name:
+                stamp = accounts.stamp_of(role or user.role, password_hash or user.password_hash)
+                self._end(self._sessions.close_others(name, asker.key, stamp), "password or role was changed")
+        await self._refresh_quietly()
         await self.store()
         return result
 
-    async def hash(self, hashed: Callable[[str], str], password: str) -> str:
-        """The hash of a new password, made in turn."""
-        return await self._turns.run(hashed, password)
+    async def _refresh_quietly(self) -> None:
+        try:
+            await self.refresh()
+        except XlbError as error:
+            log.debug("accounts are not refreshed: %s", error)
 
     def _end(self, sessions: list[Session], why: str) -> None:
         for each in sessions:
@@ -226,6 +247,11 @@ class Gate:
         if sessions:
             self._unsaved = True
             self._ended(sessions)
+
+
+def _too_many(wait_s: float) -> HttpError:
+    seconds = math.ceil(wait_s)
+    return HttpError(429, f"too many passwords were wrong; wait {seconds} s", Code.TOO_MANY_LOGINS, retry_after=str(seconds))
 
 
 def _shown(name: str) -> str:

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from ctl.api.async_client import AsyncClient
 from ctl.errors import Code, XlbError
 from ctl.web.access import requests
+from ctl.web.access.accounts import may
 from ctl.web.access.gate import Asker, Gate
 from ctl.web.api import arguments, statuses
 from ctl.web.api.request import Handler, Reply, Request, if_version
@@ -61,7 +62,7 @@ class Api:
             requests.check_origin(method, headers)
             return None
         asker = self._gate.identify(method, headers)
-        if not asker.role.may(route.needs):
+        if not may(asker.role, route.needs):
             raise HttpError(403, f"{asker.name} is a {asker.role}; this needs an {route.needs}", Code.NOT_PERMITTED)
         return asker
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from ctl.accounts import passwords
 from ctl.errors import Code, InvalidInput
 from ctl.version import package_version
 from ctl.web.access import requests
@@ -14,8 +14,6 @@ from ctl.web.api.request import Handler, Reply, Request
 from ctl.web.creation.job import CreationJob
 from ctl.web.serving.answers import Answering
 from ctl.web.serving.problems import HttpError
-
-MAX_PASSWORD_BYTES = 1024
 
 
 def text(body: Mapping[str, Any], name: str, most: int = 256) -> str:
@@ -29,8 +27,8 @@ def text(body: Mapping[str, Any], name: str, most: int = 256) -> str:
 
 
 def password(body: Mapping[str, Any], name: str) -> str:
-    """A password, normalized: how it was typed makes no difference."""
-    return unicodedata.normalize("NFC", text(body, name, MAX_PASSWORD_BYTES))
+    """A password as it was typed, of any length that can be one. Raises InvalidInput."""
+    return text(body, name, 2 * passwords.MAX_BYTES)
 
 
 def only(body: Mapping[str, Any], *names: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ctl.web.access.accounts import Role
+from ctl.config.model import Role
 from ctl.web.serving import problems
 
 PREFIX = "/api/v1"

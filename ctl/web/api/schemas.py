@@ -10,10 +10,9 @@ from typing import Any
 
 from ctl.config.changes import CHANGES
 from ctl.config.fields import PORTS_FORM
-from ctl.config.model import CheckKind, DrainThen, Mode, Protocol
+from ctl.config.model import CheckKind, DrainThen, Mode, Protocol, Role
 from ctl.config.settings import BACKEND_SETTINGS, CHECK_SETTINGS, FARM_SETTINGS, MAX_INTERVAL_MS, NAME, Setting
 from ctl.config.validation import MAX_CHECKS_IN_A_ROW
-from ctl.web.access.accounts import Role
 
 Schema = dict[str, Any]
 

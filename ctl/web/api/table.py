@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctl.web.access.accounts import Role
+from ctl.config.model import Role
 from ctl.web.api import arguments, results
 from ctl.web.api.routes import BIG_BODY, Parameter, Route
 
@@ -34,6 +34,7 @@ SESSION = (
         "PUT",
         "/session/password",
         "Change the own password; the user's other sessions end.",
+        "user.set",
         own="session.password",
         body="OwnPassword",
         role=Role.VIEWER,

@@ -9,7 +9,7 @@ from typing import Any
 
 from ctl.config.validation import check_device
 from ctl.errors import Code, InvalidInput
-from ctl.web.access.passwords import Turns
+from ctl.web.access.turns import Turns
 from ctl.web.api import results
 from ctl.web.api.handler import Api
 from ctl.web.api.request import Handler, Reply, Request

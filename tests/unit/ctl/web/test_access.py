@@ -6,9 +6,10 @@ import hashlib
 
 import pytest
 
+from ctl.config.model import Role
 from ctl.errors import Code
 from ctl.web.access import requests
-from ctl.web.access.accounts import Accounts, Role, Token, User, read
+from ctl.web.access.accounts import Accounts, Token, User, read
 from ctl.web.access.attempts import FREE, LONGEST_FOR_NAME_S, LONGEST_S, MAX_ENTRIES, Attempts
 from ctl.web.access.sessions import IDLE_S, MAX_PER_USER, MAX_SESSIONS, Sessions, csrf_of, key_of
 from ctl.web.serving.hosts import Hosts
@@ -171,6 +172,8 @@ def test_accounts_are_read_and_an_unknown_role_may_only_look() -> None:
                 {"name": "b", "role": "auditor", "password_hash": "h"},
             ],
             "tokens": [{"name": "t", "role": "viewer", "sha256": digest, "expires_s": 100, "user": "a"}],
+            "epoch": 1,
+            "generation": 2,
         }
     )
     assert found.users["a"].role is Role.OPERATOR and found.users["b"].role is Role.VIEWER

@@ -32,14 +32,3 @@ class Turns:
                 return await asyncio.to_thread(function, *arguments)
         finally:
             self._waiting -= 1
-
-
-def matches(password_hash: str, password: str) -> bool:
-    """Whether this is the password of a hash; an empty hash, of a user that does not exist, takes as long."""
-    import argon2
-
-    hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
-    try:
-        return hasher.verify(password_hash, password) if password_hash else bool(hasher.hash(password)) and False
-    except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHash):
-        return False
