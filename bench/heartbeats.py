@@ -1,18 +1,19 @@
 """Whether heavy work in both daemons delays a heartbeat so much that an unnecessary takeover follows.
 
-    sudo .venv/bin/python -m bench.heartbeats [--minutes 10] [--flows 1000000] [--farms 1000] [--json]
+    sudo .venv/bin/python -m bench.heartbeats [--minutes 10] [--flows 1000000] [--farms 1000] [--web 3] [--json]
 
 A pair with heartbeats every 20 ms (lease 60, takeover 70). Three jobs run repeatedly at the same time: the backup's daemon is
 killed and started, and receives a snapshot of every flow; every connection on the active is listed (as many as an answer
 holds, all of them counted); 1,000 farms are applied and removed. The active never fails, so it must be active at the end, no
 takeover may have happened and no lease may have expired. Each daemon has its own processor, as on its own machine: real-time
-threads of two daemons would wait for each other. Prints how often each job ran and the worst delay of the active's event
-loop.
+threads of two daemons would wait for each other. With --web, each node's xlb-web has so many pages open, which ask as those in
+a browser, and a scrape of its metrics each second. Prints how often each job ran and the worst delay of the active's loop.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import threading
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.node import farms_document
+from bench.pages import Pages
 from ctl.api.client import Client
 from ctl.api.commands.conn import MAX_LIMIT
 from ctl.errors import XlbError
@@ -53,6 +55,8 @@ class Outcome:
     leases_lost: int
     loop_late_worst_ms: float
     errors: list[str]
+    web_mb: float = 0.0
+    web_unanswered: int = 0
 
     @property
     def good(self) -> bool:
@@ -117,12 +121,13 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--flows", type=int, default=1_000_000, help="connections in the flow map; each has two entries")
     parser.add_argument("--farms", type=int, default=1000)
+    parser.add_argument("--web", type=int, default=0, metavar="PAGES", help="pages open on each node; 0: no xlb-web runs")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     chosen = parser.parse_args()
     if reason := why_not():
         print(f"cannot run here: {reason}", file=sys.stderr)
         return 1
-    outcome = measure(chosen.minutes * 60, chosen.flows, chosen.farms)
+    outcome = measure(chosen.minutes * 60, chosen.flows, chosen.farms, chosen.web)
     if chosen.json:
         print(json.dumps(asdict(outcome)))
     else:
@@ -130,7 +135,7 @@ def main() -> int:
     return 0 if outcome.good else 1
 
 
-def measure(seconds: float, flows: int, farms: int) -> Outcome:
+def measure(seconds: float, flows: int, farms: int, pages_each: int = 0) -> Outcome:
     with paired(Layout(nodes=2, backends=1, max_flows=flows + 65536), TIMES, apart=True) as site:
         site.add_farm("tcp", idle_timeout_s=86400)
         held = HeldConnections(VIPS[4], PORTS["tcp"], 10)
@@ -138,8 +143,9 @@ def measure(seconds: float, flows: int, farms: int) -> Outcome:
         put_connections(site.node, flows)
         logged = {node.name: len(node.log.read_text()) for node in site.rig.nodes}
         began = time.monotonic()
-        load = Load(site, farms)
-        load.run(seconds)
+        load, pages = Load(site, farms), Pages(site.rig.nodes, pages_each)
+        with pages.open(site.node) if pages_each else contextlib.nullcontext():
+            load.run(seconds)
         took_s = time.monotonic() - began
         logs = "".join(node.log.read_text()[logged[node.name] :] for node in site.rig.nodes)
         lost, taken = (logs.count(sign) for sign in SIGNS)
@@ -150,7 +156,8 @@ def measure(seconds: float, flows: int, farms: int) -> Outcome:
         if held.broken or held.wrong_bytes:
             load.errors.append(f"{len(held.broken)} held connections broken, {held.wrong_bytes} bytes wrong")
         late_ms = float(load.active.call("stats")["loop_lag"]["worst"])
-        return Outcome(took_s, dict(load.done), load.resync_worst_s, taken, lost, late_ms, load.errors)
+        done, unanswered = {**load.done, **pages.done}, sum(pages.failed.values())
+        return Outcome(took_s, done, load.resync_worst_s, taken, lost, late_ms, load.errors, pages.most_mb, unanswered)
 
 
 def _print(outcome: Outcome) -> None:
@@ -161,6 +168,9 @@ def _print(outcome: Outcome) -> None:
     table.add_row("false takeovers", f"{outcome.false_takeovers}")
     table.add_row("leases that ran out", f"{outcome.leases_lost}")
     table.add_row("active's event loop late, worst", f"{outcome.loop_late_worst_ms:.1f} ms")
+    if outcome.web_mb:
+        table.add_row("xlb-web resident, most", f"{outcome.web_mb:.0f} MB")
+        table.add_row("not answered by xlb-web", f"{outcome.web_unanswered} (its xlbd was down, or busy)")
     for error in outcome.errors[:10]:
         table.add_row("error", error)
     Console().print(table)
