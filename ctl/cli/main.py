@@ -24,6 +24,8 @@ COMMANDS = {
     "metrics": "ctl.cli.monitoring.metrics:metrics",
     "capture": "ctl.cli.capturing.capture:capture",
     "watch": "ctl.cli.monitoring.watch:watch",
+    "user": "ctl.cli.accounts.user:user",
+    "token": "ctl.cli.accounts.token:token",
     "doctor": "ctl.cli.system:doctor",
     "why": "ctl.cli.system:why",
     "version": "ctl.cli.system:version",

@@ -1,0 +1,1 @@
+"""`xlbctl user` and `token`: the accounts of xlb-web."""
