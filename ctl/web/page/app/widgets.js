@@ -64,8 +64,8 @@ export function toast(message, kind = "info") {
   const box = h("div", { class: `toast toast-${kind}` }, h("p", null, message), button("×", () => box.remove(), { kind: "quiet", label: "Dismiss" }));
   const host = document.getElementById("toasts");
   host.append(box);
-  while (host.children.length > 4) host.firstChild.remove();
-  setTimeout(() => box.remove(), kind === "info" ? 8000 : 20000);
+  while (host.children.length > 2) host.firstChild.remove();
+  setTimeout(() => box.remove(), kind === "info" ? 5000 : 15000);
 }
 
 /** Read to people who hear the page; at most the last few remain. */

@@ -1,0 +1,188 @@
+"""Two real nodes, an SSH server on the second, and the real xlb-web of the first, reached through a port of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import argon2
+
+from tests.fakes.web import ACCOUNTS, PASSWORD, WebClient
+from tests.net.serving import Serving
+from tests.rig import Layout, Node, Rig
+from tests.rig.namespaces import Namespace
+from tests.rig.sshd import SshServer
+from tests.tree import TREE
+from tests.wait import wait_until
+
+LOCAL, PEER = "10.99.0.1", "10.99.0.2"
+ROOT_PASSWORD = "<b>root</b> & 'password'"
+
+
+class Door:
+    """Connections to a port of this machine's loopback continue at a port of a namespace's loopback."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self.inner = 0
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, args=(namespace,), daemon=True)
+        self._thread.start()
+
+    def _run(self, namespace: Namespace) -> None:
+        namespace.enter()
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(asyncio.start_server(self._serve, sock=self._socket))
+        self._loop.run_forever()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self.inner)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(_pump(reader, inner_writer), _pump(inner_reader, writer))
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._socket.close()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+class Web:
+    """xlb-web of a node, as a process in its namespace; it may be stopped and started."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.door = Door(node.namespace)
+        self.log = node.directory / "web.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            began = log.tell()
+            self.process = self.node.namespace.popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "ctl.web.main",
+                    "--config",
+                    str(self.node.config),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=TREE,
+                env={**os.environ, "PYTHONPATH": str(TREE)},
+            )
+
+        def listens() -> re.Match[str] | None:
+            assert self.process is not None and self.process.poll() is None, self.log.read_text()[-3000:]
+            return re.search(r"listening on https://\S+:(\d+),", self.log.read_bytes()[began:].decode())
+
+        found = wait_until(listens, "xlb-web listens")
+        assert found is not None
+        self.door.inner = int(found[1])
+
+    def stop(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(20) == 0, self.log.read_text()[-3000:]
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+        self.door.close()
+
+
+class WebSite(Serving):
+    """The rig with an operator olga and a viewer vera, and a farm on the second node that a pair would replace."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig, self.node = rig, rig.node
+        self.one, self.two = rig.nodes
+        self.sshd = SshServer(self.two.namespace, PEER, rig.directory / "sshd", ROOT_PASSWORD)
+        self.web = Web(self.one)
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.web.door.port}"
+
+    def client(self, name: str = "") -> WebClient:
+        made = WebClient(self.web.door.port)
+        if name:
+            answer = made.login(name)
+            assert answer.status == 200, answer.body
+        return made
+
+    def active(self) -> Node:
+        """The node that is active now."""
+        nodes = [
+            node for node in self.rig.nodes if node.running and node.call("cluster.status")["role"] in ("active", "single")
+        ]
+        assert len(nodes) == 1, nodes
+        return nodes[0]
+
+    def settle(self) -> None:
+        """Wait until one node is active and the other in step."""
+
+        def settled() -> bool:
+            found = [node.call("cluster.status") for node in self.rig.nodes]
+            return sorted(each["role"] for each in found) == ["active", "backup"] and all(
+                each["sync"]["in_step"] and each["peer"]["in_step"] for each in found
+            )
+
+        wait_until(settled, "the pair is in step")
+
+
+def hash_of(password: str) -> str:
+    """Another hash of it each time."""
+    return argon2.PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1).hash(password)
+
+
+@contextlib.contextmanager
+def web_site() -> Iterator[WebSite]:
+    """Build and start everything; take it down."""
+    with Rig(Layout(nodes=2, backends=2)) as rig:
+        one, two = rig.nodes
+        there = f"env PYTHONPATH={shlex.quote(str(two.tree))} {shlex.join(two.xlbctl_command())}"
+        state = one.directory / "web"
+        section = f'[web]\nlisten = "127.0.0.1:0"\nstate_dir = "{state}"\nremote_command = {_toml(there)}\n'
+        one.configure(("eth0",), rig.layout.xdp_mode, rig.layout.max_flows, section)
+        for node in rig.nodes:
+            node.start()
+        site = WebSite(rig)
+        two.call("vip.add", address="10.77.0.200/24", device="eth0")
+        two.call("farm.add", name="old", vip="10.77.0.200", port=80)
+        hashed = hash_of(PASSWORD)
+        for name, role in ACCOUNTS.items():
+            one.call("user.add", name=name, role=role, password_hash=hashed)
+        try:
+            with site.sshd:
+                site.web.start()
+                yield site
+        finally:
+            site.web.close()
+
+
+def _toml(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
