@@ -19,7 +19,7 @@ from typing import Literal
 
 from bpf import libbpf, xdp
 from bpf.dataplane import PlaneError
-from bpf.loading.loader import PROGRAM, program_path
+from bpf.loading.loader import PROGRAM, capture_dir, program_path
 from bpf.xdp import AttachMode, XdpState
 
 Mode = Literal["auto", "native", "generic"]
@@ -102,8 +102,8 @@ def name_of(program_id: int) -> tuple[str, bool]:
 
 
 def attached(bpf_dir: Path, interfaces: Sequence[str]) -> dict[str, Attachment | None]:
-    """How the pinned program is attached to each interface now, None if it is not; for `status`."""
-    own_id = _own_id(bpf_dir)
+    """How the pinned program, or that of a capture, is attached to each interface now, None if it is not."""
+    own = {_own_id(bpf_dir), _own_id(capture_dir(bpf_dir))}
     found: dict[str, Attachment | None] = {}
     for name in interfaces:
         found[name] = None
@@ -111,7 +111,7 @@ def attached(bpf_dir: Path, interfaces: Sequence[str]) -> dict[str, Attachment |
             state = xdp.query(socket.if_nametoindex(name))
         except OSError:
             continue
-        if state.program_id and state.program_id == own_id:
+        if state.program_id and state.program_id in own:
             found[name] = _attachment(name, state.mode, "")
     return found
 

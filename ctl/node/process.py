@@ -181,6 +181,8 @@ class _KernelAttacher:
         )
         self._lock = threading.Lock()  # the reconciler may attach while a change adds features
         self._replacing = False
+        self._replacements = 0
+        self._attaching = threading.Lock()  # the same, while the program is replaced by the one of a capture
         self._capturing = False
 
     def _pins(self) -> Path:
@@ -188,7 +190,8 @@ class _KernelAttacher:
         return loader.capture_dir(self._bpf_dir) if self._capturing else self._bpf_dir
 
     def attach(self, interfaces: Sequence[str]) -> Mapping[str, Attachment]:
-        attached = self._vlans.attach(interfaces)
+        with self._attaching:
+            attached = self._vlans.attach(interfaces)
         self._leave_others(attached)
         with self._lock:
             if not self._replacing:  # the interfaces may have the program that is being replaced
@@ -216,6 +219,9 @@ class _KernelAttacher:
 
     def program(self) -> int:
         return attach.own_program(self._pins())
+
+    def replacements(self) -> int:
+        return self._replacements
 
     def name_of(self, program: int) -> tuple[str, bool]:
         return attach.name_of(program)
@@ -267,15 +273,18 @@ class _KernelAttacher:
 
     def _attach_present(self) -> None:
         present = {name for _, name in socket.if_nameindex()}  # /sys may be that of another network namespace
-        self._vlans.attach([name for name in self._settings.data.interfaces if name in present])
+        with self._attaching:
+            self._vlans.attach([name for name in self._settings.data.interfaces if name in present])
 
     @contextlib.contextmanager
     def _replaces(self) -> Iterator[None]:
         """The interfaces may have either program meanwhile, so that the pins of both stay."""
         with self._lock:
             self._replacing = True
+            self._replacements += 1
         try:
             yield
         finally:
             with self._lock:
                 self._replacing = False
+                self._replacements += 1

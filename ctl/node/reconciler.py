@@ -246,11 +246,14 @@ class Reconciler:
     def _compare(self, desired: Desired, config: Config, neighbours: bool) -> _Found:
         """Observe and decide; set the sysctls, attach the program and have neighbours resolved. Runs in a thread."""
         of = self._of
+        replacements = of.interfaces.replacements()
         raw = of.network.observe(of.interfaces.names, _vip_interfaces(config), neighbours)
         of.interfaces.seen(raw.interfaces)
         observed = replace(raw, interfaces=of.interfaces.as_handled(raw.interfaces))
         program = of.interfaces.program()
-        foreign = any(
+        if replacements % 2 or of.interfaces.replacements() != replacements:
+            program = 0  # it is or was being replaced since it was observed
+        foreign = program != 0 and any(
             link.xdp_program not in (0, program)
             for link in (observed.interfaces.get(name) for name in of.interfaces.names)
             if link is not None

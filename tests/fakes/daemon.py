@@ -54,6 +54,7 @@ class FakeAttacher:
         self.compiled: frozenset[str] = frozenset()
         self.compiler_fails = ""
         self.captures = 0
+        self.replaced = 0
         self._vlans = VlanAttacher(
             plane or FakePlane(), network, self._attach, self._detach, mode, lambda: VLANS in self.compiled
         )
@@ -80,6 +81,9 @@ class FakeAttacher:
 
     def program(self) -> int:
         return PROGRAM
+
+    def replacements(self) -> int:
+        return self.replaced
 
     def name_of(self, program: int) -> tuple[str, bool]:
         return ("xlb", True) if program == PROGRAM else ("other", False)

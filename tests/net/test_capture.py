@@ -160,6 +160,7 @@ def test_a_killed_client_leaves_the_usual_program(site: Serving) -> None:
         running.process.kill()
         wait_until(lambda: program(site.node) == usual and is_over(site), "the usual program")
     assert site.tcp(4).backend
+    assert "xdp" not in site.node.call("status")["reconcile"]["by_kind"], "nothing had to be repaired"
 
 
 def test_a_capture_ends_when_the_program_is_replaced(site: Serving) -> None:

@@ -38,6 +38,10 @@ class Attacher(Protocol):
     def program(self) -> int:
         """Id of the program that belongs on the interfaces: the pinned one, or that of a capture. 0: there is none."""
 
+    def replacements(self) -> int:
+        """A number that changes when the program begins and ends to be replaced, and is odd in between: what was observed of
+        the interfaces meanwhile says nothing."""
+
     def name_of(self, program: int) -> tuple[str, bool]:
         """The name of a loaded program, and whether it is a build of xlb; empty once it is unloaded."""
 
@@ -100,6 +104,10 @@ class DataInterfaces:
             return self._attacher.program()
         except (PlaneError, OSError):
             return 0
+
+    def replacements(self) -> int:
+        """As `Attacher.replacements`."""
+        return self._attacher.replacements()
 
     def as_handled(self, interfaces: Mapping[str, Interface]) -> Mapping[str, Interface]:
         """An observation in which each VLAN device that the program handles on the interface below it has the program."""

@@ -259,6 +259,20 @@ def test_a_program_of_others_is_not_fought_over(daemon: RunningDaemon) -> None:
     assert daemon.network.links["eth0"].xdp_program == PROGRAM
 
 
+def test_a_program_that_is_being_replaced_is_not_repaired(daemon: RunningDaemon) -> None:
+    """What the interfaces have meanwhile says nothing; once that is over, it does."""
+    wait_until(lambda: daemon.call("status")["reconcile"]["passes"], "the first pass")
+    daemon.attacher.replaced = 1
+    daemon.attacher.remove("eth0")
+    passes, events = daemon.call("status")["reconcile"]["passes"], daemon.network.events
+    assert events is not None
+    daemon.on_loop(events.changed)
+    wait_until(lambda: daemon.call("status")["reconcile"]["passes"] > passes + 1, "another pass")
+    assert daemon.network.links["eth0"].xdp_program == 0 and "xdp" not in repairs(daemon)
+    daemon.attacher.replaced = 2
+    wait_until(lambda: daemon.network.links["eth0"].xdp_program == PROGRAM, "the repair")
+
+
 def test_a_setting_that_is_undone_again_and_again_is_a_fault(daemon: RunningDaemon) -> None:
     setting = Setting("ipv4/conf/eth0/forwarding", "1")
     wait_until(lambda: daemon.call("status")["reconcile"]["passes"], "the interface to be known")
