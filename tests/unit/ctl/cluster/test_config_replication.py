@@ -270,6 +270,32 @@ def test_after_a_split_brain_the_higher_epoch_wins_and_the_losing_version_is_sav
     scene(test, tmp_path)
 
 
+def test_after_a_split_brain_the_winners_accounts_are_in_force(tmp_path: Path) -> None:
+    def add_user(name: str) -> Callable[[Config], Config]:
+        password_hash = f"$argon2id$v=19$m=19456,t=2,p=1${'A' * 22}${'A' * 43}"
+        return lambda config: changes.change(config, "user.add", {"name": name, "password_hash": password_hash})
+
+    async def test(one: Side, two: Side) -> None:
+        await connected(one, two)
+        await one.change(add_user("common"))
+        await wait_until_async(lambda: two.host.config.users, "the common origin")
+        two.connected = False
+        two.epoch = 3
+        await one.change(add_user("lost"))
+        await two.change(lambda config: changes.change(config, "user.delete", {"name": "common"}))
+        await two.change(add_user("won"))
+        two.connected = True
+        one.epoch = 0
+        await wait_until_async(lambda: version_of(one.host.config) == (3, 3), "the split brain to heal")
+        assert list(one.host.config.users) == ["won"]
+        (discarded,) = one.discarded
+        assert discarded.what == "user common added (viewer); user lost added (viewer); user won removed"
+        kept = tmp_path / "one" / "farms.conflict-2-2.jsonl"
+        assert list(decode_record(kept.read_bytes()).users) == ["common", "lost"] and kept.stat().st_mode & 0o777 == 0o600
+
+    scene(test, tmp_path)
+
+
 def test_an_ancestor_is_replaced_silently(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)

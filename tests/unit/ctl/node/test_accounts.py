@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ import pytest
 from ctl.api.async_client import AsyncClient
 from ctl.api.caller import Caller, on_behalf_of
 from ctl.api.client import Client
+from ctl.config.understood import OF_0_1_0
 from ctl.errors import Code, XlbError
 from tests.fakes.daemon import RunningDaemon, running_daemon
 from tests.fakes.pair import Site, pair_without, paired_sites, two_sites
@@ -25,6 +30,7 @@ SALT, HASH = "c29tZXNhbHRzb21l", "A" * 43
 ALICE = f"$argon2id$v=19$m=19456,t=2,p=1${SALT}${HASH}"
 BOB = f"$argon2id$v=19$m=19456,t=2,p=1${SALT}${'B' * 43}"
 DIGEST = "ab" * 32
+NOBODY = 65534
 SECRETS = (SALT, HASH, "B" * 43, DIGEST)
 
 Node = RunningDaemon | Site
@@ -195,6 +201,33 @@ def test_a_web_user_that_is_no_name_is_refused(wrong: Any) -> None:
     assert on_behalf_of(wrong) is None
 
 
+FORGE = """
+import sys, zmq, msgpack
+socket = zmq.Context().socket(zmq.DEALER)
+socket.setsockopt(zmq.LINGER, 0)
+socket.connect("ipc://" + sys.argv[1])
+asked = [("vip.add", {"address": "10.77.0.100/24", "device": "eth0"}), ("web.accounts", {})]
+for number, (command, arguments) in enumerate(asked):
+    socket.send(msgpack.packb({"v": 1, "id": number, "cmd": command, "args": arguments, "on_behalf": "alice"}))
+    assert socket.poll(10_000)
+    answer = msgpack.unpackb(socket.recv())
+    print(answer["ok"], answer.get("error", {}).get("code"))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to ask as another user")
+def test_another_user_can_only_claim_to_be_xlb_web(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ctl")
+    with TemporaryDirectory() as directory, running_daemon(Path(directory)) as daemon:
+        for each in (Path(directory), *Path(directory).iterdir()):
+            each.chmod(0o755)
+        os.chown(daemon.socket_path, NOBODY, NOBODY)
+        command = [sys.executable, "-c", FORGE, str(daemon.socket_path)]
+        done = subprocess.run(command, user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, text=True, check=True)
+        assert done.stdout.split("\n")[:2] == ["True None", "False not_permitted"]
+    assert "changed by nobody (for alice of xlb-web, not verified) on lb1 (vip.add)" in caplog.text
+
+
 def test_only_xlb_web_gets_the_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_daemon(tmp_path) as daemon:
         daemon.call("web.accounts")
@@ -238,6 +271,19 @@ def test_a_change_for_another_version_is_refused(tmp_path: Path) -> None:
                 daemon.call("vip.delete", address="10.77.0.100", if_version=wrong)
         assert daemon.farms is before
         daemon.call("vip.delete", address="10.77.0.100", if_version=version(daemon))
+
+
+def test_what_an_active_node_of_an_earlier_version_cannot_compare_is_refused(tmp_path: Path) -> None:
+    with paired_sites(tmp_path, {0: FAST, 1: FAST}) as (one, two):
+        seen, replica = version(two), two.member.configuration.replica
+        two.daemon.on_loop(replica.peer_understands, OF_0_1_0)
+        with refused(Code.PEER_VERSION) as caught:
+            two.call("vip.add", address="10.77.0.100/24", device="eth0", if_version=seen)
+        assert "upgrade xlb there first" in str(caught.value) and not one.daemon.farms.vips
+        two.call("vip.add", address="10.77.0.100/24", device="eth0", if_version="")
+        with refused(Code.PEER_VERSION):
+            two.call("user.add", name="alice", password_hash=ALICE)
+        assert list(one.daemon.farms.vips) == ["10.77.0.100"] and users(one) == {}
 
 
 @pytest.mark.parametrize("two_nodes", [False, True], ids=["single", "active and backup"])

@@ -231,6 +231,12 @@ def test_what_lost_in_a_split_is_read_back(tmp_path: Path) -> None:
         assert shown["changes"] == ["farm web scheduler source → maglev"] and shown["before"] == ""
         daemon.call("config.rollback", generation="conflict-2-5")
         assert daemon.farms.farms["web"].scheduler == "maglev"
+        hashed = f"$argon2id$v=19$m=19456,t=2,p=1${'A' * 22}${'A' * 43}"
+        daemon.call("user.add", name="alice", password_hash=hashed)
+        shown = daemon.call("config.generation", generation="conflict-2-5")
+        assert shown["changes"] == [], "going back leaves accounts as they are"
+        daemon.call("config.rollback", generation="conflict-2-5")
+        assert list(daemon.farms.users) == ["alice"]
         lost.write_bytes(Encoder().encode(Config())[:-9])
         with refused(Code.DAMAGED_FILE):
             daemon.call("config.rollback", generation="conflict-2-5")
