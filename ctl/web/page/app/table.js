@@ -21,7 +21,7 @@ export function table({ caption, columns, key, empty, label = caption, cards = t
   const made = h("table", { role: "table", hidden: true, class: `${cards ? "cards" : ""} ${className}`.trim() },
     h("caption", { id: uid("caption"), class: "unseen" }, caption),
     h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, heads)), body);
-  const none = h("p", { class: "quiet empty", hidden: true }, empty);
+  const none = h("p", { class: "quiet empty" }, "Loading …");
   const box = h("div", { class: "table-box", role: "region", "aria-label": label, tabindex: "0" }, made, none);
 
   function sort(at) {
@@ -76,6 +76,7 @@ export function table({ caption, columns, key, empty, label = caption, cards = t
       entry.tr.remove();
       known.delete(id);
     }
+    setText(none, empty);
     none.hidden = shown.length > 0;
     made.hidden = shown.length === 0;
     let at = 0;
