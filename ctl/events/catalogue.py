@@ -200,6 +200,15 @@ KERNEL_OVERRUN = _type(
     "the kernel dropped notifications, and everything was compared",
     Field("repairs", int, "what had to be repaired", "number"),
 )
+DRAIN_ENDED = _type(
+    "drain.ended",
+    _INFO,
+    "a drain has reached its deadline",
+    _FARM,
+    _BACKEND,
+    Field("connections", int, "that were left", "connections"),
+    Field("cut", bool, "whether they were ended"),
+)
 BACKEND_CHANGED = _type(
     "backend.changed",
     _INFO,

@@ -23,6 +23,7 @@ from prometheus_client.core import (
     StateSetMetricFamily,
 )
 from prometheus_client.openmetrics import exposition
+from prometheus_client.registry import Collector
 
 ROLES = ("active", "backup", "single", "fault", "maintenance", "left")
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -62,7 +63,7 @@ BACKEND_COLUMNS = (
 )
 
 
-class NodeCollector:
+class NodeCollector(Collector):
     """A collector of prometheus_client on one answer of `metrics`."""
 
     def __init__(self, answer: Mapping[str, Any]) -> None:

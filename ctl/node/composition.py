@@ -203,7 +203,11 @@ def _local(
     checks, replication = _checks(given, sources, commands, lambda: running)
     starts = SlowStart()
     transaction = _transaction(given, addresses, checks, starts, program, lambda: running, membership)
-    sweeper = Sweeper(plane, config, lambda: checks.checks.down if given.serving() else None, settings.data.max_flows)
+
+    def down() -> frozenset[int] | None:
+        return checks.checks.down if given.serving() else None
+
+    sweeper = Sweeper(plane, config, down, settings.data.max_flows, given.hub.report)
     next_hops = NextHopKeeper(network, config)
 
     def configured() -> None:

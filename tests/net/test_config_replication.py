@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import threading
 from collections.abc import Iterator
 
@@ -120,3 +123,45 @@ def test_the_backup_has_the_active_node_say_why(site: PairSite) -> None:
     for node in (site.node, site.other):
         node.xlbctl(*asked, expect=1)
     site.node.xlbctl("farm", "start", "web")
+
+
+def accounts_of(node: Node) -> dict[str, str]:
+    """Users of xlb-web and their hashes on the node's disk, whatever its daemon does."""
+    return {name: user.password_hash for name, user in decode((node.state_dir / "farms.jsonl").read_bytes()).users.items()}
+
+
+def test_users_and_tokens_are_on_both_nodes_and_survive_kill_9(site: PairSite) -> None:
+    """Needs real processes: a daemon that is killed while users are added, and its successor."""
+    site.settle()
+    active, backup = site.node, site.other
+    active.xlbctl("user", "add", "alice", "--role", "operator", stdin="correct horse battery\n")
+    token = json.loads(backup.xlbctl("-o", "json", "token", "add", "ci").stdout)["token"]
+    assert accounts_of(active) == accounts_of(backup) and list(accounts_of(active)) == ["alice"]
+    confirmed = set(accounts_of(active))
+
+    def add_users() -> None:
+        with Client(active.run_dir / "control.sock", timeout_ms=5000) as client, contextlib.suppress(XlbError):
+            for number in range(200):
+                user = f"user{number}"
+                client.call("user.add", {"name": user, "password_hash": accounts_of(active)["alice"]})
+                if not client.note:
+                    confirmed.add(user)
+
+    adding = threading.Thread(target=add_users)
+    adding.start()
+    wait_until(lambda: len(confirmed) > CHANGES_BEFORE_THE_CRASH, "some users", 20)
+    active.kill()
+    adding.join(30)
+    wait_until(lambda: backup.call("cluster.status")["role"] == "active", "the takeover")
+    assert confirmed <= {each["name"] for each in backup.call("user.list")}
+    backup.xlbctl("user", "delete", "alice")
+
+    active.start()
+    site.settle()
+    wait_until(lambda: accounts_of(active) == accounts_of(backup), "the same accounts again")
+    assert "alice" not in accounts_of(active), "a node that returns brings no deleted account back"
+    stored = active.call("web.accounts")["tokens"]
+    assert [(each["name"], each["sha256"]) for each in stored] == [("ci", hashlib.sha256(token.encode()).hexdigest())]
+    assert not list(active.state_dir.glob("farms.conflict-*"))
+    for node in (active, backup):
+        assert {path.stat().st_mode & 0o777 for path in node.state_dir.glob("farms*.jsonl*")} == {0o600}

@@ -302,7 +302,9 @@ def test_a_setting_that_the_other_version_does_not_know_is_refused(mixed: PairSi
     with refused(Code.PEER_VERSION) as caught:
         new.call("prefixes.set", name="office", v4="", v6="")
     assert f"prefixes.office is not known to {old.name}" in str(caught.value)
-    assert in_force_on_both(mixed) == before
+    done = new.xlbctl("user", "add", "alice", stdin="correct horse battery\n", expect=1)
+    assert f"user.alice is not known to {old.name}" in done.stderr and f"upgrade xlb on {old.name} first" in done.stderr
+    assert new.call("user.list") == [] and in_force_on_both(mixed) == before
 
 
 def refusal(node: Node, command: str, arguments: dict[str, Any]) -> tuple[str, str, str]:

@@ -25,7 +25,10 @@ from ctl.dataplane import expiry
 from ctl.dataplane.flow_selection import FlowSelection
 from ctl.dataplane.kernel import flow_maps
 from ctl.dataplane.loads import corrected_bases
-from ctl.dataplane.placement import Placement
+from ctl.dataplane.placement import Drain, Placement
+from ctl.events import catalogue
+from ctl.events.catalogue import Event
+from ctl.runtime.event_hub import Report, log_only
 from ctl.runtime.realtime_scheduling import worker_threads
 
 MIN_PAUSE_S = 1.0
@@ -73,11 +76,12 @@ class Sweeper:
         config: Callable[[], Config],
         down: Callable[[], frozenset[int] | None] = lambda: None,
         max_flows: int = 0,
+        report: Report = log_only,
     ) -> None:
         """down: ids of backends whose check failed, or None while this node does not serve: then no flow has to leave its
         backend, because the active node decides it. max_flows: connections the map of established flows holds; 0: unknown.
         """
-        self._plane = plane
+        self._plane, self._report = plane, report
         self._config, self._down, self._max_flows = config, down, max_flows
         self._placement: Placement | None = None  # while this node serves
         self._thread = worker_threads(1, "xlb-sweep")
@@ -174,10 +178,7 @@ class Sweeper:
         for kind, counted in zip(LOAD_KINDS, (of_farms, counts), strict=True):
             self._correct(kind, loads[kind], counted)
         for drain in ended:
-            left = self.result.connections.get(drain.id, 0)
-            ended_text = "drain of backend %s of farm %s reached its deadline: %d connections ended"
-            kept_text = "drain of backend %s of farm %s reached its deadline: %d connections continue"
-            log.info(ended_text if drain.cut else kept_text, drain.backend, drain.farm, left)
+            self._report(log, _drain_ended(drain, self.result.connections.get(drain.id, 0)))
         if moved:
             log.info("flows to removed, failed or unused backends ended: %d entries", moved)
         return SweepResult(
@@ -266,3 +267,9 @@ class Sweeper:
 def _by_id(counts: Array) -> dict[int, int]:
     used = np.flatnonzero(counts)
     return dict(zip(used.tolist(), counts[used].tolist(), strict=True))
+
+
+def _drain_ended(drain: Drain, left: int) -> Event:
+    what = f"drain of backend {drain.backend} of farm {drain.farm} reached its deadline"
+    message = f"{what}: {left} connections {'ended' if drain.cut else 'continue'}"
+    return catalogue.DRAIN_ENDED(message, farm=drain.farm, backend=drain.backend, connections=left, cut=drain.cut)

@@ -478,6 +478,8 @@ def test_a_drain_with_a_deadline_cuts_what_is_left(daemon: RunningDaemon, caplog
         wait_until(lambda: daemon.call("conn.count")["total"] == 1, "the connection to be cut")
     assert time.time() >= drained["drain_until"]
     assert f"drain of backend {SERVERS[0]}:8080 of farm web reached its deadline" in caplog.text
+    (ended,) = [each for each in daemon.call("watch", last=100)["events"] if each["event"] == "drain.ended"]
+    assert ended["fields"] == {"farm": "web", "backend": f"{SERVERS[0]}:8080", "connections": 1, "cut": True}
     assert accepting(daemon.plane) == set(SERVERS[1:]), "it stays drained"
 
 
