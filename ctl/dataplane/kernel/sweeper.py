@@ -270,6 +270,6 @@ def _by_id(counts: Array) -> dict[int, int]:
 
 
 def _drain_ended(drain: Drain, left: int) -> Event:
-    end = "ended" if drain.cut else "continue"
-    message = f"drain of backend {drain.backend} of farm {drain.farm} reached its deadline: {left} connections {end}"
+    end = "connections ended" if drain.cut else "connections continue"
+    message = f"drain of backend {drain.backend} of farm {drain.farm} reached its deadline: {left} {end}"
     return catalogue.DRAIN_ENDED(message, farm=drain.farm, backend=drain.backend, connections=left, cut=drain.cut)
