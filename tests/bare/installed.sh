@@ -9,6 +9,9 @@ until_true() { for _ in $(seq 300); do if "$@" > /dev/null 2>&1; then return; fi
 # grep reads to the end: a writer that loses its reader would fail the pipe.
 xdp_on() { ip -details link show dev "$1" | grep xdp > /dev/null; }
 vip_on() { ip address show dev "$1" | grep 10.77.0.100 > /dev/null; }
+shows_user() { xlbctl history | grep -F "$1" > /dev/null; }
+# answers PATTERN METHOD PATH … — xlb-web answers with that.
+answers() { asked "${@:2}" 2> /dev/null | grep "$1" > /dev/null; }
 show_log() { [ $? = 0 ] || cat /tmp/xlbd.log /tmp/web.log >&2; }
 # As its unit does: as the user xlb-web, which finds its state directory made.
 start_web() {
@@ -16,13 +19,14 @@ start_web() {
     setpriv --reuid xlb-web --regid xlb --clear-groups --no-new-privs xlb-web 2>> /tmp/web.log &
     web=$!
 }
-# asked METHOD PATH [BODY] — the body of xlb-web's answer; fails unless it is 200.
+# asked METHOD PATH [BODY [TOKEN]] — the body of xlb-web's answer; fails unless it is 200.
 asked() {
     python3 - "$@" << 'CLIENT'
 import http.client, ssl, sys
-method, path, *body = sys.argv[1:]
+method, path, body, token = (*sys.argv[1:], "", "")[:4]
 connection = http.client.HTTPSConnection("127.0.0.1", 8443, timeout=10, context=ssl._create_unverified_context())
-connection.request(method, path, body[0] if body else None, {"Content-Type": "application/json"} if body else {})
+given = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+connection.request(method, path, body or None, given)
 answer = connection.getresponse()
 print(answer.read().decode())
 sys.exit(answer.status != 200)
@@ -59,9 +63,17 @@ check "the VIP is on eth0" vip_on eth0
 start_web
 check "xlb-web answers with TLS, as its own user" until_true asked GET /healthz
 check "it runs without privileges" grep -q "CapEff:.0000000000000000" "/proc/$web/status"
-check "the page" grep -q "<html" <(asked GET /)
-check "the charts" grep -q Chart <(asked GET /lib/chart.js/chart.esm.js)
-refute "without a login the API answers nothing" asked GET /api/v1/vips > /dev/null
+check "the page" answers "<html" GET /
+check "the charts" answers Chart GET /lib/chart.js/chart.esm.js
+refute "without a login the API answers nothing" answers result GET /api/v1/vips
+echo "correct horse battery" | xlbctl user add olga --role operator
+token=$(xlbctl token add script --role operator < /dev/null)
+login() { answers operator POST /api/v1/session "{\"name\": \"olga\", \"password\": \"$1\"}"; }
+check "a login works" until_true login "correct horse battery"
+refute "another password does not" login "correct horse"
+check "a token shows the VIP" answers 10.77.0.100 GET /api/v1/vips "" "$token"
+check "a token adds another" answers result POST /api/v1/vips '{"address": "10.77.0.101/24", "device": "eth0"}' "$token"
+check "xlbd knows who did it" shows_user "(web)"
 check "its fingerprint" grep -q "$(setpriv --reuid xlb-web --regid xlb --clear-groups xlb-web --fingerprint)" /tmp/web.log
 kill "$web"
 check "it stops cleanly" wait "$web"

@@ -113,7 +113,7 @@ headers = st.dictionaries(
             "x" * 2000,
         ]
     )
-    | st.text(st.characters(codec="latin-1", exclude_characters="\r\n\0"), max_size=20),
+    | st.text(st.characters(max_codepoint=255, blacklist_characters="\r\n\0"), max_size=20),
     max_size=3,
 )
 
