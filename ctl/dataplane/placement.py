@@ -43,7 +43,7 @@ _NO_FARM = 0
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """A backend's drain with a deadline, in seconds since 1970. cut: its connections end then."""
+    """A backend's drain. until: its deadline in seconds since 1970, 0: none. cut: its connections end then."""
 
     farm: str
     backend: str
@@ -64,7 +64,9 @@ class Placement:
         self._not_selectable: frozenset[int] = frozenset()
         self._since: dict[int, float] = {}  # not selectable
         self._keeping = np.zeros(MAX_FARMS, np.bool_)  # by farm id: connections of removed backends
-        self._drains: dict[tuple[int, int], Drain] = {}  # with a deadline, by backend id and that deadline
+        self._drains: dict[tuple[int, int], Drain] = {}  # by backend id and deadline
+        self._ended: set[tuple[int, int]] = set()  # of those, which had their end
+        self._counted = False
         self._ends: dict[tuple[int, int], float] = {}  # monotonic times of the deadlines
         self._cut = np.zeros(MAX_BACKENDS, np.bool_)
         self._gone_since: dict[tuple[int, int], float] = {}  # (farm, backend) of flows that the configuration does not have
@@ -74,7 +76,7 @@ class Placement:
     def follow(self, config: Config, down: AbstractSet[int], now_s: float, time_of_day_s: float = 0.0) -> list[Drain]:
         """A sweep begins, with this configuration and these ids of backends whose check failed.
 
-        Returns the drains whose deadline has passed since the last one.
+        Returns the drains whose deadline has passed since the last one, and that were not empty before.
         """
         earlier_s, self._now_s = self._now_s, now_s
         # What no flow of the last sweep named is forgotten, so that its id may get a new meaning.
@@ -92,14 +94,26 @@ class Placement:
         """When the next deadline of a drain is, on the clock of `follow`; None: there is none."""
         return min((end for end in self._ends.values() if end > self._now_s), default=None)
 
+    def emptied(self, connections: Array) -> list[Drain]:
+        """The drains of backends without connections, each once. connections: by backend id, after a sweep.
+
+        Those that are empty at the first sweep had their end before this node served.
+        """
+        empty = {key for key in self._drains if not connections[key[0]]} - self._ended
+        self._ended |= empty
+        first, self._counted = not self._counted, True
+        return [] if first else [self._drains[key] for key in sorted(empty)]
+
     def _end_drains(self, earlier_s: float, time_of_day_s: float) -> list[Drain]:
         known, self._ends = self._ends, {}
-        for key, drain in self._drains.items():
+        for key, drain in ((key, drain) for key, drain in self._drains.items() if drain.until):
             self._ends[key] = known.get(key, self._now_s + drain.until - time_of_day_s)
         over = [key for key, end in self._ends.items() if end <= self._now_s]
         self._cut = _flags(key[0] for key in over if self._drains[key].cut)
         since = {key: earlier_s if key in known else self._now_s - REPORTED_LATE_S for key in over}
-        return [self._drains[key] for key in over if self._ends[key] > since[key]]
+        late = [self._drains[key] for key in over if self._ends[key] > since[key] and key not in self._ended]
+        self._ended.update(over)
+        return late
 
     def _read(self, config: Config, down: AbstractSet[int]) -> None:
         self._farms.fill(_NO_FARM)
@@ -119,11 +133,12 @@ class Placement:
                 lost |= unavailable
             self._keeping[farm.id] = farm.removed_policy is OnBackend.KEEP
             for each in farm.backends:
-                if each.draining and each.drain_until:
+                if each.draining:
                     drain = Drain(farm.name, each.endpoint, each.id, each.drain_until, each.drain_then is DrainThen.CUT)
                     self._drains[each.id, each.drain_until] = drain
             if eligible:  # there must be another one to move to
                 waiting |= set(ids) - eligible - unavailable
+        self._ended &= self._drains.keys()
         self._dead, self._lost, self._not_selectable = _flags(dead), _flags(lost), frozenset(waiting)
 
     def misplaced(self, keys: Array, values: Array) -> Mask:

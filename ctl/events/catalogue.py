@@ -203,9 +203,10 @@ KERNEL_OVERRUN = _type(
 DRAIN_ENDED = _type(
     "drain.ended",
     _INFO,
-    "a drain has reached its deadline",
+    "a drain has reached its deadline, or its backend has no connections any more; from the active node",
     _FARM,
     _BACKEND,
+    Field("cause", str, "deadline or empty"),
     Field("connections", int, "that were left", "connections"),
     Field("cut", bool, "whether they were ended"),
 )

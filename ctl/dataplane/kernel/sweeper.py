@@ -26,8 +26,7 @@ from ctl.dataplane.flow_selection import FlowSelection
 from ctl.dataplane.kernel import flow_maps
 from ctl.dataplane.loads import corrected_bases
 from ctl.dataplane.placement import Drain, Placement
-from ctl.events import catalogue
-from ctl.events.catalogue import Event
+from ctl.events.catalogue import DRAIN_ENDED, Event
 from ctl.runtime.event_hub import Report, log_only
 from ctl.runtime.realtime_scheduling import worker_threads
 
@@ -179,6 +178,8 @@ class Sweeper:
             self._correct(kind, loads[kind], counted)
         for drain in ended:
             self._report(log, _drain_ended(drain, self.result.connections.get(drain.id, 0)))
+        for drain in placement.emptied(counts) if placement is not None else ():
+            self._report(log, _drain_complete(drain))
         if moved:
             log.info("flows to removed, failed or unused backends ended: %d entries", moved)
         return SweepResult(
@@ -272,4 +273,9 @@ def _by_id(counts: Array) -> dict[int, int]:
 def _drain_ended(drain: Drain, left: int) -> Event:
     end = "connections ended" if drain.cut else "connections continue"
     message = f"drain of backend {drain.backend} of farm {drain.farm} reached its deadline: {left} {end}"
-    return catalogue.DRAIN_ENDED(message, farm=drain.farm, backend=drain.backend, connections=left, cut=drain.cut)
+    return DRAIN_ENDED(message, farm=drain.farm, backend=drain.backend, cause="deadline", connections=left, cut=drain.cut)
+
+
+def _drain_complete(drain: Drain) -> Event:
+    message = f"drain of backend {drain.backend} of farm {drain.farm} is complete: it has no connections"
+    return DRAIN_ENDED(message, farm=drain.farm, backend=drain.backend, cause="empty", connections=0, cut=False)

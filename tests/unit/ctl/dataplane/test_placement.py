@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bpf.constants import MAX_BACKENDS
 from bpf.dataplane import Array
 from ctl.config.changes import change
 from ctl.config.model import Config, Protocol
@@ -203,6 +204,51 @@ def test_a_new_deadline_of_the_same_drain_counts() -> None:
     ended = change(later, "backend.set", {"farm": "a", "address": "10.0.1.1", "port": 53, "draining": False})
     placement.follow(ended, frozenset(), 500.0, 1_000_500.0)
     assert not placement.misplaced(*held).any(), "the drain was ended before its deadline"
+
+
+def counts(now: Config, *connections: int) -> Array:
+    """Connections by backend id, of the farm's backends in their order."""
+    made = np.zeros(MAX_BACKENDS, np.intp)
+    made[ids(now)[: len(connections)]] = connections
+    return made
+
+
+def test_a_drain_is_complete_once_its_backend_has_no_connections() -> None:
+    before = config(*THREE, protocol="tcp")
+    placement = Placement()
+    placement.follow(before, frozenset(), 40.0, 999_980.0)
+    assert placement.emptied(counts(before, 0, 0)) == [], "neither is drained"
+    now = drained(before, 1_000_000)
+    placement.follow(now, frozenset(), 50.0, 999_990.0)
+    assert placement.emptied(counts(now, 2, 0)) == []
+    (complete,) = placement.emptied(counts(now, 0, 0))
+    assert (complete.farm, complete.backend) == ("a", "10.0.1.1:53")
+    assert placement.emptied(counts(now, 0, 0)) == [], "reported once"
+    assert placement.follow(now, frozenset(), 60.0, 1_000_000.0) == [], "and its deadline is of no interest any more"
+    undone = change(now, "backend.set", {"farm": "a", "address": "10.0.1.1", "port": 53, "draining": False})
+    placement.follow(undone, frozenset(), 61.0, 1_000_001.0)
+    again = drained(undone, 0, "keep")
+    placement.follow(again, frozenset(), 62.0, 1_000_002.0)
+    assert [each.until for each in placement.emptied(counts(again, 0, 0))] == [0], "another drain, without a deadline"
+
+
+def test_after_its_deadline_a_drain_is_not_reported_as_complete() -> None:
+    now = drained(config(*THREE, protocol="tcp"), 1_000_000)
+    placement = Placement()
+    placement.follow(now, frozenset(), 50.0, 999_990.0)
+    placement.emptied(counts(now, 2, 0))
+    assert len(placement.follow(now, frozenset(), 60.0, 1_000_000.0)) == 1
+    assert placement.emptied(counts(now, 0, 0)) == []
+
+
+def test_a_drain_that_was_complete_before_a_node_serves_is_not_reported() -> None:
+    now = drained(config(*THREE, protocol="tcp"), 0, "keep")
+    for left, reported in ((0, 0), (3, 1)):
+        placement = Placement()
+        placement.follow(now, frozenset(), 50.0, 999_990.0)
+        assert placement.emptied(counts(now, left)) == []
+        placement.follow(now, frozenset(), 51.0, 999_991.0)
+        assert len(placement.emptied(counts(now, 0))) == reported
 
 
 def test_what_a_farm_does_with_connections_of_a_failed_backend() -> None:

@@ -479,8 +479,35 @@ def test_a_drain_with_a_deadline_cuts_what_is_left(daemon: RunningDaemon, caplog
     assert time.time() >= drained["drain_until"]
     assert f"drain of backend {SERVERS[0]}:8080 of farm web reached its deadline" in caplog.text
     (ended,) = [each for each in daemon.call("watch", last=100)["events"] if each["event"] == "drain.ended"]
-    assert ended["fields"] == {"farm": "web", "backend": f"{SERVERS[0]}:8080", "connections": 1, "cut": True}
+    assert ended["fields"] == {
+        "farm": "web",
+        "backend": f"{SERVERS[0]}:8080",
+        "cause": "deadline",
+        "connections": 1,
+        "cut": True,
+    }
     assert accepting(daemon.plane) == set(SERVERS[1:]), "it stays drained"
+
+
+def test_a_drain_without_connections_is_reported_as_complete(daemon: RunningDaemon, caplog: pytest.LogCaptureFixture) -> None:
+    put_connection(daemon, 40001, SERVERS[0])
+    sweeper = daemon.node.parts.local.sweeper
+
+    def ended() -> list[dict[str, Any]]:
+        return [each["fields"] for each in daemon.call("watch", last=100)["events"] if each["event"] == "drain.ended"]
+
+    with caplog.at_level("INFO"):
+        for server in SERVERS[:2]:
+            daemon.call("backend.drain", farm="web", address=server, port=8080)
+        wait_until(ended, "the end of the drain without connections")
+        sweeps = sweeper.sweeps
+        wait_until(lambda: sweeper.sweeps > sweeps + 1, "the next sweeps")
+        assert [each["backend"] for each in ended()] == [f"{SERVERS[1]}:8080"]
+        daemon.call("conn.flush", backend=f"{SERVERS[0]}:8080")
+        wait_until(lambda: len(ended()) == 2, "the end of the other one")
+    fields = {"farm": "web", "backend": f"{SERVERS[0]}:8080", "cause": "empty", "connections": 0, "cut": False}
+    assert ended()[-1] == fields
+    assert f"drain of backend {SERVERS[0]}:8080 of farm web is complete: it has no connections" in caplog.text
 
 
 def test_a_dry_run_counts_live_connections_and_changes_nothing(daemon: RunningDaemon) -> None:
