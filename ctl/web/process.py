@@ -8,12 +8,12 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ctl.api.async_client import AsyncClient
-from ctl.errors import XlbError, storage_code
+from ctl.errors import Code, XlbError, storage_code
 from ctl.runtime import memory
 from ctl.runtime.systemd import Notifier
 from ctl.state.node_file import NodeSettings, listen_address
@@ -54,18 +54,27 @@ def serve(settings: NodeSettings, charts: Path = CHARTS) -> None:
 
 async def _serve(settings: NodeSettings, charts: Path) -> None:
     memory.share_arenas()
-    stop = asyncio.Event()
+    stop, failures = asyncio.Event(), list[BaseException]()
+
+    def failed(cause: BaseException) -> None:
+        failures.append(cause)
+        stop.set()
+
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
-    async with running(settings, charts):
+    async with running(settings, charts, failed):
         gc.collect()
         memory.settle()  # what a flood leaves in cycles is found soon, not once per quarter of everything
         await stop.wait()
+    if failures:
+        raise XlbError(f"a part of xlb-web failed, so it stops: {failures[0]!r}; its log has the stack trace", Code.INTERNAL)
 
 
 @contextlib.asynccontextmanager
-async def running(settings: NodeSettings, charts: Path = CHARTS) -> AsyncIterator[list[socket.socket]]:
-    """xlb-web on this loop; yields the sockets it listens on."""
+async def running(
+    settings: NodeSettings, charts: Path = CHARTS, failed: Callable[[BaseException], None] = lambda _: None
+) -> AsyncIterator[list[socket.socket]]:
+    """xlb-web on this loop; yields the sockets it listens on. failed: called with the exception of a part that ended by one."""
     make_directory(settings.web.state_dir)
     current = await asyncio.to_thread(find_certificate, settings)
     sockets = bind([listen_address(each, "web.listen") for each in settings.web.listen])
@@ -75,7 +84,7 @@ async def running(settings: NodeSettings, charts: Path = CHARTS) -> AsyncIterato
     notifier = Notifier()
     await web.gate.load()
     parts = (web.gate.run(), web.watcher.run(), web.sampler.run(), _renew(settings, context))
-    tasks = [asyncio.create_task(_forever(each)) for each in parts]
+    tasks = [asyncio.create_task(_forever(each, failed)) for each in parts]
     listener.start()
     for each in sockets:
         log.info("listening on https://%s, certificate SHA256 fingerprint %s", _shown(each), current.fingerprint)
@@ -135,11 +144,13 @@ class _Web:
             self.gate.refresh_soon()
 
 
-async def _forever(work: Coroutine[Any, Any, None]) -> None:
+async def _forever(work: Coroutine[Any, Any, None], failed: Callable[[BaseException], None]) -> None:
+    """Without one of its parts xlb-web would show old accounts or old events as if they were present ones."""
     try:
         await work
-    except Exception:
-        log.exception("a part of xlb-web failed; it is without it until a restart")
+    except Exception as error:
+        log.exception("a part of xlb-web failed")
+        failed(error)
 
 
 def make_directory(path: Path) -> None:

@@ -10,8 +10,9 @@ from ctl.config.model import Role
 from ctl.errors import Code
 from ctl.web.access import requests
 from ctl.web.access.accounts import Accounts, Token, User, read
-from ctl.web.access.attempts import FREE, LONGEST_FOR_NAME_S, LONGEST_S, MAX_ENTRIES, Attempts
+from ctl.web.access.attempts import FREE, LONGEST_FOR_NAME_S, LONGEST_S, LONGEST_SHARED_S, MAX_ENTRIES, Attempts
 from ctl.web.access.sessions import IDLE_S, MAX_PER_USER, MAX_SESSIONS, Sessions, csrf_of, key_of
+from ctl.web.serving.admission import LOOPBACK
 from ctl.web.serving.hosts import Hosts
 from tests.refusals import refused
 
@@ -133,6 +134,14 @@ def test_others_cannot_lock_a_user_out() -> None:
         attempts.begin(f"bot{number}", "alice", now_s)
     assert 0 < attempts.begin("new", "alice", now_s) <= LONGEST_FOR_NAME_S
     assert attempts.begin("home", "alice", now_s) == 0
+
+
+def test_who_guesses_behind_a_proxy_on_the_node_does_not_lock_the_others_out_for_long() -> None:
+    attempts, now_s = Attempts(), 0.0
+    for number in range(40):
+        now_s += attempts.begin(LOOPBACK, f"victim{number}", now_s)
+        attempts.begin(LOOPBACK, f"victim{number}", now_s)
+    assert 0 < attempts.begin(LOOPBACK, "alice", now_s) <= LONGEST_SHARED_S < LONGEST_S
 
 
 def test_a_success_between_guesses_does_not_free_the_source() -> None:
