@@ -20,7 +20,6 @@ function loginForm(done, name = "") {
         done();
       } catch (error) {
         own.field("password").set("");
-        if (error.status === 429 && error.retryAfter) error.message = `${error.message.replace(/[.;]?$/, "")}.`;
         error.key = "";
         own.fail(error);
         own.field("password").input.focus();

@@ -55,7 +55,7 @@ export function notice(kind, message, ...more) {
 /** The message of what failed, with the field or argument it names. */
 export function errorNotice(error) {
   const where = error.key && !error.message.includes(error.key) ? h("p", { class: "quiet" }, `at ${error.key}`) : null;
-  const when = error.retryAfter ? h("p", { class: "quiet" }, `try again in ${error.retryAfter} s`) : null;
+  const when = error.retryAfter && !/\d s\b/.test(error.message) ? h("p", { class: "quiet" }, `try again in ${error.retryAfter} s`) : null;
   return notice("bad", error.message, where, when);
 }
 

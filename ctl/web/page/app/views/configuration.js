@@ -18,12 +18,13 @@ export function configurationView(ctx) {
     caption: "History",
     key: (row) => row.name,
     empty: "No generation is recorded yet.",
+    className: "event-cards",
     columns: [
       { title: "Generation", head: true, node: (row) => [button(row.name, () => show(row), { kind: "link", label: `Generation ${row.name}` }), row.in_force ? [" ", badge("in force", "ok")] : null, row.conflict ? [" ", badge("conflict", "warn")] : null, row.problem ? [" ", badge("damaged", "bad")] : null], sign: (row) => `${row.name} ${row.in_force} ${row.conflict} ${row.problem}` },
       { title: "Time", text: (row) => (row.time ? moment(row.time) : "–") },
       { title: "User", text: (row) => row.user || "–" },
-      { title: "Node", text: (row) => row.node || "–" },
-      { title: "Command", class: "mono", text: (row) => row.command || "–" },
+      { title: "Node", class: "aside", text: (row) => row.node || "–" },
+      { title: "Command", class: "type aside", text: (row) => row.command || "–" },
       { title: "Changes", class: "message", text: (row) => row.problem || row.summary || "–" },
     ],
   });

@@ -18,10 +18,10 @@ export function eventsView(ctx) {
     className: "event-cards",
     rowClass: (event) => `event-${event.severity}`,
     columns: [
-      { title: "Time", head: true, class: "mono", node: (event) => h("time", { datetime: event.time, title: event.time }, moment(event.time)), sign: (event) => moment(event.time) },
+      { title: "Time", head: true, node: (event) => h("time", { datetime: event.time, title: event.time }, moment(event.time)), sign: (event) => moment(event.time) },
       { title: "Severity", node: (event) => severityBadge(event.severity), sign: (event) => event.severity },
       { title: "Node", text: (event) => event.node },
-      { title: "Type", class: "mono", text: (event) => event.event },
+      { title: "Type", class: "type aside", text: (event) => event.event },
       { title: "Message", class: "message", node: (event) => [event.message, details(event)], sign: (event) => event.message },
     ],
   });
