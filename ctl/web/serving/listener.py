@@ -43,7 +43,7 @@ def bind(addresses: Sequence[tuple[str, int]]) -> list[socket.socket]:
     made: list[socket.socket] = []
     for address, port in addresses:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        each = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        each = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
         made.append(each)
         try:
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -196,3 +197,16 @@ def test_when_a_certificate_is_due() -> None:
     assert certificate.is_due(["a"], 0, 100 * day, ["a", "b"], day)
     assert certificate.is_due(["a"], 0, 100 * day, ["a"], 80 * day)
     assert certificate.is_due(["a"], 10 * day, 100 * day, ["a"], day)
+
+
+def blocking(made: socket.socket) -> socket.socket:
+    made.setblocking(True)
+    return made
+
+
+def test_answers_are_not_held_back_for_an_acknowledgement() -> None:
+    """asyncio turns Nagle's algorithm off for sockets that name their protocol; without, an answer takes 40 ms."""
+    for listening_socket in bind([("127.0.0.1", 0), ("::1", 0)]):
+        with socket.create_connection(listening_socket.getsockname()[:2]), blocking(listening_socket).accept()[0] as accepted:
+            assert accepted.proto == socket.IPPROTO_TCP
+        listening_socket.close()
