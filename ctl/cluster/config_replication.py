@@ -104,6 +104,7 @@ class ConfigReplica:
         self._offers: asyncio.Queue[Document] = asyncio.Queue(MAX_OFFERS_WAITING)
         self._records: dict[Version, tuple[Record, Put | None]] = {}  # to be stored; put: of a change made here
         self._adopting: Config | None = None
+        self._adoptions = 0  # to come
         self._asked: dict[int, asyncio.Future[config_sync.Answer]] = {}
         self._requests = 0
         self._failure: XlbError | None = None
@@ -270,6 +271,7 @@ class ConfigReplica:
         for effect in effects:
             if isinstance(effect, config_sync.Store):
                 self._settled.clear()
+            self._adoptions += isinstance(effect, config_sync.Adopt)
             self._effects.put_nowait(effect)
 
     async def _run_effects(self) -> None:
@@ -308,13 +310,20 @@ class ConfigReplica:
             self._perform(self._sync.store_failed(document.version, str(error)))
         else:
             self._perform(self._sync.stored(document.version, self._now_ns()))
-        if not self._sync.busy or self._sync.stored_version == self._sync.document.version:
-            self._settled.set()
+        self._settle()
 
     async def _adopt(self) -> None:
         config, self._adopting = self._adopting, None
         if config is not None:
             await self._host.adopt(config)
+        self._adoptions -= 1
+        self._settle()
+
+    def _settle(self) -> None:
+        """The next change may begin, unless what it must follow is not on disk, or not in force: it would be lost."""
+        stored = not self._sync.busy or self._sync.stored_version == self._sync.document.version
+        if stored and not self._adoptions:
+            self._settled.set()
 
     def _keep(self, document: Document, winner: Version) -> Discarded | None:
         """Save the losing side of a split as a file next to the configuration. Blocks."""

@@ -304,6 +304,10 @@ def test_a_setting_that_the_other_version_does_not_know_is_refused(mixed: PairSi
     assert f"prefixes.office is not known to {old.name}" in str(caught.value)
     done = new.xlbctl("user", "add", "alice", stdin="correct horse battery\n", expect=1)
     assert f"user.alice is not known to {old.name}" in done.stderr and f"upgrade xlb on {old.name} first" in done.stderr
+    if mixed.node is old:
+        with refused(Code.PEER_VERSION) as caught:
+            new.call("farm.stop", name="tcp4", if_version="0-0")
+        assert f"{old.name}, which accepts changes at this moment, runs an earlier xlb" in str(caught.value)
     assert new.call("user.list") == [] and in_force_on_both(mixed) == before
 
 

@@ -237,6 +237,32 @@ def test_an_invalid_change_changes_nothing(tmp_path: Path) -> None:
     scene(test, tmp_path)
 
 
+def test_a_change_after_a_takeover_follows_the_last_one_even_if_that_is_not_in_force_yet(tmp_path: Path) -> None:
+    """The kernel is busy when the last change of the other node has reached the disk here."""
+
+    async def test(one: Side, two: Side) -> None:
+        await connected(one, two)
+        adopt, adopting, may_adopt = two.host.adopt, asyncio.Event(), asyncio.Event()
+
+        async def late(config: Config) -> None:
+            adopting.set()
+            await may_adopt.wait()
+            await adopt(config)
+
+        two.host.adopt = late  # type: ignore[method-assign]
+        await one.change(add_vip(1))
+        await asyncio.wait_for(adopting.wait(), 5)
+        one.epoch, two.epoch = 0, 3
+        change = asyncio.create_task(two.change(add_vip(2)))
+        await asyncio.wait([change], timeout=0.2)
+        may_adopt.set()
+        await change
+        assert list(two.host.config.vips) == ["10.0.0.1", "10.0.0.2"], "no change is lost"
+        await wait_until_async(lambda: one.host.config == two.host.config, "the same on both nodes")
+
+    scene(test, tmp_path)
+
+
 def test_concurrent_changes_are_serialised(tmp_path: Path) -> None:
     async def test(one: Side, two: Side) -> None:
         await connected(one, two)
