@@ -178,6 +178,7 @@ def test_a_capture_outlives_a_killed_daemon_and_ends_with_the_next(site: Serving
     with capturing(site, "--client", CLIENT4) as running:
         site.node.kill()
         assert site.tcp(4).backend, "the data plane forwards"
+        assert "xlbd" in site.node.xlbctl("capture", expect=1).stderr, "only a running daemon can begin one"
         site.node.start()
         wait_until(lambda: is_over(site), "the usual program")
         lines, err = running.end(expect=1, by=None)
