@@ -17,6 +17,8 @@ MAX_SESSIONS = 256
 MAX_PER_USER = 16
 IDLE_S = 30 * 60
 ID_BYTES = 32
+CLOCK_S = 300.0
+"""A clock that is set back by less makes no session invalid; by more, it would make sessions longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class Sessions:
         )
 
     def _alive(self, session: Session, now_s: float) -> bool:
-        return now_s < session.ends_s <= now_s + self.lasts_s and now_s - session.used_s < self.idle_s
+        return now_s < session.ends_s <= now_s + self.lasts_s + CLOCK_S and now_s - session.used_s < self.idle_s
 
     def _end(self, sessions: Iterable[Session]) -> list[Session]:
         ended = list(sessions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 from collections.abc import Sequence
 from typing import Any
@@ -93,11 +94,17 @@ class ImportHandler:
 
 
 async def openapi(_: Request, answering: Answering) -> None:
-    """The document, made for each request: it is asked for seldom."""
+    """The document."""
+    await answering.whole(200, _openapi(), "application/json")
+
+
+@functools.cache
+def _openapi() -> bytes:
+    """Made once: anybody may ask for it."""
     from ctl.web.api import openapi as document
     from ctl.web.api.table import ROUTES
 
-    await answering.whole(200, dump(document.make(ROUTES)), "application/json")
+    return dump(document.make(ROUTES))
 
 
 def _imported(kind: str, text: str, device: str, vips: Sequence[tuple[str, int | None]]) -> dict[str, Any]:
