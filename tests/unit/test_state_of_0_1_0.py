@@ -78,7 +78,9 @@ def read_here(directory: Path) -> dict[str, Any]:
     farms, (terms, warning) = Store(directory).load(), EpochFile(directory).load()
     assert (farms.message, warning) == ("", "")
     config: dict[str, Any] = {name: getattr(farms.config, name) for name in Config.__slots__}
-    config |= {name: [asdict(each) for each in config[name].values()] for name in ("vips", "farms", "prefixes")}
+    config |= {
+        name: [asdict(each) for each in config[name].values()] for name in ("vips", "farms", "prefixes", "users", "tokens")
+    }
     cluster, layouts = ClusterFile(directory).load(), layout.load(directory)
     found: dict[str, Any] = json.loads(
         json.dumps(
