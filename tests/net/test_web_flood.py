@@ -28,7 +28,7 @@ from tests.wait import wait_until
 PORT, HOST = 8443, "10.77.0.1"
 SOURCES = "10.66.0.0/16"
 COUNT, LOCAL_COUNT, FLOOD_S = 8000, 2000, 6
-WORST_S = 3.0  # on a busy machine; on a quiet one 0.4 s
+WORST_S = 5.0  # on a busy machine; on a quiet one 0.4 s
 MOST_MB = 80
 SLOWLY_READ = ("/metrics", "/api/v1/events", "/lib/chart.js/chart.esm.js", "/api/v1/openapi.json") * 4
 OTHER_DESCRIPTORS = 64
