@@ -130,11 +130,11 @@ static __always_inline u64 keep_packet(struct xdp_md *context, void *to, u64 byt
 {
 	if (bytes > snap_bytes)
 		bytes = snap_bytes;
-	if (!bytes)
-		return 0;
+	bytes--; /* of an unsigned number Linux 6.1 learns an upper bound, and not that it is no 0 */
 	see_bound(bytes);
-	if (bytes > CAPTURE_SNAP_BYTES)
+	if (bytes >= CAPTURE_SNAP_BYTES)
 		return 0;
+	bytes++;
 	return bpf_xdp_load_bytes(context, 0, to, bytes) ? 0 : bytes;
 }
 
