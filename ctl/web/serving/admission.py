@@ -1,13 +1,14 @@
 """Which connections are accepted, and which one is closed for a new one where there is no place for both.
 
-Pure. A connection that has proven who it is (a session, a token) keeps its place. Of the others the source with the most loses
-its oldest one: a flood of connections that never ask for anything pushes out itself.
+Pure. A connection that has proven who it is (a session, a token) keeps its place. Of the others, first of those that have not
+sent their hello yet, the source with the most loses its oldest one: a flood that never asks for anything pushes out itself.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 MAX_CONNECTIONS = 512
@@ -62,7 +63,7 @@ class Admission:
     _last: int = 0
     _prefixes: dict[int, str] = field(default_factory=dict)
     _count: Counter[str] = field(default_factory=Counter)
-    _unproven: dict[str, dict[int, None]] = field(default_factory=dict)
+    _waiting: dict[str, dict[int, None]] = field(default_factory=dict)  # by source; without a hello
     _secured: dict[int, None] = field(default_factory=dict)  # with TLS, unproven
     _shaking: dict[int, None] = field(default_factory=dict)
 
@@ -74,9 +75,10 @@ class Admission:
         prefix, local = _source(address)
         evict: tuple[int, ...] = ()
         if self._count[prefix] >= (self.loopback if local else self.per_prefix):
-            evict = tuple(self._unproven.get(prefix, ()))[:1]
+            own = self._waiting.get(prefix) or [each for each in self._secured if self._prefixes[each] == prefix]
+            evict = tuple(own)[:1]
         elif len(self) >= self.total:
-            evict = self._of_the_most(self._unproven)
+            evict = self._of_the_most(self._waiting or self._by_prefix(self._secured))
         else:
             return Verdict(self._enter(prefix))
         if not evict:
@@ -94,12 +96,10 @@ class Admission:
             if len(self._secured) >= self.strangers
             else {}
         )
-        by_prefix: dict[str, dict[int, None]] = {}
-        for each in full:
-            by_prefix.setdefault(self._prefixes[each], {})[each] = None
-        evict = self._of_the_most(by_prefix)
+        evict = self._of_the_most(self._by_prefix(full))
         self._evict(evict)
         if number in self._prefixes:
+            self._hello(number)
             self._shaking[number] = self._secured[number] = None
         return evict
 
@@ -109,19 +109,16 @@ class Admission:
 
     def prove(self, number: int) -> None:
         """A request of the connection had a valid session or token."""
-        prefix = self._prefixes.get(number)
-        if prefix is not None:
-            self._secured.pop(number, None)
-            self._forget_unproven(prefix, number)
+        self._secured.pop(number, None)
 
     def leave(self, number: int) -> None:
         """A connection ended; again is no error."""
-        prefix = self._prefixes.pop(number, None)
-        if prefix is None:
+        if number not in self._prefixes:
             return
+        self._hello(number)
         self._shaking.pop(number, None)
         self._secured.pop(number, None)
-        self._forget_unproven(prefix, number)
+        prefix = self._prefixes.pop(number)
         self._count[prefix] -= 1
         if not self._count[prefix]:
             del self._count[prefix]
@@ -130,7 +127,7 @@ class Admission:
         self._last += 1
         self._prefixes[self._last] = prefix
         self._count[prefix] += 1
-        self._unproven.setdefault(prefix, {})[self._last] = None
+        self._waiting.setdefault(prefix, {})[self._last] = None
         return self._last
 
     def _evict(self, numbers: tuple[int, ...]) -> None:
@@ -138,11 +135,19 @@ class Admission:
             self.evicted += 1
             self.leave(each)
 
-    def _forget_unproven(self, prefix: str, number: int) -> None:
-        numbers = self._unproven.get(prefix, {})
+    def _hello(self, number: int) -> None:
+        """It does not wait for its hello any more."""
+        prefix = self._prefixes[number]
+        numbers = self._waiting.get(prefix, {})
         numbers.pop(number, None)
         if not numbers:
-            self._unproven.pop(prefix, None)
+            self._waiting.pop(prefix, None)
+
+    def _by_prefix(self, numbers: Iterable[int]) -> dict[str, dict[int, None]]:
+        found: dict[str, dict[int, None]] = {}
+        for each in numbers:
+            found.setdefault(self._prefixes[each], {})[each] = None
+        return found
 
     @staticmethod
     def _of_the_most(by_prefix: dict[str, dict[int, None]]) -> tuple[int, ...]:

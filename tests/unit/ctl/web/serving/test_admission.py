@@ -13,6 +13,14 @@ def arrived(admission: Admission, address: str) -> int:
     return number
 
 
+def known(admission: Admission, address: str) -> None:
+    """A connection that has proven who it is."""
+    number = arrived(admission, address)
+    admission.greet(number)
+    admission.shaken(number)
+    admission.prove(number)
+
+
 @pytest.mark.parametrize(
     ("address", "prefix"),
     [
@@ -51,7 +59,7 @@ def test_each_address_of_the_loopback_is_a_source() -> None:
 def test_who_has_proven_who_he_is_keeps_his_place() -> None:
     admission = Admission(per_prefix=2)
     for _ in range(2):
-        admission.prove(arrived(admission, "192.0.2.2"))
+        known(admission, "192.0.2.2")
     verdict = admission.arrive("192.0.2.2")
     assert (verdict.number, verdict.evict, admission.refused) == (None, (), 1)
 
@@ -63,7 +71,20 @@ def test_when_all_places_are_taken_the_source_with_the_most_loses_its_oldest() -
     assert admission.arrive("192.0.2.3").evict == (first,)
     others = [admission.arrive(f"192.0.2.{number}").evict for number in (4, 5)]
     assert (single,) not in others[:1] and admission.evicted == 3
+
+
+def test_who_has_sent_a_hello_goes_after_those_who_have_not() -> None:
+    admission = Admission(total=3, per_prefix=2)
+    greeted = arrived(admission, "192.0.2.1")
+    admission.greet(greeted)
+    second, third = (arrived(admission, f"192.0.2.{number}") for number in (2, 3))
+    assert admission.arrive("192.0.2.4").evict == (second,)
+    assert admission.arrive("192.0.2.5").evict == (third,)
     for number in list(admission._prefixes):
+        admission.greet(number)
+    assert admission.arrive("192.0.2.6").evict == (greeted,)
+    for number in list(admission._prefixes):
+        admission.greet(number)
         admission.prove(number)
     assert admission.arrive("192.0.2.9").number is None
 
@@ -95,4 +116,4 @@ def test_a_flood_of_many_sources_leaves_nothing_behind() -> None:
         assert len(admission._secured) <= admission.strangers and len(admission._shaking) <= admission.handshakes
     for number in numbers:
         admission.leave(number)
-    assert not (admission._prefixes or admission._count or admission._unproven or admission._secured or admission._shaking)
+    assert not (admission._prefixes or admission._count or admission._waiting or admission._secured or admission._shaking)
