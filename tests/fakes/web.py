@@ -93,6 +93,7 @@ class WebClient:
         return answer
 
 
+@functools.cache
 def insecure() -> ssl.SSLContext:
     """Of a client that takes every certificate."""
     context = ssl.create_default_context()

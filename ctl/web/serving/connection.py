@@ -18,6 +18,13 @@ from uvicorn.server import ServerState
 
 _STATE: dict[str, Any] = {"app_state": {}} if "app_state" in inspect.signature(H11Protocol.__init__).parameters else {}
 
+NONSENSE = "nonsense"
+_MESSAGE = b'{"error":{"kind":"refused","code":"malformed_request","message":"the request is not HTTP/1.1","key":""}}'
+_BAD_REQUEST = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n"
+    b"Cache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(_MESSAGE), _MESSAGE)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -29,6 +36,7 @@ class Limits:
     longest_body: float = 150.0
     write: float = 20.0
     idle: int = 30
+    linger: float = 1.0
 
 
 class Connection(H11Protocol):
@@ -70,6 +78,8 @@ class Connection(H11Protocol):
         self._lost()
 
     def data_received(self, data: bytes) -> None:
+        if self._phase == NONSENSE:
+            return
         super().data_received(data)
         self._watch_reading()
 
@@ -90,11 +100,17 @@ class Connection(H11Protocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str, *_: Any) -> None:
-        """What is no HTTP gets a short answer, and the end of the connection."""
-        if not self.transport.is_closing() and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(msg)
-        else:
+        """What is no HTTP gets a short answer, and the end of the connection a moment later: what the client still sends is
+        thrown away until then, because a connection that is closed with unread data takes the answer with it.
+        """
+        if self.transport.is_closing() or self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
+            return
+        self.transport.write(_BAD_REQUEST)
+        self._enter(NONSENSE, self._limits.linger)
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def abort(self) -> None:
         """End the connection at once."""
@@ -103,6 +119,8 @@ class Connection(H11Protocol):
 
     def _watch_reading(self, idle: bool = False) -> None:
         """Limit the time of what the client sends now: a head, unless it is idle after an answer; a body; nothing."""
+        if self._phase == NONSENSE:
+            return
         theirs = self.conn.their_state
         if theirs is h11.IDLE:
             if not idle:

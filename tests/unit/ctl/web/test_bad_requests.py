@@ -173,7 +173,7 @@ def head(method: str, target: str, given: dict[str, str], body: bytes) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(request=requests())
 @example(request=("POST", "/api/v1/farms", {}, b'{"name": "\\ud800"}'))
 @example(request=("PUT", "/api/v1/config", {}, RAW[13]))

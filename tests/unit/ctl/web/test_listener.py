@@ -21,7 +21,7 @@ from ctl.web.serving.listener import Listener, bind
 from tests.fakes.web import insecure
 from tests.wait import wait_until_async
 
-SHORT = Limits(head=0.3, body=0.3, write=0.3, idle=1)
+SHORT = Limits(head=0.3, body=0.3, write=0.3, idle=1, linger=0.1)
 Open = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
@@ -160,6 +160,20 @@ def test_nonsense_gets_400_or_nothing(made: Certificate, sent: bytes) -> None:
                 answer = await asyncio.wait_for(reader.read(), 10)
             assert not answer or answer.startswith(b"HTTP/1.1 400")
             assert await served(port)
+            writer.close()
+
+    asyncio.run(run())
+
+
+def test_the_answer_to_nonsense_arrives_whatever_follows(made: Certificate) -> None:
+    async def run() -> None:
+        async with listening(made) as (listener, port):
+            reader, writer = await connect(port)
+            writer.write(b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(200_000))
+            await writer.drain()
+            assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 400")
+            await ended(reader)
+            await wait_until_async(lambda: len(listener.admission) == 0, "the connection is ended")
             writer.close()
 
     asyncio.run(run())
