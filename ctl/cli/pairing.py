@@ -108,7 +108,7 @@ def join(session: Session, local: str, yes: bool, no_check: bool, token: str) ->
     if token == "-":
         token = sys.stdin.readline().strip()
     has = session.call("cluster.preview")
-    removed = removal(has["node"], has["farms"], has["vips"])
+    removed = removal(has["node"], has["farms"], has["vips"], has["accounts"])
     if removed and not yes:
         click.confirm(f"{removed}. Continue?", abort=True, err=True)
     joined = session.call("cluster.join", local=local, token=token)

@@ -70,12 +70,12 @@ class Creation:
         return await self._observer.ask(Question(Kind.HOST_KEY, text, fingerprint))
 
     async def _confirm(self, has: Found) -> None:
-        removed = removal(has.node, has.farms, has.vips)
+        removed = removal(has.node, has.farms, has.vips, has.accounts)
         text = f"{has.node} has xlb {has.version}"
         if not removed:
             self._observer.step(Step.PREVIEW, State.RUNNING, f"{text}, no farms and no VIPs")
             return
-        question = Question(Kind.REPLACE, f"{removed}. Continue?", farms=has.farms, vips=has.vips)
+        question = Question(Kind.REPLACE, f"{removed}. Continue?", farms=has.farms, vips=has.vips, accounts=has.accounts)
         if not await self._observer.ask(question):
             raise XlbError(f"not confirmed: {removed}; nothing was changed", Code.CANCELLED)
         self._observer.step(Step.PREVIEW, State.RUNNING, f"{text}; {removed}")

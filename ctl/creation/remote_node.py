@@ -23,6 +23,7 @@ class Found:
     version: str
     farms: tuple[str, ...]
     vips: tuple[str, ...]
+    accounts: tuple[str, ...]  # users and tokens of xlb-web
 
 
 class RemoteNode:
@@ -54,9 +55,10 @@ class RemoteNode:
             raise XlbError(
                 f"{status['node']} is already in a pair with {name}; run xlbctl cluster destroy there first", Code.PAIR_EXISTS
             )
-        vips, farms = self._json_of(await self._run("vip list")), self._json_of(await self._run("farm list"))
+        farms, vips = await self._listed("farm", "name"), await self._listed("vip", "address")
+        accounts = await self._listed("user", "name") + await self._listed("token", "name")
         self._name = status["node"]
-        return Found(self._name, its, tuple(each["name"] for each in farms), tuple(each["address"] for each in vips))
+        return Found(self._name, its, farms, vips, accounts)
 
     async def join(self, token: str, progress: Callable[[str], None]) -> dict[str, Any]:
         """What joining did. progress: gets each step of it. Raises XlbError."""
@@ -70,6 +72,9 @@ class RemoteNode:
             raise XlbError(f"{self._name} could not join: {last_sentence(done)}", Code.PAIR_UNCONFIRMED)
         joined: dict[str, Any] = self._json_of(done)
         return joined
+
+    async def _listed(self, noun: str, key: str) -> tuple[str, ...]:
+        return tuple(each[key] for each in self._json_of(await self._run(f"{noun} list")))
 
     async def _run(self, words: str) -> Done:
         return await self._peer.run(f"{self._command} -o json {words}")

@@ -52,13 +52,14 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a person must confirm. fingerprint: of an unknown host key. farms, vips: what would be replaced."""
+    """What a person must confirm. fingerprint: of an unknown host key. farms, vips, accounts: what would be replaced."""
 
     kind: Kind
     text: str
     fingerprint: str = ""
     farms: Sequence[str] = ()
     vips: Sequence[str] = ()
+    accounts: Sequence[str] = ()
 
 
 class Observer(Protocol):
@@ -81,13 +82,17 @@ class Control(Protocol):
         """The result of a control command. Raises XlbError."""
 
 
-def removal(node: str, farms: Sequence[str], vips: Sequence[str]) -> str:
-    """The confirmation for what joining removes; empty if nothing is removed."""
-    if not vips and not farms:
-        return ""
-    named = ", ".join([*farms, *vips][:SHOWN]) + (" and more" if len(vips) + len(farms) > SHOWN else "")
-    removed = f"{_counted(farms, 'farm')} and {_counted(vips, 'VIP')} of {node}"
-    return f"{removed} will be removed, a backup copy is saved there: {named}"
+def removal(node: str, farms: Sequence[str], vips: Sequence[str], accounts: Sequence[str] = ()) -> str:
+    """The confirmation for what joining removes; empty if nothing is removed. accounts: users and tokens of xlb-web."""
+    removed = f"{_counted(farms, 'farm')} and {_counted(vips, 'VIP')} of {node} will be removed, a backup copy is saved there"
+    replaced = f"{_counted(accounts, 'account')} of xlb-web on {node} will be replaced by those of the pair"
+    return "; ".join(
+        f"{what}: {_named(names)}" for what, names in ((removed, [*farms, *vips]), (replaced, list(accounts))) if names
+    )
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (" and more" if len(names) > SHOWN else "")
 
 
 def _counted(names: Sequence[str], noun: str) -> str:

@@ -17,7 +17,8 @@ from ctl.version import package_version
 from tests.fakes.pair import Site
 from tests.wait import wait_until
 
-COMMANDS = {"cluster status": "cluster.status", "vip list": "vip.list", "farm list": "farm.list"}
+NOUNS = ("vip", "farm", "user", "token")
+COMMANDS = {"cluster status": "cluster.status", **{f"{noun} list": f"{noun}.list" for noun in NOUNS}}
 
 
 class FakeLogin:

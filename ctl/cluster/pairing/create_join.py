@@ -172,7 +172,9 @@ class Pairing:
         self._membership.require_single()
         if arguments:
             await self._addresses(Fields(arguments, "", ("local", "peer")))
-        return {"node": self._settings.node.name, "version": package_version(), **contents(self._changes.config)}
+        config = self._changes.config
+        accounts = [*config.users, *config.tokens]
+        return {"node": self._settings.node.name, "version": package_version(), **contents(config), "accounts": accounts}
 
     # --- destroy -------------------------------------------------------------------------------------------------
 

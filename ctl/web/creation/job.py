@@ -153,6 +153,7 @@ class _Asked:
             "fingerprint": question.fingerprint,
             "farms": list(question.farms),
             "vips": list(question.vips),
+            "accounts": list(question.accounts),
         }
 
 

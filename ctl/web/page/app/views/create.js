@@ -106,7 +106,7 @@ export function createPanel(ctx, changed) {
       });
     };
     const isKey = asked.kind === "host_key";
-    const lost = [...(asked.farms ?? []).map((name) => ["Farm", name]), ...(asked.vips ?? []).map((name) => ["VIP", name])];
+    const lost = [...(asked.farms ?? []).map((name) => ["Farm", name]), ...(asked.vips ?? []).map((name) => ["VIP", name]), ...(asked.accounts ?? []).map((name) => ["Account", name])];
     return h("div", { class: "question", role: "group", "aria-label": isKey ? "Host key" : "Replaced configuration", "data-question": asked.kind },
       h("h3", null, isKey ? "Is this the host key of the other node?" : "Replace the other node's configuration?"),
       h("p", null, asked.text),
@@ -168,8 +168,8 @@ function byToken(changed) {
     if (!details.open) return;
     try {
       const answer = await get("/cluster/preview");
-      const all = [...(answer.farms ?? []).map((name) => `Farm ${name}`), ...(answer.vips ?? []).map((name) => `VIP ${name}`)];
-      put(lost, all.length ? [h("p", null, "Joining removes from this node; a backup copy is saved:"), h("ul", { class: "what" }, all.map((each) => h("li", null, each)))] : h("p", { class: "quiet" }, "This node has no farms that joining would remove."));
+      const all = [...(answer.farms ?? []).map((name) => `Farm ${name}`), ...(answer.vips ?? []).map((name) => `VIP ${name}`), ...(answer.accounts ?? []).map((name) => `Account ${name}`)];
+      put(lost, all.length ? [h("p", null, "Joining removes from this node (a backup copy of farms and VIPs is saved):"), h("ul", { class: "what" }, all.map((each) => h("li", null, each)))] : h("p", { class: "quiet" }, "This node has nothing that joining would remove."));
     } catch (error) {
       put(lost, errorNotice(error));
     }

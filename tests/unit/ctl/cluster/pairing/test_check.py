@@ -131,6 +131,7 @@ def test_a_single_node_is_checked_alone(tmp_path: Path) -> None:
 def test_create_join_check_and_destroy_on_the_command_line(tmp_path: Path) -> None:
     with two_sites(tmp_path) as (one, two):
         two.call("vip.add", address="10.0.0.200/24", device="eth0")
+        assert xlbctl(two, "user", "add", "alice", input="correct horse battery")[0] == 0
         code, out, err = xlbctl(
             one, "-o", "json", "cluster", "create", "--local", one.address, "--peer", two.address, "--token-only"
         )
@@ -138,10 +139,11 @@ def test_create_join_check_and_destroy_on_the_command_line(tmp_path: Path) -> No
         words = ("cluster", "join", "--local", two.address, json.loads(out)["token"])
         code, out, err = xlbctl(two, *words, input="n\n")
         assert code != 0
-        assert "0 farms and 1 VIP of lb2 will be removed, a backup copy is saved there: 10.0.0.200. Continue?" in err
+        assert "0 farms and 1 VIP of lb2 will be removed, a backup copy is saved there: 10.0.0.200; " in err
+        assert "1 account of xlb-web on lb2 will be replaced by those of the pair: alice. Continue?" in err
         assert len(two.call("vip.list")) == 1
         code, out, err = xlbctl(two, *words, "--no-check", input="y\n")
-        assert code == 0 and "lb2 is the backup of lb1\nits own farms are saved in " in out
+        assert code == 0 and "lb2 is the backup of lb1\nits own farms are saved in " in out and two.call("user.list") == []
         code, out, _ = xlbctl(two, "cluster", "check")
         assert code == 1  # on loopback there is no VRRP, and the fake cluster interface answers no ping
         lines = [line.split() for line in out.splitlines()]
