@@ -18,7 +18,7 @@ def test_a_hash_is_argon2id_and_only_its_password_matches() -> None:
 
 
 def test_how_characters_are_typed_makes_no_difference() -> None:
-    assert passwords.matches(passwords.hash_password("caf\u00e9 au lait"), "cafe\u0301 au lait")
+    assert passwords.matches(passwords.hash_password("ros\u00e9 de loire"), "rose\u0301 de loire")
 
 
 @pytest.mark.parametrize("broken", ["", "x", "$argon2id$v=19$m=1$x$y", "$2b$12$abc"])
