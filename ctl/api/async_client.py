@@ -45,6 +45,14 @@ class Answer:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A list as it is unpacked, item by item, and what else its result has: complete when the items have been read."""
+
+    items: Iterator[Any]
+    rest: dict[str, Any]
+
+
 class AsyncClient:
     """A connection to the daemon that listens on `socket_path`, or will. Create and use it on one running loop."""
 
@@ -93,18 +101,21 @@ class AsyncClient:
             raise error_of(answer.get("error"))
         return Answer(answer.get("result"), str(answer.get("note") or ""))
 
-    async def items(self, command: str, args: Mapping[str, Any] | None = None) -> Iterator[Any]:
-        """The result of a command that returns a list, item by item: the whole of it is never in memory as objects."""
+    async def listed(self, command: str, args: Mapping[str, Any] | None = None, key: str = "") -> Listed:
+        """The result of a command that returns a list, or a map with one as `key`: it is never in memory as objects."""
         data = await self._ask(command, args, "", False)
         answer = msgpack.Unpacker(None, max_buffer_size=MAX_MESSAGE_BYTES)
         answer.feed(data)
         for _ in range(answer.read_map_header()):
-            key = answer.unpack()
+            name = answer.unpack()
             kind = data[answer.tell()]
-            if key == "result" and (kind & 0xF0 == 0x90 or kind in (0xDC, 0xDD)):
-                return (answer.unpack() for _ in range(answer.read_array_header()))
+            if name == "result" and not key and (kind & 0xF0 == 0x90 or kind in (0xDC, 0xDD)):
+                return Listed((answer.unpack() for _ in range(answer.read_array_header())), {})
+            if name == "result" and key and (kind & 0xF0 == 0x80 or kind in (0xDE, 0xDF)):
+                rest: dict[str, Any] = {}
+                return Listed(_items_of(answer, key, rest), rest)
             value = answer.unpack()
-            if key == "error":
+            if name == "error":
                 raise error_of(value)
         raise XlbError(f"what listens on {self.socket_path} does not speak xlbd's protocol: {command} gave no list")
 
@@ -199,6 +210,16 @@ class AsyncClient:
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # whoever waits gets it; without one it is no news
+
+
+def _items_of(answer: Any, key: str, rest: dict[str, Any]) -> Iterator[Any]:
+    """The items of a map's list; the other values of the map get into `rest`."""
+    for _ in range(answer.read_map_header()):
+        name = answer.unpack()
+        if name == key:
+            yield from (answer.unpack() for _ in range(answer.read_array_header()))
+        else:
+            rest[name] = answer.unpack()
 
 
 def _number_of(data: bytes) -> int:

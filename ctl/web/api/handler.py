@@ -91,7 +91,7 @@ class Api:
                 await self._send(request, reply, answering)
         elif route.own:
             raise problems.unknown_path(PREFIX + route.path)
-        elif route.listed:
+        elif route.listed is not None:
             await self._list(request, answering)
         else:
             version = await self.version() if route.method == "GET" and route.versioned else ""
@@ -113,10 +113,17 @@ class Api:
         return f"{found['epoch']}-{found['generation']}"
 
     async def _list(self, request: Request, answering: Answering) -> None:
-        version = await self.version()
-        items = await self._client.items(request.route.command, arguments.of(request.route, request.given))
-        after = b',"version":' + dump(version) + b"}"
-        await answering.pieces(200, dump_list(b'{"result":', items, after), JSON, {"etag": f'"{version}"'})
+        route = request.route
+        version = await self.version() if route.versioned else ""
+        found = await self._client.listed(route.command, arguments.of(route, request.given), route.listed or "")
+        before = b'{"result":{' + dump(route.listed) + b":" if route.listed else b'{"result":'
+
+        def after() -> bytes:
+            rest = b"".join(b"," + dump(name) + b":" + dump(value) for name, value in found.rest.items())
+            return rest + (b"}" if route.listed else b"") + (b',"version":' + dump(version) if version else b"") + b"}"
+
+        headers = {"etag": f'"{version}"'} if version else {}
+        await answering.pieces(200, dump_list(before, found.items, after), JSON, headers)
 
     async def _send(self, request: Request, reply: Reply, answering: Answering) -> None:
         document: dict[str, Any] = {"result": reply.result}

@@ -44,7 +44,8 @@ class Route:
 
     body: name of the schema of what it takes (`ctl.web.api.schemas`); empty: no body. names: what the parameters of the path
     are called as arguments. change: it changes the configuration, so it can be conditional. versioned: what it returns is part
-    of the configuration, so it has an ETag. listed: the result is a long list. arguments, result: convert both.
+    of the configuration, so it has an ETag. listed: the result has a long list of this name; with an empty name it is one.
+    arguments, result: convert both.
     """
 
     method: str
@@ -58,7 +59,7 @@ class Route:
     role: Role | None = None
     change: bool = False
     versioned: bool = False
-    listed: bool = False
+    listed: str | None = None
     limit: int = SMALL_BODY
     arguments: Callable[[Given, Arguments], Arguments] | None = None
     result: Callable[[Any], Any] | None = None

@@ -66,7 +66,7 @@ VIPS = (
     Route("DELETE", "/vips/{address}", "Delete a virtual address.", "vip.delete", change=True, arguments=arguments.address),
 )
 FARMS = (
-    Route("GET", "/farms", "The farms with their backends, states and counters.", "farm.list", versioned=True, listed=True),
+    Route("GET", "/farms", "The farms with their backends, states and counters.", "farm.list", versioned=True, listed=""),
     Route("POST", "/farms", "Add a farm.", "farm.add", body="NewFarm", change=True),
     Route("GET", "/farms/{farm}", "One farm.", "farm.show", versioned=True, names=FARM),
     Route(
@@ -220,6 +220,7 @@ CONNECTIONS = (
         "The connections in the flow maps.",
         "conn.list",
         query=(OF_FARM, Parameter("limit", int, "at most so many", 1, 20000)),
+        listed="connections",
     ),
     Route(
         "GET",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 from ctl.web.serving.problems import malformed
@@ -93,8 +93,8 @@ def _finite(value: Any) -> Any:
     return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-async def dump_list(before: bytes, items: Iterator[Any], after: bytes) -> AsyncIterator[bytes]:
-    """A document with a long list, in pieces: it is never in memory as a whole."""
+async def dump_list(before: bytes, items: Iterator[Any], after: Callable[[], bytes]) -> AsyncIterator[bytes]:
+    """A document with a long list, in pieces: it is never in memory as a whole. after: called when the list is written."""
     piece, comma = bytearray(before + b"["), b""
     for each in items:
         piece += comma + dump(each)
@@ -102,4 +102,4 @@ async def dump_list(before: bytes, items: Iterator[Any], after: bytes) -> AsyncI
         if len(piece) >= PIECE_BYTES:
             yield bytes(piece)
             piece.clear()
-    yield bytes(piece + b"]" + after)
+    yield bytes(piece + b"]" + after())

@@ -50,7 +50,7 @@ def test_an_error_is_raised_as_it_was(tmp_path: Path) -> None:
         raise InvalidInput("is wrong", "port", Code.INVALID_VALUE)
 
     async def use(client: AsyncClient, _: ApiServer) -> None:
-        for ask in (client.call, client.items):
+        for ask in (client.call, client.listed):
             with refused(Code.INVALID_VALUE) as caught:
                 await ask("x")
             assert caught.value.key == "port" and caught.value.detail == "is wrong"
@@ -60,11 +60,19 @@ def test_an_error_is_raised_as_it_was(tmp_path: Path) -> None:
 
 def test_a_list_is_read_item_by_item(tmp_path: Path) -> None:
     async def dispatch(command: str, _: dict[str, Any]) -> Any:
+        if command == "within":
+            return {"before": 1, "numbers": list(range(2000)), "after": {"x": [2]}}
         return [] if command == "none" else [{"number": number} for number in range(100)]
 
     async def use(client: AsyncClient, _: ApiServer) -> None:
-        assert [each["number"] for each in await client.items("some")] == list(range(100))
-        assert list(await client.items("none")) == []
+        assert [each["number"] for each in (await client.listed("some")).items] == list(range(100))
+        assert list((await client.listed("none")).items) == []
+        found = await client.listed("within", key="numbers")
+        assert list(found.items) == list(range(2000)) and found.rest == {"before": 1, "after": {"x": [2]}}
+        assert list((await client.listed("within", key="others")).items) == []
+        for command, key in (("some", "numbers"), ("within", "")):
+            with refused(Code.REFUSED):
+                await client.listed(command, key=key)
 
     run(tmp_path, dispatch, use)
 

@@ -49,6 +49,7 @@ def test_everything_that_can_be_read_is_read(web: RunningWeb) -> None:
     client = web.client("vera")
     for path in ("status", "stats", "doctor", "vips", "prefixes", "history", "connections", "cluster/status", "version"):
         assert client.get(path).status == 200, path
+    assert client.get("connections?limit=5").result == {"connections": [], "total": 0, "limit": 5}
 
 
 def test_rates_series_and_metrics(web: RunningWeb, daemon: RunningDaemon) -> None:
