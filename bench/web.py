@@ -83,7 +83,7 @@ def _alone(node: Node) -> list[Measure]:
 
 
 def _with_pages(node: Node, seconds: float) -> list[Measure]:
-    """xlbd while nobody looks, and while a page is open and scraped."""
+    """xlbd without a page, and while a page is open and scraped."""
     node.stop()
     node.config.write_text(node.config.read_text().partition("[web]")[0])
     node.start(deadline_s=60)

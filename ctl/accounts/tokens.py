@@ -16,5 +16,5 @@ def make() -> tuple[str, str]:
 
 
 def digest(token: str) -> str:
-    """SHA-256 in hexadecimal. No salt and no cost: nobody can guess 256 bits."""
+    """SHA-256 in hexadecimal. No salt and no cost: 256 random bits cannot be guessed."""
     return hashlib.sha256(token.encode(errors="replace")).hexdigest()

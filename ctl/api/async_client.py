@@ -209,7 +209,7 @@ class AsyncClient:
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # whoever waits gets it; without one it is no news
+                future.exception()  # the waiting request gets it; without one it is no news
 
 
 def _items_of(answer: Any, key: str, rest: dict[str, Any]) -> Iterator[Any]:

@@ -168,7 +168,7 @@ def status_fields(answer: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _print_views(answer: dict[str, Any]) -> None:
-    """Print what each node says of the pair: one column for each."""
+    """Print what each node reports of the pair: one column for each."""
     nodes = answer["nodes"]
     views = [dict(_view_fields(each["status"])) if each["answered"] else {} for each in nodes]
     columns = (Column("AS SEEN BY"), *(Column(each["name"], text=True) for each in nodes))

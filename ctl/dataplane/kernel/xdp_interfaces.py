@@ -40,7 +40,7 @@ class Attacher(Protocol):
 
     def replacements(self) -> int:
         """A number that changes when the program begins and ends to be replaced, and is odd in between: what was observed of
-        the interfaces meanwhile says nothing."""
+        the interfaces meanwhile has no meaning."""
 
     def name_of(self, program: int) -> tuple[str, bool]:
         """The name of a loaded program, and whether it is a build of xlb; empty once it is unloaded."""

@@ -112,7 +112,7 @@ class Gate:
         session_id = requests.session_id(headers)
         session = self._sessions.use(session_id, time()) if session_id else None
         if session is None:
-            raise requests.not_logged_in("the session has ended" if session_id else "nobody is logged in")
+            raise requests.not_logged_in("the session has ended" if session_id else "the request has no session")
         csrf = csrf_of(session_id)
         requests.check_csrf(method, headers, csrf)
         return Asker(session.user, self._role_of(session), session.key, csrf, ends_s=session.ends_s)
@@ -171,7 +171,7 @@ class Gate:
         return await self._open(user, source)
 
     async def _hash_again(self, user: User, password: str) -> User:
-        """The user with a hash of the present cost, unless the configuration has changed meanwhile; its sessions go on."""
+        """The user with a hash of the present cost, unless the configuration has changed meanwhile; its sessions continue."""
         new_hash = await self._turns.run(passwords.hash_password, password)
         given = {"name": user.name, "password_hash": new_hash, "if_version": self._known().version}
         async with self._changing:
@@ -224,7 +224,7 @@ class Gate:
     async def change_account(
         self, asker: Asker, name: str, change: Callable[[], Awaitable[T]], role: str = "", password_hash: str = ""
     ) -> T:
-        """Have `change` change an account; of the own one, the session of this request goes on and the others end."""
+        """Have `change` change an account; of the own one, the session of this request continues and the others end."""
         async with self._changing:
             result = await change()
             user = self._known().users.get(name)

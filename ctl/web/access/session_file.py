@@ -1,4 +1,4 @@
-"""The sessions on disk, so that a restart of xlb-web logs nobody out."""
+"""The sessions on disk, so that they survive a restart of xlb-web."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def csrf_of(session_id: str) -> str:
 
 @dataclass(slots=True)
 class Sessions:
-    """idle_s: without a request for so long, a session ends."""
+    """idle_s: a session ends after this time without a request."""
 
     lasts_s: float
     idle_s: float = IDLE_S

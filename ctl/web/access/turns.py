@@ -1,4 +1,4 @@
-"""Verifies one password at a time in a thread: each costs 20 MB and 30 ms, whoever asks. The queue for it is short."""
+"""Verifies one password at a time in a thread: each costs 20 MB and 30 ms. The queue for it is short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Passes what happens on to the streams of the pages: each has a short queue, and a slow one is told what it lost.
+"""Passes what happens on to the streams of the pages: each has a short queue, and a slow one gets the number of lost items.
 
 Pure but for waking who waits. Must not know what an event means.
 """

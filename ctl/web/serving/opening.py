@@ -1,7 +1,7 @@
 """A connection until its TLS handshake is finished.
 
 The client's whole hello is waited for in the kernel's buffer: a client that sends nothing, or half of it, costs a descriptor
-and no TLS. One that speaks HTTP without TLS is told so. Decides nothing about how many there may be.
+and no TLS. One that speaks HTTP without TLS gets an answer with the reason. Decides nothing about how many there may be.
 """
 
 from __future__ import annotations

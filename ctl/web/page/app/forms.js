@@ -64,7 +64,7 @@ function named(fields, key) {
 
 /**
  * A form. parts: fields or elements; submit(values, changed): done when it is sent, changed: only values that differ from the first
- * ones. reload(): fetches what the form changes anew and returns its values; the person's input stays.
+ * ones. reload(): fetches what the form changes again and returns its values; the person's input stays.
  */
 export function form({ parts, submit, action, cancel, danger = false, reload = null, check = null, className = "" }) {
   const fields = parts.flat(3).flatMap((part) => part?.members ?? part).filter((part) => part?.input);

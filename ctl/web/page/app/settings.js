@@ -40,7 +40,7 @@ export const FARM_MORE = [
   whole("rate_prefix_v4", "Client prefix, IPv4"),
   whole("rate_prefix_v6", "Client prefix, IPv6"),
   { name: "allow", label: "Allowed clients", help: "Name of a prefix list; empty: everybody." },
-  { name: "deny", label: "Denied clients", help: "Name of a prefix list; empty: nobody." },
+  { name: "deny", label: "Denied clients", help: "Name of a prefix list; empty: none." },
   { name: "toa", label: "The client's address in a TCP option (snat, tcp)", kind: "check" },
   { name: "quic_cid", label: "QUIC connection id (udp)", help: "“prefix:N” or “server-id:OFFSET:LENGTH”." },
 ];

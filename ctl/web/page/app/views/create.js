@@ -18,7 +18,7 @@ export function createPanel(ctx, changed) {
   const element = h("div", { class: "view" },
     section("Create a cluster", intro, made ? made.element : h("p", { class: "quiet" }, "An account with the role operator can create a pair here."), progress),
     tokens);
-  let said = "";
+  let announced = "";
 
   function createForm() {
     return form({
@@ -54,8 +54,8 @@ export function createPanel(ctx, changed) {
       return;
     }
     const now = job.steps.map((step) => `${step.name} ${step.state} ${step.text}`).join() + job.state + (job.question?.id ?? "");
-    if (now === said) return;
-    said = now;
+    if (now === announced) return;
+    announced = now;
     const running = job.steps.find((step) => step.state === "running" || step.state === "asking");
     if (running) announce(`${running.title}${running.text ? `: ${running.text}` : ""}`);
     put(progress,
