@@ -90,17 +90,23 @@ class FarmImpact:
 
 
 def of_change(
-    old: Config, new: Config, down: AbstractSet[int], shares: Mapping[int, int], connections: Mapping[tuple[int, int], int]
+    old: Config,
+    new: Config,
+    down: AbstractSet[int],
+    shares: Mapping[int, int],
+    connections: Mapping[tuple[int, int], int],
+    at_once: bool = False,
 ) -> list[FarmImpact]:
     """What a change does to each farm that differs.
 
     down: ids of backends that are down. shares: of `ctl.dataplane.slow_start`. connections: by farm and backend id.
+    at_once: connections of removed backends end also where the farm keeps them (`backend.remove` with `now`).
     """
     found = []
     for name in sorted(old.farms.keys() | new.farms.keys()):
         before, after = old.farms.get(name), new.farms.get(name)
         if before is not after:
-            found.append(_of_farm(name, before, after, down, shares, connections))
+            found.append(_of_farm(name, before, after, down, shares, connections, at_once))
     return found
 
 
@@ -111,6 +117,7 @@ def _of_farm(
     down: AbstractSet[int],
     shares: Mapping[int, int],
     connections: Mapping[tuple[int, int], int],
+    at_once: bool,
 ) -> FarmImpact:
     earlier, later = (_shares(farm, down, shares) if farm is not None else {} for farm in (before, after))
     known = {each.id: each for farm in (after, before) if farm is not None for each in farm.backends}
@@ -119,7 +126,7 @@ def _of_farm(
             name,
             known[number].endpoint,
             connections.get(((before or after).id, number), 0),  # type: ignore[union-attr]
-            _fate(before, after, known[number], down),
+            _fate(before, after, known[number], down, at_once),
             earlier.get(number, 0.0),
             later.get(number, 0.0),
         )
@@ -145,7 +152,7 @@ def _shares(farm: Farm, down: AbstractSet[int], shares: Mapping[int, int]) -> di
     return found
 
 
-def _fate(before: Farm | None, after: Farm | None, backend: Backend, down: AbstractSet[int]) -> str:
+def _fate(before: Farm | None, after: Farm | None, backend: Backend, down: AbstractSet[int], at_once: bool) -> str:
     """What happens to the connections of a backend, as `ctl.dataplane.placement` decides it."""
     if before is None:
         return "stay"
@@ -154,7 +161,7 @@ def _fate(before: Farm | None, after: Farm | None, backend: Backend, down: Abstr
     if after is None:
         return "end"
     if now is None:
-        return "stay" if after.removed_policy is OnBackend.KEEP else leaving
+        return "stay" if after.removed_policy is OnBackend.KEEP and not at_once else leaving
     if now.draining and now.drain_until and now.drain_then is DrainThen.CUT:
         return leaving
     eligible = {each.id for each in eligible_backends(after, down)}

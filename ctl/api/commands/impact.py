@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bpf.dataplane import DataPlane
-from ctl.api.commands.dispatcher import Arguments, Dispatcher, ReadConfig, Result
+from ctl.api.commands.dispatcher import Arguments, Dispatcher, ReadConfig, Result, take_flag
 from ctl.config import changes
 from ctl.config.model import Config
 from ctl.dataplane.kernel import flow_maps
@@ -37,11 +37,18 @@ class ImpactCommand:
 
     async def impact(self, arguments: Arguments) -> Result:
         """change: the command that would make it, with its arguments; or document: that of `config.apply`."""
+        at_once = _at_once(arguments)
         make, old = _change(arguments), self.config()
         new = await asyncio.to_thread(make, old)
         connections = await self.sweeper.ask(lambda: flow_maps.count_by_backend(self.plane))
         down = self.health.unusable(old)
-        return await asyncio.to_thread(lambda: _answer(impact.of_change(old, new, down, self.shares(), connections)))
+        return await asyncio.to_thread(lambda: _answer(impact.of_change(old, new, down, self.shares(), connections, at_once)))
+
+
+def _at_once(arguments: Arguments) -> bool:
+    """Takes the flag `now` out of the arguments of `backend.remove`: it is no part of the configuration."""
+    given = arguments.get("arguments")
+    return arguments.get("change") == "backend.remove" and isinstance(given, dict) and take_flag(given, "now")
 
 
 def _change(arguments: Arguments) -> changes.MakeConfig:
@@ -52,7 +59,6 @@ def _change(arguments: Arguments) -> changes.MakeConfig:
         raise InvalidInput("expected a command that changes farms, like backend.remove", "change")
     if not isinstance(given, dict):
         raise InvalidInput("expected the arguments of the command as a map", "arguments")
-    given.pop("now", None)
     if isinstance(deadline := given.pop("deadline", None), int):
         given["drain_until"] = math.ceil(time.time()) + deadline
 

@@ -535,6 +535,11 @@ def test_a_dry_run_counts_live_connections_and_changes_nothing(daemon: RunningDa
     with invalid(Code.INVALID_VALUE, "change"):
         daemon.call("config.impact", change="conn.flush")
     assert daemon.farms.generation == generation and daemon.call("conn.count") == {"total": 10}
+    daemon.call("farm.set", name="web", on_backend_removed="keep")
+    assert asked("backend.remove")[0] == asked("backend.remove", now=False)[0] == {"stay": 10, "move": 0, "end": 0}
+    assert asked("backend.remove", now=True)[0] == {"stay": 10 - on_first, "move": 0, "end": on_first}
+    with invalid(Code.INVALID_VALUE, "now"):
+        asked("backend.remove", now="yes")
 
 
 @pytest.mark.parametrize("deadline", [0, -1, True, "5", 10**9])
