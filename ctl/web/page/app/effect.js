@@ -50,7 +50,7 @@ export function effectView(effect) {
  */
 export async function confirmEffect({ title, lines = [], change, arguments_, action, danger = false, version, save }) {
   const seen = version();
-  const made = dialog({ title, content: [h("p", { class: "quiet" }, "Computing the effect …")] });
+  const made = dialog({ title, wide: true, content: [h("p", { class: "quiet" }, "Computing the effect …")] });
   let effect;
   try {
     effect = effectView(await effectOf({ change, arguments: arguments_ }));

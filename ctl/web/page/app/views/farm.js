@@ -245,10 +245,10 @@ export function farmView(ctx, name) {
 
   async function removeBackend(b) {
     const seen = version;
-    const made = dialog({ title: `Remove backend ${at(b)}?`, content: h("p", { class: "quiet" }, "Computing the effect …") });
+    const made = dialog({ title: `Remove backend ${at(b)}?`, wide: true, content: h("p", { class: "quiet" }, "Computing the effect …") });
     const effect = h("div");
     const failed = h("div");
-    const now = field({ name: "now", label: "At once: its connections end now", kind: "check", help: "Otherwise connections end as the farm's settings say." });
+    const now = field({ name: "now", label: "At once: its connections end now", kind: "check", help: "Otherwise they end, move or continue as the farm sets it for removed backends." });
     const yes = button("Remove", () => busy(yes, async () => {
       try {
         await change("DELETE", `${path}/backends/${part(at(b))}${now.get() ? "?now=1" : ""}`, undefined, seen);
