@@ -121,16 +121,21 @@ class WebSite(Serving):
         self.rig, self.node = rig, rig.node
         self.one, self.two = rig.nodes
         self.sshd = SshServer(self.two.namespace, PEER, rig.directory / "sshd", ROOT_PASSWORD)
-        self.web = Web(self.one)
+        self.web, self.other = Web(self.one), Web(self.two)
 
     @property
     def url(self) -> str:
         return f"https://127.0.0.1:{self.web.door.port}"
 
-    def client(self, name: str = "") -> WebClient:
+    @property
+    def other_url(self) -> str:
+        """Of the second node; by a name, because a browser sends the cookies of a host to all its ports."""
+        return f"https://localhost:{self.other.door.port}"
+
+    def client(self, name: str = "", password: str = PASSWORD) -> WebClient:
         made = WebClient(self.web.door.port)
         if name:
-            answer = made.login(name)
+            answer = made.login(name, password)
             assert answer.status == 200, answer.body
         return made
 
@@ -165,10 +170,11 @@ def web_site() -> Iterator[WebSite]:
     with Rig(Layout(nodes=2, backends=2)) as rig:
         one, two = rig.nodes
         there = f"env PYTHONPATH={shlex.quote(str(two.tree))} {shlex.join(two.xlbctl_command())}"
-        state = one.directory / "web"
-        section = f'[web]\nlisten = "127.0.0.1:0"\nstate_dir = "{state}"\nremote_command = {_toml(there)}\n'
-        one.configure(("eth0",), rig.layout.xdp_mode, rig.layout.max_flows, section)
         for node in rig.nodes:
+            section = (
+                f'[web]\nlisten = "127.0.0.1:0"\nstate_dir = "{node.directory / "web"}"\nremote_command = {_toml(there)}\n'
+            )
+            node.configure(("eth0",), rig.layout.xdp_mode, rig.layout.max_flows, section)
             node.start()
         site = WebSite(rig)
         two.call("vip.add", address="10.77.0.200/24", device="eth0")
@@ -182,6 +188,7 @@ def web_site() -> Iterator[WebSite]:
                 yield site
         finally:
             site.web.close()
+            site.other.close()
 
 
 def _toml(text: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.net.web import looks
 from tests.net.web.browser import DESK, PHONE, Browser, chromium, why_no_browser
 from tests.net.web.pictures import PICTURES, write_index
 from tests.net.web.site import LOCAL, PEER, ROOT_PASSWORD, WebSite, hash_of, web_site
-from tests.rig import HTTP_PORT, VIP4, Tally, http_get, repeat
+from tests.rig import HTTP_PORT, TCP_PORT, VIP4, HeldConnections, Tally, http_get, repeat, tcp_connect
 from tests.rig.sshd import why_no_sshd
 from tests.wait import wait_until
 
@@ -35,6 +36,7 @@ VIEWS = (
     "accounts",
     "doctor",
 )
+NEW_PASSWORD = "another 馬 battery staple"
 FIRST_PAINT_MS, EVENT_MS = 1000, 1000
 ATTACK = '"><img src=x onerror=window.attacked=1><script>window.attacked=2</script>${window.attacked=3}'
 
@@ -331,6 +333,127 @@ def test_a_prefix_list_of_a_farm(page: Browser, site: WebSite) -> None:
     assert site.one.call("prefixes.list") == []
 
 
+@pytest.fixture(scope="module")
+def held(page: Browser, site: WebSite) -> Iterator[HeldConnections]:
+    """Connections that are held through a farm "echo" of their own; the pair is in step."""
+    site.add_farm("tcp", name="echo", closing_timeout_s=1)
+    made = HeldConnections(VIP4, TCP_PORT, 40, pause_s=0.02)
+    site.rig.client.run(made.open())
+    assert site.rig.client.run(made.confirm()) == 0
+    site.settle()
+    yield made
+    site.rig.client.run(made.close())
+
+
+def effect(page: Browser) -> dict[str, int]:
+    """What the open dialog shows: how many connections continue, move and end."""
+    page.reads("Effect on clients", "dialog")
+    found = re.findall(r"(\d+) connections? (continue|move|end)s?", page.text("dialog .effect"))
+    return {what: int(count) for count, what in found if count != "0"}
+
+
+def still_held(site: WebSite, held: HeldConnections) -> int:
+    """How many connections continue: each has answered since the call."""
+    behind = site.rig.client.run(held.confirm())
+    assert behind == len(held.broken) and held.wrong_bytes == 0
+    return held.count - behind
+
+
+def expire(site: WebSite, living: int) -> None:
+    """Wait until the connections of "echo" that were reset have expired: until then they count."""
+    wait_until(lambda: site.active().call("conn.count", farm="echo")["total"] == living, f"{living} connections", every_s=0.05)
+
+
+def test_the_effect_of_a_drain_is_what_happens(page: Browser, site: WebSite, held: HeldConnections) -> None:
+    first, second = (f"{each.address4}:{TCP_PORT}" for each in site.rig.backends)
+    on_first, on_second = len(held.on_backend("b1")), len(held.on_backend("b2"))
+    assert on_first and on_second and on_first + on_second == held.count
+    page.view("farms/echo")
+    page.press(f"Drain backend {second}")
+    page.fill(Deadline="1", At_the_deadline="keep")
+    page.press("Show the effect")
+    assert effect(page) == {"continue": held.count}
+    page.press("Drain")
+    page.until("!document.querySelector('dialog')")
+    wait_until(lambda: "until" in row(page, second).get("State", ""), "the drain with its deadline", every_s=0.03)
+    page.view("events")
+    page.reads(rf"drain of backend {re.escape(second)} of farm echo reached its deadline: {on_second} connections continue")
+    assert still_held(site, held) == held.count
+    page.view("farms/echo")
+    confirm(page, f"End the drain of backend {second}", "takes new connections again")
+    wait_until(lambda: row(page, second).get("State", "").startswith("up"), "the end of the drain", every_s=0.03)
+    page.press(f"Drain backend {first}")
+    assert page.focused() == "Deadline"
+    page.keys("1")
+    page.fill(At_the_deadline="cut")
+    picture(page, "backend-drain-light", DESK[1])
+    page.keys(Keys.ENTER)
+    assert effect(page) == {"continue": on_second, "end": on_first}
+    assert looks.everything(page) == []
+    picture(page, "backend-drain-effect-light", DESK[1])
+    page.press("Drain")
+    wait_until(lambda: len(held.broken) == on_first, "the connections of the backend are cut", every_s=0.03)
+    assert still_held(site, held) == on_second
+    page.view("events")
+    page.reads(rf"drain of backend {re.escape(first)} of farm echo reached its deadline: \d+ connections ended")
+
+
+def test_the_effect_of_a_setting_and_of_stopping(page: Browser, site: WebSite, held: HeldConnections) -> None:
+    living = held.count - len(held.broken)
+    expire(site, living)
+    page.view("farms/echo")
+    confirm(page, f"End the drain of backend {site.rig.backends[0].address4}:{TCP_PORT}")
+    page.press("Edit")
+    page.press("More settings")
+    page.fill(Lookup_table="509", Connections_of_a_removed_backend="keep")
+    page.press("Show the effect")
+    assert effect(page) == {"continue": living}
+    page.reads(r"Farm echo: [1-9][\d.]* % of the clients get another backend", "dialog")
+    picture(page, "farm-edit-effect-light", DESK[1])
+    page.press("Save")
+    page.until("!document.querySelector('dialog')")
+    found = site.two.call("farm.show", name="echo")
+    assert (found["table_size"], found["on_backend_removed"]) == (509, "keep")
+    page.press("Stop")
+    assert effect(page) == {"continue": living}
+    page.press("Stop the farm")
+    page.reads("stopped", ".verdict")
+    assert site.rig.client.run(tcp_connect(VIP4, TCP_PORT, timeout_s=0.3)).error
+    assert still_held(site, held) == living
+    confirm(page, "Start", "takes new connections again")
+    page.reads("2 of 2 backends up", ".verdict")
+    assert not site.rig.client.run(tcp_connect(VIP4, TCP_PORT)).error
+
+
+def test_the_effect_of_removing_a_backend_and_of_deleting_a_farm(page: Browser, site: WebSite, held: HeldConnections) -> None:
+    address = site.rig.backends[1].address4
+    more = HeldConnections(VIP4, TCP_PORT, 20, pause_s=0.02)
+    site.rig.client.run(more.open())
+    expire(site, held.count - len(held.broken) + more.count)
+    went, left = len(more.on_backend("b2")) + len(held.on_backend("b2")), len(more.on_backend("b1"))
+    page.view("farms/echo")
+    page.press(f"Remove backend {address}:{TCP_PORT}")
+    wait_until(lambda: effect(page) == {"continue": went + left}, "the farm keeps them", every_s=0.03)
+    page.field("At once: its connections end now").click()
+    wait_until(lambda: effect(page) == {"continue": left, "end": went}, "the effect of at once", every_s=0.03)
+    assert looks.everything(page) == []
+    picture(page, "backend-remove-light", DESK[1])
+    page.press("Remove")
+    wait_until(lambda: not row(page, f"{address}:{TCP_PORT}"), "the backend is gone", every_s=0.03)
+    wait_until(lambda: len(held.broken) == held.count, "its connections have ended", every_s=0.03)
+    assert still_held(site, more) == left
+    expire(site, left)
+    page.press("Delete")
+    page.reads("Delete farm echo\\?", "dialog h2")
+    assert effect(page) == {"end": left}
+    picture(page, "farm-delete-light", DESK[1])
+    page.press("Delete the farm")
+    page.until("location.hash === '#/farms'")
+    wait_until(lambda: row(page, "web") and not row(page, "echo"), "the farm is gone", every_s=0.03)
+    wait_until(lambda: len(more.broken) == more.count, "its connections have ended", every_s=0.03)
+    site.rig.client.run(more.close())
+
+
 def test_import_shows_what_it_could_not_carry_over_as_text(page: Browser) -> None:
     page.view("configuration")
     page.fill(Kind="haproxy")
@@ -460,6 +583,56 @@ def test_many_farms_and_long_names(page: Browser, site: WebSite) -> None:
     site.active().call("config.apply", document=document)
 
 
+def test_the_other_node_has_the_same_page(page: Browser, site: WebSite) -> None:
+    """The account was made on lb1; what is changed on the backup, the active node commits, in the name of its user."""
+    site.settle()
+    site.other.start()
+    page.open(f"{site.other_url}/#/cluster")
+    page.reads("Log in to xlb")
+    page.login("olga", PASSWORD)
+    wait_for_roles(page, lb1="active", lb2="backup")
+    page.reads(r"lb2\s+this node\s+lb1", ".compare thead")
+    page.reads(r"Role\s+backup\s+active", ".compare")
+    page.reads(r"Sees its peer as\s+active\s+alive\s+backup\s+alive", ".compare")
+    assert looks.everything(page) == []
+    picture(page, "cluster-of-the-backup-light")
+    page.view("farms/web")
+    page.press("Edit")
+    page.press("More settings")
+    page.fill(Idle_timeout="1200")
+    page.press("Show the effect")
+    page.press("Save")
+    page.until("!document.querySelector('dialog')")
+    page.reads("idle 1200 s")
+    assert site.one.call("farm.show", name="web")["idle_timeout_s"] == 1200
+    page.view("configuration")
+    page.reads(r"olga \(web\).*farm\.set")
+    page.view("events")
+    page.reads("configuration .*olga")
+
+
+def test_the_page_of_the_backup_sees_the_takeover(page: Browser, site: WebSite) -> None:
+    site.settle()
+    page.view("cluster")
+    page.js("tools.watch('lb2')")
+    site.rig.cut_off("lb1")
+    try:
+        page.until("tools.arrived.some((each) => each.event === 'takeover.done')")
+        wait_for_roles(page, lb1="no answer", lb2="active")
+        took = page.js("return tools.arrived.find((each) => each.event === 'takeover.done')")
+        shown_ms = page.js("return tools.roleShown") - took["at_ms"]
+        print(f"takeover in the list of events {took['late_ms']} ms after it, in the head {shown_ms} ms")
+        assert took["late_ms"] <= EVENT_MS and shown_ms <= EVENT_MS
+    finally:
+        site.rig.mend_all("lb1")
+    wait_for_roles(page, lb1="backup", lb2="active")
+    site.settle()
+    page.open("about:blank")
+    site.other.stop()
+    page.open(f"{site.url}/#/overview")
+    wait_for_roles(page, lb1="backup", lb2="active")
+
+
 def test_a_restart_of_xlbd_and_of_xlb_web_is_noticed_and_survived(page: Browser, site: WebSite) -> None:
     page.view("farms")
     site.settle()
@@ -495,7 +668,30 @@ def test_an_expired_session_loses_nothing(page: Browser, site: WebSite) -> None:
     page.reads("live", ".stream")
 
 
-def test_a_user_is_added_and_a_token_is_shown_once(page: Browser, site: WebSite) -> None:
+def test_ones_own_password_is_changed(page: Browser, site: WebSite) -> None:
+    elsewhere = site.client("olga")
+    page.view("accounts")
+    page.press("Account of olga (operator)")
+    page.fill(Present_password=PASSWORD, New_password="short", Repeat_the_new_password="short")
+    page.press("Change the password")
+    page.reads("(?i)at least 10|characters", "dialog .field-error:not(:empty)")
+    assert page.focused() == "New password" and looks.everything(page) == []
+    picture(page, "password-refused-light", DESK[1])
+    assert elsewhere.get("session").status == 200
+    page.fill(Present_password=PASSWORD, New_password=NEW_PASSWORD, Repeat_the_new_password=NEW_PASSWORD)
+    page.press("Change the password")
+    page.reads("The password is changed", "#toasts")
+    page.until("!document.querySelector('dialog')")
+    assert elsewhere.get("session").status == 401, "the other session has ended"
+    page.view("farms")
+    page.view("accounts")
+    page.reads("olga\\s+\\(you\\)")
+    page.reads("live", ".stream")
+    assert not page.js("return document.querySelector('dialog')"), "this session has not"
+    assert site.client("olga", NEW_PASSWORD).get("users").status == 200
+
+
+def test_a_user_is_added_changed_and_deleted(page: Browser, site: WebSite) -> None:
     page.view("accounts")
     page.press("Add a user")
     page.fill(Name=ATTACK, Role="viewer", Password=PASSWORD, Repeat_the_password=PASSWORD)
@@ -504,17 +700,60 @@ def test_a_user_is_added_and_a_token_is_shown_once(page: Browser, site: WebSite)
     page.type("Name", "carla")
     page.press("Add")
     wait_until(lambda: row(page, "carla").get("Role") == "viewer", "the user is listed", every_s=0.03)
+    carla = site.client("carla")
+    assert carla.get("farms").status == 200 and carla.post("farms/web/start", {}).status == 403
+    page.press("Edit user carla")
+    page.fill(Role="operator")
+    picture(page, "user-edit-light", DESK[1])
+    page.press("Save")
+    wait_until(lambda: row(page, "carla").get("Role") == "operator", "the role is shown", every_s=0.03)
+    assert carla.get("farms").status == 401, "the session of another role has ended"
+    carla = site.client("carla")
+    assert carla.post("farms/web/start", {}).status == 200
+    page.press("Delete user carla")
+    page.reads("Delete user carla\\?", "dialog h2")
+    page.reads("sessions end at once", "dialog")
+    picture(page, "user-delete-light", DESK[1])
+    page.press("Delete")
+    wait_until(lambda: not row(page, "carla"), "the user is gone", every_s=0.03)
+    assert carla.get("farms").status == 401 and site.two.call("user.list")
+    assert "carla" not in {each["name"] for each in site.two.call("user.list")}
+
+
+def test_a_token_is_shown_once_and_used_by_a_program(page: Browser, site: WebSite) -> None:
+    page.view("accounts")
     page.press("Add a token")
-    page.fill(Name="prometheus", Role="viewer")
+    page.fill(Name="prometheus", Role="viewer", Expires_after="30")
     page.press("Add")
     token = page.reads(r"xlb_[\w-]{43}", "dialog")[0]
-    assert site.client().get("status", Authorization=f"Bearer {token}").status == 200
+    page.reads("shown once", "dialog")
+    assert looks.everything(page) == []
+    picture(page, "token-shown-once-light", DESK[1])
+
+    def program(path: str, *more: str) -> tuple[str, str]:
+        """Body and status, as a script has them."""
+        command = ["curl", "--silent", "--insecure", "--write-out", "\n%{http_code}", *more, f"{site.url}{path}"]
+        body, _, status = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.rpartition(
+            "\n"
+        )
+        return status, body
+
+    bearer = ("--header", f"Authorization: Bearer {token}")
+    assert program("/metrics")[0] == "401"
+    status, metrics = program("/metrics", *bearer)
+    assert status == "200" and re.search(r'^xlb_\w+\{.*farm="web"', metrics, re.MULTILINE)
+    status, farms = program("/api/v1/farms", *bearer)
+    assert status == "200" and "web" in {each["name"] for each in json.loads(farms)["result"]}
+    assert program("/api/v1/farms/web/stop", *bearer, "--json", "{}")[0] == "403", "a viewer's"
     page.press("Done")
-    assert token not in page.text("body")
+    assert token not in page.js("return document.documentElement.outerHTML")
+    shown = row(page, "prometheus")
+    assert shown["Role"] == "viewer" and shown["Made by"] == "olga" and shown["Expires"] != "never"
     page.press("Delete token prometheus")
+    page.reads("refused at once", "dialog")
     page.press("Delete")
     wait_until(lambda: not row(page, "prometheus"), "the token is gone", every_s=0.03)
-    assert site.client().get("status", Authorization=f"Bearer {token}").status == 401
+    assert program("/metrics", *bearer)[0] == program("/api/v1/farms", *bearer)[0] == "401"
 
 
 def test_failback_maintenance_and_the_end_of_the_pair(page: Browser, site: WebSite) -> None:
