@@ -81,6 +81,7 @@ def test_examples_parse_and_reach_the_daemon(example: str, monkeypatch: pytest.M
         raise XlbError("was asked")
 
     monkeypatch.setattr(Session, "call", call)
+    monkeypatch.setenv("XLB_CONFIG", str(tmp_path / "node.toml"))  # there may be an installed one
     monkeypatch.chdir(tmp_path)
     for name in ("farms.toml", "blocked.txt"):
         Path(name).write_text("")
