@@ -11,8 +11,8 @@
 #ifdef CAPTURE
 
 struct capture_settings {
-	u64 until_ns; /* CLOCK_MONOTONIC */
-	u64 verdicts; /* bits by number of a counter; 0: all */
+	u64 until_ns;     /* CLOCK_MONOTONIC */
+	u64 verdicts;     /* bits by number of a counter; 0: all */
 	__be32 client[4]; /* network of clients; IPv4 uses the first word */
 	__be32 client_mask[4];
 	u32 client_family; /* 4 or 6; 0: all clients */
@@ -25,15 +25,15 @@ struct capture_settings {
 struct captured {
 	u64 entered_ns; /* CLOCK_MONOTONIC */
 	u64 left_ns;
-	u64 counted;  /* bits by number of a counter: the verdict and the events */
-	u32 ingress;  /* index of an interface */
-	u32 egress;   /* of a packet that is sent */
+	u64 counted; /* bits by number of a counter: the verdict and the events */
+	u32 ingress; /* index of an interface */
+	u32 egress;  /* of a packet that is sent */
 	u32 before_bytes;
 	u32 after_bytes;
 	u32 before_kept;
 	u32 after_kept;
 	u32 action;
-	u32 farm;     /* 0: none, or unknown */
+	u32 farm; /* 0: none, or unknown */
 	u32 backend;
 	u32 cpu;
 };
@@ -47,7 +47,7 @@ struct headers {
 	__be16 destination_port;
 	u8 family; /* 4 or 6; 0: neither IP nor ARP */
 	u8 protocol;
-	u8 later; /* a fragment without ports */
+	u8 later;  /* a fragment without ports */
 	u8 quotes; /* family of the quoted packet */
 };
 

@@ -175,7 +175,8 @@ static __always_inline bool is_client(struct capture_settings *wanted, u32 famil
 
 static __always_inline bool is_about_client(struct capture_settings *wanted, struct headers *headers)
 {
-	return is_client(wanted, headers->family, headers->source) || is_client(wanted, headers->family, headers->destination) ||
+	return is_client(wanted, headers->family, headers->source) ||
+	       is_client(wanted, headers->family, headers->destination) ||
 	       is_client(wanted, headers->quotes, headers->quoted_source) ||
 	       is_client(wanted, headers->quotes, headers->quoted_destination);
 }
