@@ -4,10 +4,11 @@
 
 A pair with heartbeats every 20 ms (lease 60, takeover 70). Three jobs run repeatedly at the same time: the backup's daemon is
 killed and started, and receives a snapshot of every flow; every connection on the active is listed (as many as an answer
-holds, all of them counted); 1,000 farms are applied and removed, without health checks as in 0.1.0. The active never fails, so it must be active at the end, no
-takeover may have happened and no lease may have expired. Each daemon has its own processor, as on its own machine: real-time
-threads of two daemons would wait for each other. With --web, each node's xlb-web has so many pages open, which ask as those in
-a browser, and a scrape of its metrics each second. Prints how often each job ran and the worst delay of the active's loop.
+holds, all of them counted); 1,000 farms are applied and removed, without health checks as in 0.1.0. The active never fails, so
+it must be active at the end, no takeover may have happened and no lease may have expired. Each daemon has its own processor,
+as on its own machine: real-time threads of two daemons would wait for each other. With --web, each node's xlb-web has so many
+pages open, which ask as those in a browser, and a scrape of its metrics each second. Prints how often each job ran and the
+worst delay of the active's loop.
 """
 
 from __future__ import annotations
