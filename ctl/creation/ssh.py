@@ -54,7 +54,7 @@ class Files:
 
     @classmethod
     def of_user(cls) -> Files:
-        """Those of whoever runs this process."""
+        """Those of the user of this process."""
         return cls(Path("~/.ssh/known_hosts").expanduser())
 
 

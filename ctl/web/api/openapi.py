@@ -14,7 +14,7 @@ from ctl.web.api.schemas import BODIES
 KINDS = {str: "string", int: "integer", bool: "boolean"}
 ERRORS = {
     "400": "The request is not HTTP or JSON as this API reads it.",
-    "401": "Nobody is logged in, or the session or token has ended.",
+    "401": "The request has no session and no token, or it has ended.",
     "403": "The role does not allow it, or the CSRF token is missing.",
     "404": "There is no such thing.",
     "409": "Refused: something is in use, exists already, or the node cannot do it now.",

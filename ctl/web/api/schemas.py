@@ -107,7 +107,7 @@ _PASSWORD = string("Password: at least 10 characters, at most 1024 bytes.", form
 _ACCOUNT = string("Name of the account.")
 _ANY: Schema = {"type": "object", "description": "A farms file as a document, as GET /config returns it."}
 _DOCUMENT = {"document": _ANY, "toml": string("A farms file (TOML); in place of `document`.")}
-_DRY = flag("Only say what would change.")
+_DRY = flag("Only report what would change.")
 _ADDRESS = string("IP address.")
 
 

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import re
 import shlex
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -21,7 +16,7 @@ from tests.net.serving import Serving
 from tests.rig import Layout, Node, Rig
 from tests.rig.namespaces import Namespace
 from tests.rig.sshd import SshServer
-from tests.tree import TREE
+from tests.rig.web_process import WebProcess
 from tests.wait import wait_until
 
 LOCAL, PEER = "10.99.0.1", "10.99.0.2"
@@ -68,49 +63,22 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 class Web:
-    """xlb-web of a node, as a process in its namespace; it may be stopped and started."""
+    """xlb-web of a node behind a door; it may be stopped and started."""
 
     def __init__(self, node: Node) -> None:
-        self.node = node
         self.door = Door(node.namespace)
-        self.log = node.directory / "web.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self._running = WebProcess(node)
+        self.log = self._running.log
 
     def start(self) -> None:
-        with self.log.open("ab") as log:
-            began = log.tell()
-            self.process = self.node.namespace.popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "ctl.web.main",
-                    "--config",
-                    str(self.node.config),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=TREE,
-                env={**os.environ, "PYTHONPATH": str(TREE)},
-            )
-
-        def listens() -> re.Match[str] | None:
-            assert self.process is not None and self.process.poll() is None, self.log.read_text()[-3000:]
-            return re.search(r"listening on https://\S+:(\d+),", self.log.read_bytes()[began:].decode())
-
-        found = wait_until(listens, "xlb-web listens")
-        assert found is not None
-        self.door.inner = int(found[1])
+        self._running.start()
+        self.door.inner = self._running.port
 
     def stop(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(20) == 0, self.log.read_text()[-3000:]
+        self._running.stop()
 
     def close(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(10)
+        self._running.close()
         self.door.close()
 
 
