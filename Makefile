@@ -75,6 +75,10 @@ soak: setup ## Random faults on a pair with 1,000 held connections: make soak MI
 fuzz: setup ## Compare program and model over random histories: make fuzz STEPS=5000000 [SEED=1] [JOBS=2] (root)
 	@$(PYTHON) -m tests.model.fuzz --steps $(STEPS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
 
+.PHONY: bench
+bench: setup ## Measure xlb and its peers, write bench/RESULTS.md: make bench [QUICK=1] [ONLY=packet,wire] (root)
+	@$(PYTHON) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(OUT),--output $(OUT))
+
 .PHONY: deb
 deb: ## Build the Debian package into dist/
 	@.ci/setup deb
