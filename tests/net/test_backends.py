@@ -12,8 +12,10 @@ from tests.net.serving import BACKEND_PORTS, PORTS, VIPS, Serving, serving
 from tests.rig import HTTP_PORT, HeldConnections, Layout, Tally, http_get, repeat, tcp_connect
 from tests.wait import wait_until
 
-QUICK_HTTP: dict[str, Any] = {"kind": "http", "path": "/health", "interval_ms": 200, "timeout_ms": 200, "rise": 2, "fall": 2}
-QUICK_TCP: dict[str, Any] = {"kind": "tcp", "interval_ms": 200, "timeout_ms": 200, "rise": 2, "fall": 2}
+QUICK: dict[str, Any] = {"interval_ms": 400, "timeout_ms": 400, "rise": 2, "fall": 2}
+"""A healthy backend answers in this time also while other tests use the processors: the first result alone decides."""
+QUICK_HTTP = QUICK | {"kind": "http", "path": "/health"}
+QUICK_TCP = QUICK | {"kind": "tcp"}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,8 @@ def test_a_dead_backend_is_taken_out_and_comes_back_by_itself(site: Serving, fam
 def test_a_udp_client_is_moved_off_a_dead_backend(site: Serving) -> None:
     """A UDP client does not notice the failure and continues with the same ports: its flow must not outlive the backend."""
     site.add_farm("udp", health=QUICK_TCP | {"port": BACKEND_PORTS["tcp"]})
-    before = {port: site.udp(source_port=port).backend for port in range(3000, 3020)}
+    wait_until(lambda: all(site.state("udp4", name) == "up" for name in ("b1", "b2", "b3")), "all backends up")
+    before = {port: site.udp(source_port=port).backend for port in range(3000, 3060)}
     assert set(before.values()) == {"b1", "b2", "b3"}
     site.rig.backend("b1").kill()
     wait_until(lambda: site.state("udp4", "b1") == "down", "b1 noticed as down")
@@ -131,7 +134,7 @@ def test_a_udp_client_is_moved_off_a_dead_backend(site: Serving) -> None:
 @pytest.mark.parametrize("family", [4, 6])
 def test_checks_by_datagrams_and_by_a_command(site: Serving, family: int) -> None:
     """Their answers reach the node's own address through the program; each kind sees what it checks and nothing else."""
-    quick = {"interval_ms": 200, "timeout_ms": 200, "rise": 1, "fall": 2}
+    quick = QUICK | {"rise": 1}
     script = 'echo "of $XLB_FARM at $XLB_ADDRESS"; test "$XLB_ADDRESS" != ' + site.rig.backend("b3").address4
     checks: dict[str, dict[str, Any]] = {
         "udp": {"kind": "udp", "payload": "hex:00ff", "answer": "hex:0a00ff"},
@@ -186,7 +189,7 @@ def test_a_check_through_the_data_path_sees_that_a_backend_lacks_the_vip(site: S
 
 def test_a_backend_that_answers_an_error_status_is_taken_out(site: Serving) -> None:
     site.add_farm("http", health=QUICK_HTTP)
-    wait_until(lambda: site.state("http4", "b3") == "up", "b3 up")
+    wait_until(lambda: all(site.state("http4", name) == "up" for name in ("b1", "b2", "b3")), "all backends up")
     site.rig.backend("b3").set_health("sick")
     wait_until(lambda: site.state("http4", "b3") == "down", "b3 noticed as sick")
     assert "503" in site.backend("http4", "b3")["last_error"]
@@ -198,6 +201,7 @@ def test_a_backend_that_answers_an_error_status_is_taken_out(site: Serving) -> N
 
 def test_a_backend_whose_cable_is_cut_times_out_of_the_farm(site: Serving) -> None:
     site.add_farm("tcp", health=QUICK_TCP)
+    wait_until(lambda: all(site.state("tcp4", name) == "up" for name in ("b1", "b2", "b3")), "all backends up")
     site.rig.cut("b1", silently=True)
     wait_until(lambda: site.state("tcp4", "b1") == "down", "b1 noticed as silent")
     tally = connect_many(site)
@@ -228,7 +232,7 @@ def test_changes_of_a_farm_bring_no_connection_to_a_dead_backend(site: Serving) 
             tally = site.rig.client.run(repeat(lambda: http_get(VIPS[4], PORTS["http"]), 60, Tally()))
             assert (tally.failures, set(tally.by_backend)) == ([], {"b1", "b3"}), command
     site.rig.backend("b2").start()
-    site.node.call("farm.set", name=farm, health={"interval_ms": 200, "timeout_ms": 200})
+    site.node.call("farm.set", name=farm, health=QUICK)
     wait_until(lambda: site.state(farm, "b2") == "up", "b2 back by itself")
 
 
@@ -248,13 +252,14 @@ def test_six_hundred_silent_backends_do_not_delay_the_checks_of_another_farm(sit
     wait_until(lambda: site.state(farm, "b2") == "down", "b2 noticed as down")
     took_s = time.monotonic() - started
     site.node.namespace.ip("route del 10.78.0.0/16")
-    assert took_s < 1.5, "its own time is 0.6 s"
+    assert took_s < 5, "its own time is 1.2 s, that of the silent ones 10 s"
 
 
 def test_lower_tiers_serve_only_while_no_higher_one_is_up(site: Serving) -> None:
     site.add_farm("tcp", weights=(1,), health=QUICK_TCP)
     address = f"{site.rig.backend('b2').address4}:{BACKEND_PORTS['tcp']}"
     site.node.xlbctl("backend", "add", "tcp4", address, "--priority", "1")
+    wait_until(lambda: all(site.state("tcp4", name) == "up" for name in ("b1", "b2")), "both backends up")
     assert set(connect_many(site).by_backend) == {"b1"}
     site.rig.backend("b1").kill()
     wait_until(lambda: site.state("tcp4", "b1") == "down", "b1 noticed as down")

@@ -12,7 +12,7 @@ from tests.rig import Layout, Rig
 from tests.wait import wait_until
 
 OWN = {4: "10.77.0.1/24", 6: "fd77::1/64"}
-QUICK = {"interval_ms": 200, "timeout_ms": 200, "rise": 2, "fall": 2}
+QUICK = {"interval_ms": 400, "timeout_ms": 400, "rise": 2, "fall": 2}
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ NEWER = ("members", "servers", "server_ranges", "direct", "fragments")
 OTHERWISE = {HANDLERS, "clocks", "turns", "rotation", "pressures", "new_pair_v4", "new_pair_v6", "farm_settings"}
 WITHOUT_PAST = RESETTABLE | OTHERWISE | {f"{name}_v{n}" for name in NEWER for n in (4, 6)}
 """Not in 0.1.0, which removes them, or under another name: its new_pair is scratch now, its turns are rotation."""
-HEALTH_CHECK = {"kind": "http", "path": "/health", "interval_ms": 500, "timeout_ms": 300, "rise": 2, "fall": 1}
+HEALTH_CHECK = {"kind": "http", "path": "/health", "interval_ms": 500, "timeout_ms": 500, "rise": 2, "fall": 1}
 TIMES = {"heartbeat_ms": 40, "lease_ms": 120, "takeover_ms": 140}
 """As in test_pair.py: slow enough for a machine that runs other tests at the same time."""
 
