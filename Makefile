@@ -32,7 +32,7 @@ test: check sim test-privileged ## Everything: check, simulation, packets throug
 
 .PHONY: test-privileged
 test-privileged: setup # without `check`; most of it waits, so that several tests at a time share the processors
-	$(PYTHON) -m pytest -n 3 --dist loadscope $(PRIVILEGED_TESTS)
+	$(PYTHON) -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(PRIVILEGED_TESTS)
 
 .PHONY: test-slow
 test-slow: setup ## Pair creation and demo with a quarter of the processors (root, cgroups)
