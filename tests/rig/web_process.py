@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import argon2
-
+from ctl.accounts.passwords import hash_password
 from tests.fakes.web import PASSWORD, WebClient
 from tests.rig.node import Node
 from tests.tree import TREE
@@ -26,7 +25,7 @@ def web_section(node: Node, listen: Sequence[str] = ("127.0.0.1:0",)) -> str:
 
 def add_user(node: Node, name: str, role: str) -> None:
     """An account with the password PASSWORD, in the configuration of the node or its pair."""
-    hashed = argon2.PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1).hash(PASSWORD)
+    hashed = hash_password(PASSWORD)
     node.call("user.add", name=name, role=role, password_hash=hashed)
 
 

@@ -9,8 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
-import argon2
-
+from ctl.accounts.passwords import hash_password
 from tests.fakes.web import ACCOUNTS, PASSWORD, WebClient
 from tests.net.serving import Serving
 from tests.rig import Layout, Node, Rig
@@ -127,11 +126,6 @@ class WebSite(Serving):
         wait_until(settled, "the pair is in step")
 
 
-def hash_of(password: str) -> str:
-    """Another hash of it each time."""
-    return argon2.PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1).hash(password)
-
-
 @contextlib.contextmanager
 def web_site() -> Iterator[WebSite]:
     """Build and start everything; take it down."""
@@ -147,7 +141,7 @@ def web_site() -> Iterator[WebSite]:
         site = WebSite(rig)
         two.call("vip.add", address="10.77.0.200/24", device="eth0")
         two.call("farm.add", name="old", vip="10.77.0.200", port=80)
-        hashed = hash_of(PASSWORD)
+        hashed = hash_password(PASSWORD)
         for name, role in ACCOUNTS.items():
             one.call("user.add", name=name, role=role, password_hash=hashed)
         try:

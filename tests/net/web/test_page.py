@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from ctl.accounts.passwords import hash_password
 from tests.fakes.web import PASSWORD
 from tests.net.web import looks
 from tests.net.web.browser import DESK, PHONE, Browser, chromium, why_no_browser
 from tests.net.web.pictures import PICTURES, write_index
-from tests.net.web.site import LOCAL, PEER, ROOT_PASSWORD, WebSite, hash_of, web_site
+from tests.net.web.site import LOCAL, PEER, ROOT_PASSWORD, WebSite, web_site
 from tests.rig import HTTP_PORT, TCP_PORT, VIP4, HeldConnections, Tally, http_get, repeat, tcp_connect
 from tests.rig.sshd import why_no_sshd
 from tests.wait import wait_until
@@ -656,7 +657,7 @@ def test_an_expired_session_loses_nothing(page: Browser, site: WebSite) -> None:
     page.view("farms/web")
     page.press("Add a backend")
     page.fill(Address="10.77.0.99", Weight="3")
-    site.active().call("user.set", name="olga", password_hash=hash_of(PASSWORD))  # which ends the sessions
+    site.active().call("user.set", name="olga", password_hash=hash_password(PASSWORD))  # which ends the sessions
     page.reads("The session has ended", "dialog:last-of-type")
     picture(page, "session-ended-light", DESK[1])
     page.field("Password").send_keys(PASSWORD, Keys.ENTER)
@@ -789,7 +790,7 @@ def test_a_pair_is_created_without_ssh(page: Browser, site: WebSite) -> None:
     token = page.reads(rf"xlbctl cluster join --local {re.escape(PEER)} (\S+)")[1]
     picture(page, "cluster-token-light")
     if not site.two.call("user.list"):
-        site.two.call("user.add", name="olga", role="operator", password_hash=hash_of(NEW_PASSWORD))
+        site.two.call("user.add", name="olga", role="operator", password_hash=hash_password(NEW_PASSWORD))
     site.other.start()
     page.open(f"{site.other_url}/#/cluster")
     page.login("olga", NEW_PASSWORD)
