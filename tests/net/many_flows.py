@@ -23,7 +23,7 @@ def put_connections(node: Node, count: int) -> None:
     assert layouts is not None
     plane = KernelPlane(node.bpf_dir, layouts)
     try:
-        key, value = _model(plane)
+        key, value = model(plane)
         for first in range(0, count, CHUNK):
             numbers = np.arange(first, min(first + CHUNK, count), dtype=np.uint32)
             for each in _copies(key, value, numbers):
@@ -32,7 +32,7 @@ def put_connections(node: Node, count: int) -> None:
         plane.close()
 
 
-def _model(plane: KernelPlane) -> tuple[Array, Array]:
+def model(plane: KernelPlane) -> tuple[Array, Array]:
     """The forward entry of a real connection."""
     for keys, values in plane.flow_batches("flows", "v4", 4096):
         ours = np.flatnonzero((keys["destination_port"] == PORTS["tcp"]) & (values["destination_port"] == PORTS["tcp"]))
