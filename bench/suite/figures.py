@@ -59,10 +59,10 @@ class Target:
     def is_met(self, value: float) -> bool:
         return value >= self.limit if self.at_least else value <= self.limit
 
-    def wanted(self) -> str:
-        """For a person: the sign, the limit and what it is compared with."""
-        sign = "≥" if self.at_least else "≤"
-        return f"{sign} {self.limit:g}{f' {TIMES} {self.against}' if self.against else ''}"
+    def wanted(self, unit: str) -> str:
+        """For a person: the sign, the limit and its unit, or what it is compared with."""
+        of = f"{TIMES} {self.against}" if self.against else unit
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g} {of}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)

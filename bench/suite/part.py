@@ -122,7 +122,9 @@ def show(result: PartResult) -> None:
             shown.add_column(subject, justify="right")
         shown.add_column("wanted")
         for line in table.lines:
-            targets = "; ".join(f"{target.subject} {target.wanted()}: {report.met(line, target)}" for target in line.targets)
+            targets = "; ".join(
+                f"{target.subject} {target.wanted(line.unit)}: {report.met(line, target)}" for target in line.targets
+            )
             shown.add_row(line.name, line.unit, *(report.cell(line, subject) for subject in subjects), targets)
         console.print(shown)
     for plot in result.plots:

@@ -49,12 +49,16 @@ def _lines(results: Sequence[PartResult]) -> Iterable[tuple[PartResult, Table, L
 
 
 def _targets(results: Sequence[PartResult]) -> str:
-    rows = ["| part | target | wanted | reached (median) | met |", "|---|---|---:|---:|---|"]
+    rows = []
     for result, _, line in _lines(results):
         for target in line.targets:
-            cells = (result.name, _limited(line, target), target.wanted(), _reached(line, target), met(line, target))
+            cells = (result.name, _limited(line, target), target.wanted(line.unit), _reached(line, target), met(line, target))
             rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) if len(rows) > 2 else "No part with targets was measured."
+    if not rows:
+        return "No part with targets was measured."
+    count = sum(row.endswith((" yes |", f" yes, {NOISY_MARK} |")) for row in rows)
+    head = ["| part | target | wanted | reached (median) | met |", "|---|---|---:|---:|---|"]
+    return f"{count} of {len(rows)} are met.\n\n" + "\n".join([*head, *rows])
 
 
 def _limited(line: Line, target: Target) -> str:
@@ -86,7 +90,7 @@ def _gaps(results: Sequence[PartResult]) -> Iterable[str]:
             why = target.gap or "no reason is known yet"
             if reached is None:
                 why = line.missing.get(target.subject) or line.missing.get(target.against) or "no sample"
-            missed = f"{_limited(line, target)}**: {_reached(line, target)}, wanted {target.wanted()}"
+            missed = f"{_limited(line, target)}**: {_reached(line, target)}, wanted {target.wanted(line.unit)}"
             yield f"- **{missed}. {why[:1].upper()}{why[1:].rstrip('.')}."
     for result in results:
         if result.failed:

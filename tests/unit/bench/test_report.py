@@ -44,9 +44,10 @@ def text(result: PartResult = RESULT) -> str:
 
 
 def test_each_target_has_a_row_with_what_was_reached() -> None:
+    assert "2 of 3 are met." in text()
     assert f"| packet | known flow: xlb | ≥ 4 {TIMES} nftables | 5 {TIMES} | yes |" in text()
     assert f"| packet | known flow: xlb | ≥ 9 {TIMES} nftables | 5 {TIMES} | **no** |" in text()
-    assert "| packet | lag: xlb | ≤ 50 | 5 ms | yes, noisy |" in text()
+    assert "| packet | lag: xlb | ≤ 50 ms | 5 ms | yes, noisy |" in text()
 
 
 def test_a_missed_target_is_a_gap_with_its_reason() -> None:
