@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON := .venv/bin/python
 SOURCES := bpf ctl sync tests bench docs
-C_SOURCES := $(wildcard bpf/program/*.[ch] bench/*.c)
+C_SOURCES := $(wildcard bpf/program/*.[ch] bench/*.c bench/*/*.c)
 PROSE := debian vagrant README.md CHANGELOG.md Makefile .ci
 PRIVILEGED_TESTS := $(wildcard tests/bpf tests/model tests/net)
 SEEDS ?= 2000

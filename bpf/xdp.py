@@ -19,6 +19,7 @@ XDP_FLAGS_UPDATE_IF_NOEXIST = 1 << 0
 XDP_FLAGS_SKB_MODE = 1 << 1
 XDP_FLAGS_DRV_MODE = 1 << 2
 XDP_FLAGS_REPLACE = 1 << 4
+_LIVE_FRAMES = 1 << 1  # BPF_F_TEST_XDP_LIVE_FRAMES
 
 MAX_OUTPUT_BYTES = 4096
 """The longest packet that a test run may return: a packet may grow."""
@@ -149,3 +150,17 @@ def test_run(fd: int, packet: bytes, ifindex: int = 0, repeat: int = 1) -> TestR
         options.ctx_in, options.ctx_size_in = ct.addressof(context), ct.sizeof(context)
     checked(_library().bpf_prog_test_run_opts(fd, ct.byref(options)), f"test-run a program on {len(packet)} bytes")
     return TestRun(options.retval, output.raw[: options.data_size_out], options.duration)
+
+
+def send(fd: int, frame: bytes, ifindex: int, count: int) -> None:
+    """Run an XDP program on `count` frames that are sent, redirected or received as its verdicts want them to be.
+
+    The frames begin as `frame`, came in by interface `ifindex` of the caller's network namespace, and are recycled: a program
+    that needs the bytes of `frame` writes them.
+    """
+    context = _XdpContext(data_end=len(frame), ingress_ifindex=ifindex)
+    source = ct.create_string_buffer(frame, len(frame))
+    options = _TestRunOptions(sz=ct.sizeof(_TestRunOptions), repeat=count, flags=_LIVE_FRAMES)
+    options.data_in, options.data_size_in = ct.addressof(source), len(frame)
+    options.ctx_in, options.ctx_size_in = ct.addressof(context), ct.sizeof(context)
+    checked(_library().bpf_prog_test_run_opts(fd, ct.byref(options)), f"send {count} frames")

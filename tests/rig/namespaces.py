@@ -126,6 +126,15 @@ class Namespace:
 
         return self.call(ask)
 
+    def offloads(self, device: str, *, checksums: bool, merge: bool) -> None:
+        """Whether `device` leaves checksums, and so the division of large segments, to its other end; and joins frames."""
+
+        def switch() -> None:
+            _ethtool(device, _ETHTOOL_STXCSUM, int(checksums))
+            _ethtool(device, _ETHTOOL_SGRO, int(merge))
+
+        self.call(switch)
+
     def plain_checksums(self, device: str, *, merge: bool = False) -> None:
         """Make `device` send finished checksums and, unless `merge`, never join received frames into larger ones.
 

@@ -119,6 +119,14 @@ class Backend:
             self.process = None
 
 
+def start_reaper(directory: Path, pins: Path) -> subprocess.Popen[bytes]:
+    """Removes a directory and all pins whose path begins with `pins` when its stdin is closed: whatever this process's exit."""
+    script = 'trap \'\' INT TERM HUP; cat; rm -rf -- "$1" "$2"*'
+    return subprocess.Popen(
+        ["sh", "-c", script, "rig-reaper", str(directory), str(pins)], stdin=subprocess.PIPE, start_new_session=True
+    )
+
+
 def _node_addresses(number: int) -> tuple[str, ...]:
     return f"10.77.0.{number}/24", f"fd77::{number}/64"
 
@@ -135,7 +143,7 @@ class Rig:
         self.nodes: list[Node] = []
         self.backends: list[Backend] = []
         self._pins = BPF_ROOT / f"xlb-rig-{self.id}-"  # what all its nodes' bpf_dirs begin with
-        self._reaper = self._start_reaper()
+        self._reaper = start_reaper(self.directory, self._pins)
         self._ports: list[tuple[str, str]] = []
         self._silent: set[str] = set()  # ports that were cut silently
         try:
@@ -158,15 +166,6 @@ class Rig:
         return next(backend for backend in self.backends if backend.name == name)
 
     # --- building ------------------------------------------------------------------------------------------------
-
-    def _start_reaper(self) -> subprocess.Popen[bytes]:
-        """Removes directories and pins when this process closes its end of the pipe, whatever its exit."""
-        script = 'trap \'\' INT TERM HUP; cat; rm -rf -- "$1" "$2"*'
-        return subprocess.Popen(
-            ["sh", "-c", script, "rig-reaper", str(self.directory), str(self._pins)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
 
     def _build(self) -> None:
         layout = self.layout
