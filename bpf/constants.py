@@ -46,6 +46,11 @@ MAX_INTERFACES = 65536
 TICK_SHIFT = 26
 """last_seen counts ticks of 2**26 ns (67 ms) of CLOCK_MONOTONIC; 32 bits overflow after nine years of uptime."""
 
+RECENT_TICKS = 15
+"""How long packets use the copy of a flow (1 s): last_seen of an established flow may be so much older than its last packet."""
+CHANGE_NUMBERS = 1 << 14
+"""Numbers that a change of a flow increments: a few thousand changes per second leave the copies of most flows alone."""
+
 PORT_REST_TICKS = 895
 """60 s: the source port of a connection that both ends have closed is not given to another client before, unless no other is
 free. Its server may be in TIME-WAIT until then."""

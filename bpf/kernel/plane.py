@@ -34,6 +34,7 @@ from bpf.kernel.affinity import AffinityMaps
 from bpf.kernel.configuration import ConfigurationMaps
 from bpf.kernel.limits import LimitMaps
 from bpf.kernel.listeners import ListenerMaps
+from bpf.kernel.recent import Copies
 from bpf.kernel.vlans import VlanMaps
 from bpf.loading.loader import PROGRAM
 from bpf.maps import elements
@@ -49,11 +50,13 @@ class KernelPlane:
         """Open the maps of `layouts` under bpf_dir. Raises PlaneError."""
         self._maps: dict[str, PinnedMap] = {}
         self._limits = LimitMaps({})
+        self._copies: Copies | None = None
         self._program = -1
         try:
             for name, layout in layouts.maps.items():
                 self._maps[name] = PinnedMap(bpf_dir, name, layout)
             self._limits = LimitMaps(self._maps)
+            self._copies = self._open_copies()
             self._program = libbpf.obj_get(bpf_dir / PROGRAM)
         except OSError as error:
             self.close()
@@ -70,11 +73,15 @@ class KernelPlane:
         for name in old.keys() - layouts.maps.keys():
             old[name].close()
         self._limits = LimitMaps(self._maps)
+        self._copies = self._open_copies()
         try:
             program, self._program = self._program, libbpf.obj_get(bpf_dir / PROGRAM)
         except OSError as error:
             raise PlaneError(f"the program pinned in {bpf_dir} cannot be opened: {error}") from error
         os.close(program)
+
+    def _open_copies(self) -> Copies | None:
+        return Copies(self._maps["changes"]) if "changes" in self._maps else None
 
     @property
     def _affinity(self) -> AffinityMaps:
@@ -194,16 +201,29 @@ class KernelPlane:
 
     def update_flows(self, family: str, keys: Array, values: Array) -> int:
         bpf_map = self._maps[f"flows_{family}"]
+        keys = _rows(keys, bpf_map.key)
         try:
-            return elements.update_batch(bpf_map.fd, _rows(keys, bpf_map.key), _rows(values, bpf_map.value))
+            return elements.update_batch(bpf_map.fd, keys, _rows(values, bpf_map.value))
         except elements.BatchError as error:
             if error.errno in (errno.E2BIG, errno.ENOMEM, errno.ENOSPC):
                 return error.done
             raise PlaneError(f"writing {len(keys)} flows to {bpf_map.path} failed: {error}") from error
+        finally:
+            self.end_copies(keys)
 
     def delete_flows(self, flow_map: str, family: str, keys: Array) -> int:
         deleted_from = self._maps[f"{flow_map}_{family}"]
-        return elements.delete_batch(deleted_from.fd, _rows(keys, deleted_from.key))
+        keys = _rows(keys, deleted_from.key)
+        try:
+            return elements.delete_batch(deleted_from.fd, keys)
+        finally:
+            if flow_map == "flows":
+                self.end_copies(keys)
+
+    def end_copies(self, keys: Array) -> None:
+        """The program must read the flows with these keys again."""
+        if self._copies and len(keys):
+            self._copies.end(keys)
 
     def encode_flow_keys(self, family: str, tuples: Sequence[FlowTuple]) -> Array:
         """Keys for `lookup_flows` and `delete_flows`."""

@@ -33,6 +33,7 @@ from bpf.loading.flatten import flatten
 from bpf.loading.headers import compiler_flags, make_header_tree
 from bpf.maps.layout import MapLayout
 
+MIN_RECENT = 64
 SOURCE = Path(__file__).parents[1] / "program" / "xlb.c"
 PROGRAM = "xlb"
 NICE = 10
@@ -67,7 +68,18 @@ def c_constants() -> list[str]:
 def c_sizes(max_flows: int, max_embryonic: int, features: dict[str, bool]) -> list[str]:
     """`-D` flags for the settings of a node. A feature that is off is not defined, so that #if and #ifdef both work."""
     chosen = [f"-D{name.upper()}=1" for name, on in sorted(features.items()) if on]
-    return [f"-DMAX_FLOWS={max_flows}", f"-DMAX_EMBRYONIC={max_embryonic}", *chosen]
+    parts, shift = recent_sizes(max_flows, libbpf.possible_cpus())
+    sizes = {"MAX_FLOWS": max_flows, "MAX_EMBRYONIC": max_embryonic, "RECENT_PARTS": parts, "RECENT_SHIFT": shift}
+    return [*(f"-D{name}={size}" for name, size in sizes.items()), *chosen]
+
+
+def recent_sizes(max_flows: int, cpus: int) -> tuple[int, int]:
+    """Copies of flows: the number of parts, one for each CPU, and the binary logarithm of the copies in each.
+
+    Together a quarter of max_flows, 48 MB for a million with both families, or MIN_RECENT for each CPU.
+    """
+    parts = 1 << (cpus - 1).bit_length()
+    return parts, max(MIN_RECENT, max_flows // 4 // parts).bit_length() - 1
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ CAPTURE = "capture"
 EMBRYONIC_SHARE = 8
 """Ratio of max_flows to the capacity for embryonic connections, which are preallocated: 300 bytes each per family."""
 MIN_EMBRYONIC = 1024
-RESETTABLE = frozenset({"counters", "error_budget", "scratch_v4", "scratch_v6"})
+RESETTABLE = frozenset({"changes", "counters", "error_budget", "recent_v4", "recent_v6", "scratch_v4", "scratch_v6"})
 """Maps that an upgrade may replace by empty ones: nothing depends on their old entries."""
 
 MAX_WORDS, LAST_LINES, MAX_LOG_LINES = 500, 3, 20

@@ -30,3 +30,11 @@ class MappedArray:
         column = self._values[field]
         changed = np.flatnonzero(column != values)
         column[changed] = values[changed]
+
+    def increment(self, field: str, rows: Array) -> None:
+        """Add one to a field of these rows, once for each time that a row is named. Not atomic: for one writer at a time."""
+        np.add.at(self._values[field], rows, 1)
+
+    def clear(self) -> None:
+        """Set all values to zero."""
+        self._values.view(np.uint8)[:] = 0

@@ -66,6 +66,13 @@ struct flow_FAM {
 	u16 mtu; /* of the egress interface or route, bytes of IP packet; valid with the MACs */
 };
 
+/* A copy of an entry of `flows`; see recent.family.h. */
+struct recent_FAM {
+	struct flow_key_FAM key; /* in `zero` how often flows with its hash had changed */
+	struct flow_FAM flow;
+	u8 spare[RECENT_SPARE_FAM];
+};
+
 /* A changed connection, for the peer: its forward entry, from which the reply entry is derived. */
 struct flow_event_FAM {
 	struct flow_key_FAM key;

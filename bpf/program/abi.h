@@ -25,6 +25,12 @@ struct clock {
 	u64 coarse_ns;
 };
 
+/* How often flows with the same hash have changed; see recent.family.h. */
+struct change {
+	u32 by_program;
+	u32 by_daemon;
+};
+
 struct counter {
 	u64 packets;
 	u64 bytes;
@@ -117,10 +123,14 @@ struct port_range {
 
 #define WORDS_v4 1
 #define WORDS_v6 4
+#define RECENT_SPARE_v4 0
+#define RECENT_SPARE_v6 16
 #include "abi.family.h"
 _Static_assert(sizeof(struct flow_key_v4) == 16, "flow_key_v4");
 _Static_assert(sizeof(struct flow_key_v6) == 40, "flow_key_v6");
 _Static_assert(sizeof(struct flow_v4) == 48, "flow_v4");
 _Static_assert(sizeof(struct flow_v6) == 72, "flow_v6");
+_Static_assert(sizeof(struct recent_v4) == 64, "recent_v4");
+_Static_assert(sizeof(struct recent_v6) == 128, "recent_v6");
 _Static_assert(sizeof(struct flow_event_v4) == 72, "flow_event_v4");
 _Static_assert(sizeof(struct flow_event_v6) == 120, "flow_event_v6");

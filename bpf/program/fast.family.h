@@ -8,8 +8,11 @@
 static __always_inline u32 forward_known_FAM(struct packet *packet)
 {
 	struct flow_key_FAM key = {};
+	struct recent_FAM *copy;
 	struct flow_FAM *flow;
-	u32 verdict;
+	bool is_copy;
+	u32 verdict, number;
+	u64 hash;
 
 	if (parse_FAM(packet, &key) != CONTINUE || packet->fragment)
 		return CONTINUE;
@@ -18,7 +21,13 @@ static __always_inline u32 forward_known_FAM(struct packet *packet)
 	if (packet->transport + sizeof(struct udphdr) > packet->end) /* for the verifier: parse_transport has checked it */
 		return CONTINUE;
 	copy_ports(&key.source_port, packet->transport);
-	flow = flows_FAM.lookup(&key);
+	hash = place_hash_FAM(&key);
+	number = changes_of_FAM(hash); /* before the flow is read */
+	copy = copy_at_FAM(hash);
+	if (!copy)
+		return CONTINUE;
+	is_copy = is_usable_FAM(packet, copy, &key, number);
+	flow = is_copy ? &copy->flow : flows_FAM.lookup(&key);
 	if (!flow || is_syn(packet)) /* a SYN may begin the connection again, and does if its own RST has closed it here */
 		return CONTINUE;
 #ifdef TOA
@@ -33,7 +42,12 @@ static __always_inline u32 forward_known_FAM(struct packet *packet)
 	verdict = fence_FAM(packet, &key.destination);
 	if (verdict != CONTINUE)
 		return verdict;
-	touch_FAM(packet, &key, flow);
+	if (!is_copy)
+		touch_FAM(packet, &key, flow);
 	verdict = forward_FAM(packet, flow, true);
-	return is_drop(verdict) ? CONTINUE : verdict;
+	if (is_drop(verdict))
+		return CONTINUE;
+	if (!is_copy && !is_pass(verdict))
+		copy_flow_FAM(packet, copy, &key, number, flow);
+	return verdict;
 }

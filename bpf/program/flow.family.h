@@ -48,22 +48,20 @@ static __always_inline struct flow_FAM *find_flow_FAM(struct flow_key_FAM *key)
 	return embryonic_FAM.lookup(key);
 }
 
-static __always_inline bool is_same_address_FAM(struct addr_FAM *one, struct addr_FAM *other)
-{
-	u32 difference = 0;
-
-#pragma unroll
-	for (u32 i = 0; i < WORDS_FAM; i++)
-		difference |= one->word[i] ^ other->word[i];
-	return !difference;
-}
-
 /* Is `reply` the reply entry of the connection whose forward key is `key`? */
 static __always_inline bool is_reply_to_FAM(struct flow_FAM *reply, struct flow_key_FAM *key)
 {
 	return is_same_address_FAM(&reply->destination, &key->source) &&
 	       is_same_address_FAM(&reply->source, &key->destination) && reply->destination_port == key->source_port &&
 	       reply->source_port == key->destination_port;
+}
+
+/* Delete an entry, whichever map it is in. */
+static __always_inline void delete_flow_FAM(struct flow_key_FAM *key)
+{
+	flows_FAM.delete(key);
+	embryonic_FAM.delete(key);
+	end_copies_FAM(key);
 }
 
 /* The connection with this forward entry ends: it is counted no more. */
@@ -84,12 +82,9 @@ static __always_inline void end_connection_FAM(struct packet *packet, struct flo
 	forget_load_FAM(forward);
 	if (established)
 		report_FAM(packet, key, forward, EVENT_TYPE_REMOVED);
-	if (reply && is_reply_to_FAM(reply, key)) {
-		flows_FAM.delete(reply_key);
-		embryonic_FAM.delete(reply_key);
-	}
-	flows_FAM.delete(key);
-	embryonic_FAM.delete(key);
+	if (reply && is_reply_to_FAM(reply, key))
+		delete_flow_FAM(reply_key);
+	delete_flow_FAM(key);
 }
 
 /* --- creating a connection --------------------------------------------------------------------------------- */
@@ -118,6 +113,7 @@ static __always_inline u32 claim_reply_FAM(struct flow_key_FAM *key, struct conn
 		found->state = 0;
 	found->farm = connection->reply.farm;
 	found->backend = connection->reply.backend;
+	end_copies_FAM(&connection->reply_key);
 	return CONTINUE;
 }
 
@@ -134,11 +130,9 @@ static __always_inline void evict_FAM(struct packet *packet, struct flow_key_FAM
 		forget_load_FAM(forward);
 		if (flows_FAM.lookup(forward_key))
 			report_FAM(packet, forward_key, forward, EVENT_TYPE_REMOVED);
-		flows_FAM.delete(forward_key);
-		embryonic_FAM.delete(forward_key);
+		delete_flow_FAM(forward_key);
 	}
-	flows_FAM.delete(reply_key);
-	embryonic_FAM.delete(reply_key);
+	delete_flow_FAM(reply_key);
 }
 
 /* Write a source into the reply key: the port, and one of the addresses that the farm has for its backends. */
@@ -436,6 +430,7 @@ static __always_inline void promote_FAM(struct packet *packet, struct flow_key_F
 	bool had_reply = flows_FAM.lookup(reply_key);
 
 	leave_half_open_FAM(packet, &key->source, forward);
+	end_copies_FAM(reply_key);
 	if (flows_FAM.update(reply_key, reply)) {
 		count(packet, COUNTER_EVENT_FLOW_TABLE_FULL);
 		return;
@@ -492,13 +487,16 @@ static __always_inline void update_state_FAM(struct packet *packet, struct flow_
 		return;
 	flow->state = state;
 	if (!((state ^ before) & ~FLOW_STATE_SEEN) && !is_answer_FAM(packet, flow))
-		return;
+		return; /* no packet has used a copy: there is none before the first packet */
 	other_key = other_key_FAM(flow, key->protocol);
 	if (!other_key)
 		return;
 	other = is_one_way(flow->flags) ? NULL : find_flow_FAM(other_key);
-	if (other)
+	if (other) {
 		other->state = mirrored_state(state, other->state);
+		end_copies_FAM(other_key);
+	}
+	end_copies_FAM(key);
 	if (is_closed(state) == is_closed(before) && !is_answer_FAM(packet, flow))
 		return;
 	forward = flow->flags & FLOW_FLAG_FORWARD ? flow : other;

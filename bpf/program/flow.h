@@ -2,6 +2,7 @@
 #pragma once
 #include "parse.h"
 
+#define PLACE_FACTOR 0x9e3779b97f4a7c15ULL /* 2**64 / phi: see GOLDEN_RATIO */
 #define SYN_RETRY_TICKS 8 /* 0.5 s: later than a duplicate of a SYN, earlier than its first retransmission (1 s, RFC 6298) */
 
 static __always_inline bool is_closed(u8 state)

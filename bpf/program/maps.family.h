@@ -11,6 +11,8 @@ BPF_TABLE_PINNED("lpm_trie", struct range_key_FAM, struct service, ranges_FAM, M
 BPF_TABLE_PINNED("hash", struct member_key_FAM, u32, members_FAM, MAX_BACKENDS, PINS "/members_FAM", BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("hash", struct flow_key_FAM, struct flow_FAM, flows_FAM, 2 * MAX_FLOWS, PINS "/flows_FAM", BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("lru_hash", struct flow_key_FAM, struct flow_FAM, embryonic_FAM, 2 * MAX_EMBRYONIC, PINS "/embryonic_FAM");
+/* Copies of entries of `flows`, a part for each CPU. Mapped, so that each begins with a cache line. */
+BPF_TABLE_PINNED("array", u32, struct recent_FAM, recent_FAM, RECENT_PARTS << RECENT_SHIFT, PINS "/recent_FAM", BPF_F_MMAPABLE);
 /* The addresses and ports of backends. Port 0: the flags of all services of the host. Ranges as in `ranges`. */
 BPF_TABLE_PINNED("hash", struct service_key_FAM, struct server, servers_FAM, MAX_SERVERS, PINS "/servers_FAM",
 		 BPF_F_NO_PREALLOC);

@@ -5,6 +5,7 @@
 BPF_TABLE_PINNED("array", u32, struct lease, lease, 1, PINS "/lease");
 BPF_TABLE_PINNED("array", u32, struct globals, globals, 1, PINS "/globals");
 BPF_TABLE_PINNED("percpu_array", u32, struct clock, clocks, 1, PINS "/clocks");
+BPF_TABLE_PINNED("array", u32, struct change, changes, CHANGE_NUMBERS, PINS "/changes", BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("percpu_array", u32, struct counter, counters, COUNTER_COUNT, PINS "/counters");
 BPF_TABLE_PINNED("percpu_array", u32, struct traffic, farm_traffic, MAX_FARMS, PINS "/farm_traffic");
 BPF_TABLE_PINNED("percpu_array", u32, struct traffic, backend_traffic, MAX_BACKENDS, PINS "/backend_traffic");

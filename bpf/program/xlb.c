@@ -50,6 +50,7 @@
 #include "affinity.family.h"
 #include "suspend.family.h"
 #include "admit.family.h"
+#include "recent.family.h"
 #include "flow.family.h"
 #include "fragment.family.h"
 #include "server.family.h"

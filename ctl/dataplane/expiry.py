@@ -9,6 +9,7 @@ Idle timeouts (RFC 5382 REQ-5, RFC 4787 REQ-5):
 * opening: until both directions were seen; of TCP until it is established;
 * closing: FIN from both sides, or a RST;
 * otherwise, half-closed connections included, the farm's idle timeout, which also limits the others.
+The entry of an established connection is up to RECENT_TICKS older than its last packet, so it is deleted so much later.
 The timeouts of established connections shrink while the map of established flows is filled: they are unchanged below
 PRESSURE_FROM, then fall linearly to FLOOR_S when it is full.
 """
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpf.constants import MAX_BACKENDS, MAX_FARMS, REFRESH_SHIFT, TICK_SHIFT, FlowFlag, FlowState
+from bpf.constants import MAX_BACKENDS, MAX_FARMS, RECENT_TICKS, REFRESH_SHIFT, TICK_SHIFT, FlowFlag, FlowState
 from bpf.dataplane import Array
 from ctl.config.model import Config, Protocol
 
@@ -38,7 +39,7 @@ Ticks = NDArray[np.uint32]
 
 _FINISHED = int(FlowState.FIN_HERE | FlowState.FIN_THERE)
 _REFRESH_TICKS = 1 << REFRESH_SHIFT
-"""Maximum age of a replicated entry's last_seen while its connection is busy on the peer."""
+"""Maximum age of a replicated entry's last_seen while its connection is busy on the peer, in addition to RECENT_TICKS."""
 
 
 def to_ticks(seconds: int) -> int:
@@ -188,7 +189,8 @@ def _limits(state: Any, values: Array, timeouts: Timeouts, embryonic: bool) -> T
         opening |= timeouts.handshake[row] | is_one_way(values)
     limit = np.where(opening, timeouts.opening[row], timeouts.idle[row])
     limit = np.where(_is_closed(state), timeouts.closing[row], limit)
-    return np.asarray(limit + np.where(replicated, _REFRESH_TICKS, 0), np.uint32)
+    limit = limit + np.where(replicated, _REFRESH_TICKS, 0)
+    return np.asarray(limit if embryonic else limit + RECENT_TICKS, np.uint32)
 
 
 def _is_closed(state: Any) -> Any:

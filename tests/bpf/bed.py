@@ -48,6 +48,7 @@ from bpf.kernel.plane import KernelPlane
 from bpf.loading import loader
 from bpf.maps import elements
 from bpf.maps.layout import Layouts
+from bpf.maps.mapped_array import MappedArray
 from bpf.maps.pinned_map import PinnedMap
 from ctl.dataplane import servers
 from tests.rig import xdp_pass
@@ -227,6 +228,7 @@ class Bed:
         for family in FAMILIES:
             for flow_map in ("flows", "embryonic", "direct", "fragments"):
                 self.clear(flow_map, family)
+            MappedArray(plane._maps[f"recent_{family.name}"]).clear()
         plane.apply([KeepPrefixes(frozenset()), *(PutFarmLimits(farm) for farm in range(1, 16))])
         for name in self.layouts.maps.keys() & {"rates_v4", "rates_v6", "half_open_v4", "half_open_v6"}:
             self._empty(name)
@@ -274,6 +276,7 @@ class Bed:
         for keys, values in list(self.plane.flow_batches(flow_map, family.name, 4096)):
             values["last_seen"] -= int(seconds * 1e9) >> TICK_SHIFT
             pinned.put(keys, values)
+            self.plane.end_copies(keys)
         pinned.close()
 
     def _empty(self, name: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bpf.constants import FlowState, Mode, Protocol
+from bpf.constants import RECENT_TICKS, FlowState, Mode, Protocol
 from bpf.dataplane import Array
 from ctl.cluster.flows.engine import Outlets, ReplicationEngine
 from ctl.config.model import Config
@@ -225,7 +225,7 @@ def test_the_backup_keeps_what_the_active_keeps_and_no_longer_than_the_slack(joi
     (keys, values), *_ = joined.backup.plane.flow_batches("flows", family.name, 64)
     found, pairs = joined.backup.plane.lookup_flows("flows", family.name, expiry.opposite_keys(keys, values))
     assert found.all() and len(keys) == 2
-    limit = expiry.to_ticks(expiry.NO_FARM_S) + (1 << 9)
+    limit = expiry.to_ticks(expiry.NO_FARM_S) + RECENT_TICKS + (1 << 9)
     seen = int(values["last_seen"].max())
     for late, gone in ((limit - 1, False), (limit, True)):
         assert expiry.expired(keys, values, found, pairs, seen + late, timeouts)[0].all() == gone

@@ -53,6 +53,7 @@ from bpf.dataplane import (
 from bpf.kernel.plane import KernelPlane
 from ctl.dataplane import planner
 from tests.fakes.plane import FakePlane
+from tests.model.copies import Copies
 from tests.model.generate import Generator
 from tests.model.routes import Routes
 from tests.model.state import State
@@ -134,7 +135,7 @@ class PlaneContract:
     @pytest.mark.parametrize("seed", range(3))
     def test_the_maps_hold_what_the_model_holds(self, subject: Subject, seed: int) -> None:
         """Random configurations, one after the other, by the real planner; the model of the data plane has the same content."""
-        state = State(Routes())
+        state = State(Routes(), Copies())
         generator, planned = Generator(random.Random(seed), state), planner.PlannerState()
         for _ in range(12):
             step, complete = generator.configure(), False

@@ -212,6 +212,8 @@ def promote(state: State, packet: Packet, key: Key, forward: Flow, reply_key: Ke
     flows, embryonic = state.flows[len(key.source)], state.embryonic[len(key.source)]
     had_reply = reply_key in flows.entries
     limits.leave_half_open(state, key.source, forward)
+    if reply_key:
+        state.copies.changed(reply_key)
     if (reply_key and reply and not flows.put(reply_key, reply)) or not flows.put(key, forward):
         if reply_key and not had_reply:
             flows.delete(reply_key)
@@ -425,6 +427,7 @@ def claim(state: State, key: Key, forward: Flow) -> bool:
     if is_closed(found.state):
         found.state = 0
     found.farm, found.backend = forward.farm, forward.backend
+    state.copies.changed(reply_key)
     return True
 
 
@@ -489,6 +492,8 @@ def touch(state: State, packet: Packet, key: Key, flow: Flow) -> None:
     other = other_direction(state, flow, key.protocol)
     if other:
         other.state = other.state & ~(ENDS | RESET) | mirrored(new)
+        state.copies.changed(other_key)
+    state.copies.changed(key)
     if flow.flags & FORWARD:
         count_change(state, key.source, flow, old, new, answer)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bpf.constants import REFRESH_SHIFT, TICK_SHIFT
+from bpf.constants import RECENT_TICKS, REFRESH_SHIFT, TICK_SHIFT
 from ctl.config.model import AllDown, Backend, Config, DrainThen, Farm, Mode, OnBackend, Protocol
 from tests.model.bits import FORWARD, REPLICATED, RESET, SEEN
 from tests.model.connections import is_closed, is_one_way, mirrored
@@ -205,7 +205,8 @@ def timeout(config: Config, flow: Flow, bits: int, embryonic: bool, fill: float)
         lowest = min(chosen, ticks(FLOOR_S))
         exact = lowest + (chosen - lowest) * min(1.0, max(0.0, (1 - fill) / 0.4))
         chosen = int(exact) + (exact > int(exact))
-    return chosen + (1 << REFRESH_SHIFT if bits & REPLICATED else 0)
+    chosen += 1 << REFRESH_SHIFT if bits & REPLICATED else 0
+    return chosen if embryonic else chosen + RECENT_TICKS
 
 
 # --- takeover ------------------------------------------------------------------------------------------------
@@ -228,5 +229,7 @@ def take_over(state: State) -> None:
             forward.state = flow.state | REPLICATED
             reply.state = forward.state & (SEEN | RESET | REPLICATED) | mirrored(forward.state)
             flows.put(key, forward)
+            flows.changed(key)
             if not is_one_way(flow):
                 flows.put(flow.opposite(key.protocol), reply)
+                flows.changed(flow.opposite(key.protocol))

@@ -10,8 +10,8 @@ from bpf.constants import (
     LEASE_HANDED_OVER_NS,
 )
 from tests.model import answers, icmp_errors, toa, vlans
-from tests.model.bits import SERVER_DNAT, TOA, VIP_OPEN
-from tests.model.connections import advance, match, server, touch
+from tests.model.bits import IPIP, SERVER_DNAT, TOA, VIP_OPEN
+from tests.model.connections import advance, is_one_way, match, server, touch
 from tests.model.forwarding import forward
 from tests.model.packet import IP, TCP, UDP, Packet, Verdict, parse_v4, parse_v6
 from tests.model.state import Flow, Key, State
@@ -180,10 +180,13 @@ def handle_transit(state: State, packet: Packet) -> str:
 
 
 def handle_flow(state: State, packet: Packet) -> str:
-    key = packet.key
-    found = match(state, packet, key)
+    key, copies = packet.key, state.copies
+    found, number = match(state, packet, key), copies.number(key)
     fence(state, key.destination)
     flow = found.flow
+    is_fast = flow is not None and packet.established and is_for_fast_path(packet, flow)
+    if is_fast and flow and copies.is_usable(state, packet) and packet.hop_limit > (not is_one_way(flow)):
+        return forward(state, packet, flow)
     if not packet.established or flow is None:
         flow = advance(state, packet, key, found)
     touch(state, packet, key, flow)
@@ -191,7 +194,15 @@ def handle_flow(state: State, packet: Packet) -> str:
         toa.handle(state, packet, key, flow)
     if packet.is_fragment:
         state.fragments[len(key.source)].put(packet.fragment_key, flow)
-    return forward(state, packet, flow)
+    verdict = forward(state, packet, flow)
+    if is_fast and verdict.startswith("forward_"):
+        copies.keep(state, key, number, flow)
+    return verdict
+
+
+def is_for_fast_path(packet: Packet, flow: Flow) -> bool:
+    """The others leave no copy of their flow. The outer header of a tunnel takes the place of a tag."""
+    return not packet.is_syn and not packet.is_fragment and not (packet.is_tagged and flow.flags & IPIP)
 
 
 def handle_later_fragment(state: State, packet: Packet) -> str:

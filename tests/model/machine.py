@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from bpf import libbpf
 from bpf.columns import address_bytes
 from bpf.constants import COUNTERS, EventType, Mode
+from bpf.loading.compile import recent_sizes
 from ctl.config.model import Config
 from ctl.dataplane import planner
 from ctl.dataplane.kernel import sweeper
@@ -23,6 +25,7 @@ from ctl.dataplane.slow_start import SlowStart
 from tests.bpf.bed import SEED
 from tests.bpf.tagged_bed import TaggedBed
 from tests.model import daemon, datapath
+from tests.model.copies import Copies
 from tests.model.encoding import row_of
 from tests.model.kernel import BACKENDS, FARMS, Kernel
 from tests.model.state import Flow, Key, State, Table, Traffic
@@ -77,7 +80,8 @@ class Machine:
         kernel.reset()
         bed = kernel.bed
         routes = routes_of(bed.in0, bed.out0)
-        self.state = State(routes, 2 * bed.max_flows, start_ns, seed=SEED, max_embryonic=bed.max_embryonic)
+        copies = Copies(*recent_sizes(bed.max_flows, libbpf.possible_cpus()))
+        self.state = State(routes, copies, 2 * bed.max_flows, start_ns, seed=SEED, max_embryonic=bed.max_embryonic)
         self.state.cpu = kernel.move_to_cpu(0)
         self.state.modes -= {mode for name, mode in (("dsr", Mode.DSR), ("ipip", Mode.IPIP)) if not kernel.has(name)}
         if isinstance(bed, TaggedBed):

@@ -46,6 +46,7 @@ class Packet:
     ports: tuple[int, int] = (0, 0)
     egress: int = 0
     mtu: int = 0  # that was exceeded
+    is_tagged: bool = False  # it came with the tag of a VLAN, and no other
     established: bool = False
     key: Key = field(default=Key(b"", b"", 0, 0, 0))
 

@@ -41,6 +41,7 @@ from bpf.dataplane import (
 from tests.model.routes import Routes
 
 if TYPE_CHECKING:
+    from tests.model.copies import Copies, Copy
     from tests.model.vlans import Vlans
 
 
@@ -103,6 +104,7 @@ class Table:
         self._touched = touched
         self.missing: Callable[[dict[Key, Flow], Key | None], set[Key]] | None = None
         self.gone, self.doubt = set[Key](), False
+        self.changed: Callable[[Key], None] = lambda key: None
 
     def get(self, key: Key) -> Flow | None:
         self._touched.add((self.name, key))
@@ -136,6 +138,7 @@ class Table:
     def delete(self, key: Key) -> None:
         self._touched.add((self.name, key))
         self.entries.pop(key, None)
+        self.changed(key)
 
 
 class Backend(NamedTuple):
@@ -188,6 +191,7 @@ class State:
     """One node. The tables are by address length: 4 for IPv4, 16 for IPv6."""
 
     routes: Routes
+    copies: Copies
     max_entries: int = 1 << 20  # of `flows`, per family
     now_ns: int = 1
     deadline_ns: int = LEASE_FOREVER_NS
@@ -234,6 +238,8 @@ class State:
 
     def __post_init__(self) -> None:
         self.flows = self._tables("flows", self.max_entries)
+        for table in self.flows.values():
+            table.changed = self.copies.changed
         self.embryonic, self.fragments, self.direct = (self._tables(n, 1 << 20) for n in ("embryonic", "fragments", "direct"))
 
     def _tables(self, name: str, capacity: int) -> dict[int, Table]:
@@ -248,7 +254,7 @@ class State:
         """Has this node the lease?"""
         return self.deadline_ns == LEASE_FOREVER_NS or self.now_ns < self.deadline_ns
 
-    def age(self, flow: Flow) -> int:
+    def age(self, flow: Flow | Copy) -> int:
         """Ticks since the last packet."""
         return self.tick - flow.last_seen & 0xFFFFFFFF
 

@@ -66,6 +66,7 @@ def receive(state: State, packet: Packet) -> bytes:
         return b""
     removed = bytes(packet.frame[12:at])
     del packet.frame[12:at]
+    packet.is_tagged = own[0] > 0 and len(removed) == 4
     packet.size -= len(removed)
     return removed
 

@@ -1,4 +1,7 @@
-"""Which flows expire: in all states, across the wrap of the tick, and always both directions together."""
+"""Which flows expire: in all states, across the wrap of the tick, and always both directions together.
+
+Entries of established flows may be a second older than their last packets, so they are kept a second longer.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpf.constants import REFRESH_SHIFT, TICK_SHIFT, FlowFlag, FlowState
+from bpf.constants import RECENT_TICKS, REFRESH_SHIFT, TICK_SHIFT, FlowFlag, FlowState
 from ctl.config.changes import change
 from ctl.config.model import Config
 from ctl.dataplane import expiry
@@ -94,7 +97,7 @@ def test_forward_and_reply_flow_refer_to_each_other() -> None:
 @pytest.mark.parametrize("now", [NOW, 50, 2**32 - 1])
 def test_idle_time_allowed_in_each_state(forward: int, reply: int, kept_s: int, now: int) -> None:
     for quiet in (1.0, 0.9):  # the more recent flow decides
-        before, after = kept_s - 1, kept_s + 1
+        before, after = kept_s - 1, kept_s + 2
         assert sweep(*connection((forward, before), (reply, before + 5 * (quiet < 1)), now), now) == set()
         assert sweep(*connection((forward, after), (reply, after + 5 * (quiet < 1)), now), now) == {0, 1}
 
@@ -115,7 +118,7 @@ def test_timeouts_shrink_linearly_from_60_percent_to_the_floor(fill: float, stat
     limits = TIMEOUTS.under_pressure(fill)
     limit_s = {0: OPENING_S, RST: CLOSING_S}.get(state, IDLE_S)
     share = min(1.0, max(0.0, (fill - 0.6) / 0.4))
-    expected = limit_s - (limit_s - expiry.FLOOR_S) * share
+    expected = limit_s - (limit_s - expiry.FLOOR_S) * share + RECENT_TICKS * 2**TICK_SHIFT / 1e9
     gone = bool(sweep(*connection((state, seconds), (state, seconds)), timeouts=limits))
     if abs(seconds - expected) > 0.5:
         assert gone == (seconds > expected)
@@ -133,12 +136,12 @@ def test_a_busy_flow_keeps_both_directions() -> None:
 def test_a_flow_without_its_reverse_flow_expires_alone() -> None:
     keys, values = connection((SEEN, 40), (SEEN, 40))
     assert sweep(keys[:1], values[:1]) == set(), "a candidate only after the farm's timeout"
-    keys, values = connection((SEEN, 901), (SEEN, 0))
+    keys, values = connection((SEEN, 902), (SEEN, 0))
     assert sweep(keys[:1], values[:1]) == {0}
 
 
 def test_a_reverse_flow_of_another_connection_is_kept() -> None:
-    keys, values = connection((SEEN, 901), (SEEN, 1))
+    keys, values = connection((SEEN, 902), (SEEN, 1))
     values["destination_port"][1] = 40001  # the reply tuple belongs to another client now
     assert sweep(keys, values) == {0}
 
@@ -152,7 +155,7 @@ def test_a_packet_newer_than_the_clock_reading_does_not_expire() -> None:
 def test_a_replicated_flow_gets_the_refresh_interval_on_top() -> None:
     slack = (1 << REFRESH_SHIFT << TICK_SHIFT) / 1e9
     assert sweep(*connection((REPLICATED, 900 + slack - 1), (REPLICATED, 900 + slack - 1))) == set()
-    assert sweep(*connection((REPLICATED, 900 + slack + 1), (REPLICATED, 900 + slack + 1))) == {0, 1}
+    assert sweep(*connection((REPLICATED, 900 + slack + 2), (REPLICATED, 900 + slack + 2))) == {0, 1}
 
 
 def test_timeouts_by_farm() -> None:
@@ -172,8 +175,8 @@ def test_timeouts_by_farm() -> None:
     assert [timeouts.handshake[farm.id] for farm in config.farms.values()] == [True, False, True, True]
     assert timeouts.idle[4000] == expiry.to_ticks(expiry.NO_FARM_S)
     assert config.farms["web"].id == 1
-    assert sweep(*connection((SEEN, 21), (SEEN, 21)), timeouts=timeouts) == {0, 1}
-    assert sweep(*connection((FIN, 21), (PEER_FIN, 21)), timeouts=timeouts) == {0, 1}, "the farm's timeout bounds the others"
+    assert sweep(*connection((SEEN, 22), (SEEN, 22)), timeouts=timeouts) == {0, 1}
+    assert sweep(*connection((FIN, 22), (PEER_FIN, 22)), timeouts=timeouts) == {0, 1}, "the farm's timeout bounds the others"
 
 
 def test_ticks_are_rounded_up() -> None:
@@ -225,7 +228,7 @@ def test_connections_that_last_are_found_among_the_embryonic(
     ],
 )
 def test_a_connection_that_is_one_way(flag: int, state: int, farm: int, embryonic: bool, limit_s: int) -> None:
-    for age_s, expected in ((limit_s - 1, set()), (limit_s + 1, {0})):
+    for age_s, expected in ((limit_s - 1, set()), (limit_s + 2, {0})):
         keys, values = connection((state | FlowState.FIN_THERE, age_s), (SEEN, 0))
         values["flags"][0] |= flag
         values["farm"] = farm

@@ -26,6 +26,7 @@ from ctl.explanation.explain import Loads, NextHop, destination, explain, with_n
 from tests.model import frames
 from tests.model.affinity import client
 from tests.model.bits import DSR, FORWARD, IPIP, TOA
+from tests.model.copies import Copies
 from tests.model.datapath import handle
 from tests.model.generate import PORTS, SECOND, Generator
 from tests.model.limits import load
@@ -113,7 +114,7 @@ def tuple_of(key: Key) -> FlowTuple:
 def node_of(seed: int, features: tuple[str, ...]) -> Node:
     rng = random.Random(seed)
     sources = {4: address_bytes("10.2.0.1"), 16: address_bytes("fd02::1")}
-    state = State(routes_of(IN0, OUT0), now_ns=1 << 50, seed=SEED, tunnel_sources=sources)
+    state = State(routes_of(IN0, OUT0), Copies(), now_ns=1 << 50, seed=SEED, tunnel_sources=sources)
     return Node(rng, Generator(rng, state, features), state)
 
 

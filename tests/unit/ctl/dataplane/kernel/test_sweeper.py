@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from bpf.constants import FlowState
+from bpf.constants import RECENT_TICKS, FlowState
 from bpf.dataplane import Array
 from ctl.config.model import Config
 from ctl.dataplane import expiry
@@ -16,7 +16,7 @@ from ctl.dataplane.kernel.sweeper import Sweeper
 from tests.fakes.flows import connections, put
 from tests.fakes.plane import FakePlane
 
-LIMIT = expiry.to_ticks(expiry.NO_FARM_S)
+LIMIT = expiry.to_ticks(expiry.NO_FARM_S) + RECENT_TICKS
 
 
 @dataclass
