@@ -3,7 +3,7 @@
     sudo .venv/bin/python -m bench.capture [--runs 15] [--rounds 3]
 
 Without a capture the program is the same as in a tree that has none: `xlb` on the interfaces has no instruction for it. See
-bench.dataplane for the harness; the figures are compared in turns with the first one.
+bench.packet.harness; the figures are compared in turns with the first one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from bench.dataplane import Bench, bench_on
+from bench.packet.harness import Bench, bench_on
 from bpf.dataplane import CaptureFilter
 from bpf.kernel.capture import CaptureMaps
 from bpf.loading.loader import CAPTURE

@@ -4,7 +4,7 @@
 
 A feature that no farm uses is compiled out, so the first line, the program without any, is what it costs then. The figures of
 a build are those of a farm that uses the feature: the packet of a known connection, compared in turns with the same packet in
-the program without features, and the first packet of a new client. See bench.dataplane for the harness.
+the program without features, and the first packet of a new client. See bench.packet.harness.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import MappingProxyType
 from rich.console import Console
 from rich.table import Table
 
-from bench.dataplane import Bench, bench_on
+from bench.packet.harness import Bench, bench_on
 from bpf.constants import FarmFlag, Protocol, Quic
 from bpf.dataplane import PutAffinity, PutBackendAffinity, PutBackendLimits, PutFarm, PutFarmLimits, PutPrefixes, PutQuicServers
 from ctl.config import prefixes

@@ -40,6 +40,7 @@ class MapInfo:
 class ProgramInfo:
     """The kernel's information about a program: its instructions, and those that the verifier followed (0: unknown).
 
+    native_bytes: of its machine code; 0: the kernel interprets it.
     type_id: of its function in its BTF; 0: it has none, and no tracing program can attach to it.
     """
 
@@ -48,6 +49,7 @@ class ProgramInfo:
     instructions: int
     verified: int
     type_id: int
+    native_bytes: int
 
 
 class _MapInfo(ct.Structure):
@@ -239,7 +241,7 @@ def program_info(fd: int) -> ProgramInfo:
     _info(fd, info, "ask about a program")
     type_id = function[1] if info.btf_id else 0
     instructions = info.xlated_prog_len // _INSTRUCTION_BYTES
-    return ProgramInfo(info.id, info.name.decode(), instructions, info.verified_insns, type_id)
+    return ProgramInfo(info.id, info.name.decode(), instructions, info.verified_insns, type_id, info.jited_prog_len)
 
 
 def program_by_id(program_id: int) -> int:

@@ -1,79 +1,71 @@
 """What the data plane costs per packet, net of the test harness: BPF_PROG_TEST_RUN on one pinned core.
 
-    sudo .venv/bin/python -m bench.dataplane [--json] [--runs 15] [--flows 100000,1000000]
-    sudo .venv/bin/python -m bench.dataplane --against ANOTHER_CHECKOUT [--rounds 3]
-
 `repeat` does not restore the packet between runs, so the program under test is tail-called by a small one that first
 writes the original packet, and for "among N flows" gives it the next of N client addresses in an order that defeats
-prefetching. The same small program tail-calling an empty one is the harness, subtracted from every line. Each figure is the
-minimum of `--runs` runs: other work on the machine can only increase it.
+prefetching. The same small program tail-calling an empty one is the harness, subtracted from every figure. Each figure is the
+minimum of several runs: other work on the machine can only increase it.
 
-Machines differ by a factor of 3, so each figure is also given as a ratio to the first one, the packet of a known TCP
-connection over IPv4 in mode snat. The modes dsr and ipip need another build: their lines come from a bed of their own.
 After ipip the harness shortens the packet again. Of a program that does nothing but lengthen it, half is taken for that call
-and subtracted too. bench.features measures optional features.
-
---against runs this bench of both checkouts in turns, in new processes with new maps, and compares the minima: where the
-kernel places a map in memory moves the cold lines by up to a third from one run to the next.
-
-Two more lines compare `flows` with and without preallocation, by a map of the same layout: see docs/adr/0002.
+and subtracted too.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import functools
-import json
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 from scapy.packet import Raw
 
 from bpf import libbpf, xdp
-from bpf.constants import Mode, Protocol
-from bpf.dataplane import Array
+from bpf.constants import TICK_SHIFT, Mode, Protocol
+from bpf.dataplane import Array, FlowTuple
 from bpf.loading import loader
 from bpf.loading.headers import compiler_flags, make_header_tree
 from ctl.dataplane.features import VLANS
-from tests.bpf.bed import V4, V6, Bed, Family, why_not
+from tests.bpf.bed import V4, Bed, Family
 from tests.bpf.packets import from_backend, from_client, icmp_error, network, transport
 from tests.bpf.tagged_bed import TaggedBed
 
 REPEAT = 10_000
 MAX_FLOWS = 1 << 20
-HIT = "TCP4 snat, known flow"
-"""What the other lines are compared with."""
-TARGETS = {
-    "UDP4 snat, known flow": 1.1,
-    "TCP6 snat, known flow": 1.25,
-    "TCP4 dsr, known flow": 0.9,
-    "TCP4 ipip, known flow": 1.1,
-    "TCP4 snat, among 100,000 known flows": 4,
-    "TCP4 snat, among 1,000,000 known flows": 6,
-    "TCP4 snat, new SYN each time": 10,
-}
-"""Upper bounds of the ratio."""
 TUNNEL_SOURCES = ("10.2.0.1", "fd02::1")
 
 HARNESS = """
 #include <uapi/linux/bpf.h>
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/tcp.h>
 struct packet { u8 bytes[FRAME_BYTES]; };
 BPF_ARRAY(original, struct packet, 1);
 BPF_PERCPU_ARRAY(position, u64, 1);
 BPF_PROG_ARRAY(under_test, 1);
 
 int empty(struct xdp_md *context) { return XDP_TX; }
+int parse(struct xdp_md *context)
+{
+	void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end;
+	struct ethhdr *ethernet = data;
+	struct iphdr *ip = (void *)(ethernet + 1);
+	struct tcphdr *tcp;
+
+	if ((void *)(ip + 1) > end || ethernet->h_proto != htons(ETH_P_IP) || ip->version != 4 || ip->ihl < 5)
+		return XDP_PASS;
+	tcp = (void *)ip + ip->ihl * 4;
+	if (ip->protocol != IPPROTO_TCP || ip->frag_off & htons(0x3fff) || (void *)(tcp + 1) > end || tcp->doff < 5)
+		return XDP_PASS;
+	return tcp->source ? XDP_TX : XDP_DROP;
+}
+
 int longer(struct xdp_md *context) { return bpf_xdp_adjust_head(context, -HEADER_BYTES) ? XDP_ABORTED : XDP_TX; }
 
 int harness(struct xdp_md *context)
@@ -85,12 +77,12 @@ int harness(struct xdp_md *context)
 
 	long longer = (void *)(long)context->data_end - data - FRAME_BYTES; /* by the last run */
 
-	if (longer && bpf_xdp_adjust_head(context, longer))
+	if (longer > 0 ? bpf_xdp_adjust_head(context, longer) : longer < 0 && bpf_xdp_adjust_tail(context, -longer))
 		return XDP_ABORTED;
 	data = (void *)(long)context->data;
 	if (!packet || !number || data + FRAME_BYTES > (void *)(long)context->data_end)
 		return XDP_ABORTED;
-	__builtin_memcpy(data, packet->bytes, FRAME_BYTES);
+	__builtin_memcpy(data, packet->bytes, FRAME_BYTES < 256 ? FRAME_BYTES : 256); /* no program changes what is behind */
 	if (VARIANTS > 1) {
 		u32 chosen = ((*number)++ * 0x9e3779b1) % VARIANTS;
 
@@ -138,16 +130,6 @@ int lookup(struct xdp_md *context)
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One line: nanoseconds per packet, the harness subtracted. ratio: to the line HIT. target: its upper bound; 0: none."""
-
-    name: str
-    net_ns: int
-    ratio: float = 0
-    target: float = 0
-
-
 def fastest(fd: int, frame: bytes, ifindex: int, runs: int, repeat: int = REPEAT) -> int:
     """Least ns per run of a program."""
     return min(xdp.test_run(fd, frame, ifindex, repeat).duration_ns for _ in range(runs))
@@ -171,12 +153,30 @@ def compiled(text: str, flags: list[str]) -> Iterator[Any]:
         module.cleanup()
 
 
+class Harness:
+    """The program that restores the packet and calls another one."""
+
+    def __init__(self, module: Any) -> None:
+        kind = import_bcc().BPF.XDP
+        self.fd: int = module.load_func("harness", kind).fd
+        self.programs: dict[str, int] = {name: module.load_func(name, kind).fd for name in ("empty", "parse", "longer")}
+        self._original, self._under_test = module["original"], module["under_test"]
+
+    def put(self, frame: bytes) -> None:
+        self._original[0] = self._original.Leaf((ctypes.c_uint8 * len(frame))(*frame))
+
+    def call(self, program: int) -> None:
+        self._under_test[ctypes.c_int(0)] = ctypes.c_int(program)
+
+
 class Bench:
     """Runs frames through the pinned program on a bed with a capacity of a million flows."""
 
     def __init__(self, bed: Bed, runs: int) -> None:
-        self.bed, self._runs = bed, runs
+        self.bed, self.runs = bed, runs
         self._program = libbpf.obj_get(loader.program_path(bed.pins))
+        self._stack = ExitStack()
+        self._harnesses: dict[tuple[str, ...], Harness] = {}
 
     def measure(
         self,
@@ -186,11 +186,15 @@ class Bench:
         client_offset: int = 26,
         port_offset: int = 0,
         longer_bytes: int = 0,
+        repeat: int = REPEAT,
+        warm: int = 0,
+        refresh: Callable[[], None] | None = None,
     ) -> int:
         """Net cost of `frame`; with variants > 1 the 32-bit word at client_offset runs through 0 … variants-1.
 
         port_offset: of the source port, if it varies too. Offsets in bytes from the start of the frame. longer_bytes: by which
-        the program lengthens the frame.
+        the program lengthens the frame. warm: packets before the first run. refresh: called before each run.
+        Raises RuntimeError if the harness could not restore the packet.
         """
         frame, index, tag_bytes = self.bed.arriving(frame, side)
         flags = [
@@ -200,19 +204,51 @@ class Bench:
             f"-DCLIENT_OFFSET={client_offset + tag_bytes}",
         ]
         flags.append(f"-DPORT_OFFSET={port_offset and port_offset + tag_bytes}")
-        with compiled(HARNESS, flags) as module:
-            bcc = import_bcc()
-            harness, empty, longer = (module.load_func(name, bcc.BPF.XDP).fd for name in ("harness", "empty", "longer"))
-            original, under_test = module["original"], module["under_test"]
-            original[0] = original.Leaf((ctypes.c_uint8 * len(frame))(*frame))
-            costs = []
-            for fd in (empty, self._program, longer):
-                under_test[ctypes.c_int(0)] = ctypes.c_int(fd)
-                costs.append(self.bed.inside(functools.partial(fastest, harness, frame, index, self._runs)))
-        shortening = (costs[2] - costs[0]) // 2 if longer_bytes else 0
-        return costs[1] - costs[0] - shortening
+        harness = self._harness(tuple(flags))
+        harness.put(frame)
+
+        def cost(program: int, repeat: int) -> int:
+            harness.call(program)
+            run = xdp.test_run(harness.fd, frame, index, repeat)
+            if not run.action:
+                raise RuntimeError("the harness could not restore the packet")
+            return run.duration_ns
+
+        def costs() -> list[int]:
+            found = []
+            for program in (harness.programs["empty"], self._program, *([harness.programs["longer"]] if longer_bytes else [])):
+                own, samples = program == self._program, list[int]()
+                if own and warm:
+                    cost(program, warm)
+                for _ in range(self.runs):
+                    if own and refresh:
+                        refresh()
+                    samples.append(cost(program, repeat if own else REPEAT))
+                found.append(min(samples))
+            return found
+
+        empty, own, *longer = self.bed.inside(costs)
+        return own - empty - (longer[0] - empty) // 2 if longer else own - empty
+
+    def baseline(self, name: str, frame: bytes) -> int:
+        """A program of the harness: "empty" with all that the harness costs, others net of it."""
+        harness = self._harness(
+            ("-DHEADER_BYTES=20", f"-DFRAME_BYTES={len(frame)}", "-DVARIANTS=1ULL", "-DCLIENT_OFFSET=26", "-DPORT_OFFSET=0")
+        )
+        harness.put(frame)
+        costs = []
+        for chosen in dict.fromkeys(("empty", name)):
+            harness.call(harness.programs[chosen])
+            costs.append(self.bed.inside(functools.partial(fastest, harness.fd, frame, self.bed.in0, self.runs)))
+        return costs[0] if name == "empty" else costs[1] - costs[0]
+
+    def _harness(self, flags: tuple[str, ...]) -> Harness:
+        if flags not in self._harnesses:
+            self._harnesses[flags] = Harness(self._stack.enter_context(compiled(HARNESS, list(flags))))
+        return self._harnesses[flags]
 
     def close(self) -> None:
+        self._stack.close()
         os.close(self._program)
 
     # --- situations ------------------------------------------------------------------------------------------
@@ -264,14 +300,16 @@ class Bench:
         assert len(self.bed.flows("flows", family)) == 2
 
     def among(self, family: Family, count: int) -> int:
-        """Packets of `count` established connections in turn."""
+        """Packets of `count` established connections in turn; each had one within the last second, as in a busy node."""
         self.establish(family)
         offset = 14 + (12 if family is V4 else 20)
         keys, values = self._copies(family, count)
         written = self.bed.plane.update_flows(family.name, keys, values)
         if written != count:
             raise SystemExit(f"only {written} of {count} flows were written")
-        return self.measure(bytes(from_client(family, flags="A")), variants=count, client_offset=offset)
+        repeat = max(REPEAT, min(count, 200_000))
+        frame = bytes(from_client(family, flags="A"))
+        return self.measure(frame, variants=count, client_offset=offset, repeat=repeat, warm=2 * count)
 
     def _copies(self, family: Family, count: int) -> tuple[Array, Array]:
         """The established forward entry again, for clients whose last or only 32-bit word counts up."""
@@ -284,49 +322,49 @@ class Bench:
         raw[:, word : word + 4] = np.arange(count, dtype=">u4").view(np.uint8).reshape(count, 4)
         return all_keys, all_values
 
-    def new(self, family: Family) -> int:
-        """Each SYN of a new client: select, claim, insert both entries and, since the map is full, evict."""
+    def new(self, family: Family, protocol: Protocol = Protocol.TCP, mode: Mode = Mode.SNAT, full: bool = True) -> int:
+        """Each packet of a new client: select, claim, insert the entries. full: the map is, so each insert evicts; otherwise it
+        is empty first, and half full at the end of a run."""
         self.bed.reset()
-        self.bed.farm(family.vip, *((family.far(11), 8000 + number) for number in range(50)))
-        return self.strangers(bytes(from_client(family)), family)
+        if mode in (Mode.DSR, Mode.IPIP):
+            self.bed.plane.set_tunnel_sources(*TUNNEL_SOURCES)
+            backends = [(family.far(11 + number), 80) for number in range(8)]
+        else:
+            backends = [(family.far(11), 8000 + number) for number in range(50)]
+        self.bed.farm(family.vip, *backends, protocol=protocol, mode=mode)
+        frame = bytes(from_client(family, protocol))
+        longer = family.header_bytes if mode is Mode.IPIP else 0
+        if full:
+            return self.strangers(frame, family, longer, warm=self.bed.max_embryonic * 3)
+        clear = functools.partial(self.bed.clear, "embryonic", family)
+        return self.strangers(frame, family, longer, repeat=self.bed.max_embryonic // 2, refresh=clear)
 
-    def strangers(self, frame: bytes, family: Family) -> int:
+    def strangers(
+        self,
+        frame: bytes,
+        family: Family,
+        longer_bytes: int = 0,
+        repeat: int = REPEAT,
+        warm: int = 0,
+        refresh: Callable[[], None] | None = None,
+    ) -> int:
         """`frame` from another client each time."""
         word = 14 + (12 if family is V4 else 20)
-        return self.measure(frame, variants=1 << 31, client_offset=word, port_offset=14 + family.header_bytes)
+        port = 14 + family.header_bytes
+        return self.measure(frame, "in0", 1 << 31, word, port, longer_bytes, repeat, warm, refresh)
+
+    def take_all_ports(self, family: Family, seen: str) -> None:
+        """Every reply key of a backend and the address `seen` belongs to an established connection."""
+        tuples = [FlowTuple(family.far(11), seen, 8080, port, Protocol.TCP) for port in range(1, 1 << 16)]
+        keys = self.bed.plane.encode_flow_keys(family.name, tuples)
+        values = self.bed.blank_flows(family, len(keys))
+        values["last_seen"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT
+        self.bed.plane.update_flows(family.name, keys, values)
 
     def unserved(self) -> int:
         """A packet that is not for a VIP: three lookups, then the kernel."""
         self.serve(V4)
         return self.measure(bytes(from_client(V4, destination=V4.other_vip)))
-
-
-Line = tuple[str, int]
-
-
-def nat_lines(bench: Bench, flow_counts: list[int]) -> Iterator[Line]:
-    yield HIT, bench.known(V4, Protocol.TCP)
-    yield "TCP4 snat, reply", bench.reply(V4, Protocol.TCP)
-    yield "TCP4 dnat, known flow", bench.known(V4, Protocol.TCP, Mode.DNAT)
-    yield "TCP4 dnat, reply", bench.reply(V4, Protocol.TCP, Mode.DNAT)
-    yield "UDP4 snat, known flow", bench.known(V4, Protocol.UDP)
-    yield "TCP6 snat, known flow", bench.known(V6, Protocol.TCP)
-    yield "UDP6 snat, known flow", bench.known(V6, Protocol.UDP)
-    for count in flow_counts:
-        yield f"TCP4 snat, among {count:,} known flows", bench.among(V4, count)
-    yield "TCP4 snat, new SYN each time", bench.new(V4)
-    yield "TCP6 snat, new SYN each time", bench.new(V6)
-    yield "TCP4 snat, ICMP error translated", bench.error(V4)
-    yield "TCP6 snat, ICMP error translated", bench.error(V6)
-    yield "not for us, passed to the kernel", bench.unserved()
-    yield HIT, bench.known(V4, Protocol.TCP)  # again: all ratios depend on it
-
-
-def one_way_lines(bench: Bench) -> Iterator[Line]:
-    for name, family in (("TCP4", V4), ("TCP6", V6)):
-        yield f"{name} dsr, known flow", bench.one_way(family, Mode.DSR, family)
-        yield f"{name} ipip, known flow", bench.one_way(family, Mode.IPIP, family)
-        yield f"{name} ipip to the other family, known flow", bench.one_way(family, Mode.IPIP, V6 if family is V4 else V4)
 
 
 @contextmanager
@@ -339,81 +377,10 @@ def bench_on(features: Iterable[str], runs: int) -> Iterator[Bench]:
         bench.close()
 
 
-def measure_maps(runs: int) -> Iterator[Line]:
+def map_costs(runs: int) -> Iterator[tuple[str, int]]:
     """Insert a million entries from the program, then look them up in another order. The harness, 10 ns, is in it."""
     for words, flags in (("preallocated", 0), ("not preallocated", 1)):
         with compiled(FLOW_MAP, [f"-DFLAGS={flags}"]) as module:
             insert, lookup = (module.load_func(name, import_bcc().BPF.XDP).fd for name in ("insert", "lookup"))
-            yield f"map like flows, {words}: insert", xdp.test_run(insert, bytes(64), 0, 1 << 20).duration_ns
-            yield f"map like flows, {words}: lookup", fastest(lookup, bytes(64), 0, runs)
-
-
-def measures(lines: list[Line]) -> list[Measure]:
-    """With the ratio to the first line. Of a line that was measured twice, the lower figure counts."""
-    best: dict[str, int] = {}
-    for name, ns in lines:
-        best[name] = min(ns, best.get(name, ns))
-    return [Measure(name, ns, round(ns / best[HIT], 2), TARGETS.get(name, 0)) for name, ns in best.items()]
-
-
-def compare(other: Path, rounds: int, options: list[str]) -> None:
-    """Both checkouts in turns; a line that one of them does not have is left out."""
-    here = Path(__file__).parents[1]
-    found: dict[Path, dict[str, int]] = {here: {}, other: {}}
-    for _ in range(rounds):
-        for checkout, best in found.items():
-            command = [sys.executable, "-m", "bench.dataplane", "--json", "--no-maps", *options]
-            output = subprocess.run(command, cwd=checkout, stdout=subprocess.PIPE, check=False).stdout  # 1: a target missed
-            for line in json.loads(output):
-                best[line["name"]] = min(line["net_ns"], best.get(line["name"], line["net_ns"]))
-    table = Table(title=f"Minima of {rounds} rounds in turns, ns per packet net of the harness")
-    for column in ("packet", "there", "here", "here/there"):
-        table.add_column(column, justify="left" if column == "packet" else "right")
-    for name, ns in found[here].items():
-        before = found[other].get(name)
-        if before:
-            table.add_row(name, str(before), str(ns), f"{ns / before:.2f}")
-    Console().print(table)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--runs", type=int, default=150, help="runs of which the fastest counts (default 150)")
-    parser.add_argument("--flows", default="100000,1000000", help="numbers of flows for the cold lines, with commas")
-    parser.add_argument("--no-maps", action="store_true", help="omit the comparison of map types")
-    parser.add_argument("--against", type=Path, metavar="DIR", help="compare with the program of another checkout")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of a comparison (default 3)")
-    arguments = parser.parse_args()
-    if reason := why_not():
-        sys.exit(reason)
-    if arguments.against:
-        compare(arguments.against.resolve(), arguments.rounds, ["--runs", str(arguments.runs), "--flows", arguments.flows])
-        return 0
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    with bench_on((), arguments.runs) as bench:
-        lines = list(nat_lines(bench, [int(word) for word in arguments.flows.split(",") if word]))
-    with bench_on(("dsr", "ipip"), arguments.runs) as bench:
-        lines += one_way_lines(bench)
-    if not arguments.no_maps:
-        lines += measure_maps(arguments.runs)
-    found = measures(lines)
-    if arguments.json:
-        print(json.dumps([asdict(measure) for measure in found], indent=2))
-    else:
-        show(found)
-    return 1 if any(measure.target and measure.ratio > measure.target for measure in found) else 0
-
-
-def show(found: list[Measure]) -> None:
-    table = Table(title="Data plane, ns per packet net of the harness")
-    for column in ("packet", "ns", "ratio", "target"):
-        table.add_column(column, justify="left" if column == "packet" else "right")
-    for each in found:
-        ratio = f"[red]{each.ratio:.2f}" if each.target and each.ratio > each.target else f"{each.ratio:.2f}"
-        table.add_row(each.name, str(each.net_ns), ratio, f"≤ {each.target:g}" if each.target else "")
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            yield f"insert, {words}", xdp.test_run(insert, bytes(64), 0, 1 << 20).duration_ns
+            yield f"lookup, {words}", fastest(lookup, bytes(64), 0, runs)
