@@ -46,9 +46,7 @@ class Part:
 PARTS = (
     Part("packet", 240, 40),
     Part("wire", 480, 80),
-    Part("failover", 600, 60),
     Part("replication", 240, 45),
-    Part("control", 180, 40),
 )
 
 
