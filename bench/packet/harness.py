@@ -14,22 +14,19 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scapy.packet import Raw
 
+from bench.compiling import compiled, import_bcc
 from bpf import libbpf, xdp
 from bpf.constants import TICK_SHIFT, Mode, Protocol
 from bpf.dataplane import Array, FlowTuple
 from bpf.loading import loader
-from bpf.loading.headers import compiler_flags, make_header_tree
 from ctl.dataplane.features import VLANS
 from tests.bpf.bed import V4, Bed, Family
 from tests.bpf.packets import from_backend, from_client, icmp_error, network, transport
@@ -133,24 +130,6 @@ int lookup(struct xdp_md *context)
 def fastest(fd: int, frame: bytes, ifindex: int, runs: int, repeat: int = REPEAT) -> int:
     """Least ns per run of a program."""
     return min(xdp.test_run(fd, frame, ifindex, repeat).duration_ns for _ in range(runs))
-
-
-def import_bcc() -> Any:
-    if "/usr/lib/python3/dist-packages" not in sys.path:
-        sys.path.append("/usr/lib/python3/dist-packages")
-    import bcc
-
-    return bcc
-
-
-@contextmanager
-def compiled(text: str, flags: list[str]) -> Iterator[Any]:
-    with tempfile.TemporaryDirectory(prefix="xlb-bench-") as tree:
-        make_header_tree(Path(tree))
-        os.environ["BCC_KERNEL_SOURCE"] = tree
-        module = import_bcc().BPF(text=text, cflags=[*compiler_flags(), *flags])
-        yield module
-        module.cleanup()
 
 
 class Harness:

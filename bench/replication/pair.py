@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.packet.harness import compiled, import_bcc
+from bench.compiling import compiled, import_bcc
 from bench.replication.subject import link_bytes, processor_s
 from bpf import xdp
 from bpf.constants import EventType, FlowState
