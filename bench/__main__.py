@@ -46,7 +46,8 @@ class Part:
 PARTS = (
     Part("packet", 240, 40),
     Part("wire", 480, 80),
-    Part("replication", 240, 45),
+    Part("failover", 780, 85),
+    Part("replication", 240, 60),
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import ipaddress
 import itertools
 import socket
@@ -93,9 +94,9 @@ class Capture:
 
     def _drain(self) -> None:
         for tap in self._taps:
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError, _Down):
                 while True:
-                    frame, controls, _, _ = tap.recvmsg(_FRAME_BYTES, 64)
+                    frame, controls = _receive(tap)
                     node = self._nodes.get(frame[6:12])
                     if node is not None:
                         seconds, nanoseconds = struct.unpack("=qq", controls[0][2])
@@ -124,6 +125,20 @@ class Capture:
         self._end()
         for tap in self._taps:
             tap.close()
+
+
+class _Down(Exception):
+    """The port has lost its carrier or was set down, which a socket reports once."""
+
+
+def _receive(tap: socket.socket) -> tuple[bytes, list[tuple[int, int, bytes]]]:
+    try:
+        frame, controls, _, _ = tap.recvmsg(_FRAME_BYTES, 64)
+    except OSError as error:
+        if error.errno == errno.ENETDOWN:
+            raise _Down from None
+        raise
+    return frame, controls
 
 
 def _tap(port: str, address: str) -> socket.socket:

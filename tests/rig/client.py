@@ -213,7 +213,7 @@ async def repeat(
 # --- connections that are held -------------------------------------------------------------------------------
 
 
-class _Held(asyncio.Protocol):
+class Holding(asyncio.Protocol):
     """One connection that sends its own payload and checks every echoed byte."""
 
     def __init__(self, owner: HeldConnections, number: int) -> None:
@@ -266,7 +266,7 @@ class HeldConnections:
 
     def __init__(self, address: str, port: int, count: int, size: int = 256, pause_s: float = 0.2) -> None:
         self.address, self.port, self.count, self.size, self.pause_s = address, port, count, size, pause_s
-        self.connections: list[_Held] = []
+        self.connections: list[Holding] = []
         self.wrong_bytes = 0
         self.slowest_s = 0.0  # the longest round trip; set it to 0 where a new measurement starts
         self._greeted = 0
@@ -279,14 +279,14 @@ class HeldConnections:
 
         async def one(number: int) -> None:
             async with places:
-                _, held = await loop.create_connection(lambda: _Held(self, number), self.address, self.port)
+                _, held = await loop.create_connection(lambda: Holding(self, number), self.address, self.port)
             self.connections.append(held)
 
         await asyncio.gather(*(one(number) for number in range(self.count)))
-        await self._until(lambda: self._greeted + len(self.broken) >= self.count)
+        await self.until(lambda: self._greeted + len(self.broken) >= self.count)
         return self
 
-    def greeted(self, held: _Held) -> None:
+    def greeted(self, held: Holding) -> None:
         self._greeted += 1
         held.send()
         self._changed.set()
@@ -294,7 +294,8 @@ class HeldConnections:
     def round_done(self) -> None:
         self._changed.set()
 
-    async def _until(self, condition: Callable[[], bool]) -> None:
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that the end of a round trip, or of a connection, may make true."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()
@@ -311,7 +312,7 @@ class HeldConnections:
 
         try:
             async with asyncio.timeout(deadline_s):
-                await self._until(lambda: all(held.lost or held.rounds >= goal for held, goal in goals.items()))
+                await self.until(lambda: all(held.lost or held.rounds >= goal for held, goal in goals.items()))
         except TimeoutError:
             return behind() + len(self.connections) - len(goals)
         return behind() + len(self.connections) - len(goals)
@@ -329,7 +330,7 @@ class HeldConnections:
     def by_backend(self) -> Counter[str]:
         return Counter(held.backend for held in self.connections)
 
-    def on_backend(self, name: str) -> list[_Held]:
+    def on_backend(self, name: str) -> list[Holding]:
         return [held for held in self.connections if held.backend == name]
 
     async def close(self) -> None:
