@@ -116,7 +116,9 @@ def in_step(active: Site, backup: Site) -> None:
         if (ours["role"], theirs["role"]) != ("active", "backup") or ours["generation"] != theirs["generation"]:
             return False
         known = active.member.configuration.replica.peer_version is not None
-        return known and bool(ours["peer"]["in_step"] and theirs["peer"]["alive"])
+        # A heartbeat of before a switchover is in step because its sender was active.
+        heard = ours["peer"]["role"] == "backup"
+        return known and heard and bool(ours["peer"]["in_step"] and theirs["peer"]["alive"])
 
     wait_until(is_ready, f"{active.directory.name} active, {backup.directory.name} its backup in step")
 
