@@ -69,6 +69,9 @@ class PairSite(Serving):
         if set(found) != {"active", "backup"}:
             return False
         self.node = next(node for node in self.rig.nodes if node.name == found["active"]["node"])
+        seen = found["active"]["peer"]  # by the last heartbeat: what a switchover decides by
+        if seen["role"] != "backup" or not seen["in_step"]:
+            return False
         return bool(found["active"]["sync"]["in_step"] and found["backup"]["sync"]["in_step"])
 
     @property
