@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON := .venv/bin/python
 SOURCES := bpf ctl sync tests bench docs
-C_SOURCES := $(wildcard bpf/program/*.[ch] bench/*.c bench/*/*.c)
+C_SOURCES := $(wildcard bpf/program/*.[ch] bench/*/*.c)
 PROSE := debian vagrant README.md CHANGELOG.md Makefile .ci
 PRIVILEGED_TESTS := $(wildcard tests/bpf tests/model tests/net)
 SEEDS ?= 2000
@@ -77,7 +77,7 @@ fuzz: setup ## Compare program and model over random histories: make fuzz STEPS=
 
 .PHONY: bench
 bench: setup ## Measure xlb and its peers, write bench/RESULTS.md: make bench [QUICK=1] [ONLY=packet,wire] (root)
-	@$(PYTHON) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(OUT),--output $(OUT))
+	@$(PYTHON) -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 .PHONY: deb
 deb: ## Build the Debian package into dist/

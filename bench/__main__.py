@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.suite import machine, plots, report
 from bench.suite.figures import PartResult, from_json, to_json
-from bench.suite.part import write_json
+from bench.suite.part import write_json, write_text
 from tests.rig import why_not
 
 PEERS = ("nftables", "nftlb", "haproxy", "keepalived", "conntrackd", "python3-bpfcc")
@@ -64,14 +63,13 @@ def main() -> int:
         print(f"cannot measure here: {reason}", file=sys.stderr)
         return 1
     before, started = earlier(arguments.output / "RESULTS.json"), time.monotonic()
-    found = {}
+    found: dict[str, PartResult] = {}
     for number, part in enumerate(chosen, 1):
         usual = part.quick_s if arguments.quick else part.full_s
         print(f"part {number} of {len(chosen)}: {part.name}, usually {usual} s", file=sys.stderr, flush=True)
         found[part.name] = run(part, arguments.quick)
-    both = before | found
-    results = [both[part.name] for part in PARTS if part.name in both]
-    write(results, arguments.output)
+        both = before | found  # written after each part: an interrupt loses the figures of one
+        write([both[part.name] for part in PARTS if part.name in both], arguments.output)
     failed = [result.name for result in found.values() if result.failed]
     text = f"measured {', '.join(found)} in {time.monotonic() - started:.0f} s; the report is {arguments.output / 'RESULTS.md'}"
     print(text if not failed else f"{text}; not completely: {', '.join(failed)}", file=sys.stderr)
@@ -112,7 +110,7 @@ def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int:
         return process.wait(limit_s)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # the terminal has interrupted the part too
         _end(process)
         raise
     return _end(process)
@@ -137,20 +135,19 @@ def earlier(path: Path) -> dict[str, PartResult]:
         return {}
 
 
-def write(results: Iterable[PartResult], folder: Path) -> None:
+def write(results: Sequence[PartResult], folder: Path) -> None:
     """The three outputs. Pictures are drawn first: the report names them."""
-    results = list(results)
     facts = machine.facts() | {
         "peers": machine.packages(list(PEERS)),
         "Python packages": machine.python_packages(["pyzmq", "msgpack", "pyroute2", "numpy"]),
     }
     pictures = {result.name: [f"plots/{name}" for name in plots.draw(result, folder / "plots")] for result in results}
     write_json(folder / "RESULTS.json", {"machine": facts, "parts": [to_json(result) for result in results]})
-    text = report.report(results, facts, pictures)
-    temporary = folder / f"RESULTS.md.{os.getpid()}.new"
-    temporary.write_text(text)
-    temporary.replace(folder / "RESULTS.md")
+    write_text(folder / "RESULTS.md", report.report(results, facts, pictures))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,7 +1,6 @@
 """Part "failover" of the suite: what faults cost the clients of a pair, xlb and the usual stack under the same judge.
 
-    sudo .venv/bin/python -m bench.failover [--quick] [--faults cut,"kill -9"] [--rounds 8] [--connections 500]
-                                            [--heartbeat-ms 10,100] [--stress-minutes 0.5] [--subjects xlb]
+    sudo .venv/bin/python -m bench.failover [--quick] [--faults cut,"kill -9"] [--stress-minutes 60] …
 
 Tables: faults, idle and with busy processes, at each heartbeat; power-on of both nodes; false failovers under stress.
 """
@@ -13,14 +12,14 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bench.failover import keepalived_pair
 from bench.failover.judge import Judge
 from bench.failover.keepalived_pair import KeepalivedPair
 from bench.failover.subject import BUSY, Fault, Subject, starved
 from bench.failover.verdict import AGES, ANSWERS, NEVER_MS, Kind, Verdict
-from bench.failover.xlb_pair import XlbPair
+from bench.failover.xlb_pair import TIMES, XlbPair
 from bench.suite.figures import Line, Plot, Table, Target
 from bench.suite.part import Plan, part_main
 from bench.suite.turns import in_turns_of_many
@@ -66,53 +65,51 @@ YOUNG = (
 Pairs = dict[str, Subject]
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The part's own options; None: as the plan has it."""
-
-    faults: tuple[Fault, ...]
-    rounds: int | None
-    connections: int
-    heartbeats_ms: tuple[int, ...]
-    stress_minutes: float | None
-    subjects: tuple[str, ...]
-
-
-def options(argv: Sequence[str]) -> Options:
-    parser = argparse.ArgumentParser(prog="python -m bench.failover")
-    names = ",".join(fault.value for fault in Fault)
-    parser.add_argument("--faults", default="", help=f"of {names} (default: all, in a quick run some, fewer while busy)")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--faults",
+        type=_faults,
+        default=(),
+        help=f"of {','.join(Fault)} (default: all, in a quick run some, fewer while busy)",
+    )
     parser.add_argument("--rounds", type=int, help="of each table")
     parser.add_argument("--connections", type=int, default=300, help="old ones that are held (default: %(default)s)")
-    parser.add_argument("--heartbeat-ms", default="", help="of the faults: 10, 20 or 100 (default: 10, and 100 in a full run)")
+    parser.add_argument(
+        "--heartbeat-ms",
+        type=int,
+        choices=TIMES,
+        action="append",
+        default=[],
+        help=f"of the faults; may be repeated (default: {HEARTBEAT_MS}, and 100 in a full run)",
+    )
     parser.add_argument("--stress-minutes", type=float, help="for each heartbeat and pair")
-    parser.add_argument("--subjects", default="xlb,keepalived", help="default: %(default)s")
-    chosen = parser.parse_args(list(argv))
+    parser.add_argument("--subject", choices=("xlb", BASE), action="append", default=[], help="may be repeated (default: both)")
+
+
+def _faults(text: str) -> tuple[Fault, ...]:
     try:
-        faults = tuple(Fault(name.strip()) for name in chosen.faults.split(",") if name)
+        return tuple(Fault(name.strip()) for name in text.split(","))
     except ValueError as error:
-        parser.error(f"--faults: {error}; there are {names}")
-    heartbeats = tuple(int(each) for each in chosen.heartbeat_ms.split(",") if each)
-    subjects = tuple(chosen.subjects.split(","))
-    return Options(faults, chosen.rounds, chosen.connections, heartbeats, chosen.stress_minutes, subjects)
+        raise argparse.ArgumentTypeError(f"{error}; there are {', '.join(Fault)}") from None
 
 
 def tables(plan: Plan) -> Iterator[Table | Plot]:
-    chosen = options(plan.argv)
+    chosen = plan.options
+    subjects = chosen.subject or ["xlb", BASE]
     with ExitStack() as stack:
         pairs: Pairs = {}
         missing: dict[str, str] = {}
-        if "xlb" in chosen.subjects:
+        if "xlb" in subjects:
             pairs["xlb"] = stack.enter_context(XlbPair())
-        if BASE in chosen.subjects:
+        if BASE in subjects:
             if reason := keepalived_pair.why_not():
                 missing[BASE] = reason
             else:
                 pairs[BASE] = stack.enter_context(KeepalivedPair())
-        bench = Bench(plan, chosen, pairs, missing)
-        for heartbeat_ms in chosen.heartbeats_ms or ((HEARTBEAT_MS,) if plan.quick else (HEARTBEAT_MS, 100)):
+        bench = Bench(plan, pairs, missing)
+        for heartbeat_ms in chosen.heartbeat_ms or ((HEARTBEAT_MS,) if plan.quick else (HEARTBEAT_MS, 100)):
             yield from bench.faults(heartbeat_ms, busy=False)
-        yield from bench.faults((chosen.heartbeats_ms or (HEARTBEAT_MS,))[0], busy=True)
+        yield from bench.faults((chosen.heartbeat_ms or (HEARTBEAT_MS,))[0], busy=True)
         yield from bench.power_on()
         yield from bench.stress()
 
@@ -122,10 +119,8 @@ class Bench:
     """The tables of this part, each measured in turns."""
 
     plan: Plan
-    options: Options
     pairs: Pairs
     missing: Mapping[str, str]
-    reasons: list[str] = field(default_factory=list)
 
     def faults(self, heartbeat_ms: int, busy: bool) -> Iterator[Table]:
         """Outages, both answered, and broken connections at one heartbeat."""
@@ -134,8 +129,8 @@ class Bench:
             return
         first = heartbeat_ms == HEARTBEAT_MS
         some = (QUICK_BUSY if busy else QUICK_IDLE) if self.plan.quick else (STARVED_FAULTS if busy else tuple(Fault))
-        faults = self.options.faults or some
-        rounds = self.options.rounds or self.plan.rounds((3 if busy else 4) if first else 1, 1)
+        faults = self.plan.options.faults or some
+        rounds = self.plan.options.rounds or self.plan.rounds((3 if busy else 4) if first else 1, 1)
         missing = dict(self.missing)
         around = starved if busy else nullcontext
         seen: dict[str, list[Verdict]] = {name: [] for name in self.pairs}
@@ -158,7 +153,7 @@ class Bench:
         found = {}
         pair.start(heartbeat_ms)
         try:
-            with Judge(pair, self.options.connections) as judge, around():
+            with Judge(pair, self.plan.options.connections) as judge, around():
                 for fault in faults:
                     found[fault] = verdict = judge.observe(fault)
                     self.plan.progress(f"{pair.name}, {fault.value}: {described(verdict)}")
@@ -171,7 +166,7 @@ class Bench:
         if not self.plan.chosen(title):
             return
         chance = random.Random(11)
-        rounds = self.options.rounds or self.plan.rounds(6, 1)
+        rounds = self.plan.options.rounds or self.plan.rounds(6, 1)
         apart = [chance.uniform(0, POWER_ON_APART_S) for _ in range(rounds)]
         turns = dict.fromkeys(self.pairs, 0)
         missing = dict(self.missing)
@@ -208,7 +203,7 @@ class Bench:
         title = "False failovers under stress"
         if not self.plan.chosen(title):
             return
-        minutes = self.options.stress_minutes
+        minutes = self.plan.options.stress_minutes
         if minutes is None:
             minutes = 0.04 if self.plan.quick else 0.5
         missing = dict(self.missing)
@@ -229,12 +224,12 @@ class Bench:
             lines.append(_line(name, "", measured, f"{heartbeat_ms}: moves", missing, limit_ms=limit, note=note))
             name = f"{heartbeat_ms} ms heartbeats: longest outage of new connections"
             lines.append(_line(name, "ms", measured, f"{heartbeat_ms}: outage", missing))
-        yield Table(title, tuple(lines), f"{BUSY} busy processes, {self.options.connections} connections with payload.")
+        yield Table(title, tuple(lines), f"{BUSY} busy processes, {self.plan.options.connections} connections with payload.")
 
     def _stressed(self, pair: Subject, heartbeat_ms: int, minutes: float) -> tuple[int, float]:
         pair.start(heartbeat_ms)
         try:
-            with Judge(pair, self.options.connections) as judge, starved():
+            with Judge(pair, self.plan.options.connections) as judge, starved():
                 found = judge.stress(minutes * 60)
         finally:
             pair.stop()
@@ -284,26 +279,21 @@ def _fault_tables(
         outages.append(_line(f"{fault.value}: on the wire", "ms", measured, f"{fault.value}: wire", missing, limit_ms=limit))
         outages.append(_line(f"{fault.value}: for clients", "ms", measured, f"{fault.value}: clients", missing))
         for kind in ANSWERS:
-            both.append(
-                _line(f"{fault.value}: {kind.value}", "ms", measured, f"{fault.value}: {kind.value}", missing, BASE_NONE)
-            )
+            both.append(_line(f"{fault.value}: {kind.value}", "ms", measured, f"{fault.value}: {kind.value}", missing, ""))
         rebuttals = f"{fault.value}: {Kind.REBUTTAL.value}"
-        both.append(_line(rebuttals, "frames", measured, f"{fault.value}: rebuttals", missing, BASE_NONE))
+        both.append(_line(rebuttals, "frames", measured, f"{fault.value}: rebuttals", missing, ""))
         for age in AGES:
-            broken.append(_line(f"{fault.value}: {age}", "", measured, f"{fault.value}: {age}", missing, BASE_NONE))
+            broken.append(_line(f"{fault.value}: {age}", "", measured, f"{fault.value}: {age}", missing, ""))
     yield Table(f"Outage, {where}", tuple(outages))
     worst = {name: [max(each.both_answered_ms for each in found)] for name, found in seen.items() if found}
-    zero = (Target("xlb", 0, at_least=False, gap=YOUNG),)
-    both.append(Line("worst of all runs", "ms", worst, targets=zero, missing=missing))
+    both.append(Line("worst of all runs", "ms", worst, targets=(Target("xlb", 0, at_least=False),), missing=missing))
     yield Table(f"Both nodes answered, {where}", tuple(each for each in both if _is_telling(each)))
     total = {name: [float(sum(each.total_broken for each in found))] for name, found in seen.items() if found}
     held = {name: sum(sum(each.held.values()) for each in found) for name, found in seen.items()}
     note = ", ".join(f"{name}: of {count}" for name, count in held.items())
-    broken.append(Line("all runs together", "", total, targets=zero, missing=missing, note=note))
+    none = (Target("xlb", 0, at_least=False, gap=YOUNG),)
+    broken.append(Line("all runs together", "", total, targets=none, missing=missing, note=note))
     yield Table(f"Broken connections, {where}", tuple(each for each in broken if _is_telling(each)))
-
-
-BASE_NONE = ""
 
 
 def _is_telling(line: Line) -> bool:
@@ -327,4 +317,4 @@ def _line(
 
 
 if __name__ == "__main__":
-    sys.exit(part_main(NAME, TITLE, METHOD, tables))
+    sys.exit(part_main(NAME, TITLE, METHOD, tables, add_options))

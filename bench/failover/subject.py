@@ -70,7 +70,7 @@ class Subject(Protocol):
 
 @contextmanager
 def starved(count: int = BUSY) -> Iterator[None]:
-    """With so many busy processes of ordinary priority on this machine."""
+    """With `count` busy processes of ordinary priority on this machine."""
     command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-S", "-c", "while True: pass"]
     busy = [subprocess.Popen(command, stdin=subprocess.DEVNULL) for _ in range(count)]
     try:

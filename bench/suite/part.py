@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -27,11 +28,11 @@ from tests.rig import why_not
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much to measure. match: a part of the names of tables to measure, "" for all. argv: the part's own options."""
+    """How much to measure. match: a part of the names of tables to measure, "" for all. options: the part's own."""
 
     quick: bool = False
     match: str = ""
-    argv: tuple[str, ...] = ()
+    options: argparse.Namespace = field(default_factory=argparse.Namespace)
 
     def rounds(self, full: int, quick: int) -> int:
         return quick if self.quick else full
@@ -48,21 +49,31 @@ class Plan:
 Tables = Callable[[Plan], Iterator[Table | Plot]]
 
 
-def part_main(name: str, title: str, method: str, tables: Tables) -> int:
+def part_main(
+    name: str,
+    title: str,
+    method: str,
+    tables: Tables,
+    add_options: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
+) -> int:
     """The command `python -m bench.NAME`. 0: measured, whether targets are met or not; 1: it could not measure everything.
 
     method: one paragraph, Markdown. tables: yields each when it is complete, so that an error loses only what follows.
+    add_options: adds options that only this part has; `Plan.options` has their values.
     """
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=title)
     parser.add_argument("--quick", action="store_true", help="few rounds, for a first look")
     parser.add_argument("--match", default="", metavar="TEXT", help="measure only tables whose name contains this text")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write JSON to a file instead of tables to the terminal")
-    arguments, own = parser.parse_known_args()
+    add_options(parser)
+    arguments = parser.parse_args()
     if reason := why_not():
         print(f"cannot measure here: {reason}", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, _interrupt)
-    result = measured(name, title, method, tables, Plan(arguments.quick, arguments.match, tuple(own)))
+    result = measured(
+        name, title, method, tables, Plan(arguments.quick, arguments.match, arguments), _command(name, sys.argv[1:])
+    )
     if arguments.output:
         write_json(arguments.output, to_json(result))
     else:
@@ -70,11 +81,18 @@ def part_main(name: str, title: str, method: str, tables: Tables) -> int:
     return 1 if result.failed else 0
 
 
+def _command(name: str, argv: Sequence[str]) -> str:
+    """The command line that measures the same again: without --output."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--output")
+    return shlex.join(["sudo", ".venv/bin/python", "-m", f"bench.{name}", *parser.parse_known_args(argv)[1]])
+
+
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def measured(name: str, title: str, method: str, tables: Tables, plan: Plan) -> PartResult:
+def measured(name: str, title: str, method: str, tables: Tables, plan: Plan, command: str) -> PartResult:
     """Run the part. What it raises ends it and becomes the text `failed`."""
     before, started, failed = machine.facts(), time.monotonic(), ""
     found: list[Table | Plot] = []
@@ -87,12 +105,11 @@ def measured(name: str, title: str, method: str, tables: Tables, plan: Plan) -> 
     except Exception as error:  # every fault of a part is a line in the report
         traceback.print_exc()
         failed = f"{type(error).__name__}: {error}".splitlines()[0]
-    options = " ".join([*(["--quick"] if plan.quick else []), *([f"--match '{plan.match}'"] if plan.match else []), *plan.argv])
     return PartResult(
         name,
         title,
         method,
-        f"sudo .venv/bin/python -m bench.{name} {options}".strip(),
+        command,
         plan.quick,
         time.monotonic() - started,
         before,
@@ -103,10 +120,14 @@ def measured(name: str, title: str, method: str, tables: Tables, plan: Plan) -> 
 
 
 def write_json(path: Path, document: object) -> None:
+    write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)
 
 

@@ -148,7 +148,7 @@ def _summary(found: Summary, count: int) -> str:
 
 
 def _points(plot: Plot) -> str:
-    """The plot as a table, for whoever cannot see it, folded away."""
+    """The plot as a folded table, for readers who cannot see the picture."""
     steps = sorted({x for points in plot.series.values() for x, _ in points})
     rows = [f"| {plot.x} | {' | '.join(plot.series)} |", f"|---:|{'---:|' * len(plot.series)}"]
     for step in steps:

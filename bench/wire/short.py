@@ -26,7 +26,7 @@ from tests.wait import wait_until
 
 PROGRAMS = Path(__file__).with_name("conversation.c")
 DATA_BYTES = 10
-"""Of a request and of a response. A frame of 64 bytes: one of the kernel is not made longer than the memory it lies in."""
+"""Of a request and of a response. Frames have 64 bytes: the kernel gives a frame of a test run no space to grow."""
 LOST = 0.001
 """The share of connections that may not come to their end."""
 _STARTED, _ANSWERED, _CLOSED, _RESET = range(4)

@@ -17,7 +17,7 @@ from typing import Any
 from bpf.constants import COUNTERS, MAX_CANDIDATES
 from bpf.dataplane import FlowTuple
 from ctl.config import prefixes, table_sizes
-from ctl.config.model import Backend, Config, Farm, Mode, OnNoBackend, Protocol, Scheduler, format_endpoint
+from ctl.config.model import Backend, Config, Farm, Mode, OnNoBackend, Protocol, Scheduler, Vip, format_endpoint
 from ctl.dataplane import affinity, maglev
 from ctl.dataplane.affinity import Remembered
 from ctl.dataplane.features import runnable
@@ -116,17 +116,7 @@ def explain(
         trace.steps.append(f"no client has this source: {reason}")
         return trace.end("drop_martian")
     if farm is None:
-        guard = "on" if vip.guard else "off"
-        stopped = _listener(config, arriving, running=False)
-        if stopped is not None:
-            trace.farm, trace.why = stopped.name, f"farm {stopped.name} is stopped"
-            trace.steps.append(f"{trace.why}; xlbctl farm start {stopped.name}")
-        elif (waiting := _listener(config, arriving)) is not None:
-            trace.farm = waiting.name
-            trace.why = f"farm {waiting.name} waits until this node's program is compiled for prefix lists"
-            trace.steps.append(trace.why)
-        trace.steps.append(f"no running farm listens on port {arriving.destination_port}; the VIP's guard is {guard}")
-        return trace.end("drop_vip_guard" if vip.guard else "pass_vip_open")
+        return _without_listener(arriving, config, vip, trace)
     trace.farm = farm.name
     trace.mode = farm.mode.value
     trace.steps.append(f"farm {farm.name} listens there")
@@ -144,6 +134,21 @@ def explain(
         trace.steps.append(f"slow start: of its weight has {', '.join(starting)}")
     entry = remembered(farm) if farm.persistence_s else None
     return _select(arriving, farm, weighted(eligible, shares), seed, trace, entry, loads)
+
+
+def _without_listener(arriving: FlowTuple, config: Config, vip: Vip, trace: _Trace) -> dict[str, Any]:
+    """No running farm has this VIP and port."""
+    stopped = _listener(config, arriving, running=False)
+    if stopped is not None:
+        trace.farm, trace.why = stopped.name, f"farm {stopped.name} is stopped"
+        trace.steps.append(f"{trace.why}; xlbctl farm start {stopped.name}")
+    elif (waiting := _listener(config, arriving)) is not None:
+        trace.farm = waiting.name
+        trace.why = f"farm {waiting.name} waits until this node's program is compiled for prefix lists"
+        trace.steps.append(trace.why)
+    guard = "on" if vip.guard else "off"
+    trace.steps.append(f"no running farm listens on port {arriving.destination_port}; the VIP's guard is {guard}")
+    return trace.end("drop_vip_guard" if vip.guard else "pass_vip_open")
 
 
 def _refused(client: str, farm: Farm, config: Config, loads: Loads, trace: _Trace) -> str:

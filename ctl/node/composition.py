@@ -322,44 +322,7 @@ def _register_commands(
     lists = LoadedLists(plane, config, lambda: parts.membership)
     lists.answer(questions)
     gauges = Gauges(plane, local.sweeper, health)
-    status = StatusCommands(
-        settings,
-        origin,
-        parts.startup,
-        config,
-        lambda: local.transaction.waiting,
-        plane,
-        network,
-        local.interfaces,
-        local.sweeper,
-        local.reconciler,
-        parts.membership,
-        parts.lag,
-        parts.api.counts,
-        health,
-        questions,
-        PeerReport(parts.membership),
-    )
-    examined = doctor.ExaminedNode(
-        settings,
-        parts.startup,
-        config,
-        lambda: parts.membership.member is not None,
-        plane,
-        network,
-        local.interfaces,
-        local.addresses,
-        local.next_hops,
-        local.sweeper,
-        health,
-        local.sources,
-        local.tunnel,
-        parts.lag,
-        local.drops.recent,
-        status.node,
-        own.of_both,
-        lists.of_both,
-    )
+    status = _status_commands(parts, settings, plane, network, origin, questions)
     VipCommands(config, commit, own).register(dispatcher)
     FarmCommands(config, commit, gauges).register(dispatcher)
     BackendCommands(commit, gauges, own, local.sweeper.flush).register(dispatcher)
@@ -393,7 +356,69 @@ def _register_commands(
         parts.startup,
         settings.data.max_flows,
     ).register(dispatcher)
-    doctor.register(dispatcher, examined)
+    doctor.register(dispatcher, _examined(parts, settings, plane, network, status, own, lists))
     views = BothViews(parts.membership, status.view)
     views.answer(questions)
     ClusterCommands(parts.membership, parts.pairing, parts.cluster_check, status, views).register(dispatcher)
+
+
+def _status_commands(
+    parts: NodeParts,
+    settings: NodeSettings,
+    plane: ReplicatedPlane,
+    network: Network,
+    origin: Origin,
+    questions: PeerQuestions,
+) -> StatusCommands:
+    local = parts.local
+    return StatusCommands(
+        settings,
+        origin,
+        parts.startup,
+        lambda: local.transaction.config,
+        lambda: local.transaction.waiting,
+        plane,
+        network,
+        local.interfaces,
+        local.sweeper,
+        local.reconciler,
+        parts.membership,
+        parts.lag,
+        parts.api.counts,
+        local.checks.checks,
+        questions,
+        PeerReport(parts.membership),
+    )
+
+
+def _examined(
+    parts: NodeParts,
+    settings: NodeSettings,
+    plane: ReplicatedPlane,
+    network: Network,
+    status: StatusCommands,
+    own: OwnAddresses,
+    lists: LoadedLists,
+) -> doctor.ExaminedNode:
+    """What `doctor` looks at."""
+    local = parts.local
+    return doctor.ExaminedNode(
+        settings,
+        parts.startup,
+        lambda: local.transaction.config,
+        lambda: parts.membership.member is not None,
+        plane,
+        network,
+        local.interfaces,
+        local.addresses,
+        local.next_hops,
+        local.sweeper,
+        local.checks.checks,
+        local.sources,
+        local.tunnel,
+        parts.lag,
+        local.drops.recent,
+        status.node,
+        own.of_both,
+        lists.of_both,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -100,9 +101,33 @@ def test_an_error_of_a_part_keeps_its_finished_tables(capsys: pytest.CaptureFixt
         yield PLOT
         raise OSError("no memory")
 
-    found = measured("packet", "Per packet", "", tables, Plan(quick=True))
+    found = measured("packet", "Per packet", "", tables, Plan(quick=True), "python -m bench.packet")
     assert (found.tables, found.plots, found.failed) == (RESULT.tables, (PLOT,), "OSError: no memory")
     assert "no memory" in capsys.readouterr().err
+
+
+def test_an_option_that_no_part_has_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.packet", "--quik"])
+    with pytest.raises(SystemExit):
+        part.part_main("packet", "Per packet", "", lambda plan: iter(()))
+    assert "unrecognized arguments: --quik" in capsys.readouterr().err
+
+
+def test_the_command_of_a_part_has_its_options_and_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    options = ["--quick", "--match", "UDP4, new", "--faults", "kill -9"]
+    monkeypatch.setattr(sys, "argv", ["bench.x", *options, "--output", str(tmp_path / "x.json")])
+    monkeypatch.setattr(part, "why_not", lambda: "")
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    seen = list[Plan]()
+
+    def tables(plan: Plan) -> Iterator[Table | Plot]:
+        seen.append(plan)
+        yield RESULT.tables[0]
+
+    assert part.part_main("x", "X", "", tables, lambda parser: parser.add_argument("--faults")) == 0
+    assert (seen[0].quick, seen[0].match, seen[0].options.faults) == (True, "UDP4, new", "kill -9")
+    command = json.loads((tmp_path / "x.json").read_text())["command"]
+    assert command == "sudo .venv/bin/python -m bench.x --quick --match 'UDP4, new' --faults 'kill -9'"
 
 
 def test_what_was_not_run_keeps_its_figures(tmp_path: Path) -> None:
