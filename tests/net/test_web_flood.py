@@ -163,7 +163,9 @@ def test_sessions_and_xlbd_do_not_notice_a_flood(rig: Rig, web: WebProcess) -> N
     for place, person in zip(("loopback", "network"), people, strict=True):
         for kind, seen in person.seen.items():
             print(f"{place}, {kind} connection: {len(seen.took_s)} requests, worst {max(seen.took_s) * 1000:.0f} ms")
-            assert not seen.wrong and max(seen.took_s) < WORST_S
+            # A stranger's connection may lose its place to later ones before its first request is read; a session's never does.
+            lost = len(seen.took_s) // 10 if kind == "new" else 0
+            assert len(seen.wrong) <= lost and max(seen.took_s) < WORST_S, seen.wrong
     opened = sum(count for each in sent for kind, count in each.items() if kind not in ("most at once", "closed by the server"))
     assert opened >= 0.85 * (COUNT + LOCAL_COUNT)  # handshakes take what time there is
     assert most_mb <= MOST_MB and most_descriptors <= admission.MAX_CONNECTIONS + OTHER_DESCRIPTORS
