@@ -112,7 +112,10 @@ def _part(result: PartResult, plots: Sequence[str]) -> Iterable[str]:
         yield _table(table)
         notes = [f"- {line.name}: {line.note}" for line in table.lines if line.note]
         notes += [
-            f"- {line.name}: {subject} was not measured: {why}" for line in table.lines for subject, why in line.missing.items()
+            f"- {line.name}: {subject} was not measured: {why}"
+            for line in table.lines
+            for subject, why in line.missing.items()
+            if subject not in line.samples
         ]
         if notes:
             yield "\n".join(dict.fromkeys(notes))

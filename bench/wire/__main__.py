@@ -292,7 +292,7 @@ def _tcp(bench: Bench, tcp: Tcp, names: Sequence[str]) -> Iterator[Table]:
         against: str = FORWARDING,
     ) -> Line:
         samples = {subject: figures[figure] for subject, figures in found.items()}
-        return Line(name, unit, samples, better, against, targets, missing)
+        return Line(name, unit, samples, better, against, targets, dict(missing))
 
     for balancer in subjects.values():
         balancer.site.offloads(large=False, merge=False)
@@ -304,11 +304,11 @@ def _tcp(bench: Bench, tcp: Tcp, names: Sequence[str]) -> Iterator[Table]:
         name = f"bulk, {streams} stream{'s' * (streams > 1)}"
         lines.append(line(name, "Mbit/s", found, "rate", "higher", (Target(XLB, 0.95, against=FORWARDING),)))
         lines.append(line(f"{name}: processor time", "µs/MB", found, "cpu", "lower"))
-    plan.progress("wire: HTTP connections")
-    some = tuple(name for name in names if not plan.quick or name != GENERIC)
-    found = turns(plan.rounds(4, 2), partial(tcp.connections, concurrency=CONCURRENT), some)
-    lines.append(line("new HTTP connections, wrk and a server", "connections/s", found, "rate", "higher"))
-    lines.append(line("new HTTP connections: processor time", "µs/connection", found, "cpu", "lower"))
+    if not plan.quick:
+        plan.progress("wire: HTTP connections")
+        found = turns(4, partial(tcp.connections, concurrency=CONCURRENT))
+        lines.append(line("new HTTP connections, wrk and a server", "connections/s", found, "rate", "higher"))
+        lines.append(line("new HTTP connections: processor time", "µs/connection", found, "cpu", "lower"))
     plan.progress("wire: round trips")
     found = turns(plan.rounds(9, 4), partial(tcp.round_trips, count=2_000 if plan.quick else 5_000))
     for name in PERCENTILES:
@@ -322,6 +322,8 @@ def _tcp(bench: Bench, tcp: Tcp, names: Sequence[str]) -> Iterator[Table]:
         "Segments have the size of the MTU and finished checksums, which is what a native program can take; the ends join what "
         "they receive, the balancer does not.",
     )
+    if plan.quick:
+        return
     plan.progress(f"wire: TCP bulk, {LARGE}")
     large = tuple(name for name in (FORWARDING, NFTABLES, NFTLB, HAPROXY) if name in names)
     for balancer in bench.named(large).values():
@@ -329,7 +331,7 @@ def _tcp(bench: Bench, tcp: Tcp, names: Sequence[str]) -> Iterator[Table]:
     missing |= {XLB: NO_LARGE, GENERIC: NO_LARGE}
     lines = []
     for streams in (1, 8):
-        found = turns(plan.rounds(5, 2), partial(tcp.bulk, streams=streams, mbytes=2 * mbytes), large)
+        found = turns(5, partial(tcp.bulk, streams=streams, mbytes=2 * mbytes), large)
         lines.append(line(f"bulk, {streams} stream{'s' * (streams > 1)}", "Mbit/s", found, "rate", "higher"))
         lines.append(line(f"bulk, {streams} stream{'s' * (streams > 1)}: processor time", "µs/MB", found, "cpu", "lower"))
     yield Table(f"TCP bulk, {LARGE}", tuple(lines), "TSO and GRO on everywhere, as inside one machine: nothing divides them.")

@@ -66,6 +66,8 @@ def test_a_target_that_was_not_measured_is_a_gap() -> None:
 def test_cells_show_median_range_and_ratio() -> None:
     assert f"| 2,050,000 (2,000,000 to 2,100,000) **5{TIMES}** | 410,000 (400,000 to 420,000) = | not measured |  |" in text()
     assert "- known flow: haproxy was not measured: it has no UDP" in text()
+    measured_meanwhile = replace(FAST, missing={"xlb": "a later line has no sample of it"})
+    assert "was not measured" not in text(replace(RESULT, tables=(Table("t", (measured_meanwhile,)),)))
 
 
 def test_plots_are_shown_and_readable_without_seeing_them() -> None:
