@@ -29,6 +29,8 @@ PORT, HOST = 8443, "10.77.0.1"
 SOURCES = "10.66.0.0/16"
 COUNT, LOCAL_COUNT, FLOOD_S = 8000, 2000, 6
 WORST_S = 5.0  # on a busy machine; on a quiet one 0.4 s
+MOST_LAG_MS = 150
+"""Of xlbd's loop, half of a lease at default times. `bench.web` measures it: 2 ms, but the hypervisor may hold the machine."""
 MOST_MB = 80
 SLOWLY_READ = ("/metrics", "/api/v1/events", "/lib/chart.js/chart.esm.js", "/api/v1/openapi.json") * 4
 OTHER_DESCRIPTORS = 64
@@ -169,7 +171,7 @@ def test_sessions_and_xlbd_do_not_notice_a_flood(rig: Rig, web: WebProcess) -> N
     opened = sum(count for each in sent for kind, count in each.items() if kind not in ("most at once", "closed by the server"))
     assert opened >= 0.85 * (COUNT + LOCAL_COUNT)  # handshakes take what time there is
     assert most_mb <= MOST_MB and most_descriptors <= admission.MAX_CONNECTIONS + OTHER_DESCRIPTORS
-    assert abs(after_mb - before_mb) < 8 and lag_ms < max(20, 2 * before_lag_ms)
+    assert abs(after_mb - before_mb) < 8 and lag_ms < MOST_LAG_MS
     wait_until(lambda: web.descriptors() <= at_rest + 2, "every socket of the flood is closed", 20)
 
 
